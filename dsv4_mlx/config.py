@@ -1,0 +1,295 @@
+"""The model's shape, read strictly from the official `config.json`.
+
+A key that is missing, misspelt or has a value this program can't compute is an error: a default taken in
+silence would change the arithmetic. Keys that can't change it are listed in `IGNORED` and skipped.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from dsv4_mlx.errors import InputError
+
+Checkpoint = Literal["april", "0731"]
+
+IGNORED = frozenset(
+    """architectures torch_dtype dtype transformers_version initializer_range use_cache attention_dropout
+    bos_token_id eos_token_id pad_token_id max_batch_size expert_dtype auto_map _name_or_path
+    dspark_block_size dspark_noise_token_id dspark_target_layer_ids dspark_markov_rank""".split()
+)
+
+# key -> the only value whose arithmetic is implemented
+FIXED: dict[str, Any] = {
+    "model_type": "deepseek_v4",
+    "num_key_value_heads": 1,
+    "n_shared_experts": 1,
+    "scoring_func": "sqrtsoftplus",
+    "topk_method": "noaux_tc",
+    "norm_topk_prob": True,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+}
+
+# official key -> field of ModelConfig
+INTEGERS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "head_dim": "head_dim",
+    "qk_rope_head_dim": "rope_dim",
+    "q_lora_rank": "q_rank",
+    "o_groups": "o_groups",
+    "o_lora_rank": "o_rank",
+    "sliding_window": "window",
+    "index_n_heads": "index_heads",
+    "index_head_dim": "index_dim",
+    "index_topk": "index_topk",
+    "hc_mult": "streams",
+    "hc_sinkhorn_iters": "sinkhorn_iterations",
+    "n_routed_experts": "experts",
+    "num_experts_per_tok": "experts_per_token",
+    "moe_intermediate_size": "expert_width",
+    "num_hash_layers": "hash_layers",
+    "num_nextn_predict_layers": "mtp_layers",
+    "max_position_embeddings": "max_context",
+}
+FLOATS = {
+    "hc_eps": "hc_eps",
+    "rms_norm_eps": "norm_eps",
+    "routed_scaling_factor": "routed_scale",
+    "swiglu_limit": "swiglu_limit",
+    "rope_theta": "rope_theta",
+    "compress_rope_theta": "compress_rope_theta",
+}
+STRUCTURED = ("compress_ratios", "rope_scaling", "quantization_config")
+QUANTIZATION = {
+    "quant_method": "fp8",
+    "fmt": "e4m3",
+    "scale_fmt": "ue8m0",
+    "weight_block_size": [128, 128],
+    "activation_scheme": "dynamic",
+}
+OPTIONAL = frozenset({"n_mtp_layers"})
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """YaRN frequency scaling; applied on layers with compression only, with no factor on the scores."""
+
+    factor: float
+    original_context: int
+    beta_fast: float
+    beta_slow: float
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One frozen value holding every number the forward pass depends on. Sizes are in elements."""
+
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+    head_dim: int
+    rope_dim: int
+    q_rank: int
+    o_groups: int
+    o_rank: int
+    window: int
+    index_heads: int
+    index_dim: int
+    index_topk: int
+    streams: int
+    sinkhorn_iterations: int
+    experts: int
+    experts_per_token: int
+    expert_width: int
+    hash_layers: int
+    mtp_layers: int
+    max_context: int
+    hc_eps: float
+    norm_eps: float
+    routed_scale: float
+    swiglu_limit: float
+    rope_theta: float
+    compress_rope_theta: float
+    yarn: Yarn
+    ratios: tuple[int, ...]  # one per trunk layer: 0 window only, 4 CSA, 128 HCA
+    checkpoint: Checkpoint
+
+    @property
+    def nope_dim(self) -> int:
+        """Channels of a head that carry no rotation."""
+        return self.head_dim - self.rope_dim
+
+    @property
+    def kv_block(self) -> int:
+        """Channels that share one scale in the Q8 round trip of key/value rows (64 in every release)."""
+        return math.gcd(self.nope_dim, 64)
+
+    @cached_property
+    def compressed_layers(self) -> int:
+        return sum(1 for ratio in self.ratios if ratio)
+
+    def ratio(self, layer: int) -> int:
+        """Compression ratio of `layer`; blocks after the trunk (MTP) see their window only."""
+        return self.ratios[layer] if layer < self.layers else 0
+
+    def hashed(self, layer: int) -> bool:
+        """Whether the layer's experts come from the token id instead of the router's scores."""
+        return layer < self.hash_layers
+
+    @staticmethod
+    def read(folder: Path) -> ModelConfig:
+        """Read `folder/config.json`. Raises InputError."""
+        path = folder / "config.json"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise InputError(
+                "there is no config.json", where=folder, next="give the folder of a complete checkpoint"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"config.json can't be read: {error}", where=path) from None
+        return parse_config(text, path)
+
+
+def parse_config(text: str, where: object) -> ModelConfig:
+    """`config.json` text -> ModelConfig. Raises InputError that names the key."""
+    try:
+        raw = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(
+            f"config.json is not JSON: {error}", where=where, next="download the file again"
+        ) from None
+    if not isinstance(raw, dict):
+        raise InputError(f"config.json holds a {type(raw).__name__}, expected an object", where=where)
+    return _Reader(raw, where).config()
+
+
+class _Reader:
+    def __init__(self, raw: dict[str, Any], where: object) -> None:
+        self.raw = raw
+        self.where = where
+
+    def fail(self, message: str) -> InputError:
+        return InputError(message, where=self.where, next="use the config.json of the official checkpoint")
+
+    def config(self) -> ModelConfig:
+        if self.raw.get("model_type") not in (None, FIXED["model_type"]):
+            raise self.fail(
+                f"model_type is {self.raw['model_type']!r}, expected {FIXED['model_type']!r}: "
+                "this program runs DeepSeek V4 only"
+            )
+        self.check_keys()
+        for key, only in FIXED.items():
+            if self.raw[key] != only or isinstance(self.raw[key], bool) != isinstance(only, bool):
+                raise self.fail(f"{key} is {self.raw[key]!r}, expected {only!r}: no other value is implemented")
+        values: dict[str, Any] = {}
+        for key, name in INTEGERS.items():
+            values[name] = self.integer(self.raw, key)
+        for key, name in FLOATS.items():
+            values[name] = self.number(self.raw, key)
+        self.check_quantization()
+        checkpoint: Checkpoint = "0731" if "dspark_block_size" in self.raw else "april"
+        config = ModelConfig(
+            **values,
+            yarn=self.yarn(),
+            ratios=self.ratios(values["layers"], values["mtp_layers"], checkpoint),
+            checkpoint=checkpoint,
+        )
+        self.check_shapes(config)
+        return config
+
+    def check_keys(self) -> None:
+        known = {*INTEGERS, *FLOATS, *FIXED, *STRUCTURED}
+        missing = sorted(known - self.raw.keys())
+        unknown = sorted(self.raw.keys() - known - IGNORED - OPTIONAL)
+        if not missing and not unknown:
+            return
+        parts = []
+        if missing:
+            parts.append("missing " + ", ".join(missing))
+        for key in unknown:
+            near = difflib.get_close_matches(key, sorted(known), n=1)
+            parts.append(f"unknown {key}" + (f" (did you mean {near[0]}?)" if near else ""))
+        raise self.fail("config.json has keys that would change the arithmetic: " + "; ".join(parts))
+
+    def integer(self, source: dict[str, Any], key: str, lowest: int = 0) -> int:
+        value = source[key]
+        if isinstance(value, bool) or not isinstance(value, int) or value < lowest or value > 2**31 - 1:
+            raise self.fail(f"{key} is {value!r}, expected a whole number from {lowest}")
+        return value
+
+    def number(self, source: dict[str, Any], key: str) -> float:
+        value = source[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.fail(f"{key} is {value!r}, expected a number")
+        if not math.isfinite(value) or value <= 0:
+            raise self.fail(f"{key} is {value!r}, expected a positive number")
+        return float(value)
+
+    def yarn(self) -> Yarn:
+        raw = self.raw["rope_scaling"]
+        expected = {"type", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow"}
+        if not isinstance(raw, dict) or raw.keys() != expected or raw["type"] != "yarn":
+            raise self.fail(f"rope_scaling is {raw!r}, expected type yarn with exactly {sorted(expected)}")
+        return Yarn(
+            self.number(raw, "factor"),
+            self.integer(raw, "original_max_position_embeddings", 1),
+            self.number(raw, "beta_fast"),
+            self.number(raw, "beta_slow"),
+        )
+
+    def ratios(self, layers: int, mtp_layers: int, checkpoint: Checkpoint) -> tuple[int, ...]:
+        raw = self.raw["compress_ratios"]
+        if not isinstance(raw, list) or any(isinstance(r, bool) or r not in (0, 4, 128) for r in raw):
+            raise self.fail(f"compress_ratios is {raw!r}, expected a list of 0, 4 and 128")
+        extra = len(raw) - layers
+        allowed = {mtp_layers} if checkpoint == "april" else {mtp_layers, 3}
+        if extra not in allowed or any(raw[layers:]):
+            raise self.fail(
+                f"compress_ratios has {len(raw)} entries ending in {raw[layers:]}, expected {layers} for the "
+                f"layers and a 0 for each block after them"
+            )
+        return tuple(raw[:layers])
+
+    def check_quantization(self) -> None:
+        raw = self.raw["quantization_config"]
+        if raw != QUANTIZATION:
+            raise self.fail(f"quantization_config is {raw!r}, expected {QUANTIZATION!r}")
+
+    def check_shapes(self, c: ModelConfig) -> None:
+        for name in (
+            "vocab_size hidden_size layers heads head_dim rope_dim q_rank o_groups o_rank window index_heads "
+            "index_dim index_topk streams sinkhorn_iterations experts experts_per_token expert_width max_context"
+        ).split():
+            if getattr(c, name) < 1:
+                raise self.fail(f"{name} is {getattr(c, name)}, expected at least 1")
+        self.require(c.rope_dim % 2 == 0 and c.rope_dim < c.head_dim, "qk_rope_head_dim is even, below head_dim")
+        self.require(c.rope_dim <= c.index_dim, "qk_rope_head_dim is at most index_head_dim")
+        self.require(c.heads % c.o_groups == 0, "num_attention_heads divides into o_groups")
+        self.require(c.experts_per_token <= c.experts, "num_experts_per_tok is at most n_routed_experts")
+        self.require(c.hash_layers <= c.layers, "num_hash_layers is at most num_hidden_layers")
+        self.require(c.mtp_layers <= 1, "num_nextn_predict_layers is 0 or 1")
+        self.require(c.index_dim & (c.index_dim - 1) == 0 and c.index_dim >= 32, "index_head_dim is 32, 64, ...")
+        for name, width in (
+            ("hidden_size", c.hidden_size),
+            ("q_lora_rank", c.q_rank),
+            ("moe_intermediate_size", c.expert_width),
+            ("o_groups x o_lora_rank", c.o_groups * c.o_rank),
+            ("heads per group x head_dim", c.heads // c.o_groups * c.head_dim),
+        ):
+            self.require(width % 32 == 0, f"{name} is a multiple of 32 (found {width}): a scale covers 32 weights")
+
+    def require(self, true: bool, rule: str) -> None:
+        if not true:
+            raise self.fail(f"config.json contradicts itself; it must hold that {rule}")

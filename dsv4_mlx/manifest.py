@@ -1,0 +1,159 @@
+"""The on-disk contract of a converted model: `manifest.json`, written last, read first.
+
+A converted folder holds
+
+    manifest.json            this file; its presence says that the conversion finished
+    config.json              the official one, unchanged
+    tokenizer.json           the official one, unchanged
+    embed.safetensors        embed.weight
+    layer-00.safetensors     every tensor of layer 0 but the routed experts, under official names
+    layer-00.experts.safetensors   one U32 tensor `experts` [experts, record_bytes / 4]
+    ...
+    head.safetensors         head.weight, norm.weight, hc_head_*
+    mtp-0.safetensors, mtp-0.experts.safetensors
+
+A tensor keeps its official name. In a quantised format `X.weight` holds MLX's codes (U32), `X.scales` the
+scales and, for affine formats, `X.biases` the offsets. One expert is one record: a contiguous, 16 KiB
+aligned range of its layer's file, cut into `Segment`s; every record of a file has the same segments.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsv4_mlx.errors import InputError
+
+FORMAT = 1
+NAME = "manifest.json"
+ALIGNMENT = 16 * 1024  # Apple silicon's page: a record can be mapped or read without a partial page
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One tensor of the model. `shape` is the logical shape [out, in], whatever the codes' packing.
+
+    `format` is "raw" (stored as the official dtype), "mxfp8", "mxfp4" or "affine4".
+    `parts` maps "weight" and, where the format has them, "scales" and "biases" to keys in `file`.
+    `digests` maps the same names to the SHA-256 of the part's bytes.
+    """
+
+    file: str
+    format: str
+    shape: tuple[int, ...]
+    parts: dict[str, str]
+    digests: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A range of an expert record: `name` as in SEGMENTS, `shape` and `dtype` as MLX takes it."""
+
+    name: str
+    offset: int
+    bytes: int
+    shape: tuple[int, ...]
+    dtype: str  # "U32" codes, "U8" E8M0 scales, "BF16" affine scales and biases
+
+
+@dataclass(frozen=True)
+class ExpertTable:
+    """The routed experts of one layer. `digests[e]` is the SHA-256 of record e, padding included."""
+
+    file: str
+    format: str
+    count: int
+    record_bytes: int
+    segments: tuple[Segment, ...]
+    digests: tuple[str, ...]
+
+
+# Order in a record; affine formats have the biases as well.
+SEGMENTS = (
+    "gate_codes", "up_codes", "gate_scales", "up_scales", "gate_biases", "up_biases",
+    "down_codes", "down_scales", "down_biases",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says. Paths are relative to the folder that holds it."""
+
+    recipe: str
+    checkpoint: str  # "april" or "0731": decides effort words and drafters
+    source: dict[str, Any]  # identity of the official checkpoint: see convert/source.py
+    tensors: dict[str, TensorRecord]
+    experts: dict[str, ExpertTable]  # by block prefix: "layers.0", ..., "mtp.0"
+    files: dict[str, int]  # every file of the folder but this one -> bytes
+    format: int = FORMAT
+    made_by: str = field(default="")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `folder/manifest.json`. Raises InputError."""
+    path = folder / NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            "there is no manifest.json: this is not a finished conversion",
+            where=folder,
+            next="convert the official checkpoint: dsv4-mlx convert SOURCE TARGET",
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, f"it can't be read as JSON ({error})") from None
+    if not isinstance(raw, dict) or "format" not in raw:
+        raise _damaged(path, "it is not an object with a format number")
+    if raw["format"] != FORMAT:
+        raise InputError(
+            f"the folder has format {raw['format']!r}, this program reads format {FORMAT}",
+            where=path,
+            next="convert the official checkpoint again, or use the version that made it",
+        )
+    try:
+        return Manifest(
+            recipe=str(raw["recipe"]),
+            checkpoint=str(raw["checkpoint"]),
+            source=dict(raw["source"]),
+            tensors={name: _tensor(value) for name, value in raw["tensors"].items()},
+            experts={name: _experts(value) for name, value in raw["experts"].items()},
+            files={str(name): int(size) for name, size in raw["files"].items()},
+            made_by=str(raw["made_by"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, f"a field is missing or wrong ({type(error).__name__}: {error})") from None
+
+
+def _tensor(raw: dict[str, Any]) -> TensorRecord:
+    return TensorRecord(
+        _inside(raw["file"]), raw["format"], tuple(raw["shape"]), dict(raw["parts"]), dict(raw["digests"])
+    )
+
+
+def _experts(raw: dict[str, Any]) -> ExpertTable:
+    segments = tuple(
+        Segment(s["name"], int(s["offset"]), int(s["bytes"]), tuple(s["shape"]), s["dtype"])
+        for s in raw["segments"]
+    )
+    table = ExpertTable(
+        _inside(raw["file"]), raw["format"], int(raw["count"]), int(raw["record_bytes"]), segments,
+        tuple(raw["digests"]),
+    )  # fmt: skip
+    if any(s.offset < 0 or s.offset + s.bytes > table.record_bytes for s in segments):
+        raise ValueError("an expert segment lies outside its record")
+    return table
+
+
+def _inside(name: object) -> str:
+    if not isinstance(name, str) or "/" in name or "\\" in name or name in ("", ".", ".."):
+        raise ValueError(f"file {name!r} is not a plain name in this folder")
+    return name
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(f"manifest.json is damaged: {why}", where=path, next="convert the checkpoint again")
