@@ -23,7 +23,7 @@ IGNORED = frozenset(
     bos_token_id eos_token_id pad_token_id max_batch_size expert_dtype auto_map _name_or_path""".split()
 )
 DRAFTER = frozenset(
-    "dspark_block_size dspark_noise_token_id dspark_target_layer_ids dspark_markov_rank".split()
+    {"dspark_block_size", "dspark_markov_rank", "dspark_noise_token_id", "dspark_target_layer_ids"}
 )
 
 # key -> the only value whose arithmetic is implemented

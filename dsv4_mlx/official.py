@@ -94,7 +94,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Inventory:
-    """Every weight of a checkpoint, in the order of its shards: embedding, layers, head, blocks after them."""
+    """Every weight of a checkpoint, in the order of its shards."""
 
     embed: Weight
     layers: tuple[Block, ...]

@@ -1,5 +1,5 @@
-"""A small `tokenizer.json` that behaves like the official one: byte-level BPE, the same three splitting passes
-and the same markers, under small ids."""
+"""A small `tokenizer.json` that behaves like the official one: byte-level BPE, the same three splitting
+passes and the same markers, under small ids."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ from dsv4_mlx.errors import InputError
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"  # ids 0, 1, 2
 MARKERS = (
-    "<｜fim▁hole｜>", "<｜fim▁begin｜>", "<｜fim▁end｜>", "<｜User｜>", "<｜Assistant｜>", "<|EOT|>", "<think>",
-    "</think>", "｜DSML｜", "<｜latest_reminder｜>", "<｜action｜>", "<｜query｜>", "<｜authority｜>", "<｜domain｜>",
-    "<｜title｜>", "<｜extracted_url｜>", "<｜read_url｜>",
+    "<｜fim▁hole｜>", "<｜fim▁begin｜>", "<｜fim▁end｜>", "<｜User｜>", "<｜Assistant｜>", "<|EOT|>",
+    "<think>", "</think>", "｜DSML｜", "<｜latest_reminder｜>", "<｜action｜>", "<｜query｜>",
+    "<｜authority｜>", "<｜domain｜>", "<｜title｜>", "<｜extracted_url｜>", "<｜read_url｜>",
 )  # fmt: skip
 
 # Applied one after the other; as one alternation they would cut differently around CJK.
 SPLITS = (
     r"\p{N}{1,3}",
     r"[一-龥぀-ゟ゠-ヿ]+",
-    r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 
 # Ġ is a leading space in the byte alphabet. Both halves of a merge are bytes or earlier merges.
 MERGES = (
-    "t h", "th e", "i n", "Ġ a", "Ġ the", "e r", "o n", "r e", "a n", "e n", "Ġ t", "o u", "i t", "o r", "e s",
-    "Ġ s", "Ġ w", "in g", "Ġ o", "Ġ c", "Ġo f", "Ġ in", "an d", "Ġ and", "Ġ i", "Ġt o", "Ġi s", "e d", "a l",
-    "a r", "a t", "Ġ b", "Ġ f", "Ġ m", "Ġ p", "Ġ d", "y ou", "Ġ you", "l l", "o m", "Ġ h", "l e", "s t", "i s",
-    "i on", "t ion", "u r", "v er", "w h", "c h", "en t", "th at", "Ġf or", "it h", "Ġw ith", "a s", "o w", "i l", "e l",
+    "t h", "th e", "i n", "Ġ a", "Ġ the", "e r", "o n", "r e", "a n", "e n", "Ġ t", "o u", "i t", "o r",
+    "e s", "Ġ s", "Ġ w", "in g", "Ġ o", "Ġ c", "Ġo f", "Ġ in", "an d", "Ġ and", "Ġ i", "Ġt o", "Ġi s",
+    "e d", "a l", "a r", "a t", "Ġ b", "Ġ f", "Ġ m", "Ġ p", "Ġ d", "y ou", "Ġ you", "l l", "o m", "Ġ h",
+    "l e", "s t", "i s", "i on", "t ion", "u r", "v er", "w h", "c h", "en t", "th at", "Ġf or", "it h",
+    "Ġw ith", "a s", "o w", "i l", "e l",
 )  # fmt: skip
 
 
 def tokenizer_json(vocab_size: int) -> str:
     """The file's text, with exactly `vocab_size` ids. Raises InputError if that is too few.
 
-    Ids: BOS, EOS, PAD, the 256 bytes, merges (the common ones, then letter pairs, then pairs of pairs), markers.
+    Ids: BOS, EOS, PAD, the 256 bytes, merges (common ones, then letter pairs, then pairs of pairs), markers.
     """
     words = [BOS, EOS, PAD, *sorted(ByteLevel.alphabet())]
     room = vocab_size - len(words) - len(MARKERS)

@@ -1,11 +1,11 @@
 """The bytes of a synthetic tensor: random, reproducible from (seed, name) alone, and sensibly sized.
 
-A tensor's bytes don't depend on how many layers or experts the checkpoint has. Random bits are mapped to values
-through tables of normal quantiles, which is several times faster than drawing normals and leaves no room for
-differences between platforms: a true-size layer takes seconds.
+A tensor's bytes don't depend on how many layers or experts the checkpoint has. Random bits are mapped to
+values through tables of normal quantiles, which is several times faster than drawing normals and leaves no
+room for differences between platforms: a true-size layer takes seconds.
 
-Sizes are chosen so that a forward pass stays alive: linears keep their input's scale, streams start as an even
-mix, expert scores are spread, logits have a standard deviation near 2.
+Sizes are chosen so that a forward pass stays alive: linears keep their input's scale, streams start as an
+even mix, expert scores are spread, logits have a standard deviation near 2.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dsv4_mlx.official import Tensor, Weight
 
 Bytes = npt.NDArray[np.uint8]
 
-BLOCK = 16 * 2**20  # bytes made at a time
+BLOCK = 2**20  # bytes made at a time
 FP8_SPREAD = 64.0  # standard deviation of the E4M3 codes' values; 4.2 of them stay below 448
 FP4_SPREAD = math.sqrt(68.5 / 8)  # of E2M1 codes drawn evenly
 SCALE_STEPS = np.array([-1, 0, 0, 1], dtype=np.int16)  # exponents of neighbouring blocks differ
@@ -33,9 +33,9 @@ SCALE_SPREAD = math.sqrt((0.25 + 1 + 1 + 4) / 4)  # what those steps do to the s
 # How much larger (or smaller) than 1/sqrt(inputs) a matrix is. The attention output is an average, so
 # what follows it makes up for that; expert outputs stay near the size of the stream.
 GAINS = {
-    "wo_a": 2.0,
-    "wo_b": 2.0,
-    "w2": 0.8,
+    "wo_a": 1.5,
+    "wo_b": 1.5,
+    "w2": 1.5,
     "gate": 1.5,
     "head": 2.0,
     "e_proj": 0.7,

@@ -28,8 +28,8 @@ def write_checkpoint(
 ) -> ModelConfig:
     """Write a random checkpoint with this official config to the new or empty folder `out`.
 
-    Every tensor depends on `seed` and its name only. Memory is bounded by one block of values (16 MB) whatever
-    the size. `progress(done, total)` counts bytes. The index is written last.
+    Every tensor depends on `seed` and its name only. Memory is bounded by one block of values whatever the
+    size. `progress(done, total)` counts bytes. The index is written last.
     Raises InputError for an unusable config or a folder that is not empty, MachineError if writing fails.
     """
     model = parse_config(json.dumps(config), "the given config")
