@@ -83,7 +83,9 @@ def mx_values(codes: bytes, scales: bytes, shape: tuple[int, int], bits: int) ->
     steps = 2.0 ** (np.frombuffer(scales, dtype=np.uint8).astype(float) - 127).reshape(shape[0], -1)
     words = np.frombuffer(codes, dtype="<u4").reshape(shape[0], -1)
     per_word = 32 // bits
-    fields = (words[rows, columns // per_word] >> (bits * (columns % per_word)).astype(np.uint32)) & (2**bits - 1)
+    fields = (words[rows, columns // per_word] >> (bits * (columns % per_word)).astype(np.uint32)) & (
+        2**bits - 1
+    )
     table = E4M3_TABLE if bits == 8 else E2M1_TABLE
     return table[fields] * steps[rows, columns // 32]
 

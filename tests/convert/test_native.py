@@ -81,7 +81,9 @@ def test_mlx_reads_the_same_values(checkpoints: Folder, tmp_path: Path) -> None:
             arrays = mx.load(str(target / record.file))
             parts = [arrays[record.parts[part]] for part in ("weight", "scales")]
             values = mx.dequantize(*parts, mode="mxfp8", group_size=32, bits=8, dtype=mx.float32)
-            assert np.array_equal(np.array(values, dtype=np.float64), official_values(official, weight)), weight
+            assert np.array_equal(np.array(values, dtype=np.float64), official_values(official, weight)), (
+                weight
+            )
     name, (codes, scales, shape) = next(iter(experts_of(manifest, target).items()))
     words = mx.array(np.frombuffer(codes, dtype=np.uint32).reshape(shape[0], -1))
     steps = mx.array(np.frombuffer(scales, dtype=np.uint8).reshape(shape[0], -1))
