@@ -62,10 +62,10 @@ def test_published_totals() -> None:
     counts = [sum(name.startswith(f"mtp.{block}.") for name in drafter) for block in range(3)]
     assert counts == [1568, 1565, 1572]
     layer = [t for t in flash if t.name.startswith("layers.2.")]
-    kinds = {
-        kind: sum(t.dtypes[0] == kind for t in layer) for kind in ("F32", "BF16", "F8_E4M3", "F8_E8M0", "I8")
-    }
-    assert kinds == {"F32": 9, "BF16": 12, "F8_E4M3": 9, "F8_E8M0": 777, "I8": 768}  # + I64: a hash layer
+    kinds: dict[str, int] = {}
+    for tensor in layer:
+        kinds[tensor.dtypes[0]] = kinds.get(tensor.dtypes[0], 0) + 1
+    assert kinds == {"F32": 9, "BF16": 12, "F8_E4M3": 9, "F8_E8M0": 777, "I8": 768, "I64": 1}
     assert len(inventory(parsed(release_config("flash", true_size=True))).shards()) == 46
 
 
@@ -106,9 +106,8 @@ def test_values_are_sane(small: Path) -> None:
 def test_hash_tables_hold_distinct_experts(tmp_path: Path) -> None:
     config = cut(small_config(), layers=1, experts=7) | {"num_experts_per_tok": 6, "vocab_size": 4000}
     write_checkpoint(tmp_path / "x", config)
-    table = np.frombuffer(raw(tmp_path / "x")["layers.0.ffn.gate.tid2eid"][2], dtype=np.int64).reshape(
-        4000, 6
-    )
+    stored = raw(tmp_path / "x")["layers.0.ffn.gate.tid2eid"][2]
+    table = np.frombuffer(stored, dtype=np.int64).reshape(4000, 6)
     assert table.min() == 0 and table.max() == 6
     assert all(len(set(row)) == 6 for row in table.tolist())
     assert np.bincount(table.ravel()).std() / (4000 * 6 / 7) < 0.05
@@ -125,8 +124,12 @@ def test_deterministic_by_seed_and_name(small: Path, tmp_path: Path) -> None:
     fewer, other = raw(tmp_path / "fewer"), raw(tmp_path / "other")
     shared = [name for name in fewer if "gate" not in name]
     assert len(shared) > 150 and all(fewer[name] == here[name] for name in shared)
-    assert [name for name in here if here[name][2] == other[name][2]] == []
+    equal = [name for name in here if here[name][2] == other[name][2]]
+    assert all(len(here[name][2]) < 16 for name in equal), "only a few scale bytes may agree by chance"
     assert other.keys() == here.keys()
+
+
+PINNED = "0bc01b1a81a2f67d673055ad540df84be3c6382cba9093a054a17eb1696edce0"
 
 
 def test_bytes_are_pinned(small: Path) -> None:
@@ -135,9 +138,6 @@ def test_bytes_are_pinned(small: Path) -> None:
     for name, (_, _, data) in sorted(raw(small).items()):
         digest.update(name.encode() + data)
     assert digest.hexdigest() == PINNED
-
-
-PINNED = "to be filled"
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
