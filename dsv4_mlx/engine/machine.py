@@ -1,0 +1,48 @@
+"""What this machine is, as far as the runtime needs to know."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+
+import mlx.core as mx
+
+from dsv4_mlx.errors import MachineError
+
+
+def check_supported() -> None:
+    """Refuse by name what can't work: Intel Macs, Python under Rosetta, macOS before 14, other systems."""
+    system, machine = platform.system(), platform.machine()
+    if system == "Linux":
+        return
+    if system != "Darwin":
+        raise MachineError(f"this is {system}; dsv4-mlx runs on macOS (Apple silicon) and, without GPU, Linux")
+    if machine != "arm64":
+        raise MachineError(
+            "this Python is for Intel processors: an Intel Mac, or an Intel Python under Rosetta",
+            next="on Apple silicon install an arm64 Python; Intel Macs can't run MLX",
+        )
+    version = platform.mac_ver()[0]
+    if version and int(version.split(".")[0]) < 14:
+        raise MachineError(f"this is macOS {version}; MLX needs macOS 14 or later", next="update macOS")
+
+
+def memory_limit() -> int:
+    """Bytes the model may use: the GPU's recommended working set on a Mac, memory available elsewhere."""
+    if mx.metal.is_available():
+        return int(mx.device_info()["max_recommended_working_set_size"])
+    if sys.platform == "linux":
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def description() -> str:
+    """One line that says what computed the numbers beside it."""
+    cores = os.cpu_count()
+    if mx.metal.is_available():
+        return f"{mx.device_info().get('device_name', 'Apple GPU')}, macOS {platform.mac_ver()[0]}, Metal"
+    return f"{platform.system()} {platform.machine()}, {cores} cores, CPU only (not a Mac)"

@@ -1,0 +1,66 @@
+"""Rotary angles as tables of complex numbers, made on the host and shared by all layers of a kind."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from dsv4_mlx.config import ModelConfig, Yarn
+
+_BLOCK = 512  # positions per cached block
+_KEPT = 4  # blocks kept: a decode step and the compressed rows it closes need at most two
+
+
+def frequencies(width: int, base: float, yarn: Yarn | None) -> npt.NDArray[np.float32]:
+    """Angle per position of each channel pair, [width / 2] (MODEL 3.3). No factor on cos and sin (trap 2)."""
+    pairs = np.arange(0, width, 2, dtype=np.float32)
+    plain = (np.float32(1.0) / np.power(np.float32(base), pairs / np.float32(width))).astype(np.float32)
+    if yarn is None:
+        return plain
+
+    def correction(rotations: float) -> float:
+        return width * math.log(yarn.original_context / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(correction(yarn.beta_fast)), 0)
+    high = min(math.ceil(correction(yarn.beta_slow)), width - 1)
+    span = max(high - low, 0.001)
+    ramp = np.clip((np.arange(width // 2, dtype=np.float32) - low) / span, 0, 1)
+    return (plain * (1 - ramp) + plain / np.float32(yarn.factor) * ramp).astype(np.float32)
+
+
+class RopeTable:
+    """`exp(i * position * f)` for the positions asked for, complex64 [T, R / 2]."""
+
+    def __init__(self, freqs: npt.NDArray[np.float32]) -> None:
+        self.freqs = freqs
+        self._blocks: OrderedDict[int, mx.array] = OrderedDict()
+
+    def rows(self, start: int, count: int) -> mx.array:
+        """Positions start, start + 1, ...: a slice of a cached block where they lie in one."""
+        block, offset = divmod(start, _BLOCK)
+        if offset + count > _BLOCK:
+            return self.at(np.arange(start, start + count))
+        if block not in self._blocks:
+            self._blocks[block] = self.at(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
+            if len(self._blocks) > _KEPT:
+                self._blocks.popitem(last=False)
+        return self._blocks[block][offset : offset + count]
+
+    def at(self, positions: npt.NDArray[np.int64]) -> mx.array:
+        """Any positions. The angle is a float32 product, as the model was trained; its cosine is exact."""
+        angles = (positions.astype(np.float32)[:, None] * self.freqs).astype(np.float64)
+        return mx.array((np.cos(angles) + 1j * np.sin(angles)).astype(np.complex64))
+
+
+def plain_table(config: ModelConfig) -> RopeTable:
+    """Layers without compression: base 10000, no scaling."""
+    return RopeTable(frequencies(config.rope_dim, config.rope_theta, None))
+
+
+def compressed_table(config: ModelConfig) -> RopeTable:
+    """Layers with compression: base 160000 and YaRN, for everything the layer rotates (trap 1)."""
+    return RopeTable(frequencies(config.rope_dim, config.compress_rope_theta, config.yarn))

@@ -1,0 +1,17 @@
+"""Hyper-connection at the end of the trunk: C streams -> one, before the final norm."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+
+def hc_head(
+    x: mx.array, fn: mx.array, base: mx.array, weight: mx.array, *, hc_eps: float, norm_eps: float
+) -> mx.array:
+    """x [B, T, C, D], fn [C, C * D] float32 holding the scale, base [C], weight [D] -> [B, T, D] (MODEL 3.7)."""
+    batch, rows, streams, width = x.shape
+    v = x.astype(mx.float32)
+    normed = mx.fast.rms_norm(v.reshape(batch, rows, streams * width), None, norm_eps)
+    pre = mx.sigmoid(mx.addmm(base, normed, fn.T)) + hc_eps
+    u = (pre[..., None, :] @ v).reshape(batch, rows, width).astype(x.dtype)
+    return mx.fast.rms_norm(u, weight, norm_eps)
