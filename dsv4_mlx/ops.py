@@ -7,18 +7,16 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from dsv4_mlx.reference import (
-    attend,
-    compress,
-    expert_ffn,
-    hc_head,
-    hc_post,
-    hc_pre,
-    index_select,
-    rotate,
-    round_trip,
-    route,
-)
+from dsv4_mlx.reference.attend import attend
+from dsv4_mlx.reference.compress import compress
+from dsv4_mlx.reference.expert_ffn import expert_ffn
+from dsv4_mlx.reference.hc_head import hc_head
+from dsv4_mlx.reference.hc_post import hc_post
+from dsv4_mlx.reference.hc_pre import Mix, hc_pre
+from dsv4_mlx.reference.index_select import index_select
+from dsv4_mlx.reference.rotate import rotate
+from dsv4_mlx.reference.round_trip import hadamard, q4, q8
+from dsv4_mlx.reference.route import route, route_hashed
 
 Rounding = Callable[[mx.array], mx.array]
 
@@ -27,16 +25,16 @@ Rounding = Callable[[mx.array], mx.array]
 class Ops:
     """Every op by name; each entry has the signature and the meaning of its reference."""
 
-    hc_pre: Callable[..., tuple[mx.array, hc_pre.Mix]] = hc_pre.hc_pre
-    hc_post: Callable[[mx.array, mx.array, hc_pre.Mix], mx.array] = hc_post.hc_post
-    hc_head: Callable[..., mx.array] = hc_head.hc_head
-    rotate: Callable[[mx.array, mx.array], mx.array] = rotate.rotate
-    compress: Callable[..., mx.array] = compress.compress
-    index_select: Callable[..., mx.array] = index_select.index_select
-    attend: Callable[..., mx.array] = attend.attend
-    route: Callable[..., tuple[mx.array, mx.array]] = route.route
-    route_hashed: Callable[..., tuple[mx.array, mx.array]] = route.route_hashed
-    expert_ffn: Callable[..., mx.array] = expert_ffn.expert_ffn
+    hc_pre: Callable[..., tuple[mx.array, Mix]] = hc_pre
+    hc_post: Callable[[mx.array, mx.array, Mix], mx.array] = hc_post
+    hc_head: Callable[..., mx.array] = hc_head
+    rotate: Callable[[mx.array, mx.array], mx.array] = rotate
+    compress: Callable[..., mx.array] = compress
+    index_select: Callable[..., mx.array] = index_select
+    attend: Callable[..., mx.array] = attend
+    route: Callable[..., tuple[mx.array, mx.array]] = route
+    route_hashed: Callable[..., tuple[mx.array, mx.array]] = route_hashed
+    expert_ffn: Callable[..., mx.array] = expert_ffn
     name: str = field(default="reference")
 
 
@@ -60,10 +58,10 @@ class Numerics:
 
 
 def _official_index(x: mx.array) -> mx.array:
-    return round_trip.q4(round_trip.hadamard(x), 32)
+    return q4(hadamard(x), 32)
 
 
 # The Hadamard transform is orthogonal and applied to queries and keys alike: without Q4 it changes nothing.
 EXACT = Numerics("exact", lambda x, block: x, _same)
-OFFICIAL = Numerics("official", round_trip.q8, _official_index)
+OFFICIAL = Numerics("official", q8, _official_index)
 NUMERICS = {"official": OFFICIAL, "exact": EXACT}

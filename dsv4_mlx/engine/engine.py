@@ -12,7 +12,7 @@ import mlx.core as mx
 from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.machine import check_supported, memory_limit
-from dsv4_mlx.engine.memory import WORKSPACE, largest_context, state_bytes
+from dsv4_mlx.engine.memory import largest_context, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import DoesNotFit, UsageError
 from dsv4_mlx.manifest import Manifest, read_manifest
@@ -71,7 +71,7 @@ def fitting_context(config: ModelConfig, manifest: Manifest, asked: int | None) 
     if asked is not None and not 1 <= asked <= config.max_context:
         raise UsageError(f"--context is {asked}, expected 1 to {config.max_context}")
     context = asked if asked is not None else largest_context(config, weights, limit, element)
-    need = weights + WORKSPACE + state_bytes(config, max(context, 1), element).total
+    need = weights + workspace(weights) + state_bytes(config, max(context, 1), element).total
     if context == 0 or need > limit:
         raise DoesNotFit(
             f"the model needs {need / 1e9:.1f} GB with a context of {max(context, 1)} tokens, "

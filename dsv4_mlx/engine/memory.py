@@ -9,8 +9,6 @@ from dsv4_mlx.manifest import Manifest
 from dsv4_mlx.model.state import GROWTH, SLACK
 
 DEFAULT_CONTEXT = 131_072
-# Activations of a 512-row chunk, MLX's buffer cache and the program itself.
-WORKSPACE = 4 << 30
 _COMPONENTS = (
     ("embedding", ("embed.",)),
     ("head", ("head.", "norm.", "hc_head_")),
@@ -47,9 +45,14 @@ def state_bytes(config: ModelConfig, tokens: int, element: int) -> StateBytes:
     return StateBytes(fixed, rows, per_token)
 
 
+def workspace(weights: int) -> int:
+    """Bytes for the activations of a 512-row chunk, MLX's buffer cache and the program itself: an estimate."""
+    return min(4 << 30, (512 << 20) + weights // 8)
+
+
 def largest_context(config: ModelConfig, weights: int, limit: int, element: int) -> int:
     """The longest context up to DEFAULT_CONTEXT that fits beside the weights in `limit` bytes; 0 if none."""
-    free = limit - weights - WORKSPACE
+    free = limit - weights - workspace(weights)
     context = min(DEFAULT_CONTEXT, config.max_context)
     while context and state_bytes(config, context, element).total > free:
         context = (context - 1) // GROWTH * GROWTH

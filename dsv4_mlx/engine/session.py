@@ -38,11 +38,10 @@ class Session:
         """Make `tokens` the sequence; float32 logits [V] after its last token.
 
         What the session has in common with it is kept: all of it where the sequence is only longer, else
-        up to the last restart point, which lies at a cut. Raises InputError for no tokens or ids outside
-        the vocabulary, DoesNotFit for more tokens than the context holds.
+        up to the last restart point, which lies at a cut. Raises as check_tokens.
         """
         tokens = list(tokens)
-        self._check(tokens)
+        check_tokens(tokens, self.model.config.vocab_size, self.context)
         self.reused = self._keep(tokens)
         if self.reused == len(tokens) and self._logits is not None:
             return self._logits
@@ -104,18 +103,19 @@ class Session:
         del self.tokens[length:]
         self._restart = [point for point in self._restart if point.length <= length]
 
-    def _check(self, tokens: list[int]) -> None:
-        if not tokens:
-            raise InputError("there are no tokens", next="give at least one")
-        size = self.model.config.vocab_size
-        wrong = next((i for i, token in enumerate(tokens) if not 0 <= token < size), None)
-        if wrong is not None:
-            raise InputError(f"token {wrong} is {tokens[wrong]}, expected an id from 0 to {size - 1}")
-        if len(tokens) > self.context:
-            raise DoesNotFit(
-                f"the prompt has {len(tokens)} tokens, the context holds {self.context}",
-                next="shorten the prompt, or give a larger --context",
-            )
+
+def check_tokens(tokens: Sequence[int], vocabulary: int, context: int) -> None:
+    """Raises InputError for no tokens or ids outside the vocabulary, DoesNotFit for too many."""
+    if not tokens:
+        raise InputError("there are no tokens", next="give at least one")
+    wrong = next((i for i, token in enumerate(tokens) if not 0 <= token < vocabulary), None)
+    if wrong is not None:
+        raise InputError(f"token {wrong} is {tokens[wrong]}, expected an id from 0 to {vocabulary - 1}")
+    if len(tokens) > context:
+        raise DoesNotFit(
+            f"the prompt has {len(tokens)} tokens, the context holds {context}",
+            next="shorten the prompt, or give a larger --context",
+        )
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -128,7 +128,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 def check_logits(row: Logits, position: int) -> None:
     """Running out of memory on Metal is silent: it shows as NaN, infinity or zeros. Raises ModelOutputError."""
-    if not np.isfinite(row).all() or not row.any():
+    if not np.isfinite(row).all() or not row.any(axis=-1).all():
         raise ModelOutputError(
             f"the logits after token {position} are not numbers or all zero: the device failed",
             next="use a smaller --context, or close other programs; if it happens again, report it",

@@ -1,0 +1,33 @@
+"""dsv4-mlx convert"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsv4_mlx.cli.console import progress, size
+from dsv4_mlx.cli.options import JsonOption
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="The official checkpoint: a folder, or a Hub id already downloaded.")],
+    target: Annotated[Path, typer.Argument(help="The folder to make: new or empty.")],
+    recipe: Annotated[str, typer.Option("--recipe", help="native: lossless.")] = "native",
+    as_json: JsonOption = False,
+) -> None:
+    """Convert the official FP8/FP4 checkpoint for MLX. The default recipe changes no weight.
+
+    Example: dsv4-mlx convert ~/Downloads/DeepSeek-V4-Flash ~/models/flash
+    """
+    from dsv4_mlx.cli.sources import official_folder
+    from dsv4_mlx.convert import convert as run
+
+    with progress("converting") as show:
+        summary = run(official_folder(source), target, recipe, progress=show)
+    if as_json:
+        print(json.dumps(summary.to_json(), indent=1))
+    else:
+        print(f"{summary.tensors} tensors, {size(summary.bytes_written)} in {summary.files} files -> {target}")

@@ -1,0 +1,83 @@
+"""Options that several commands share, declared once; the only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsv4_mlx.errors import InputError, UsageError
+
+
+class ThinkMode(StrEnum):
+    OFF = "off"
+    ON = "on"
+    MAX = "max"
+
+
+class NumericsMode(StrEnum):
+    OFFICIAL = "official"
+    EXACT = "exact"
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", envvar="DSV4_MODEL", help="A converted folder, or `demo`. Default: $DSV4_MODEL."
+    ),
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option("--context", metavar="N", help="Tokens of context. Default: what fits, at most 131072."),
+]
+NumericsOption = Annotated[
+    NumericsMode,
+    typer.Option(
+        "--numerics", help="official: simulate the cache rounding the model was trained with; exact: float32."
+    ),
+]
+ThinkOption = Annotated[ThinkMode, typer.Option("--think", help="Think before answering, or think a lot.")]
+MaxTokensOption = Annotated[
+    int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Stop after N tokens. Default: the context.")
+]
+TemperatureOption = Annotated[float, typer.Option("--temperature", metavar="T", help="0 takes the likeliest token.")]
+TopPOption = Annotated[
+    float, typer.Option("--top-p", metavar="P", help="Draw from the likeliest tokens whose share reaches P.")
+]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", metavar="S", help="The same seed gives the same answer. Default: a new one.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
+
+
+def cache_folder() -> Path:
+    """Where this program keeps what it can make again."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "dsv4-mlx"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "dsv4-mlx"
+
+
+def model_folder(reference: str) -> Path:
+    """MODEL as given -> the folder of a converted model. Raises InputError, UsageError.
+
+    `demo` is built when it isn't there. Nothing is downloaded.
+    """
+    if not reference:
+        raise UsageError("MODEL is empty", next="give the folder of a converted model, or `demo`")
+    folder = Path(reference).expanduser()
+    if reference == "demo" and not folder.exists():
+        from dsv4_mlx.cli.demo import build
+
+        return build(cache_folder() / "demo").model
+    if not folder.exists():
+        raise InputError(
+            f"there is no folder {reference!r}", next="give the folder of a converted model, or `demo`"
+        )
+    if not folder.is_dir():
+        raise InputError(f"{reference!r} is a file", next="give the folder that holds manifest.json")
+    return folder

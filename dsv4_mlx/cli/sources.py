@@ -1,0 +1,35 @@
+"""Where an official checkpoint is: a folder, or the Hub's local cache. Nothing is downloaded here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dsv4_mlx.errors import InputError
+
+
+def official_folder(reference: str) -> Path:
+    """SOURCE as given -> a folder on this machine. Raises InputError."""
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"{reference!r} is a file", next="give the folder that holds config.json")
+    cached = _cached(reference)
+    if cached is None:
+        raise InputError(
+            f"there is no folder {reference!r}, and no such model in the Hub's local cache",
+            next="download it first, for example with: hf download deepseek-ai/DeepSeek-V4-Flash",
+        )
+    return cached
+
+
+def _cached(reference: str) -> Path | None:
+    if reference.count("/") != 1 or reference.startswith((".", "/", "~")):
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(reference, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
