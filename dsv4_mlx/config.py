@@ -20,8 +20,10 @@ Checkpoint = Literal["april", "0731"]
 
 IGNORED = frozenset(
     """architectures torch_dtype dtype transformers_version initializer_range use_cache attention_dropout
-    bos_token_id eos_token_id pad_token_id max_batch_size expert_dtype auto_map _name_or_path
-    dspark_block_size dspark_noise_token_id dspark_target_layer_ids dspark_markov_rank""".split()
+    bos_token_id eos_token_id pad_token_id max_batch_size expert_dtype auto_map _name_or_path""".split()
+)
+DRAFTER = frozenset(
+    {"dspark_block_size", "dspark_markov_rank", "dspark_noise_token_id", "dspark_target_layer_ids"}
 )
 
 # key -> the only value whose arithmetic is implemented
@@ -91,6 +93,17 @@ class Yarn:
 
 
 @dataclass(frozen=True)
+class Drafter:
+    """The DSpark drafter of the 0731 release: blocks `mtp.0` .. that share the trunk's embedding and head."""
+
+    blocks: int  # one per layer that it reads
+    block_size: int  # tokens drafted at once
+    noise_token: int
+    target_layers: tuple[int, ...]  # trunk layers whose outputs it reads
+    markov_rank: int
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One frozen value holding every number the forward pass depends on. Sizes are in elements."""
 
@@ -124,6 +137,12 @@ class ModelConfig:
     yarn: Yarn
     ratios: tuple[int, ...]  # one per trunk layer: 0 window only, 4 CSA, 128 HCA
     checkpoint: Checkpoint
+    drafter: Drafter | None = None  # 0731 only; its blocks take the place of the MTP block
+
+    @property
+    def extra_blocks(self) -> int:
+        """Blocks stored after the trunk as `mtp.N`: the MTP block, or the drafter's."""
+        return self.mtp_layers if self.drafter is None else self.drafter.blocks
 
     @property
     def nope_dim(self) -> int:
@@ -192,7 +211,9 @@ class _Reader:
         self.check_keys()
         for key, only in FIXED.items():
             if self.raw[key] != only or isinstance(self.raw[key], bool) != isinstance(only, bool):
-                raise self.fail(f"{key} is {self.raw[key]!r}, expected {only!r}: no other value is implemented")
+                raise self.fail(
+                    f"{key} is {self.raw[key]!r}, expected {only!r}: no other value is implemented"
+                )
         values: dict[str, Any] = {}
         for key, name in INTEGERS.items():
             values[name] = self.integer(self.raw, key)
@@ -205,12 +226,15 @@ class _Reader:
             yarn=self.yarn(),
             ratios=self.ratios(values["layers"], values["mtp_layers"], checkpoint),
             checkpoint=checkpoint,
+            drafter=self.drafter(values["layers"]) if checkpoint == "0731" else None,
         )
         self.check_shapes(config)
         return config
 
     def check_keys(self) -> None:
         known = {*INTEGERS, *FLOATS, *FIXED, *STRUCTURED}
+        if self.raw.keys() & DRAFTER:
+            known |= DRAFTER  # all of them or none
         missing = sorted(known - self.raw.keys())
         unknown = sorted(self.raw.keys() - known - IGNORED - OPTIONAL)
         if not missing and not unknown:
@@ -262,6 +286,23 @@ class _Reader:
             )
         return tuple(raw[:layers])
 
+    def drafter(self, layers: int) -> Drafter:
+        targets = self.raw["dspark_target_layer_ids"]
+        if not isinstance(targets, list) or not targets or any(t not in range(layers) for t in targets):
+            raise self.fail(f"dspark_target_layer_ids is {targets!r}, expected layers below {layers}")
+        blocks = len(targets)
+        if self.raw.get("n_mtp_layers", blocks) != blocks:
+            raise self.fail(
+                f"n_mtp_layers is {self.raw['n_mtp_layers']!r}, expected {blocks}, one per target layer"
+            )
+        return Drafter(
+            blocks,
+            self.integer(self.raw, "dspark_block_size", 1),
+            self.integer(self.raw, "dspark_noise_token_id"),
+            tuple(targets),
+            self.integer(self.raw, "dspark_markov_rank", 1),
+        )
+
     def check_quantization(self) -> None:
         raw = self.raw["quantization_config"]
         if raw != QUANTIZATION:
@@ -274,13 +315,17 @@ class _Reader:
         ).split():
             if getattr(c, name) < 1:
                 raise self.fail(f"{name} is {getattr(c, name)}, expected at least 1")
-        self.require(c.rope_dim % 2 == 0 and c.rope_dim < c.head_dim, "qk_rope_head_dim is even, below head_dim")
+        self.require(
+            c.rope_dim % 2 == 0 and c.rope_dim < c.head_dim, "qk_rope_head_dim is even, below head_dim"
+        )
         self.require(c.rope_dim <= c.index_dim, "qk_rope_head_dim is at most index_head_dim")
         self.require(c.heads % c.o_groups == 0, "num_attention_heads divides into o_groups")
         self.require(c.experts_per_token <= c.experts, "num_experts_per_tok is at most n_routed_experts")
         self.require(c.hash_layers <= c.layers, "num_hash_layers is at most num_hidden_layers")
         self.require(c.mtp_layers <= 1, "num_nextn_predict_layers is 0 or 1")
-        self.require(c.index_dim & (c.index_dim - 1) == 0 and c.index_dim >= 32, "index_head_dim is 32, 64, ...")
+        self.require(
+            c.index_dim & (c.index_dim - 1) == 0 and c.index_dim >= 32, "index_head_dim is 32, 64, ..."
+        )
         for name, width in (
             ("hidden_size", c.hidden_size),
             ("q_lora_rank", c.q_rank),
@@ -288,7 +333,9 @@ class _Reader:
             ("o_groups x o_lora_rank", c.o_groups * c.o_rank),
             ("heads per group x head_dim", c.heads // c.o_groups * c.head_dim),
         ):
-            self.require(width % 32 == 0, f"{name} is a multiple of 32 (found {width}): a scale covers 32 weights")
+            self.require(
+                width % 32 == 0, f"{name} is a multiple of 32 (found {width}): a scale covers 32 weights"
+            )
 
     def require(self, true: bool, rule: str) -> None:
         if not true:

@@ -1,0 +1,96 @@
+"""`python -m dsv4_mlx.synthetic OUT`: write a random checkpoint in the official layout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dsv4_mlx.config import parse_config
+from dsv4_mlx.errors import EXIT_INTERRUPT, Dsv4Error, InputError, UsageError
+from dsv4_mlx.official import inventory
+from dsv4_mlx.synthetic.configs import cut, release_config, small_config
+from dsv4_mlx.synthetic.write import write_checkpoint
+
+EXAMPLES = """examples:
+  python -m dsv4_mlx.synthetic /tmp/small
+      seven small layers (all kinds of attention, hash and learned routing, MTP), 5 MB
+  python -m dsv4_mlx.synthetic /tmp/flash --like flash --seed 1
+      the 43 layers of V4-Flash at small widths, 35 MB
+  python -m dsv4_mlx.synthetic /tmp/layer --like flash --true-size --layers 1
+      one layer of V4-Flash at its true widths with embedding, head and MTP block, 9 GB
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code. Errors go to stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dsv4_mlx.synthetic",
+        description="Write a random checkpoint in the official DeepSeek V4 layout.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new or empty folder")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument(
+        "--config", type=Path, metavar="FILE", help="an official config.json to follow exactly"
+    )
+    shape.add_argument("--like", choices=("flash", "pro", "0731"), help="the layers and keys of this release")
+    parser.add_argument("--layers", type=int, metavar="N", help="keep only the first N layers")
+    parser.add_argument("--experts", type=int, metavar="N", help="routed experts per layer")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0; same seed, same bytes")
+    parser.add_argument(
+        "--true-size", action="store_true", help="the true widths of --like instead of small ones"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        _run(options)
+    except Dsv4Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted; the folder is incomplete", file=sys.stderr)
+        return EXIT_INTERRUPT
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.true_size and not options.like:
+        raise UsageError("--true-size needs --like", next="add --like flash, --like pro or --like 0731")
+    config = cut(_config(options), options.layers, options.experts)
+    total = sum(t.bytes for t in inventory(parse_config(json.dumps(config), "the given config")).tensors())
+    show = sys.stderr.isatty()
+
+    def progress(done: int, _: int) -> None:
+        if show:
+            print(f"\r{done / 1e6:,.0f} of {total / 1e6:,.0f} MB", end="", file=sys.stderr, flush=True)
+
+    started = time.monotonic()
+    model = write_checkpoint(options.out, config, options.seed, progress=progress)
+    if show:
+        print(file=sys.stderr)
+    print(
+        f"{options.out}: {model.layers} layers, {model.experts} experts, {total / 1e6:,.1f} MB, "
+        f"seed {options.seed}, {time.monotonic() - started:.1f} s"
+    )
+
+
+def _config(options: argparse.Namespace) -> dict[str, Any]:
+    if options.like:
+        return release_config(options.like, true_size=options.true_size)
+    if options.config is None:
+        return small_config()
+    try:
+        text = options.config.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the config can't be read: {error}", where=options.config) from None
+    parse_config(text, options.config)
+    config: dict[str, Any] = json.loads(text)
+    return config
+
+
+if __name__ == "__main__":
+    sys.exit(main())
