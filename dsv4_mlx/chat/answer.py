@@ -32,7 +32,9 @@ class Piece:
 class Answer:
     """Parses one assistant turn. Bytes of an unfinished character are held back until it is whole."""
 
-    def __init__(self, conversation: Conversation, tokenizer: Tokenizer, stop: list[str] | None = None) -> None:
+    def __init__(
+        self, conversation: Conversation, tokenizer: Tokenizer, stop: list[str] | None = None
+    ) -> None:
         stage = ThinkingInitialStage.ReasoningStart if conversation.thinking_mode else None
         # V4 Flash and V4 Pro share one encoding; the library names it after Pro.
         request = ConversationRequest(conversation, ModelVersion.DeepseekV4Pro)

@@ -51,7 +51,11 @@ def _lines(title: str, unit: str) -> Progress:
             return
         said = now
         rate = done / (now - started)
-        amount = f"{size(done)} of {size(total)}, {size(rate)}/s" if unit == "bytes" else f"{done} of {total} {unit}"
+        amount = (
+            f"{size(done)} of {size(total)}, {size(rate)}/s"
+            if unit == "bytes"
+            else f"{done} of {total} {unit}"
+        )
         print(f"{title}: {amount}", file=sys.stderr, flush=True)
 
     return show

@@ -13,7 +13,9 @@ from dsv4_mlx.cli.options import JsonOption
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="The official checkpoint: a folder, or a Hub id already downloaded.")],
+    source: Annotated[
+        str, typer.Argument(help="The official checkpoint: a folder, or a Hub id already downloaded.")
+    ],
     target: Annotated[Path, typer.Argument(help="The folder to make: new or empty.")],
     recipe: Annotated[str, typer.Option("--recipe", help="native: lossless.")] = "native",
     as_json: JsonOption = False,
@@ -30,4 +32,6 @@ def convert(
     if as_json:
         print(json.dumps(summary.to_json(), indent=1))
     else:
-        print(f"{summary.tensors} tensors, {size(summary.bytes_written)} in {summary.files} files -> {target}")
+        print(
+            f"{summary.tensors} tensors, {size(summary.bytes_written)} in {summary.files} files -> {target}"
+        )

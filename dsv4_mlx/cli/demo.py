@@ -13,7 +13,6 @@ import typer
 
 from dsv4_mlx.cli.console import progress, size
 from dsv4_mlx.cli.options import cache_folder
-from dsv4_mlx.errors import Dsv4Error
 
 PROMPT = "What is a sliding window?"
 
@@ -29,7 +28,8 @@ class Demo:
 
 def demo(
     folder: Annotated[
-        Path | None, typer.Option("--dir", metavar="DIR", help="Where to build. Default: the user's cache folder.")
+        Path | None,
+        typer.Option("--dir", metavar="DIR", help="Where to build. Default: the user's cache folder."),
     ] = None,
 ) -> None:
     """Build a small official checkpoint, convert it and generate in each mode: the whole path in a minute.

@@ -22,19 +22,27 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
         return
     shape = found["architecture"]
     print(
-        f"DeepSeek V4 ({found['checkpoint']}), recipe {found['recipe']}: {shape['layers']} layers "
-        f"({shape['window_only']} window, {shape['csa']} CSA, {shape['hca']} HCA), {shape['experts']} experts, "
-        f"{shape['experts_per_token']} a token, width {shape['hidden_size']}, vocabulary {shape['vocab_size']}"
+        f"DeepSeek V4 ({found['checkpoint']}), recipe {found['recipe']}: "
+        f"{shape['layers']} layers "
+        f"({shape['window_only']} window, {shape['csa']} CSA, {shape['hca']} HCA), "
+        f"{shape['experts']} experts, "
+        f"{shape['experts_per_token']} a token, width {shape['hidden_size']}, "
+        f"vocabulary {shape['vocab_size']}"
     )
     total = found["bytes"]["total"]
-    rows = [(name, size(count), f"{count / total:.1%}") for name, count in found["bytes"]["components"].items()]
+    rows = [
+        (name, size(count), f"{count / total:.1%}") for name, count in found["bytes"]["components"].items()
+    ]
     table("weights", ("component", "stored", "share"), [*rows, ("total", size(total), "100.0%")])
     table(
         "memory of one conversation",
         ("context", "state", "with weights"),
         [(f"{e['context']:,}", size(e["state"]), size(e["total"])) for e in found["memory"]],
     )
-    print(f"rows are {found['row_format']} here; the state grows by {found['bytes_per_token']:.0f} bytes a token")
+    print(
+        f"rows are {found['row_format']} here; "
+        f"the state grows by {found['bytes_per_token']:.0f} bytes a token"
+    )
 
 
 def facts(model: str) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from dsv4_mlx.errors import InputError, MachineError
 
 def logits(
     model: ModelArgument,
-    tokens: Annotated[Path, typer.Option("--tokens", metavar="FILE.json", help="An array of arrays of token ids.")],
+    tokens: Annotated[
+        Path, typer.Option("--tokens", metavar="FILE.json", help="An array of arrays of token ids.")
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE.npz", help="Where to write the logits.")],
     numerics: NumericsOption = NumericsMode.OFFICIAL,
     chunk: Annotated[
@@ -76,7 +78,9 @@ def read_prompts(path: Path) -> list[list[int]]:
         raise InputError(f"the file holds no prompts; {expected}", where=path)
     for i, prompt in enumerate(raw):
         if not prompt:
-            raise InputError(f"prompt {i} has no tokens", where=path, next="give each prompt at least one token")
+            raise InputError(
+                f"prompt {i} has no tokens", where=path, next="give each prompt at least one token"
+            )
         for token in prompt:
             if isinstance(token, bool) or not isinstance(token, int):
                 raise InputError(f"prompt {i} holds {token!r}, expected whole numbers", where=path)

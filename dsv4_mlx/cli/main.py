@@ -94,9 +94,10 @@ def _bug() -> int:
     ) as log:
         log.write(f"dsv4-mlx {__version__}, Python {sys.version}\n{traceback.format_exc()}")
     what = traceback.format_exc().strip().splitlines()[-1]
-    return _fail(f"this is a bug in dsv4-mlx: {what}\n  next: please report it with the file {log.name}", EXIT_BUG)
+    return _fail(
+        f"this is a bug in dsv4-mlx: {what}\n  next: please report it with the file {log.name}", EXIT_BUG
+    )
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(EXIT_TERMINATED)
-

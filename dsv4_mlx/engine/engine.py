@@ -34,7 +34,9 @@ class EngineOptions:
 class Engine:
     """A model, its tokenizer and its limits; immutable once open."""
 
-    def __init__(self, config: ModelConfig, manifest: Manifest, model: Transformer, prompts: Prompts, context: int):
+    def __init__(
+        self, config: ModelConfig, manifest: Manifest, model: Transformer, prompts: Prompts, context: int
+    ):
         self.config, self.manifest, self.model = config, manifest, model
         self.prompts, self.context = prompts, context
 

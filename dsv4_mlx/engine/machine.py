@@ -17,7 +17,9 @@ def check_supported() -> None:
     if system == "Linux":
         return
     if system != "Darwin":
-        raise MachineError(f"this is {system}; dsv4-mlx runs on macOS (Apple silicon) and, without GPU, Linux")
+        raise MachineError(
+            f"this is {system}; dsv4-mlx runs on macOS (Apple silicon) and, without GPU, Linux"
+        )
     if machine != "arm64":
         raise MachineError(
             "this Python is for Intel processors: an Intel Mac, or an Intel Python under Rosetta",

@@ -33,7 +33,7 @@ def state_bytes(config: ModelConfig, tokens: int, element: int) -> StateBytes:
     capacity = -(-tokens // GROWTH) * GROWTH
     fixed = rows = 0
     per_token = 0.0
-    for layer in range(config.layers + config.mtp_layers):
+    for layer in range(config.layers + config.draft_blocks):
         ratio = config.ratio(layer)
         fixed += (config.window + SLACK) * config.head_dim * element
         if ratio:
@@ -46,7 +46,7 @@ def state_bytes(config: ModelConfig, tokens: int, element: int) -> StateBytes:
 
 
 def workspace(weights: int) -> int:
-    """Bytes for the activations of a 512-row chunk, MLX's buffer cache and the program itself: an estimate."""
+    """Estimated bytes for the activations of a 512-row chunk, MLX's buffer cache and the program."""
     return min(4 << 30, (512 << 20) + weights // 8)
 
 

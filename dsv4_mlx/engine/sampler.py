@@ -103,7 +103,7 @@ class Sampler:
 def _largest(weights: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.bool_]:
     """The `count` largest; a tie at the edge goes to smaller ids."""
     edge = np.partition(weights, -count)[-count]
-    keep = weights > edge
+    keep: npt.NDArray[np.bool_] = weights > edge
     ties = np.flatnonzero(weights == edge)[: count - int(keep.sum())]
     keep[ties] = True
     return keep

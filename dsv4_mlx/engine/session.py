@@ -48,20 +48,18 @@ class Session:
         marks = cuts(tokens, self.markers)
         start = len(self.tokens)
         for end in [*(cut for cut in marks if start < cut < len(tokens)), len(tokens)]:
-            self._logits = self._step(tokens[len(self.tokens) : end])
+            logits = self._step(tokens[len(self.tokens) : end])
             if end in marks:
                 self._restart = [*self._restart, self._state.snapshot()][-RESTART_POINTS:]
             if progress is not None:
                 progress(end - start, len(tokens) - start)
-        assert self._logits is not None
-        return self._logits
+        return logits
 
     def advance(self, token: int) -> Logits:
         """Append one token; float32 logits [V] after it."""
         if len(self.tokens) >= self.context:
             raise DoesNotFit(f"the context of {self.context} tokens is full")
-        self._logits = self._step([token])
-        return self._logits
+        return self._step([token])
 
     def take_back(self, count: int) -> None:
         """Forget the last `count` tokens (at most model.state.SLACK)."""
@@ -82,6 +80,7 @@ class Session:
         self.tokens += tokens
         row = np.array(logits[0, -1])
         check_logits(row, len(self.tokens) - 1)
+        self._logits = row
         return row
 
     def _keep(self, tokens: list[int]) -> int:
@@ -127,7 +126,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def check_logits(row: Logits, position: int) -> None:
-    """Running out of memory on Metal is silent: it shows as NaN, infinity or zeros. Raises ModelOutputError."""
+    """Metal out of memory is silent and shows as NaN, infinity or zeros. Raises ModelOutputError."""
     if not np.isfinite(row).all() or not row.any(axis=-1).all():
         raise ModelOutputError(
             f"the logits after token {position} are not numbers or all zero: the device failed",

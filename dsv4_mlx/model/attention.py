@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.compressor import Compressor
@@ -15,7 +15,7 @@ from dsv4_mlx.ops import Numerics, Ops
 from dsv4_mlx.reference.attend import Rows
 
 
-class Attention(nn.Module):
+class Attention(Module):
     """MODEL 3.3. Low-rank queries, one key/value head of `head_dim` shared by all heads."""
 
     def __init__(
@@ -82,5 +82,4 @@ class Attention(nn.Module):
             rows: Rows | None = self.indexer(x, qr, state, plan)
             return rows
         groups = plan.groups[self.ratio]
-        assert state.rows is not None
-        return Rows(state.rows.read(groups.end), groups.visible) if groups.end else None
+        return Rows(state.compressed[1].read(groups.end), groups.visible) if groups.end else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.attention import Attention
@@ -12,9 +12,10 @@ from dsv4_mlx.model.plan import Plan
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import TensorSource
 from dsv4_mlx.ops import Numerics, Ops
+from dsv4_mlx.reference.hc_pre import Mix
 
 
-class HyperConnection(nn.Module):
+class HyperConnection(Module):
     """Mixes C streams into a sublayer's input and its output back into the streams (MODEL 3.2)."""
 
     def __init__(
@@ -34,7 +35,7 @@ class HyperConnection(nn.Module):
         self.base = source.vector(f"{prefix}.{kind}_base", (mixes,))
         self.norm = source.vector(f"{prefix}.{norm}.weight", (config.hidden_size,))
 
-    def pre(self, x: mx.array) -> tuple[mx.array, mx.array]:
+    def pre(self, x: mx.array) -> tuple[mx.array, Mix]:
         """Streams [B, T, C, D] -> (normed input [B, T, D], how to mix back)."""
         return self.ops.hc_pre(
             x, self.fn, self.base, self.norm,
@@ -42,7 +43,7 @@ class HyperConnection(nn.Module):
         )  # fmt: skip
 
 
-class Block(nn.Module):
+class Block(Module):
     """Layer `index` of the trunk, or a block after it."""
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.plan import Groups, Plan
@@ -12,7 +12,7 @@ from dsv4_mlx.model.tensors import Linear, TensorSource
 from dsv4_mlx.ops import Numerics, Ops
 
 
-class Compressor(nn.Module):
+class Compressor(Module):
     """Both compressors of a CSA layer, or the one of an HCA layer.
 
     Their four (two) projections share the input: they are one product, and one row of the open group
@@ -42,26 +42,28 @@ class Compressor(nn.Module):
     def __call__(self, x: mx.array, state: LayerState, plan: Plan) -> None:
         """Take in x [B, T, D]: extend the open group and write the rows it completes."""
         groups = plan.groups[self.ratio]
-        assert state.group is not None and state.rows is not None
+        group, stored = state.compressed
         rows = self.project(x.astype(mx.float32)) + self.bias[groups.phases]
-        after = groups.needed >= plan.start + plan.rows - state.group.size
-        before = None if after else state.group.read(groups.needed, plan.start)
-        state.group.write(rows, plan.start)
+        after = groups.needed >= plan.start + plan.rows - group.size
+        before = None if after else group.read(groups.needed, plan.start)
+        group.write(rows, plan.start)
         if groups.table is None:
             return
         end = groups.end * self.ratio
         if before is None:
-            pooled = state.group.read(groups.needed, end)
+            pooled = group.read(groups.needed, end)
         else:
             pooled = mx.concatenate([before, rows[:, : end - plan.start]], axis=1)
         pooled = pooled.reshape(x.shape[0], -1, self.ratio, pooled.shape[-1])
         row = self._pool(pooled, 0, self.width, self.norm, groups)
         kept = self.numerics.rows(row[..., : self.nope], self.block)
         row = mx.concatenate([kept, row[..., self.nope :]], axis=-1)
-        state.rows.write(row.astype(state.rows.buffer.dtype), groups.first)
+        stored.write(row.astype(stored.buffer.dtype), groups.first)
         if state.index_rows is not None:
             row = self._pool(pooled, 2 * self.width, self.index_width, self.index_norm, groups)
-            state.index_rows.write(self.numerics.index(row).astype(state.index_rows.buffer.dtype), groups.first)
+            state.index_rows.write(
+                self.numerics.index(row).astype(state.index_rows.buffer.dtype), groups.first
+            )
 
     def _pool(self, pooled: mx.array, at: int, width: int, norm: mx.array, groups: Groups) -> mx.array:
         values, gates = pooled[..., at : at + width], pooled[..., at + width : at + 2 * width]

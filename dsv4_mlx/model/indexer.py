@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.plan import Plan
@@ -13,7 +13,7 @@ from dsv4_mlx.ops import Numerics, Ops
 from dsv4_mlx.reference.attend import Rows
 
 
-class Indexer(nn.Module):
+class Indexer(Module):
     """Scores every compressed row with small heads and keeps the best `index_topk` per query (MODEL 3.5)."""
 
     def __init__(
@@ -32,11 +32,11 @@ class Indexer(nn.Module):
         While no more than index_topk rows exist, all are taken and nothing is scored.
         """
         groups = plan.groups[4]
-        assert state.rows is not None and state.index_rows is not None
+        _, stored = state.compressed
         if groups.end == 0:
             return None
-        rows = state.rows.read(groups.end)
-        if groups.end <= self.topk:
+        rows = stored.read(groups.end)
+        if groups.end <= self.topk or state.index_rows is None:
             return Rows(rows, groups.visible)
         batch, count, _ = x.shape
         q = self.wq_b(qr).reshape(batch, count, self.heads, self.width)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.tensors import ExpertSource, Linear, TensorSource
@@ -11,7 +11,7 @@ from dsv4_mlx.ops import Ops
 from dsv4_mlx.reference.expert_ffn import swiglu
 
 
-class MoE(nn.Module):
+class MoE(Module):
     """MODEL 3.6. `hashed`: the experts come from a table by token id, the weights from the router."""
 
     def __init__(self, config: ModelConfig, hashed: bool, block: str, source: TensorSource, ops: Ops) -> None:

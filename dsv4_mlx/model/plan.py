@@ -68,7 +68,11 @@ class Planner:
         ring = self.window + SLACK
         # Once the ring is full its mask depends on the position modulo its size only.
         at = start if start < 2 * ring else 2 * ring + start % ring
-        mask = _ring_mask(at, rows, self.window, ring) if in_ring else _band_mask(start, rows, history, self.window)
+        mask = (
+            _ring_mask(at, rows, self.window, ring)
+            if in_ring
+            else _band_mask(start, rows, history, self.window)
+        )
         return Plan(
             start=start,
             rows=rows,
@@ -112,7 +116,7 @@ def _rotation(table: RopeTable, start: int, rows: int) -> Rotation:
 
 @lru_cache(maxsize=1024)
 def _ring_mask(start: int, rows: int, window: int, ring: int) -> mx.array:
-    """Visible slots [T, ring] once the chunk has been written; slot s holds the last position = s mod ring."""
+    """Visible slots [T, ring] once the chunk is written; slot s holds the last position = s mod ring."""
     last = start + rows - 1
     positions = last - (last - np.arange(ring)) % ring
     return _seen(start, rows, positions, window)

@@ -18,7 +18,9 @@ _KEPT = 4  # blocks kept: a decode step and the compressed rows it closes need a
 def frequencies(width: int, base: float, yarn: Yarn | None) -> npt.NDArray[np.float32]:
     """Angle per position of each channel pair, [width / 2] (MODEL 3.3). No factor on cos and sin (trap 2)."""
     pairs = np.arange(0, width, 2, dtype=np.float32)
-    plain = (np.float32(1.0) / np.power(np.float32(base), pairs / np.float32(width))).astype(np.float32)
+    plain: npt.NDArray[np.float32] = (
+        np.float32(1.0) / np.power(np.float32(base), pairs / np.float32(width))
+    ).astype(np.float32)
     if yarn is None:
         return plain
 
@@ -29,7 +31,8 @@ def frequencies(width: int, base: float, yarn: Yarn | None) -> npt.NDArray[np.fl
     high = min(math.ceil(correction(yarn.beta_slow)), width - 1)
     span = max(high - low, 0.001)
     ramp = np.clip((np.arange(width // 2, dtype=np.float32) - low) / span, 0, 1)
-    return (plain * (1 - ramp) + plain / np.float32(yarn.factor) * ramp).astype(np.float32)
+    scaled: npt.NDArray[np.float32] = plain * (1 - ramp) + plain / np.float32(yarn.factor) * ramp
+    return scaled.astype(np.float32)
 
 
 class RopeTable:

@@ -88,6 +88,13 @@ class LayerState:
             if overlap:
                 self.index_rows = Rows(batch, config.index_dim, dtype)
 
+    @property
+    def compressed(self) -> tuple[Ring, Rows]:
+        """Open group and compressed rows of a layer that has them."""
+        if self.group is None or self.rows is None:
+            raise TypeError("this layer has no compressor")
+        return self.group, self.rows
+
     def buffers(self) -> list[Ring | Rows]:
         return [b for b in (self.window, self.group, self.rows, self.index_rows) if b is not None]
 
@@ -105,7 +112,7 @@ class ModelState:
     """The memory of one token sequence: every layer's, and the `length` it has seen."""
 
     def __init__(self, config: ModelConfig, dtype: mx.Dtype, batch: int = 1) -> None:
-        blocks = config.layers + config.mtp_layers
+        blocks = config.layers + config.draft_blocks
         self.layers = [LayerState(config, config.ratio(i), batch, dtype) for i in range(blocks)]
         self.length = 0
         self.reached = 0  # the furthest length since the rings were last replaced

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 from dsv4_mlx.reference.expert_ffn import Bank
 
 
-class Linear(nn.Module):
+class Linear(Module):
     """`y = x @ weight^T`, weight [out, in]: plain floats, or MLX codes with scales (and affine biases).
 
     A weight of three dimensions [G, out, in] is one matrix per group: x is [..., G, T, in].
@@ -61,7 +61,7 @@ class Linear(nn.Module):
         return first.like(**arrays)
 
 
-class Embedding(nn.Module):
+class Embedding(Module):
     """Rows of a [V, D] table, which may be quantised."""
 
     def __init__(self, table: Linear, dtype: mx.Dtype) -> None:
@@ -81,7 +81,7 @@ class Embedding(nn.Module):
 
 
 class ExpertSource(Protocol):
-    """Where the routed experts of a layer live. The model asks; what is resident or paged is not its matter."""
+    """Where the routed experts of a layer live: in memory or paged, which is not the model's matter."""
 
     def banks(self, ids: mx.array) -> tuple[Bank, Bank, mx.array]:
         """Expert ids [B, T, A] -> (gate|up bank, down bank, indices of those experts in the banks)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.block import Block
@@ -13,7 +13,7 @@ from dsv4_mlx.model.tensors import Embedding, TensorSource
 from dsv4_mlx.ops import Numerics, Ops
 
 
-class Head(nn.Module):
+class Head(Module):
     """Streams -> one row -> norm: what the vocabulary projection reads (MODEL 3.7)."""
 
     def __init__(self, config: ModelConfig, prefix: str, source: TensorSource, ops: Ops) -> None:
@@ -26,12 +26,10 @@ class Head(nn.Module):
         self.norm = source.vector(f"{prefix}norm.weight", (config.hidden_size,))
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.ops.hc_head(
-            x, self.fn, self.base, self.norm, hc_eps=self.hc_eps, norm_eps=self.norm_eps
-        )
+        return self.ops.hc_head(x, self.fn, self.base, self.norm, hc_eps=self.hc_eps, norm_eps=self.norm_eps)
 
 
-class DraftBlock(nn.Module):
+class DraftBlock(Module):
     """The MTP block: from the trunk's streams at t and token t + 1 to logits for t + 2 (MODEL 3.8).
 
     One more layer, with a window of its own; embedding and vocabulary projection are the trunk's.
@@ -59,7 +57,7 @@ class DraftBlock(nn.Module):
         return self.block(far + near[..., None, :], tokens, state.layers[self.index], plan)
 
 
-class Transformer(nn.Module):
+class Transformer(Module):
     """DeepSeek V4. Built from a source of tensors, which it takes one by one under their official names."""
 
     def __init__(self, config: ModelConfig, source: TensorSource, ops: Ops, numerics: Numerics) -> None:
@@ -67,14 +65,12 @@ class Transformer(nn.Module):
         self.config, self.dtype = config, source.dtype
         table = (config.vocab_size, config.hidden_size)
         self.embed = Embedding(source.linear("embed", table), source.dtype)
-        self.blocks = [
-            Block(config, i, f"layers.{i}", source, ops, numerics) for i in range(config.layers)
-        ]
+        self.blocks = [Block(config, i, f"layers.{i}", source, ops, numerics) for i in range(config.layers)]
         self.head = Head(config, "", source, ops)
         self.vocabulary = source.linear("head", table)
         self.drafts = [
             DraftBlock(config, config.layers + i, f"mtp.{i}", source, ops, numerics)
-            for i in range(config.mtp_layers)
+            for i in range(config.draft_blocks)
         ]
         self.planner = Planner(config)
 
@@ -83,7 +79,7 @@ class Transformer(nn.Module):
         return ModelState(self.config, self.dtype, batch)
 
     def __call__(self, tokens: mx.array, state: ModelState, *, last: bool = False) -> mx.array:
-        """tokens int32 [B, T], the next T of the sequence -> float32 logits [B, T, V] ([B, 1, V] with `last`).
+        """tokens int32 [B, T], the next T of the sequence -> float32 logits [B, T, V], or [B, 1, V].
 
         The state takes the tokens in. Evaluate the logits together with `state.arrays()`.
         """
@@ -105,7 +101,9 @@ class Transformer(nn.Module):
         """Streams [B, T, C, D] -> float32 logits of every row, or of the last."""
         return self.vocabulary(self.head(streams[:, -1:] if last else streams)).astype(mx.float32)
 
-    def draft(self, streams: mx.array, tokens: mx.array, state: ModelState, start: int) -> tuple[mx.array, mx.array]:
+    def draft(
+        self, streams: mx.array, tokens: mx.array, state: ModelState, start: int
+    ) -> tuple[mx.array, mx.array]:
         """The first draft block over streams of positions start .., tokens the ones that follow them.
 
         Returns (float32 logits [B, T, V] of the token after next, the block's own streams).

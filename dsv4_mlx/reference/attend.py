@@ -1,4 +1,4 @@
-"""Attention of 64 heads over one shared key/value head: window rows and compressed rows, one softmax, a sink."""
+"""Attention of all heads over one key/value head: window and compressed rows, one softmax, a sink."""
 
 from __future__ import annotations
 

@@ -6,7 +6,14 @@ import mlx.core as mx
 
 
 def compress(
-    values: mx.array, gates: mx.array, weight: mx.array, table: mx.array, *, overlap: bool, first: bool, eps: float
+    values: mx.array,
+    gates: mx.array,
+    weight: mx.array,
+    table: mx.array,
+    *,
+    overlap: bool,
+    first: bool,
+    eps: float,
 ) -> mx.array:
     """Pool, norm and rotate whole groups (MODEL 3.4); rounding is the caller's.
 

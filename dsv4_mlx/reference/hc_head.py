@@ -8,7 +8,7 @@ import mlx.core as mx
 def hc_head(
     x: mx.array, fn: mx.array, base: mx.array, weight: mx.array, *, hc_eps: float, norm_eps: float
 ) -> mx.array:
-    """x [B, T, C, D], fn [C, C * D] float32 holding the scale, base [C], weight [D] -> [B, T, D] (MODEL 3.7)."""
+    """x [B, T, C, D], fn [C, C * D] float32 holding the scale, base [C], weight [D] -> [B, T, D]."""
     batch, rows, streams, width = x.shape
     v = x.astype(mx.float32)
     normed = mx.fast.rms_norm(v.reshape(batch, rows, streams * width), None, norm_eps)

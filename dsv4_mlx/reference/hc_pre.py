@@ -17,7 +17,14 @@ class Mix(NamedTuple):
 
 
 def hc_pre(
-    x: mx.array, fn: mx.array, base: mx.array, weight: mx.array, *, iterations: int, hc_eps: float, norm_eps: float
+    x: mx.array,
+    fn: mx.array,
+    base: mx.array,
+    weight: mx.array,
+    *,
+    iterations: int,
+    hc_eps: float,
+    norm_eps: float,
 ) -> tuple[mx.array, Mix]:
     """Streams x [B, T, C, D] -> (input of the sublayer [B, T, D] in x's dtype, Mix).
 

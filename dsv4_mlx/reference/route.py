@@ -5,8 +5,10 @@ from __future__ import annotations
 import mlx.core as mx
 
 
-def route(x: mx.array, gate: mx.array, bias: mx.array, *, count: int, scale: float) -> tuple[mx.array, mx.array]:
-    """x [B, T, D], gate [E, D] float32, bias [E] float32 -> (ids uint32 [B, T, A], weights float32 [B, T, A]).
+def route(
+    x: mx.array, gate: mx.array, bias: mx.array, *, count: int, scale: float
+) -> tuple[mx.array, mx.array]:
+    """x [B, T, D], gate [E, D], bias [E], both float32 -> (ids uint32, weights float32), each [B, T, A].
 
     `p = sqrt(softplus(x . gate^T))`; the A largest of p + bias are chosen, best first, a tie to the smaller
     id; the weights are `scale * p / sum of chosen p`: the bias never enters them (MODEL 3.6).

@@ -11,7 +11,28 @@ from dsv4_mlx.manifest import ExpertTable, Manifest, TensorRecord
 from dsv4_mlx.model.tensors import Linear
 from dsv4_mlx.weights.experts import QUANTISED, ResidentExperts
 
-_AGAIN = "convert the official checkpoint again"
+CONVERT_AGAIN = "convert the official checkpoint again"
+
+
+def open_shard(folder: Path, file: str, manifest: Manifest) -> dict[str, mx.array]:
+    """The tensors of one file of the folder, not yet read. Raises InputError, MachineError."""
+    path, size = folder / file, manifest.files.get(file)
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise InputError(
+            f"a file of the model is missing ({error.strerror})", where=path, next=CONVERT_AGAIN
+        ) from None
+    if found != size:
+        message = f"the file has {found} bytes, the manifest says {size}"
+        raise InputError(message, where=path, next=CONVERT_AGAIN)
+    try:
+        arrays = mx.load(str(path), format="safetensors")
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the file is damaged: {error}", where=path, next=CONVERT_AGAIN) from None
+    except OSError as error:
+        raise MachineError(f"the file can't be read: {error}", where=path) from None
+    return dict(arrays)
 
 
 class ConvertedTensors:
@@ -49,12 +70,18 @@ class ConvertedTensors:
             raise self._bad(f"experts of {block} have format {table.format!r}, expected {sorted(QUANTISED)}")
         return ResidentExperts(self._records(block, table), table, self._dtype)
 
-    def finish(self) -> None:
-        """Every tensor of the folder must have been taken. Raises InputError that lists what is left."""
+    def finish(self, kept: str | None = None) -> None:
+        """Every tensor of the folder must have been taken, but those whose names start with `kept`.
+
+        Raises InputError that lists what is left.
+        """
         left = sorted(self._left) + sorted(f"{block}.ffn.experts" for block in self._blocks_left)
+        left = [name for name in left if kept is None or not name.startswith(kept)]
         if left:
             shown = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")
-            raise self._bad(f"{len(left)} tensors belong to no part of the model that config.json describes: {shown}")
+            raise self._bad(
+                f"{len(left)} tensors belong to no part of the model that config.json describes: {shown}"
+            )
 
     def _linear(self, name: str, shape: tuple[int, int], dtype: mx.Dtype) -> Linear:
         record = self._record(f"{name}.weight", shape)
@@ -96,28 +123,11 @@ class ConvertedTensors:
 
     def _array(self, file: str, key: str) -> mx.array:
         if file not in self._files:
-            self._files[file] = self._open(file)
+            self._files[file] = open_shard(self.folder, file, self.manifest)
         array = self._files[file].pop(key, None)
         if array is None:
             raise self._bad(f"tensor {key} is not in the file", file)
         return array
 
-    def _open(self, file: str) -> dict[str, mx.array]:
-        path, size = self.folder / file, self.manifest.files.get(file)
-        try:
-            found = path.stat().st_size
-        except OSError as error:
-            raise self._bad(f"a file of the model is missing ({error.strerror})", file) from None
-        if found != size:
-            raise self._bad(f"the file has {found} bytes, the manifest says {size}", file)
-        try:
-            arrays = mx.load(str(path), format="safetensors")
-        except (RuntimeError, ValueError) as error:
-            raise self._bad(f"the file is damaged: {error}", file) from None
-        except OSError as error:
-            raise MachineError(f"the file can't be read: {error}", where=path) from None
-        assert isinstance(arrays, dict)
-        return arrays
-
     def _bad(self, message: str, file: str = "manifest.json") -> InputError:
-        return InputError(message, where=self.folder / file, next=_AGAIN)
+        return InputError(message, where=self.folder / file, next=CONVERT_AGAIN)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 from dsv4_mlx.manifest import ExpertTable
 from dsv4_mlx.reference.expert_ffn import Bank
@@ -28,7 +28,7 @@ class ResidentExperts:
         return self.gate_up, self.down, ids
 
 
-class FloatExperts(nn.Module):
+class FloatExperts(Module):
     """Experts as plain floats, gate_up [E, 2 I, D] and down [E, D, I]: for training and small tests."""
 
     def __init__(self, gate_up: mx.array, down: mx.array) -> None:
@@ -41,7 +41,10 @@ class FloatExperts(nn.Module):
 
 def _bank(records: mx.array, table: ExpertTable, names: tuple[str, ...], dtype: mx.Dtype) -> Bank:
     mode, bits, group = QUANTISED[table.format]
-    parts = {part: _joined(records, table, [f"{n}_{part}" for n in names]) for part in ("codes", "scales", "biases")}
+    parts = {
+        part: _joined(records, table, [f"{n}_{part}" for n in names])
+        for part in ("codes", "scales", "biases")
+    }
     codes, scales, biases = parts["codes"], parts["scales"], parts["biases"]
     if codes is None:
         raise ValueError("an expert record has no codes")

@@ -45,7 +45,9 @@ class FloatTensors:
     def finish(self) -> None:
         """Every tensor must have been taken. Raises InputError."""
         if self._left:
-            raise InputError(f"{len(self._left)} tensors belong to no part of the model: {sorted(self._left)[:8]}")
+            raise InputError(
+                f"{len(self._left)} tensors belong to no part of the model: {sorted(self._left)[:8]}"
+            )
 
     def _take(self, name: str, shape: tuple[int, ...] | None) -> mx.array:
         array = self._left.pop(name, None)

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
 from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import Manifest, read_manifest
 from dsv4_mlx.model.block import Block
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import Numerics, Ops
-from dsv4_mlx.weights.converted import ConvertedTensors
+from dsv4_mlx.weights.converted import CONVERT_AGAIN, ConvertedTensors, open_shard
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -40,7 +41,7 @@ def open_model(folder: Path, ops: Ops, numerics: Numerics, progress: Progress | 
     config = ModelConfig.read(folder)
     source = ConvertedTensors(folder, manifest, activation_dtype())
     model = Transformer(config, source, ops, numerics)
-    source.finish()
+    source.finish(kept=None if config.drafter is None else "mtp.")  # the drafter is stored, not run
     total = sum(size for name, size in manifest.files.items() if name.endswith(".safetensors"))
     done = 0
     for arrays in _pieces(model):
@@ -52,6 +53,22 @@ def open_model(folder: Path, ops: Ops, numerics: Numerics, progress: Progress | 
         progress(total, total)
     model.eval()
     return Opened(config, manifest, model)
+
+
+def tensor_bytes(folder: Path, manifest: Manifest) -> dict[str, int]:
+    """Stored bytes of every tensor of the manifest, from the files' headers."""
+    headers: dict[str, dict[str, mx.array]] = {}
+    sizes = {}
+    for name, record in manifest.tensors.items():
+        if record.file not in headers:
+            headers[record.file] = open_shard(folder, record.file, manifest)
+        try:
+            sizes[name] = sum(headers[record.file][key].nbytes for key in record.parts.values())
+        except KeyError as error:
+            raise InputError(
+                f"tensor {error} is not in the file", where=folder / record.file, next=CONVERT_AGAIN
+            ) from None
+    return sizes
 
 
 def _pieces(model: Transformer) -> Iterator[list[mx.array]]:
@@ -72,5 +89,5 @@ def _block(block: Block) -> Iterator[list[mx.array]]:
     yield _arrays(block)
 
 
-def _arrays(part: nn.Module) -> list[mx.array]:
-    return [array for _, array in tree_flatten(part.parameters())]
+def _arrays(part: Module) -> list[mx.array]:
+    return [leaf for pair in tree_flatten(part.parameters()) if isinstance(leaf := pair[1], mx.array)]
