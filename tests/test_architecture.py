@@ -135,5 +135,7 @@ def test_model_and_reference_touch_no_files() -> None:
 
 def test_table_finds_a_wrong_import(tmp_path: Path) -> None:
     file = tmp_path / "wrong.py"
-    file.write_text("def f():\n    from dsv4_mlx import weights\n    import torch\n    import dsv4_mlx.cli.main\n")
+    file.write_text(
+        "def f():\n    from dsv4_mlx import weights\n    import torch\n    import dsv4_mlx.cli.main\n"
+    )
     assert imports(file) == {"dsv4_mlx.weights", "torch", "dsv4_mlx.cli.main"}

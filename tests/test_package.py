@@ -12,13 +12,24 @@ import pytest
 import dsv4_mlx
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("mlx", "mlx_lm", "transformers", "torch", "numpy", "huggingface_hub", "deepseek_recipe", "tokenizers")
+HEAVY = (
+    "mlx",
+    "mlx_lm",
+    "transformers",
+    "torch",
+    "numpy",
+    "huggingface_hub",
+    "deepseek_recipe",
+    "tokenizers",
+)
 
 
 def modules_after(statement: str) -> set[str]:
     """Top-level modules that a fresh interpreter has loaded after `statement`."""
     code = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     return set(result.stdout.split())
 
 
