@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -41,7 +41,7 @@ def main() -> int:
     text = [
         "# The tests that take minutes\n",
         "Written by `make test-long`; each run replaces it.\n",
-        f"- date: {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
+        f"- date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         f"- commit: {commit}",
         f"- machine: {platform.system()} {platform.machine()}, Python {platform.python_version()}",
         f"- result: {'all passed' if code == 0 else f'pytest exit code {int(code)}'}\n",
