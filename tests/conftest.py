@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,7 +21,7 @@ settings.load_profile("suite")
 def pytest_report_header() -> list[str]:
     """What computed the results below: a green run says nothing about ops that were not there to run."""
     device = "Metal" if mx.metal.is_available() else "CPU only"
-    return [f"mlx {mx.__version__}, {device}; ops tested: reference"]
+    return [f"mlx {version('mlx')}, {device}; ops tested: reference"]
 
 
 @pytest.fixture(scope="session", autouse=True)

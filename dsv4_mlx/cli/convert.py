@@ -46,6 +46,4 @@ def convert(
     if as_json:
         print(json.dumps(summary.to_json(), indent=1))
     else:
-        print(
-            f"{summary.tensors} tensors, {size(summary.bytes_written)} in {summary.files} files -> {target}"
-        )
+        print(f"{summary.status}: {summary.tensors} tensors, {size(summary.bytes)} in {target}")
