@@ -23,7 +23,7 @@ class Head(Module):
         scale = source.vector(f"{prefix}hc_head_scale", (1,))
         self.fn = source.vector(f"{prefix}hc_head_fn", (streams, width)) * scale
         self.base = source.vector(f"{prefix}hc_head_base", (streams,))
-        self.norm = source.vector(f"{prefix}norm.weight", (config.hidden_size,))
+        self.norm = source.norm(f"{prefix}norm", config.hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.ops.hc_head(x, self.fn, self.base, self.norm, hc_eps=self.hc_eps, norm_eps=self.norm_eps)
@@ -42,8 +42,8 @@ class DraftBlock(Module):
         self.eps, width = config.norm_eps, config.hidden_size
         self.e_proj = source.linear(f"{prefix}.e_proj", (width, width))
         self.h_proj = source.linear(f"{prefix}.h_proj", (width, width))
-        self.enorm = source.vector(f"{prefix}.enorm.weight", (width,))
-        self.hnorm = source.vector(f"{prefix}.hnorm.weight", (width,))
+        self.enorm = source.norm(f"{prefix}.enorm", width)
+        self.hnorm = source.norm(f"{prefix}.hnorm", width)
         self.block = Block(config, index, prefix, source, ops, numerics)
         self.head = Head(config, f"{prefix}.", source, ops)
         self.index = index

@@ -58,6 +58,9 @@ class ConvertedTensors:
     def vector(self, name: str, shape: tuple[int, ...]) -> mx.array:
         return self._raw(name, shape).astype(mx.float32)
 
+    def norm(self, name: str, size: int) -> mx.array:
+        return self._raw(f"{name}.weight", (size,)).astype(self._dtype)
+
     def table(self, name: str, shape: tuple[int, ...]) -> mx.array:
         return self._raw(name, shape).astype(mx.int32)
 
