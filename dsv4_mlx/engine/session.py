@@ -65,7 +65,7 @@ class Session:
         What the session has in common with it is kept: all of it where the sequence is only longer, else
         up to the last restart point, which lies at a cut. Raises as check_tokens.
         """
-        tokens = list(tokens)
+        tokens = [int(token) for token in tokens]
         check_tokens(tokens, self.model.config.vocab_size, self.context)
         self.reused = self._keep(tokens)
         if self.reused == len(tokens) and self._logits is not None:
