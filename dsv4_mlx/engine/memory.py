@@ -28,9 +28,9 @@ class StateBytes:
         return self.fixed + self.rows
 
 
-def state_bytes(config: ModelConfig, tokens: int, element: int) -> StateBytes:
-    """The state after `tokens` tokens, rows of `element`-byte numbers, allocated in steps of GROWTH."""
-    capacity = -(-tokens // GROWTH) * GROWTH
+def state_bytes(config: ModelConfig, tokens: int, element: int, growth: int = GROWTH) -> StateBytes:
+    """The state after `tokens` tokens, rows of `element`-byte numbers, allocated in steps of `growth`."""
+    capacity = -(-tokens // growth) * growth
     fixed = rows = 0
     per_token = 0.0
     for layer in range(config.layers + config.draft_blocks):
