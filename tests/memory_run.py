@@ -65,10 +65,12 @@ def watch(
 def fixed_bytes(engine: Engine) -> int:
     """Bytes, from shapes, of what a model holds whatever the context: weights, masks, rotation tables."""
     model, planner = engine.model, engine.model.planner
-    arrays = [array for _, array in tree_flatten(model.parameters())]  # type: ignore[no-untyped-call]
+    parameters: Any = tree_flatten(model.parameters())  # type: ignore[no-untyped-call]
+    arrays: list[mx.array] = [array for _, array in parameters]
     for block in [*model.blocks, *(draft.block for draft in model.drafts)]:
         arrays += [block.ffn["_experts_of"]] if "_experts_of" in block.ffn else []
-        arrays += [block.ffn.experts.records]  # the banks are views of it
+        experts: Any = block.ffn.experts
+        arrays += [experts.records]  # the banks are views of it
     arrays += [*planner._ring_masks.values(), *planner._plain._blocks.values()]
     arrays += planner._compressed._blocks.values()
     return sum(array.nbytes for array in arrays)
