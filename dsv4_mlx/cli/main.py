@@ -14,7 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dsv4_mlx import __version__
-from dsv4_mlx.cli import convert, demo, generate, info, logits
+from dsv4_mlx.cli import bench, convert, demo, generate, info, logits
 from dsv4_mlx.cli.options import cache_folder
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error
 
@@ -42,7 +42,7 @@ def _options(
     """Run DeepSeek V4 Flash on your own Mac."""
 
 
-for command in (convert.convert, info.info, generate.generate, demo.demo, logits.logits):
+for command in (convert.convert, info.info, generate.generate, demo.demo, logits.logits, bench.bench):
     app.command()(command)
 
 
