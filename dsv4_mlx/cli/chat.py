@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -13,13 +12,13 @@ from dsv4_mlx.cli.options import (
     ModelArgument,
     NumericsMode,
     NumericsOption,
-    SeedOption,
-    TemperatureOption,
     ThinkMode,
     ThinkOption,
-    TopPOption,
+    data_folder,
     model_folder,
+    terminal_environment,
 )
+from dsv4_mlx.cli.sampling import MinPOption, SeedOption, TemperatureOption, TopKOption, TopPOption
 
 
 def chat(
@@ -39,6 +38,8 @@ def chat(
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = 1.0,
     top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    min_p: MinPOption = 0.0,
     seed: SeedOption = None,
     context: ContextOption = None,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
@@ -48,12 +49,12 @@ def chat(
     Example: dsv4-mlx chat ~/models/flash
     """
     from dsv4_mlx.cli.crash import write_crash_log
-    from dsv4_mlx.cli.piped import question
+    from dsv4_mlx.cli.piped import is_piped, question
     from dsv4_mlx.manifest import read_manifest
     from dsv4_mlx.terminal.chat import ChatOptions
-    from dsv4_mlx.terminal.terminal import data_folder, talk
+    from dsv4_mlx.terminal.terminal import talk
 
-    asked = question(prompt, needed=False)
+    asked = question(prompt) if prompt is not None or is_piped() else None
     folder = model_folder(model)
     read_manifest(folder)  # a model that is missing or unfinished is said before anything is drawn
     from dsv4_mlx.cli.speaker import EngineSpeaker
@@ -62,10 +63,10 @@ def chat(
     speaker = EngineSpeaker(
         folder,
         EngineOptions(context=context, numerics=numerics.value),
-        SamplingOptions(temperature=temperature, top_p=top_p),
+        SamplingOptions(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p),
         max_tokens,
     )
     options = ChatOptions(str(folder), system, think.value, seed, resume, write_crash_log)
-    code = talk(speaker, data_folder(os.environ), options, question=asked, plain=plain)
+    code = talk(speaker, data_folder(), options, terminal_environment(), question=asked, plain=plain)
     if code:
         raise typer.Exit(code)

@@ -56,6 +56,20 @@ def cache_folder() -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "dsv4-mlx"
 
 
+def data_folder() -> Path:
+    """Where this program keeps what it can't make again."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "dsv4-mlx"
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "share") / "dsv4-mlx"
+
+
+def terminal_environment() -> dict[str, str]:
+    """What the environment says about the terminal."""
+    names = ("TERM", "NO_COLOR", "LC_ALL", "LC_CTYPE", "LANG")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 def model_folder(reference: str) -> Path:
     """MODEL as given -> the folder of a converted model. Raises InputError, UsageError.
 

@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from deepseek_recipe import AssistantMessage, Message, SystemMessage, UserMessage
-
 from dsv4_mlx.chat.answer import Answer
 from dsv4_mlx.engine import Engine, EngineOptions, SamplingOptions, Session, generate
-from dsv4_mlx.terminal.speaker import Asked, Facts, Listener, Progress, Spoken, Think
+from dsv4_mlx.engine.machine import memory_in_use
+from dsv4_mlx.terminal.speaker import Asked, Facts, Listener, Progress, Role, Spoken, Think
 
 
 class EngineSpeaker:
@@ -37,16 +36,14 @@ class EngineSpeaker:
     def count(self, messages: Sequence[Spoken], think: Think) -> int:
         engine, _ = self._opened()
         prompts = engine.prompts
-        return len(prompts.encode(prompts.conversation(_messages(messages), think)))
+        return len(prompts.encode(prompts.talk(_pairs(messages), think)))
 
     def memory(self) -> int:
-        import mlx.core as mx
-
-        return mx.get_active_memory()
+        return memory_in_use()
 
     def reply(self, asked: Asked, listener: Listener) -> Literal["stop", "length"]:
         engine, session = self._opened()
-        conversation = engine.prompts.conversation(_messages(asked.messages), asked.think)
+        conversation = engine.prompts.talk(_pairs(asked.messages), asked.think)
         prompt = engine.prompts.encode(conversation)
         answer = Answer(conversation, engine.prompts.tokenizer)
         room = session.room_after(prompt)
@@ -79,10 +76,9 @@ class EngineSpeaker:
         return self._engine, self._session
 
 
-def _messages(spoken: Sequence[Spoken]) -> list[Message]:
-    kinds = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}
-    return [kinds[message.role](message.text) for message in spoken]
-
-
 def _seeded(sampling: SamplingOptions, seed: int) -> SamplingOptions:
     return replace(sampling, seed=seed)
+
+
+def _pairs(messages: Sequence[Spoken]) -> list[tuple[Role, str]]:
+    return [(message.role, message.text) for message in messages]

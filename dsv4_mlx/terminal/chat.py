@@ -64,6 +64,7 @@ class Chat:
         self.attachments: list[Attachment] = []
         self.offer: Callable[[], None] | None = None  # what "yes" would do
         self.taken_back: str | None = None
+        self.failure: BaseException | None = None  # why the model could not be opened
         self.leaving = False
         self.code = 0  # of the last answer: what a one-off question exits with
         self._unsaved = ""
@@ -255,14 +256,8 @@ class Chat:
 
     def _failed(self, event: Failed) -> None:
         self.awake.off()
-        if event.error is None:
-            self.view.leave(EXIT_INTERRUPT)
-        elif isinstance(event.error, Dsv4Error):
-            self.view.problem(str(event.error))
-            self.view.leave(event.error.exit_code)
-        else:
-            self._bug(event.error, event.detail)
-            self.view.leave(EXIT_BUG)
+        self.failure = event.error
+        self.view.leave(EXIT_INTERRUPT)
 
     def _heard(self, event: Prefilling | Said | Counted | Ended, answering: Answering) -> None:
         answering.take(event)

@@ -1,10 +1,10 @@
-"""Which view suits the terminal, and where the chat keeps its files."""
+"""Which view suits the terminal; the chat put together and run."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dsv4_mlx.terminal.awake import Awake
@@ -12,14 +12,6 @@ from dsv4_mlx.terminal.chat import Chat, ChatOptions
 from dsv4_mlx.terminal.speaker import Speaker
 from dsv4_mlx.terminal.store import Store
 from dsv4_mlx.terminal.worker import Worker
-
-
-def data_folder(environment: Mapping[str, str], platform: str = sys.platform) -> Path:
-    """Where this program keeps what it can't make again."""
-    if platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "dsv4-mlx"
-    base = environment.get("XDG_DATA_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "share") / "dsv4-mlx"
 
 
 def charset(environment: Mapping[str, str]) -> str | None:
@@ -38,13 +30,16 @@ def talk(
     speaker: Speaker,
     folder: Path,
     options: ChatOptions,
+    environment: Mapping[str, str],
     *,
     question: str | None = None,
     plain: bool = False,
-    environment: Mapping[str, str] = os.environ,
     awake: Awake | None = None,
 ) -> int:
-    """Run the chat and return the exit code. `question`: ask it and end, without a conversation after it."""
+    """Run the chat and return the exit code. `folder` is where its files are. Raises Dsv4Error.
+
+    `question`: ask it and end, without a conversation after it.
+    """
     foreign = charset(environment)
     drawn = question is None and not plain and foreign is None and environment.get("TERM", "") != "dumb"
     if drawn and sys.stdin.isatty() and sys.stdout.isatty():
@@ -70,10 +65,7 @@ def _drawn(
     output = HeldOutput(sys.stdout, size, environment.get("TERM", ""), color)
     view = Screen(create_input(sys.stdin), output, LineHistory(folder / "history"), color)
     chat = Chat(Worker(speaker), Store(folder / "chats"), view, options, awake)
-    try:
-        return view.run(chat)
-    finally:
-        chat.close()
+    return _ended(chat, lambda: view.run(chat))
 
 
 def _plain(
@@ -99,10 +91,17 @@ def _plain(
             f"this terminal's locale is {foreign}, not UTF-8: plain text, and ? for what it can't show\n"
             "  next: set LC_ALL=en_US.UTF-8 if the terminal shows UTF-8"
         )
+    return _ended(chat, lambda: view.run(chat) if question is None else view.run_once(chat, question))
+
+
+def _ended(chat: Chat, run: Callable[[], int]) -> int:
     try:
-        return view.run(chat) if question is None else view.run_once(chat, question)
+        code = run()
     finally:
         chat.close()
+    if chat.failure is not None:
+        raise chat.failure
+    return code
 
 
 def _degrade(stream: object, encoding: str) -> None:

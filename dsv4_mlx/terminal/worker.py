@@ -36,7 +36,6 @@ class Failed:
     """The model could not be opened. `error` is None where the person stopped it."""
 
     error: BaseException | None
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ class Worker:
             self.events.put(Failed(None))
             return False
         except BaseException as error:  # handed to the main thread, which decides what to say
-            self.events.put(Failed(error, _detail(error)))
+            self.events.put(Failed(error))
             return False
         self.events.put(Opened(facts))
         return True
