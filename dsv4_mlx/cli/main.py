@@ -17,6 +17,7 @@ from dsv4_mlx import __version__
 from dsv4_mlx.cli import bench, convert, demo, generate, info, logits
 from dsv4_mlx.cli.options import cache_folder
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error
+from dsv4_mlx.platforms import check_supported
 
 app = typer.Typer(
     name="dsv4-mlx",
@@ -40,6 +41,7 @@ def _options(
     ] = False,
 ) -> None:
     """Run DeepSeek V4 Flash on your own Mac."""
+    check_supported()  # every command comes through here, and none has imported MLX yet
 
 
 for command in (convert.convert, info.info, generate.generate, demo.demo, logits.logits, bench.bench):
