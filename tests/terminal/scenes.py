@@ -50,7 +50,7 @@ def answer(question: str, asked: Asked) -> Reply:
         thoughts = "".join(f"thought number {i} is here.\n" for i in range(30))
         return Reply([*words("thinking", thoughts), *words("answer", "The **answer** is 42.")], delay=0.003)
     if text.startswith("wide"):
-        return Reply(WIDE * 3, delay=0.01)
+        return Reply([*WIDE * 3, ("answer", "\n\nall")], delay=0.01)
     if text.startswith("long line"):
         line = " ".join(f"w{i}" for i in range(1200))
         return Reply(words("answer", line + "\n\nafter it"), delay=0.0005)

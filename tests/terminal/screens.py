@@ -7,17 +7,26 @@ import re
 import signal
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 import pexpect
 import pyte
+from wcwidth import wcwidth
 
 ROOT = Path(__file__).parents[2]
 RUN = Path(__file__).with_name("run_chat.py")
 PATIENCE = 20.0  # seconds until something that should happen has failed to
 CTRL_C, CTRL_D, CTRL_L, CTRL_T, ESCAPE, ENTER = "\x03", "\x04", "\x0c", "\x14", "\x1b", "\r"
+
+
+class Display(pyte.HistoryScreen):  # type: ignore[misc]
+    """pyte drops the rest of a text after a joiner or a vowel sign without width; a terminal doesn't."""
+
+    def draw(self, data: str) -> None:
+        super().draw("".join(c for c in data if wcwidth(c) or unicodedata.combining(c)))
 
 
 class Person:
@@ -26,15 +35,16 @@ class Person:
     def __init__(
         self, command: list[str], columns: int = 80, rows: int = 24, env: dict[str, str] | None = None
     ) -> None:
+        path = f"{ROOT}:{ROOT / 'tests'}"
         environment = {
             **{k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "LC_ALL", "LC_CTYPE")},
-            "TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **(env or {}),
+            "TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONPATH": path, **(env or {}),
         }  # fmt: skip
         self.child = pexpect.spawn(
             command[0], command[1:], dimensions=(rows, columns), env=environment, timeout=PATIENCE, echo=False
         )
         self.child.delaybeforesend = None
-        self.screen = pyte.HistoryScreen(columns, rows, history=20_000, ratio=0.5)
+        self.screen = Display(columns, rows, history=20_000, ratio=0.5)
         self.stream = pyte.ByteStream(self.screen)
         self.raw = bytearray()
 

@@ -21,7 +21,8 @@ def test_wide_and_combining_characters_and_emoji_split_over_tokens(
     with chat(tmp_path, size=size) as person:
         person.sees(READY)
         person.enters("wide")
-        person.sees(r"decode \d+")
+        person.sees(r"fin\n\nall\n")
+        assert "日本語のテキスト é" in person.text()
         raw = bytes(person.raw).decode("utf-8")
         # The final text reaches the terminal unbroken, clusters whole.
         for cluster in ("日本語のテキスト", "e\u0301", "👩\u200d💻", "👍\U0001f3fd", "한국어", "नमस्ते", "🇩🇪"):
@@ -135,7 +136,7 @@ def test_a_conversation_of_a_thousand_turns(tmp_path: Path) -> None:
         assert time.monotonic() - start < 10
         start = time.monotonic()
         person.enters("hi")
-        person.sees("the conversation would have 9,|You said 2 characters")
+        person.sees("the conversation would have 12,|You said 2 characters")
         assert time.monotonic() - start < 3
 
 
@@ -153,4 +154,4 @@ def test_completion_of_commands_and_files(tmp_path: Path) -> None:
         person.types("\t")
         person.sees("some-notes.txt")
         person.enters("")
-        person.sees("1 lines, 1 tokens|1 lines, \\d+ tokens")
+        person.sees(r"1 lines, \d+ tokens")

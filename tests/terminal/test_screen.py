@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_resize_while_an_answer_streams(tmp_path: Path, size: tuple[int, int]) -
 
 
 def _last_word(text: str) -> int:
-    return max((int(word[4:]) for word in text.split() if word.startswith("word")), default=0)
+    return max(map(int, re.findall(r"\bword(\d+)\b", text)), default=0)
 
 
 def test_typing_ahead_shows_at_once_and_waits_its_turn(tmp_path: Path) -> None:
