@@ -15,10 +15,10 @@ from dsv4_mlx.cli.options import (
     ThinkMode,
     ThinkOption,
     data_folder,
-    model_folder,
     terminal_environment,
 )
 from dsv4_mlx.cli.sampling import MinPOption, SeedOption, TemperatureOption, TopKOption, TopPOption
+from dsv4_mlx.cli.sources import model_folder
 
 
 def chat(

@@ -17,7 +17,6 @@ from dsv4_mlx.cli.options import (
     NumericsOption,
     ThinkMode,
     ThinkOption,
-    model_folder,
 )
 from dsv4_mlx.cli.sampling import (
     FrequencyOption,
@@ -33,6 +32,7 @@ from dsv4_mlx.cli.sampling import (
     TopPOption,
     logit_bias,
 )
+from dsv4_mlx.cli.sources import model_folder
 
 
 def generate(

@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dsv4_mlx import __version__
-from dsv4_mlx.cli import chat, convert, demo, generate, info, logits
+from dsv4_mlx.cli import bench, chat, convert, demo, generate, info, logits, verify
 from dsv4_mlx.cli.crash import write_crash_log
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error
 
@@ -41,7 +41,17 @@ def _options(
     """Run DeepSeek V4 Flash on your own Mac."""
 
 
-for command in (chat.chat, convert.convert, info.info, generate.generate, demo.demo, logits.logits):
+COMMANDS = (
+    chat.chat,
+    generate.generate,
+    convert.convert,
+    verify.verify,
+    info.info,
+    bench.bench,
+    logits.logits,
+    demo.demo,
+)
+for command in COMMANDS:
     app.command()(command)
 
 
