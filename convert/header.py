@@ -48,10 +48,10 @@ def read_header(path: Path) -> Header:
     """Read and check one file's header. Raises InputError (damage) or MachineError (read failure)."""
     try:
         # Not blocking: a pipe put in the place of a shard must not hang the program.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
-                raise InputError(f"{path.name} is not a file", where=path, next="download it again")
+                raise IsADirectoryError
             size = facts.st_size
             prefix = file.read(8)
             if len(prefix) < 8:
@@ -62,6 +62,8 @@ def read_header(path: Path) -> Header:
             text = file.read(length)
     except FileNotFoundError:
         raise InputError("the file is missing", where=path, next="download it again") from None
+    except IsADirectoryError:
+        raise InputError(f"{path.name} is not a file", where=path, next="download it again") from None
     except OSError as error:
         raise MachineError(f"the file can't be read: {error.strerror or error}", where=path) from None
     if len(text) != length:

@@ -64,6 +64,8 @@ class Journal:
             os.close(descriptor)
 
     def _whole_lines(self) -> bytes:
+        if not self.path.exists():
+            return b""
         text = self.path.read_bytes()
         return text[: text.rfind(b"\n") + 1]
 

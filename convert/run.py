@@ -26,7 +26,7 @@ from dsv4_mlx.convert.plan import FilePlan, Plan, make_plan
 from dsv4_mlx.convert.reader import SourceReader
 from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.convert.source import Source, open_source
-from dsv4_mlx.convert.stream import BLOCK, Streamer, write_all
+from dsv4_mlx.convert.stream import BLOCK, Streamer, check_block, write_all
 from dsv4_mlx.convert.work import work_for
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import NAME as MANIFEST
@@ -55,6 +55,7 @@ def convert(
     """
     started = time.monotonic()
     rules = find_recipe(recipe)
+    check_block(block)
     folder.check_place(source, target)
     official = open_source(source)
     table = match(official)
@@ -63,8 +64,7 @@ def convert(
     task = Task(facts["identity"], recipe)
 
     folder.refuse_if_locked(target)
-    if _admit(target, plan, task, resume) == "new":
-        folder.check_space(target, plan.bytes)
+    _admit(target, plan, task, resume)
     made = folder.create(target)
     try:
         with folder.locked(target):
@@ -129,12 +129,12 @@ def _write_files(
 ) -> None:  # fmt: skip
     journal = Journal(target)
     _tidy(target, plan, keep_journal=True)
-    if not journal.path.exists() or journal.task() is None:
-        journal.start(task)
     finished = journal.finished()
     kept = {file.name for file in plan.files if _complete(target, file, finished)}
     effort.kept_bytes = sum(file.size for file in plan.files if file.name in kept)
     folder.check_space(target, plan.bytes - effort.kept_bytes)
+    if journal.task() is None:
+        journal.start(task)
     for name, text in source.texts.items():
         with folder.finished_file(target / name) as descriptor:
             write_all(descriptor, text, 0)

@@ -36,8 +36,6 @@ class Streamer:
     """
 
     def __init__(self, reader: SourceReader, block: int = BLOCK) -> None:
-        if not 4096 <= block <= LARGEST_BLOCK or block % 4096:
-            raise ValueError(f"block is {block}, expected a multiple of 4096 up to {LARGEST_BLOCK}")
         self.block = block
         self.hash_seconds = 0.0
         self.write_seconds = 0.0
@@ -118,6 +116,12 @@ class Streamer:
             total += len(piece.data)
         self.write_seconds += perf_counter() - started
         return total
+
+
+def check_block(block: int) -> None:
+    """Raises ValueError."""
+    if not 4096 <= block <= LARGEST_BLOCK or block % 4096:
+        raise ValueError(f"block is {block}, expected a multiple of 4096 up to {LARGEST_BLOCK}")
 
 
 def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:

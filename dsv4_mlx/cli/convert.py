@@ -45,7 +45,7 @@ def convert(
         )
     if as_json:
         print(json.dumps(summary.to_json(), indent=1))
-    else:
-        print(
-            f"{summary.tensors} tensors, {size(summary.bytes_written)} in {summary.files} files -> {target}"
-        )
+        return
+    print(f"{summary.status}: {summary.tensors} official tensors, {size(summary.bytes)} -> {target}")
+    for name in summary.kept:
+        print(f"kept as it was: {name}")

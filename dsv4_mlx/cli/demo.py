@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,11 @@ import typer
 
 from dsv4_mlx.cli.console import progress
 from dsv4_mlx.cli.options import cache_folder
-from dsv4_mlx.errors import Dsv4Error, MachineError
+from dsv4_mlx.errors import InputError, MachineError
 
 PROMPT = "What is a sliding window?"
 TOKENS = 24
+RECORD = "demo.json"  # the digests of what the demo has made
 
 
 @dataclass(frozen=True)
@@ -57,35 +60,55 @@ def demo(
 
 
 def build(folder: Path) -> Demo:
-    """Make the demonstration's checkpoint and model in `folder`, or find them there undamaged."""
+    """Make the demonstration's checkpoint and model in `folder`, or find them there undamaged.
+
+    Raises InputError rather than touch folders of those names that it has not made.
+    """
     from dsv4_mlx.convert import convert
     from dsv4_mlx.synthetic import small_config, write_checkpoint
 
-    checkpoint, model = folder / "official", folder / "converted"
-    if _intact(checkpoint, model):
+    checkpoint, model, record = folder / "official", folder / "converted", folder / RECORD
+    if _intact(folder):
         return Demo(checkpoint, model, reused=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in (model, checkpoint):
-            if old.exists():
-                shutil.rmtree(old)
+        _clear(folder, (checkpoint, model))
+        record.write_text("{}\n", encoding="utf-8")  # from here on both folders are ours to delete
+        write_checkpoint(checkpoint, small_config(), 0)
+        with progress("converting") as show:
+            convert(checkpoint, model, progress=lambda done, total, file: show(done, total))
+        record.write_text(json.dumps(_digests(folder), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise MachineError(
             f"the demo can't be built here: {error.strerror}", where=folder, next="choose a folder with --dir"
         ) from None
-    write_checkpoint(checkpoint, small_config(), 0)
-    with progress("converting") as show:
-        convert(checkpoint, model, progress=lambda done, total, file: show(done, total))
     return Demo(checkpoint, model, reused=False)
 
 
-def _intact(checkpoint: Path, model: Path) -> bool:
-    """Whether `model` is the finished conversion of `checkpoint` and its bytes have their digests."""
-    from dsv4_mlx.convert import convert
+def _clear(folder: Path, ours: tuple[Path, ...]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in ours:
+        if not old.exists():
+            continue
+        if not (folder / RECORD).is_file():
+            raise InputError(
+                f"the demo would have to replace {old.name!r}, which it has not made",
+                where=folder,
+                next="choose another folder with --dir",
+            )
+        shutil.rmtree(old)
 
-    if not checkpoint.is_dir() or not model.is_dir():
-        return False
+
+def _intact(folder: Path) -> bool:
+    """Whether every byte of both folders is what an earlier run has recorded."""
     try:
-        return bool(convert(checkpoint, model, resume=True).status == "nothing to do")
-    except Dsv4Error:
+        recorded = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return bool(recorded) and bool(recorded == _digests(folder))
+    except (OSError, ValueError):
         return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for name in ("official", "converted") for path in (folder / name).rglob("*"))
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }

@@ -8,7 +8,7 @@ from mlx.nn.layers.base import Module
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.block import Block
 from dsv4_mlx.model.plan import Plan, Planner
-from dsv4_mlx.model.state import ModelState
+from dsv4_mlx.model.state import GROWTH, ModelState
 from dsv4_mlx.model.tensors import Embedding, TensorSource
 from dsv4_mlx.ops import Numerics, Ops
 
@@ -74,9 +74,9 @@ class Transformer(Module):
         ]
         self.planner = Planner(config)
 
-    def new_state(self, batch: int = 1) -> ModelState:
-        """The state before the first token."""
-        return ModelState(self.config, self.dtype, batch)
+    def new_state(self, batch: int = 1, growth: int = GROWTH) -> ModelState:
+        """The state before the first token; its row buffers grow by `growth` tokens."""
+        return ModelState(self.config, self.dtype, batch, growth)
 
     def __call__(self, tokens: mx.array, state: ModelState, *, last: bool = False) -> mx.array:
         """tokens int32 [B, T], the next T of the sequence -> float32 logits [B, T, V], or [B, 1, V].

@@ -32,7 +32,9 @@ def open_shard(folder: Path, file: str, manifest: Manifest) -> dict[str, mx.arra
         raise InputError(f"the file is damaged: {error}", where=path, next=CONVERT_AGAIN) from None
     except OSError as error:
         raise MachineError(f"the file can't be read: {error}", where=path) from None
-    return dict(arrays)
+    if not isinstance(arrays, dict):
+        raise TypeError(f"mx.load gave a {type(arrays).__name__} for {path}")
+    return arrays
 
 
 class ConvertedTensors:
