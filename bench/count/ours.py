@@ -33,7 +33,9 @@ def true_config() -> ModelConfig:
     return parse_config(json.dumps(release_config("flash", true_size=True)), "release flash")
 
 
-def trace_ours(config: ModelConfig, ops: Ops, *, context: int, rows: int, numerics: Numerics = OFFICIAL) -> Step:
+def trace_ours(
+    config: ModelConfig, ops: Ops, *, context: int, rows: int, numerics: Numerics = OFFICIAL
+) -> Step:
     """The step that takes `rows` tokens in after `context` tokens and gives the last one's logits."""
     model = Transformer(config, BlankTensors(config), ops, numerics)
     state = model.new_state()

@@ -13,9 +13,26 @@ from dataclasses import dataclass, field
 from bench.count.trace import Array, Graph, Primitive
 
 # These change shape and strides of a buffer and launch nothing.
-VIEWS = frozenset(
-    "AsStrided Broadcast BroadcastAxes Copy CustomTransforms Depends ExpandDims Flatten NumberOfElements "
-    "Reshape Slice Split Squeeze StopGradient Transpose Unflatten View".split()
+VIEWS = frozenset(  # fmt: skip
+    (
+        "AsStrided",
+        "Broadcast",
+        "BroadcastAxes",
+        "Copy",
+        "CustomTransforms",
+        "Depends",
+        "ExpandDims",
+        "Flatten",
+        "NumberOfElements",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "StopGradient",
+        "Transpose",
+        "Unflatten",
+        "View",
+    )
 )
 # Of these, the ones that copy when the input's layout doesn't allow the new shape.
 RESHAPES = frozenset(("Flatten", "Reshape", "Unflatten", "View"))

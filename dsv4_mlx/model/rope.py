@@ -36,34 +36,46 @@ def frequencies(width: int, base: float, yarn: Yarn | None) -> npt.NDArray[np.fl
 
 
 class RopeTable:
-    """`exp(i * position * f)` for the positions asked for, complex64 [T, R / 2]."""
+    """`exp(i * position * f)` for the positions asked for, complex64 [T, K / 2]: 1 for unrotated channels."""
 
-    def __init__(self, freqs: npt.NDArray[np.float32]) -> None:
-        self.freqs = freqs
-        self._blocks: OrderedDict[int, mx.array] = OrderedDict()
+    def __init__(self, freqs: npt.NDArray[np.float32], width: int) -> None:
+        self.freqs, self.width = freqs, width
+        self._blocks: OrderedDict[int, tuple[mx.array, mx.array]] = OrderedDict()
 
-    def rows(self, start: int, count: int) -> mx.array:
-        """Positions start, start + 1, ...: a slice of a cached block where they lie in one."""
+    def rows(self, start: int, count: int) -> tuple[mx.array, mx.array]:
+        """Positions start, start + 1, ..., forward and inverse: slices of one cached block if possible."""
         block, offset = divmod(start, _BLOCK)
         if offset + count > _BLOCK:
-            return self.at(np.arange(start, start + count))
+            return self._both(np.arange(start, start + count))
         if block not in self._blocks:
-            self._blocks[block] = self.at(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
+            self._blocks[block] = self._both(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
             if len(self._blocks) > _KEPT:
                 self._blocks.popitem(last=False)
-        return self._blocks[block][offset : offset + count]
+        forward, inverse = self._blocks[block]
+        return forward[offset : offset + count], inverse[offset : offset + count]
 
     def at(self, positions: npt.NDArray[np.int64]) -> mx.array:
-        """Any positions. The angle is a float32 product, as the model was trained; its cosine is exact."""
+        """Any positions, forward."""
+        return mx.array(self._table(positions))
+
+    def _both(self, positions: npt.NDArray[np.int64]) -> tuple[mx.array, mx.array]:
+        table = self._table(positions)
+        return mx.array(table), mx.array(table.conj())
+
+    def _table(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.complex64]:
+        """The angle is a float32 product, as the model was trained; its cosine is exact."""
         angles = (positions.astype(np.float32)[:, None] * self.freqs).astype(np.float64)
-        return mx.array((np.cos(angles) + 1j * np.sin(angles)).astype(np.complex64))
+        table = np.ones((len(positions), self.width // 2), np.complex64)
+        table[:, -len(self.freqs) :] = np.cos(angles) + 1j * np.sin(angles)
+        return table
 
 
 def plain_table(config: ModelConfig) -> RopeTable:
     """Layers without compression: base 10000, no scaling."""
-    return RopeTable(frequencies(config.rope_dim, config.rope_theta, None))
+    return RopeTable(frequencies(config.rope_dim, config.rope_theta, None), config.head_dim)
 
 
 def compressed_table(config: ModelConfig) -> RopeTable:
     """Layers with compression: base 160000 and YaRN, for everything the layer rotates (trap 1)."""
-    return RopeTable(frequencies(config.rope_dim, config.compress_rope_theta, config.yarn))
+    freqs = frequencies(config.rope_dim, config.compress_rope_theta, config.yarn)
+    return RopeTable(freqs, config.head_dim)
