@@ -18,7 +18,7 @@ from dsv4_mlx.official import FP8_BLOCK
 
 Bytes = npt.NDArray[np.uint8]
 
-_SEGMENT_SOURCE = {  # segment -> (w1, w3 or w2; codes or scales)
+SEGMENT_SOURCE = {  # segment -> (w1, w3 or w2; codes or scales)
     "gate_codes": (0, 0), "up_codes": (1, 0), "down_codes": (2, 0),
     "gate_scales": (0, 1), "up_scales": (1, 1), "down_scales": (2, 1),
 }  # fmt: skip
@@ -154,7 +154,7 @@ def _record_stretches(records: Records, source: Source) -> Iterator[Stretch]:
     padding = records.record_bytes - sum(segment.bytes for segment in records.segments)
     for number, expert in enumerate(records.experts):
         for segment in records.segments:
-            matrix, part = _SEGMENT_SOURCE[segment.name]
+            matrix, part = SEGMENT_SOURCE[segment.name]
             yield _stretch(source, expert[matrix].tensors()[part].name, str(number))
         if padding:
             yield Stretch(str(number), padding)

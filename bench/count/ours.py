@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from bench.count.shapes import BlankExperts, BlankTensors
+from bench.count.shapes import BlankExperts, BlankTensors, blank
 from bench.count.trace import Graph, as_on_metal, trace
 from dsv4_mlx.config import ModelConfig, parse_config
-from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import OFFICIAL, Numerics, Ops
 from dsv4_mlx.reference.expert_ffn import Bank
@@ -51,12 +50,17 @@ def trace_ours(
             slot.put(array)
         return [model(tokens, state, last=True), *(buffer.buffer for buffer in buffers)]
 
-    arguments = [mx.zeros((1, rows), mx.int32), *(b.buffer for b in buffers), *(s.array for s in slots)]
+    arguments = [blank((1, rows), mx.int32), *(b.buffer for b in buffers), *(s.array for s in slots)]
     with as_on_metal():
         graph = trace(step, arguments)
+    return whole_step(graph, len(buffers), config.experts)
+
+
+def whole_step(graph: Graph, buffers: int, experts: int) -> Step:
+    """The arguments of a traced step are tokens, then `buffers` arrays of the cache, then weights."""
     keys = [array.key for array in graph.inputs]
-    cut = 1 + len(buffers)
-    return Step(graph, frozenset(keys[cut:]), frozenset(keys[1:cut]), config.experts)
+    cut = 1 + buffers
+    return Step(graph, frozenset(keys[cut:]), frozenset(keys[1:cut]), experts)
 
 
 @dataclass
@@ -90,7 +94,3 @@ def _slots(model: Transformer) -> Iterator[_Slot]:
                 yield _Slot(experts, f"{bank_name}.{part}", getattr(bank, part))
         if block.ffn.hashed:
             yield _Slot(block.ffn, "_experts_of", block.ffn._experts_of)
-
-
-def state_bytes(state: ModelState) -> int:
-    return sum(array.nbytes for array in state.arrays())

@@ -16,6 +16,7 @@ from dsv4_mlx.engine.memory import largest_context, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import DoesNotFit, UsageError
 from dsv4_mlx.manifest import Manifest, read_manifest
+from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import NUMERICS, REFERENCE
 from dsv4_mlx.weights.load import activation_dtype, open_model
@@ -56,9 +57,9 @@ class Engine:
         opened = open_model(folder, REFERENCE, NUMERICS[options.numerics], progress)
         return Engine(opened.config, manifest, opened.model, prompts, context)
 
-    def session(self) -> Session:
-        """A new, empty token sequence."""
-        return Session(self.model, self.context, self.prompts.markers)
+    def session(self, growth: int = GROWTH) -> Session:
+        """A new, empty token sequence, whose row buffers grow by `growth` tokens."""
+        return Session(self.model, self.context, self.prompts.markers, growth)
 
 
 def weight_bytes(manifest: Manifest) -> int:

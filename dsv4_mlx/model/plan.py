@@ -7,7 +7,6 @@ made once per chunk, on the host, and never inside a layer. Positions are Python
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
@@ -62,18 +61,12 @@ class Planner:
         self.window = config.window
         self.ratios = sorted({r for r in config.ratios if r})
         self._plain, self._compressed = plain_table(config), compressed_table(config)
+        self._ring_masks: dict[int, mx.array] = {}  # by rows, of which there are SLACK + 1
 
     def plan(self, start: int, rows: int) -> Plan:
         in_ring = rows <= SLACK + 1
         history = max(0, start - self.window + 1)
-        ring = self.window + SLACK
-        # Once the ring is full its mask depends on the position modulo its size only.
-        at = start if start < 2 * ring else 2 * ring + start % ring
-        mask = (
-            _ring_mask(at, rows, self.window, ring)
-            if in_ring
-            else _band_mask(start, rows, history, self.window)
-        )
+        mask = self._ring_mask(start, rows) if in_ring else _band_mask(start, rows, history, self.window)
         return Plan(
             start=start,
             rows=rows,
@@ -84,6 +77,20 @@ class Planner:
             compressed=Rotation(*self._compressed.rows(start, rows)),
             groups={ratio: self._groups(ratio, start, rows) for ratio in self.ratios},
         )
+
+    def _ring_mask(self, start: int, rows: int) -> mx.array:
+        """Visible slots [T, ring] once the chunk is written.
+
+        Once the ring is full they depend on the position modulo its size only, so all there are fit in one
+        table [2 * ring, T, ring], and decoding makes no mask however long it goes on.
+        """
+        ring = self.window + SLACK
+        if rows not in self._ring_masks:
+            self._ring_masks[rows] = mx.stack(
+                [_ring_mask(at, rows, self.window, ring) for at in range(2 * ring)]
+            )
+            mx.eval(self._ring_masks[rows])
+        return self._ring_masks[rows][start if start < ring else ring + start % ring]
 
     def _groups(self, ratio: int, start: int, rows: int) -> Groups:
         first, end = start // ratio, (start + rows) // ratio
@@ -110,9 +117,8 @@ class Planner:
         )
 
 
-@lru_cache(maxsize=1024)
 def _ring_mask(start: int, rows: int, window: int, ring: int) -> mx.array:
-    """Visible slots [T, ring] once the chunk is written; slot s holds the last position = s mod ring."""
+    """Slot s holds the last position = s mod ring."""
     last = start + rows - 1
     positions = last - (last - np.arange(ring)) % ring
     return _seen(start, rows, positions, window)

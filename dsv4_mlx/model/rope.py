@@ -12,7 +12,7 @@ import numpy.typing as npt
 from dsv4_mlx.config import ModelConfig, Yarn
 
 _BLOCK = 512  # positions per cached block
-_KEPT = 4  # blocks kept: a decode step and the compressed rows it closes need at most two
+_KEPT = 4  # blocks kept: sequences that run side by side are at different positions
 
 
 def frequencies(width: int, base: float, yarn: Yarn | None) -> npt.NDArray[np.float32]:
@@ -36,11 +36,15 @@ def frequencies(width: int, base: float, yarn: Yarn | None) -> npt.NDArray[np.fl
 
 
 class RopeTable:
-    """`exp(i * position * f)` for the positions asked for, complex64 [T, K / 2]: 1 for unrotated channels."""
+    """`exp(i * position * f)` for the positions asked for, complex64 [T, K / 2]: 1 for unrotated channels.
+
+    The kept blocks are there from the start, so that memory does not depend on how far a sequence got.
+    """
 
     def __init__(self, freqs: npt.NDArray[np.float32], width: int) -> None:
         self.freqs, self.width = freqs, width
-        self._blocks: OrderedDict[int, tuple[mx.array, mx.array]] = OrderedDict()
+        self._blocks = OrderedDict((block, self._block(block)) for block in range(_KEPT))
+        mx.eval(*self._blocks.values())
 
     def rows(self, start: int, count: int) -> tuple[mx.array, mx.array]:
         """Positions start, start + 1, ..., forward and inverse: slices of one cached block if possible."""
@@ -48,11 +52,14 @@ class RopeTable:
         if offset + count > _BLOCK:
             return self._both(np.arange(start, start + count))
         if block not in self._blocks:
-            self._blocks[block] = self._both(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
-            if len(self._blocks) > _KEPT:
-                self._blocks.popitem(last=False)
+            self._blocks.popitem(last=False)
+            self._blocks[block] = self._block(block)
+        self._blocks.move_to_end(block)
         forward, inverse = self._blocks[block]
         return forward[offset : offset + count], inverse[offset : offset + count]
+
+    def _block(self, block: int) -> tuple[mx.array, mx.array]:
+        return self._both(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
 
     def at(self, positions: npt.NDArray[np.int64]) -> mx.array:
         """Any positions, forward."""
