@@ -6,11 +6,12 @@ hard in the real implementation (state, rings, partial windows) is absent here.
 Arithmetic is float64 on weights that are float32 exactly. The oracle's own rounding is then negligible and
 a measured difference belongs to the implementation under test. The two exceptions are part of the
 definition: rotary angles are float32 products of float32 numbers, and the simulated quantisers work on
-float32 values.
+float32 values. `dtype=np.float32` shows how much an honest float32 implementation may differ.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -88,7 +89,7 @@ def rope_frequencies(config: Mapping[str, Any], ratio: int) -> Array:
 
 def rotate(x: Array, positions: Array, frequency: Array, direction: int = 1) -> Array:
     """Rotate interleaved pairs of the last channels of x [T, ..., d] by position (or back: -1)."""
-    angle = np.multiply.outer(positions.astype(np.float32), frequency).astype(np.float64)
+    angle = np.multiply.outer(positions.astype(np.float32), frequency).astype(x.dtype)
     angle = angle.reshape(len(positions), *(1,) * (x.ndim - 2), len(frequency))
     cos, sin = np.cos(angle), direction * np.sin(angle)
     split = x.shape[-1] - 2 * len(frequency)
@@ -104,16 +105,21 @@ class NumpyModel:
     """
 
     def __init__(
-        self, config: Mapping[str, Any], weights: Mapping[str, Array], numerics: Numerics = "exact"
+        self,
+        config: Mapping[str, Any],
+        weights: Mapping[str, Array],
+        numerics: Numerics = "exact",
+        dtype: type[np.floating[Any]] = np.float64,
     ) -> None:
         if numerics not in ("exact", "official"):
             raise ValueError(f"unknown numerics {numerics!r}")
         self.config, self.weights, self.official = config, weights, numerics == "official"
+        self.dtype = dtype
         self.eps = float(config["rms_norm_eps"])
         self.trace = Trace()
 
     def weight(self, name: str) -> Array:
-        return self.weights[name].astype(np.float64)
+        return self.weights[name].astype(self.dtype)
 
     def linear(self, x: Array, name: str) -> Array:
         return np.asarray(x @ self.weight(f"{name}.weight").T)
@@ -149,17 +155,18 @@ class NumpyModel:
     def compress(self, x: Array, name: str, ratio: int, frequency: Array) -> Array:
         """Compressed rows of all complete windows, normed and rotated: [T // ratio, d]."""
         entries = len(x) // ratio
+        if not entries:
+            return np.zeros((0, len(self.weights[f"{name}.norm.weight"])), dtype=self.dtype)
         keys, gates = (self.linear(x, f"{name}.{part}")[: entries * ratio] for part in ("wkv", "wgate"))
         keys, gates = keys.reshape(entries, ratio, -1), gates.reshape(entries, ratio, -1)
         gates = gates + self.weight(f"{name}.ape")
         if ratio == 4:  # windows overlap: first half of the channels looks one window back
             d = keys.shape[-1] // 2
-            before_k, before_g = np.zeros((entries, ratio, d)), np.full((entries, ratio, d), -np.inf)
+            before_k = np.zeros((entries, ratio, d), dtype=self.dtype)
+            before_g = np.full((entries, ratio, d), -np.inf, dtype=self.dtype)
             before_k[1:], before_g[1:] = keys[:-1, :, :d], gates[:-1, :, :d]
             keys = np.concatenate([before_k, keys[..., d:]], axis=1)
             gates = np.concatenate([before_g, gates[..., d:]], axis=1)
-        if not entries:
-            return np.zeros((0, keys.shape[-1]))
         rows = self.norm((softmax(gates, axis=1) * keys).sum(axis=1), f"{name}.norm")
         return rotate(rows, np.arange(entries) * ratio, frequency)
 
@@ -168,10 +175,11 @@ class NumpyModel:
         split = self.config["head_dim"] - self.config["qk_rope_head_dim"]
         if not self.official or not rows.size:
             return rows
-        return np.concatenate([q8(rows[:, :split], int(np.gcd(split, 64))), rows[:, split:]], axis=-1)
+        kept = q8(rows[:, :split], math.gcd(split, 64)).astype(self.dtype)
+        return np.concatenate([kept, rows[:, split:]], axis=-1)
 
     def index_form(self, x: Array) -> Array:
-        return q4(hadamard(x)).astype(np.float64) if self.official and x.size else x
+        return q4(hadamard(x)).astype(self.dtype) if self.official and x.size else x
 
     def index_scores(self, x: Array, qr: Array, name: str, frequency: Array) -> Array:
         """Score of every compressed row for every token: [T, T // 4]."""
@@ -179,7 +187,7 @@ class NumpyModel:
         query = self.linear(qr, f"{name}.wq_b").reshape(len(x), heads, dim)
         query = self.index_form(rotate(query, np.arange(len(x)), frequency))
         key = self.index_form(self.compress(x, f"{name}.compressor", 4, frequency))
-        factor = self.linear(x, f"{name}.weights_proj") / np.sqrt(dim * heads)
+        factor = self.linear(x, f"{name}.weights_proj") * (dim * heads) ** -0.5
         return np.asarray(np.einsum("th,the->te", factor, np.maximum(query @ key.T, 0)))
 
     def visible_rows(self, x: Array, qr: Array, name: str, ratio: int, frequency: Array) -> Array:
