@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
 from oracle.goldens import Prompt
 
 Array = NDArray[Any]
@@ -54,9 +53,8 @@ def _largest(
         return float(difference.max())
 
     def describe(index: tuple[int, ...]) -> str:
-        named = tuple(
-            int(axes[i][n]) if i < len(axes) and axes[i] is not None else n for i, n in enumerate(index)
-        )
+        names = [*axes, *(None,) * len(index)]
+        named = tuple(n if axis is None else int(axis[n]) for n, axis in zip(index, names, strict=False))
         return (
             f"at {named}: actual {actual[index]:.9g}, expected {expected[index]:.9g}, {difference[index]:.3g}"
         )
@@ -73,7 +71,7 @@ def _largest(
 def assert_close(actual: ArrayLike, expected: ArrayLike, tolerance: float, what: str = "logits") -> float:
     """Every value within `tolerance` standard deviations of `expected`."""
     reference = np.asarray(expected, dtype=np.float64)
-    unit = float(reference.std())
+    unit = float(reference.std()) if reference.size else 0.0
     return _largest(_as_array(actual, reference.shape, what), reference, unit, tolerance, what)
 
 
@@ -112,9 +110,10 @@ def assert_logits(
     wrong = decided & (logits.argmax(axis=1) != golden.top1[start:])
     if wrong.any():
         t = int(np.argmax(wrong))
+        found, wanted = int(logits[t].argmax()), int(golden.top1[t + start])
         raise AssertionError(
             f"{what}: first token differs at {int(wrong.sum())} of {int(decided.sum())} decided positions; "
-            f"first at {t + start}: actual {int(logits[t].argmax())}, expected {int(golden.top1[t + start])}, "
+            f"first at {t + start}: actual {found}, expected {wanted}, "
             f"the oracle's gap is {golden.gap[t + start] / golden.std:.3g} std"
         )
     return worst

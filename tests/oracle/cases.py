@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-MIN_MARGIN = 1e-5  # gap at a discrete choice, relative to the largest score of its row
+MIN_MARGIN = 5e-5  # gap at a discrete choice, relative to the largest score of its row
 
 FIXED: dict[str, Any] = {
     "architectures": ["DeepseekV4ForCausalLM"],
@@ -102,12 +102,13 @@ TOPK = Case(
         swiglu_limit=4.0,
     ),
     seed=1,
-    prompts=(Prompt(301, 97, 1), Prompt(46, 1, 2)),
+    prompts=(Prompt(301, 97, 12), Prompt(46, 1, 1)),
 )
 
 AWKWARD = Case(
     "awkward",
-    "No size is a power of two or a multiple of 128; odd experts, groups, vocabulary and lengths.",
+    "No size is a power of two or a multiple of 128; odd experts, groups, vocabulary and lengths; constants "
+    "unlike the released ones, so large that a forgotten epsilon or one Sinkhorn pass less is seen.",
     config(
         [0, 128, 4, 128, 4],
         yarn=(4, 128),
@@ -127,10 +128,14 @@ AWKWARD = Case(
         num_experts_per_tok=3,
         moe_intermediate_size=96,
         num_hash_layers=3,
-        swiglu_limit=4.0,
+        swiglu_limit=3.5,
+        routed_scaling_factor=2.5,
+        hc_eps=2e-3,
+        rms_norm_eps=1e-3,
+        hc_sinkhorn_iters=6,
     ),
     seed=1,
-    prompts=(Prompt(263, 131, 1), Prompt(1, 1, 2), Prompt(5, 2, 3)),
+    prompts=(Prompt(263, 131, 3), Prompt(1, 1, 2), Prompt(5, 2, 3)),
 )
 
 WINDOWS = Case(
@@ -158,7 +163,7 @@ WINDOWS = Case(
         swiglu_limit=4.0,
     ),
     seed=1,
-    prompts=(Prompt(523, 384, 1), Prompt(130, 127, 2)),
+    prompts=(Prompt(523, 384, 6), Prompt(130, 127, 4)),
 )
 
 HEADS = Case(
@@ -186,7 +191,12 @@ HEADS = Case(
         swiglu_limit=4.0,
     ),
     seed=1,
-    prompts=(Prompt(275, 129, 1), Prompt(67, 3, 2)),
+    prompts=(Prompt(275, 129, 4), Prompt(67, 3, 4)),
 )
 
 CASES = (TOPK, AWKWARD, WINDOWS, HEADS)
+
+# Cases whose long prompt can be compared end to end with simulated quantisation: more than half of the
+# positions come before the first value that lies on a rounding edge, whatever the order of float32 sums.
+# The others have so many quantised values that an edge comes early in some prompts.
+OFFICIAL_CASES = ("topk", "windows")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dsv4_mlx.synthetic import write_checkpoint
 from numpy.typing import NDArray
 
+from dsv4_mlx.synthetic import write_checkpoint
 from oracle.official import OfficialCheckpoint
 
 Array = NDArray[Any]
@@ -21,6 +21,7 @@ Array = NDArray[Any]
 FOLDER = Path(__file__).parent.parent / "golden"
 MANIFEST = FOLDER / "manifest.json"
 COMMAND = "PYTHONPATH=tests:. python -m oracle.make_goldens"
+SIZE_LIMIT = 1_500_000  # bytes of everything in FOLDER
 
 
 class StaleGolden(AssertionError):

@@ -33,7 +33,6 @@ DECODE_TOLERANCE = 3e-5  # transformers against itself, in std of the logits
 NUMPY_TOLERANCE = 3e-5
 LOGITS_STD = (0.5, 10.0)
 MIN_CLAMPED = 1e-4  # share of expert pre-activations that the clamp changes
-SIZE_LIMIT = 1_500_000
 
 
 def token_ids(prompt: Prompt, vocabulary: int) -> Array:
@@ -126,6 +125,22 @@ def versions() -> dict[str, str]:
     }
 
 
+def store(made: dict[str, tuple[dict[str, Array], dict[str, Any]]]) -> None:
+    """Write the given cases; entries of the manifest for other cases stay as they are."""
+    goldens.FOLDER.mkdir(exist_ok=True)
+    kept = goldens.manifest()["cases"] if goldens.MANIFEST.exists() else {}
+    for name, (arrays, description) in made.items():
+        path = goldens.FOLDER / f"{name}.npz"
+        np.savez_compressed(path, allow_pickle=False, **arrays)
+        kept[name] = {**description, "npz_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    cases = {case.name: kept[case.name] for case in CASES if case.name in kept}
+    content = {"format": 1, "command": goldens.COMMAND, "versions": versions(), "cases": cases}
+    goldens.MANIFEST.write_text(json.dumps(content, indent=1) + "\n")
+    size = sum(path.stat().st_size for path in goldens.FOLDER.iterdir())
+    if size > goldens.SIZE_LIMIT:
+        raise SystemExit(f"the goldens take {size} bytes, more than {goldens.SIZE_LIMIT}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the goldens again.")
     parser.add_argument("case", nargs="*", help="names of cases; all if none is given")
@@ -134,11 +149,9 @@ def main() -> None:
     unknown = set(options.case) - {case.name for case in CASES}
     if unknown:
         parser.error(f"unknown cases: {', '.join(sorted(unknown))}")
-    kept = goldens.manifest()["cases"] if goldens.MANIFEST.exists() and options.case else {}
     made, problems = {}, []
     for case in CASES:
         if options.case and case.name not in options.case:
-            made[case.name] = kept[case.name]
             continue
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
@@ -146,21 +159,11 @@ def main() -> None:
             arrays, description, found = run_case(case, weights)
         print(f"{case.name}: {time.monotonic() - began:.0f} s", flush=True)
         problems += found
-        if not found and not options.dry_run:
-            path = goldens.FOLDER / f"{case.name}.npz"
-            path.parent.mkdir(exist_ok=True)
-            np.savez_compressed(path, allow_pickle=False, **arrays)
-            description["npz_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-        made[case.name] = description
+        made[case.name] = arrays, description
     if problems:
-        raise SystemExit("nothing is changed in the manifest:\n" + "\n".join(problems))
-    if options.dry_run:
-        return
-    content = {"format": 1, "command": goldens.COMMAND, "versions": versions(), "cases": made}
-    goldens.MANIFEST.write_text(json.dumps(content, indent=1) + "\n")
-    size = sum(path.stat().st_size for path in goldens.FOLDER.iterdir())
-    if size > SIZE_LIMIT:
-        raise SystemExit(f"the goldens take {size} bytes, more than {SIZE_LIMIT}")
+        raise SystemExit("nothing is written:\n" + "\n".join(problems))
+    if not options.dry_run:
+        store(made)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oracle.numpy_model import NumpyModel, rms
+from oracle.numpy_model import NumpyModel, rms, rotate
 
 Array = NDArray[Any]
 Config = dict[str, Any]
@@ -86,6 +86,26 @@ class MixTransposed(NumpyModel):
         return pre, post, np.swapaxes(comb, 1, 2)
 
 
+class CollapseWithoutEpsilon(NumpyModel):
+    def mix(self, streams: Array, name: str) -> tuple[Array, Array, Array]:
+        pre, post, comb = super().mix(streams, name)
+        return pre - self.config["hc_eps"], post, comb
+
+
+class WriteBackWithEpsilon(NumpyModel):
+    def mix(self, streams: Array, name: str) -> tuple[Array, Array, Array]:
+        pre, post, comb = super().mix(streams, name)
+        return pre, post + self.config["hc_eps"], comb
+
+
+class RowsBeforeColumns(NumpyModel):
+    """The mixing matrix ends on a pass over rows."""
+
+    def mix(self, streams: Array, name: str) -> tuple[Array, Array, Array]:
+        pre, post, comb = super().mix(streams, name)
+        return pre, post, comb / (comb.sum(axis=2, keepdims=True) + self.config["hc_eps"])
+
+
 class RowEarly(NumpyModel):
     """A compressed row becomes visible one token before its window is complete."""
 
@@ -109,8 +129,6 @@ class RowsRotatedAtEnd(NumpyModel):
 
     def compress(self, x: Array, name: str, ratio: int, frequency: Array) -> Array:
         rows = super().compress(x, name, ratio, frequency)
-        from oracle.numpy_model import rotate
-
         return rotate(rows, np.full(len(rows), ratio - 1), frequency)
 
 
@@ -170,7 +188,13 @@ MUTATIONS = (
     Mutation("window too long", "topk", config=_add("sliding_window", 1)),
     Mutation("window too short", "windows", config=_add("sliding_window", -1)),
     Mutation("one row too many", "topk", config=_add("index_topk", 1)),
-    Mutation("one Sinkhorn pass", "topk", config=_set("hc_sinkhorn_iters", 1)),
+    Mutation("one Sinkhorn pass less", "awkward", config=_add("hc_sinkhorn_iters", -1)),
+    Mutation("other mixing epsilon", "awkward", config=_set("hc_eps", 1e-6)),
+    Mutation("other norm epsilon", "awkward", config=_set("rms_norm_eps", 1e-6)),
+    Mutation("no epsilon in the collapse", "awkward", CollapseWithoutEpsilon),
+    Mutation("epsilon in the write back", "awkward", WriteBackWithEpsilon),
+    Mutation("rows normed before columns", "awkward", RowsBeforeColumns),
+    Mutation("other routed scale", "awkward", config=_set("routed_scaling_factor", 1.5)),
     Mutation("no sinks", "topk", weights=_scaled(".attn_sink", 1e9)),
     Mutation("sinks scaled", "topk", weights=_scaled(".attn_sink", 0.125)),
     Mutation("no gate positions", "windows", weights=_zero(".ape")),

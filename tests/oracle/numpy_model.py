@@ -12,7 +12,7 @@ float32 values. `dtype=np.float32` shows how much an honest float32 implementati
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -101,7 +101,7 @@ def rotate(x: Array, positions: Array, frequency: Array, direction: int = 1) -> 
 class NumpyModel:
     """`weights` maps official names to decoded arrays; `config` is the official config.json.
 
-    `trace` collects facts about the last call of `streams` or `logits`.
+    `trace` collects facts about the last call of `layers`, `streams` or `logits`.
     """
 
     def __init__(
@@ -277,14 +277,24 @@ class NumpyModel:
             streams = post[:, :, None] * out[:, None] + np.einsum("tjk,tjd->tkd", comb, streams)
         return streams
 
-    def streams(self, tokens: Sequence[int] | Array) -> Array:
-        """Residual streams after the last trunk layer: [T, hc_mult, hidden]."""
+    def layers(self, tokens: Sequence[int] | Array) -> Iterator[Array]:
+        """Residual streams [T, hc_mult, hidden] after the embedding, then after each trunk layer.
+
+        Item i is what layer i reads: one layer can be judged on exact inputs, before errors grow.
+        """
         ids, self.trace = np.asarray(tokens), Trace()
         embedded = self.weight("embed.weight")[ids]
         streams = np.repeat(embedded[:, None], self.config["hc_mult"], axis=1)
+        yield streams
         for layer in range(self.config["num_hidden_layers"]):
             streams = self.block(streams, ids, f"layers.{layer}", self.config["compress_ratios"][layer])
-        return streams
+            yield streams
+
+    def streams(self, tokens: Sequence[int] | Array) -> Array:
+        """Residual streams after the last trunk layer: [T, hc_mult, hidden]."""
+        for streams in self.layers(tokens):
+            last = streams
+        return last
 
     def head(self, streams: Array, prefix: str = "") -> Array:
         collapsed = self.collapse_for_head(streams, prefix)

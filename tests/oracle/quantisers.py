@@ -25,8 +25,8 @@ def bf16(x: Array) -> Array:
     """Round finite float32 to the nearest BF16, ties to even, returned as float32."""
     bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
-    rounded: Array = (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
-    return rounded.view(np.float32)
+    rounded = (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+    return np.asarray(rounded.view(np.float32))
 
 
 def nearest_code(magnitude: Array, codes: Array) -> Array:
@@ -102,7 +102,7 @@ def _ties(rng: np.random.Generator, rows: int, width: int, codes: Array) -> Arra
     value = np.where(nudge < 0, np.nextafter(value, np.float32(0)), value)
     value = np.where(nudge > 0, np.nextafter(value, np.float32(np.inf)), value)
     value[:, rng.integers(width)] = (codes[-1] * scale[:, 0]).astype(np.float32)
-    return value
+    return np.asarray(value)
 
 
 def _edges_of_scale(rng: np.random.Generator, rows: int, width: int, codes: Array) -> Array:
@@ -113,7 +113,7 @@ def _edges_of_scale(rng: np.random.Generator, rows: int, width: int, codes: Arra
     top = np.where(nudge > 0, np.nextafter(top, np.float32(np.inf)), top)
     value = (rng.random((rows, width)) * top[:, None]).astype(np.float32)
     value[:, rng.integers(width)] = top
-    return value
+    return np.asarray(value)
 
 
 def make_hard_values(n: int, seed: int = 0) -> Array:

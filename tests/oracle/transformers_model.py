@@ -5,6 +5,7 @@ torch is imported by name at run time because neither the test suite nor the typ
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -56,8 +57,8 @@ def renamed(weights: Mapping[str, Array], layers: int, experts: int) -> Iterator
         if name in TOP_NAMES:
             yield TOP_NAMES[name], weights[name]
         elif name.startswith("layers.") and ".ffn.experts." not in name:
-            _, layer, rest = name.split(".", 2)
-            yield f"model.layers.{layer}.{LAYER_NAMES[rest]}", weights[name]
+            _, number, rest = name.split(".", 2)
+            yield f"model.layers.{number}.{LAYER_NAMES[rest]}", weights[name]
         elif not name.startswith(("layers.", "mtp.")):
             raise ValueError(f"no transformers name is known for {name}")
     for layer in range(layers):
@@ -73,17 +74,20 @@ def load(config: Mapping[str, Any], weights: Mapping[str, Array]) -> Any:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
     ours = {key: value for key, value in config.items() if key not in ("quantization_config", "torch_dtype")}
-    theirs = transformers.DeepseekV4Config(**ours, attn_implementation="eager", dtype="float32")
+    # A deep copy, because the constructor adds keys to the dictionaries it is given.
+    theirs = transformers.DeepseekV4Config(
+        **copy.deepcopy(ours), attn_implementation="eager", dtype="float32"
+    )
     theirs._experts_implementation = "eager"
     model = transformers.DeepseekV4ForCausalLM(theirs).float().eval()
     with torch.no_grad():  # a value that survives from initialisation would show as NaN
         for value in model.state_dict().values():
             value.fill_(float("nan") if value.is_floating_point() else -(2**31))
     state: dict[str, Any] = {}
-    for name, value in renamed(weights, config["num_hidden_layers"], config["n_routed_experts"]):
+    for name, array in renamed(weights, config["num_hidden_layers"], config["n_routed_experts"]):
         if name in state:
             raise ValueError(f"{name} is set twice")
-        state[name] = torch.tensor(value)
+        state[name] = torch.tensor(array)
     model.load_state_dict(state, strict=True)
     for name, value in model.state_dict().items():
         if not torch.equal(value, state[name]):
