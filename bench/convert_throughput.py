@@ -2,10 +2,10 @@
 
     python bench/convert_throughput.py --folder DIR [--pairs 5] [--recipe native] [--out FILE]
 
-The page cache is dropped before each run (`/proc/sys/vm/drop_caches` as root, else posix_fadvise on every file,
-which is weaker and is recorded). Copy and conversion alternate, and which goes first changes with every pair. A
-conversion is a process of its own: its time includes starting Python. Its time ends when everything is on disk;
-so does that of `cp`, which is followed by `sync`. About 11 GB of disk are needed.
+The page cache is dropped before each run (`/proc/sys/vm/drop_caches` as root, else posix_fadvise on every
+file, which is weaker and is recorded). Copy and conversion alternate, and which goes first changes with every
+pair. A conversion is a process of its own: its time includes starting Python. Its time ends when everything
+is on disk; so does that of `cp`, which is followed by `sync`. About 11 GB of disk are needed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ CONVERT = """
 import json, sys
 from pathlib import Path
 from dsv4_mlx.convert import convert
-summary = convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
-print(json.dumps({key: getattr(summary, key) for key in ("bytes", "seconds", "hash_seconds", "write_seconds")}))
+summary = convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]).to_json()
+print(json.dumps({key: summary[key] for key in ("bytes", "seconds", "hash_seconds", "write_seconds")}))
 """
 
 
