@@ -107,11 +107,16 @@ class Painter:
         out = []
         for line in lines:
             out += [
-                segment.style.render(segment.text, color_system=system) if segment.style else segment.text
+                self._shade(segment.style).render(segment.text, color_system=system)
+                if segment.style
+                else segment.text
                 for segment in line
             ]
             out.append("\n")
         return "".join(out)
+
+    def _shade(self, style: Style) -> Style:
+        return style if self.color else style.without_color
 
     def _lines(self, what: RenderableType) -> list[Line]:
         lines = [_trimmed(line) for line in self._console.render_lines(what, pad=False)]
