@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from dsv4_mlx.cli.console import progress, size, table
-from dsv4_mlx.cli.options import JsonOption, ModelArgument, NumericsMode, NumericsOption, model_folder
+from dsv4_mlx.cli.options import JsonOption, ModelArgument, NumericsMode, NumericsOption
+from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, MachineError, UsageError
 
 

@@ -21,6 +21,11 @@ def memory_limit() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def memory_in_use() -> int:
+    """Bytes that MLX's arrays take now."""
+    return mx.get_active_memory()
+
+
 def description() -> str:
     """One line that says what computed the numbers beside it."""
     cores = os.cpu_count()

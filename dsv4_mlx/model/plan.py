@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.rope import RopeTable, compressed_table, plain_table
+from dsv4_mlx.model.rope import compressed_table, plain_table
 from dsv4_mlx.model.state import SLACK
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Tables complex64 [T, R / 2] of this chunk's positions; `inverse` undoes `forward`."""
+    """Tables complex64 [T, K / 2] of this chunk's positions; `inverse` undoes `forward`."""
 
     forward: mx.array
     inverse: mx.array
@@ -33,10 +34,10 @@ class Groups:
     end: int  # rows 0 .. end - 1 exist after this chunk
     needed: int  # first position pooled, the previous window included where there is one
     opening: bool  # the first emitted row has no previous window (row 0)
-    table: mx.array | None  # rotation of the emitted rows, complex64 [end - first, R / 2]
+    table: mx.array | None  # rotation of the emitted rows, complex64 [end - first, K / 2]
     phases: slice | mx.array  # position mod ratio of this chunk's rows: picks rows of the position bias
-    visible: mx.array | None  # bool [T, end]; None where every query sees every row
-    seen: mx.array | None  # int32 [T]: rows visible to each query; None with `visible`
+    mask: mx.array | None  # float32 [T, end]: -inf where a query doesn't see a row; None where all see all
+    seen: mx.array | None  # int32 [T]: rows visible to each query; None with `mask`
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Plan:
     rows: int
     in_ring: bool  # the chunk is short enough to be written first and read back from the window ring
     history: int  # else: first position of the window rows that go before the chunk's own
-    window: mx.array  # bool [T, S] over the ring, or over history + chunk
+    window: mx.array  # float32 [T, S], 0 or -inf, over the ring, or over history + chunk
     plain: Rotation
     compressed: Rotation
     groups: dict[int, Groups]
@@ -72,8 +73,8 @@ class Planner:
             in_ring=in_ring,
             history=history,
             window=mask,
-            plain=_rotation(self._plain, start, rows),
-            compressed=_rotation(self._compressed, start, rows),
+            plain=Rotation(*self._plain.rows(start, rows)),
+            compressed=Rotation(*self._compressed.rows(start, rows)),
             groups={ratio: self._groups(ratio, start, rows) for ratio in self.ratios},
         )
 
@@ -98,11 +99,11 @@ class Planner:
         phases: slice | mx.array = slice(start % ratio, start % ratio + rows)
         if start % ratio + rows > ratio:
             phases = mx.array(np.arange(start, start + rows) % ratio)
-        visible = seen = None
+        mask = seen = None
         if rows > 1:
             counts = (np.arange(start, start + rows) + 1) // ratio
             seen = mx.array(counts.astype(np.int32))
-            visible = mx.array(np.arange(end)[None, :] < counts[:, None])
+            mask = _mask(np.arange(end)[None, :] < counts[:, None])
         return Groups(
             ratio=ratio,
             first=first,
@@ -111,14 +112,9 @@ class Planner:
             opening=opening,
             table=self._compressed.at(np.arange(first, end) * ratio) if end > first else None,
             phases=phases,
-            visible=visible,
+            mask=mask,
             seen=seen,
         )
-
-
-def _rotation(table: RopeTable, start: int, rows: int) -> Rotation:
-    forward = table.rows(start, rows)
-    return Rotation(forward, mx.conjugate(forward))
 
 
 def _ring_mask(start: int, rows: int, window: int, ring: int) -> mx.array:
@@ -134,4 +130,8 @@ def _band_mask(start: int, rows: int, history: int, window: int) -> mx.array:
 
 def _seen(start: int, rows: int, positions: np.ndarray, window: int) -> mx.array:
     queries = np.arange(start, start + rows)[:, None]
-    return mx.array((positions >= 0) & (positions <= queries) & (positions > queries - window))
+    return _mask((positions >= 0) & (positions <= queries) & (positions > queries - window))
+
+
+def _mask(seen: npt.NDArray[np.bool_]) -> mx.array:
+    return mx.array(np.where(seen, np.float32(0), np.float32(-np.inf)))

@@ -161,8 +161,10 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 def test_releases_parse(release: Any, true_size: bool) -> None:
     config = parsed(release_config(release, true_size=true_size))
     pattern = {
-        "flash": (43, (0, 0, 4), "april"), "pro": (61, (128, 128, 4), "april"), "0731": (43, (0, 0, 4), "0731"),
-    }[release]  # fmt: skip
+        "flash": (43, (0, 0, 4), "april"),
+        "pro": (61, (128, 128, 4), "april"),
+        "0731": (43, (0, 0, 4), "0731"),
+    }[release]
     assert (config.layers, config.ratios[:3], config.checkpoint) == pattern
     assert config.ratios[-1] == 4 and config.hash_layers == 3
     assert (config.hidden_size > 1000) == true_size
