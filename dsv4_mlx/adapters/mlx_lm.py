@@ -23,7 +23,8 @@ from typing import Any
 import mlx.core as mx
 from deepseek_recipe import SpecialToken
 from mlx.nn.layers.base import Module
-from mlx_lm.generate import BatchResponse, BatchStats, stream_generate
+from mlx_lm.generate import BatchResponse, stream_generate
+from mlx_lm.generate_utils import BatchStats
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
 from tokenizers.processors import Sequence as Processors
 from tokenizers.processors import TemplateProcessing
@@ -105,7 +106,7 @@ class Model:
 
     def leaf_modules(self) -> dict[str, Module]:
         """A stand-in with as many parameters as the trunk: mlx-lm would count packed codes wrongly."""
-        whole = Module()  # type: ignore[no-untyped-call]
+        whole = Module()
         trunk = inventory(self.transformer.config)
         blocks = [weight for block in trunk.layers for weight in block.all()]
         for i, weight in enumerate([trunk.embed, *blocks, *trunk.head]):
@@ -131,7 +132,7 @@ def load(path: str, return_config: bool = False, **ignored: Any) -> tuple[Any, .
 
 
 def tokenizer(engine: Engine, folder: Path) -> TokenizerWrapper:
-    """The folder's tokenizer as mlx-lm wraps it. `encode` puts the begin of sentence first, unless told not to.
+    """The folder's tokenizer as mlx-lm wraps it. Special tokens that `encode` adds: the begin of sentence.
 
     It has no chat template: prompts of conversations are `dsv4-mlx`'s own.
     """
@@ -167,16 +168,14 @@ def batch_generate(
             tokens.append(step.token)
         texts.append(text)
         ids.append(tokens)
-        prefill = step.prompt_tokens / step.prompt_tps
         stats.prompt_tokens += step.prompt_tokens
-        stats.prompt_time += prefill
+        stats.prompt_time += step.prompt_tokens / step.prompt_tps
         stats.generation_tokens += step.generation_tokens
-        stats.generation_time += step.generation_tokens / step.generation_tps
+        stats.generation_steps += step.generation_tokens
         if verbose:
-            seconds = time.perf_counter() - started
-            print(f"{len(texts)} of {len(prompts)} prompts, {seconds:.0f} s", file=sys.stderr)
-    stats.prompt_tps = stats.prompt_tokens / stats.prompt_time
-    stats.generation_tps = stats.generation_tokens / stats.generation_time
+            print(f"{len(texts)} of {len(prompts)} prompts", file=sys.stderr)
+    stats.wall_time = time.perf_counter() - started
+    stats.decode_time = stats.generation_time
     stats.peak_memory = mx.get_peak_memory() / 1e9
     return BatchResponse(texts, stats, None, token_ids=ids)
 
