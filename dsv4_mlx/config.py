@@ -19,8 +19,22 @@ from dsv4_mlx.errors import InputError
 Checkpoint = Literal["april", "0731"]
 
 IGNORED = frozenset(
-    """architectures torch_dtype dtype transformers_version initializer_range use_cache attention_dropout
-    bos_token_id eos_token_id pad_token_id max_batch_size expert_dtype auto_map _name_or_path""".split()
+    [
+        "architectures",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "initializer_range",
+        "use_cache",
+        "attention_dropout",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "max_batch_size",
+        "expert_dtype",
+        "auto_map",
+        "_name_or_path",
+    ]
 )
 DRAFTER = frozenset(
     {"dspark_block_size", "dspark_markov_rank", "dspark_noise_token_id", "dspark_target_layer_ids"}
@@ -143,6 +157,11 @@ class ModelConfig:
     def extra_blocks(self) -> int:
         """Blocks stored after the trunk as `mtp.N`: the MTP block, or the drafter's."""
         return self.mtp_layers if self.drafter is None else self.drafter.blocks
+
+    @property
+    def draft_blocks(self) -> int:
+        """Blocks after the trunk that the model computes: the MTP block. The drafter is stored, not run."""
+        return self.mtp_layers if self.drafter is None else 0
 
     @property
     def nope_dim(self) -> int:
@@ -309,10 +328,27 @@ class _Reader:
             raise self.fail(f"quantization_config is {raw!r}, expected {QUANTIZATION!r}")
 
     def check_shapes(self, c: ModelConfig) -> None:
-        for name in (
-            "vocab_size hidden_size layers heads head_dim rope_dim q_rank o_groups o_rank window index_heads "
-            "index_dim index_topk streams sinkhorn_iterations experts experts_per_token expert_width max_context"
-        ).split():
+        for name in [
+            "vocab_size",
+            "hidden_size",
+            "layers",
+            "heads",
+            "head_dim",
+            "rope_dim",
+            "q_rank",
+            "o_groups",
+            "o_rank",
+            "window",
+            "index_heads",
+            "index_dim",
+            "index_topk",
+            "streams",
+            "sinkhorn_iterations",
+            "experts",
+            "experts_per_token",
+            "expert_width",
+            "max_context",
+        ]:
             if getattr(c, name) < 1:
                 raise self.fail(f"{name} is {getattr(c, name)}, expected at least 1")
         self.require(

@@ -1,0 +1,96 @@
+"""dsv4-mlx generate"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from typing import Annotated
+
+import typer
+
+from dsv4_mlx.cli.console import progress
+from dsv4_mlx.cli.options import (
+    ContextOption,
+    MaxTokensOption,
+    ModelArgument,
+    NumericsMode,
+    NumericsOption,
+    ThinkMode,
+    ThinkOption,
+)
+from dsv4_mlx.cli.sampling import (
+    FrequencyOption,
+    LogitBiasOption,
+    MinPOption,
+    PresenceOption,
+    RepetitionOption,
+    SeedOption,
+    StopIdOption,
+    StopOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    logit_bias,
+)
+from dsv4_mlx.cli.sources import model_folder
+
+
+def generate(
+    model: ModelArgument,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask. Piped text goes before it."),
+    ] = None,
+    think: ThinkOption = ThinkMode.ON,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = 1.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionOption = 1.0,
+    presence_penalty: PresenceOption = 0.0,
+    frequency_penalty: FrequencyOption = 0.0,
+    bias: LogitBiasOption = None,
+    stop: StopOption = None,
+    stop_id: StopIdOption = None,
+    seed: SeedOption = None,
+    context: ContextOption = None,
+    numerics: NumericsOption = NumericsMode.OFFICIAL,
+) -> None:
+    """Answer one question: thinking on stderr, the answer on stdout, both as they come.
+
+    Text from a pipe goes before the prompt: git diff | dsv4-mlx generate MODEL -p "review this".
+
+    Example: dsv4-mlx generate ~/models/flash -p "Why is the sky blue?" --think off
+    """
+    from dsv4_mlx.cli.piped import question
+    from dsv4_mlx.engine import Engine, EngineOptions, SamplingOptions
+    from dsv4_mlx.engine.generate import answer
+
+    asked = question(prompt) or ""
+    seed = secrets.randbits(32) if seed is None else seed
+    sampling = SamplingOptions(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=logit_bias(bias),
+        seed=seed,
+        stop_ids=frozenset(stop_id or ()),
+        stop_strings=tuple(stop or ()),
+    )
+    options = EngineOptions(context=context, numerics=numerics.value)
+    with progress("loading") as loading:
+        engine = Engine.open(model_folder(model), options, loading)
+    session = engine.session()
+    pieces = answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens)
+    thinking = False
+    for piece in pieces:
+        if piece.kind == "answer" and thinking:
+            print(file=sys.stderr, flush=True)
+        thinking = piece.kind == "thinking"
+        print(piece.text, end="", flush=True, file=sys.stderr if thinking else sys.stdout)
+    print(flush=True, file=sys.stderr if thinking else sys.stdout)

@@ -1,0 +1,88 @@
+"""dsv4-mlx logits"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dsv4_mlx.cli.console import progress
+from dsv4_mlx.cli.options import ContextOption, ModelArgument, NumericsMode, NumericsOption
+from dsv4_mlx.cli.sources import model_folder
+from dsv4_mlx.errors import InputError, MachineError
+
+
+def logits(
+    model: ModelArgument,
+    tokens: Annotated[
+        Path, typer.Option("--tokens", metavar="FILE.json", help="An array of arrays of token ids.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.npz", help="Where to write the logits.")],
+    numerics: NumericsOption = NumericsMode.OFFICIAL,
+    chunk: Annotated[
+        int | None, typer.Option("--chunk", metavar="N", min=1, help="Cut the prefill at N, 2N, ... instead.")
+    ] = None,
+    decode: Annotated[
+        int, typer.Option("--decode", metavar="N", min=0, help="Feed the last N tokens one by one.")
+    ] = 0,
+    context: ContextOption = None,
+) -> None:
+    """Write the float32 logits after every token of every prompt: arrays `0`, `1`, ... [tokens, vocabulary].
+
+    Example: dsv4-mlx logits demo --tokens prompts.json --out logits.npz --numerics exact --chunk 128
+    """
+    import numpy as np
+
+    from dsv4_mlx.engine import Engine, EngineOptions
+    from dsv4_mlx.engine.score import score
+
+    prompts = read_prompts(tokens)
+    if out.parent != Path() and not out.parent.is_dir():
+        raise InputError(f"there is no folder {str(out.parent)!r} to write to", where=out)
+    with progress("loading") as loading:
+        engine = Engine.open(
+            model_folder(model), EngineOptions(context=context, numerics=numerics.value), loading
+        )
+    arrays = {}
+    with progress("prompts", "prompts") as show:
+        for i, prompt in enumerate(prompts):
+            arrays[str(i)] = score(engine, prompt, chunk=chunk, decode=decode)
+            show(i + 1, len(prompts))
+    try:
+        with tempfile.NamedTemporaryFile(dir=out.parent, suffix=".tmp", delete=False) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, out)
+    except OSError as error:
+        Path(file.name).unlink(missing_ok=True)
+        raise MachineError(f"the logits can't be written: {error.strerror}", where=out) from None
+    print(f"{len(prompts)} prompts, {sum(map(len, prompts))} tokens -> {out}", file=sys.stderr)
+
+
+def read_prompts(path: Path) -> list[list[int]]:
+    """A JSON array of arrays of ints. Raises InputError."""
+    try:
+        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"the tokens can't be read: {error.strerror}", where=path) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the file is not JSON: {error}", where=path) from None
+    expected = "expected one array of arrays of token ids, such as [[0, 17, 4], [0, 9]]"
+    if not isinstance(raw, list) or not all(isinstance(prompt, list) for prompt in raw):
+        raise InputError(f"the file holds something else; {expected}", where=path)
+    if not raw:
+        raise InputError(f"the file holds no prompts; {expected}", where=path)
+    for i, prompt in enumerate(raw):
+        if not prompt:
+            raise InputError(
+                f"prompt {i} has no tokens", where=path, next="give each prompt at least one token"
+            )
+        for token in prompt:
+            if isinstance(token, bool) or not isinstance(token, int):
+                raise InputError(f"prompt {i} holds {token!r}, expected whole numbers", where=path)
+    return raw

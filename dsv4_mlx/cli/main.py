@@ -1,0 +1,105 @@
+"""The command `dsv4-mlx`: its subcommands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from dsv4_mlx import __version__
+from dsv4_mlx.cli import bench, chat, convert, demo, generate, info, logits, verify
+from dsv4_mlx.cli.crash import write_crash_log
+from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error
+from dsv4_mlx.platforms import check_supported
+
+app = typer.Typer(
+    name="dsv4-mlx",
+    help="Run DeepSeek V4 Flash on your own Mac.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"dsv4-mlx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Run DeepSeek V4 Flash on your own Mac."""
+    check_supported()  # every command comes through here, and none has imported MLX yet
+
+
+COMMANDS = (
+    chat.chat,
+    generate.generate,
+    convert.convert,
+    verify.verify,
+    info.info,
+    bench.bench,
+    logits.logits,
+    demo.demo,
+)
+for command in COMMANDS:
+    app.command()(command)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command line; exits with the codes of errors.py."""
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit code; messages have gone to stderr."""
+    arguments = arguments or ["--help"]
+    try:
+        code = typer.main.get_command(app).main(args=arguments, prog_name="dsv4-mlx", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except Dsv4Error as error:
+        return _fail(str(error), error.exit_code)
+    except TyperException as error:
+        return _usage(error)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPT)
+    except BrokenPipeError:
+        # The reader of a pipe has gone: nobody is left to tell. Python's own flush at exit must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        return _bug()
+
+
+def _usage(error: TyperException) -> int:
+    message = getattr(error, "format_message", lambda: str(error))()
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "dsv4-mlx"
+    return _fail(f"{message}\n  next: {path} --help", 2)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _bug() -> int:
+    log = write_crash_log(traceback.format_exc())
+    what = traceback.format_exc().strip().splitlines()[-1]
+    return _fail(f"this is a bug in dsv4-mlx: {what}\n  next: please report it with the file {log}", EXIT_BUG)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(EXIT_TERMINATED)

@@ -1,0 +1,68 @@
+"""Options that several commands share, declared once; the only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class ThinkMode(StrEnum):
+    OFF = "off"
+    ON = "on"
+    MAX = "max"
+
+
+class NumericsMode(StrEnum):
+    OFFICIAL = "official"
+    EXACT = "exact"
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", envvar="DSV4_MODEL", help="A converted folder, or `demo`. Default: $DSV4_MODEL."
+    ),
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option("--context", metavar="N", help="Tokens of context. Default: what fits, at most 131072."),
+]
+NumericsOption = Annotated[
+    NumericsMode,
+    typer.Option(
+        "--numerics", help="official: simulate the cache rounding the model was trained with; exact: float32."
+    ),
+]
+ThinkOption = Annotated[ThinkMode, typer.Option("--think", help="Think before answering, or think a lot.")]
+MaxTokensOption = Annotated[
+    int | None,
+    typer.Option("--max-tokens", metavar="N", min=1, help="Stop after N tokens. Default: the context."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
+
+
+def cache_folder() -> Path:
+    """Where this program keeps what it can make again."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "dsv4-mlx"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "dsv4-mlx"
+
+
+def data_folder() -> Path:
+    """Where this program keeps what it can't make again."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "dsv4-mlx"
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "share") / "dsv4-mlx"
+
+
+def terminal_environment() -> dict[str, str]:
+    """What the environment says about the terminal."""
+    names = ("TERM", "NO_COLOR", "LC_ALL", "LC_CTYPE", "LANG")
+    return {name: os.environ[name] for name in names if name in os.environ}

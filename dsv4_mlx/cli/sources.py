@@ -1,0 +1,59 @@
+"""MODEL and SOURCE as given -> folders on this machine. Nothing is downloaded here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dsv4_mlx.cli.demo import build
+from dsv4_mlx.cli.options import cache_folder
+from dsv4_mlx.errors import InputError, UsageError
+
+
+def model_folder(reference: str) -> Path:
+    """MODEL as given -> the folder of a converted model. Raises InputError, UsageError.
+
+    A folder, a Hub id in the local cache, or `demo`, which is built when it isn't there.
+    """
+    if not reference:
+        raise UsageError("MODEL is empty", next="give the folder of a converted model, or `demo`")
+    folder = Path(reference).expanduser()
+    if reference == "demo" and not folder.exists():
+        return build(cache_folder() / "demo").model
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"{reference!r} is a file", next="give the folder that holds manifest.json")
+    cached = _cached(reference)
+    if cached is None:
+        raise InputError(
+            f"there is no folder {reference!r}", next="give the folder of a converted model, or `demo`"
+        )
+    return cached
+
+
+def official_folder(reference: str) -> Path:
+    """SOURCE as given -> a folder on this machine. Raises InputError."""
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"{reference!r} is a file", next="give the folder that holds config.json")
+    cached = _cached(reference)
+    if cached is None:
+        raise InputError(
+            f"there is no folder {reference!r}, and no such model in the Hub's local cache",
+            next="download it first, for example with: hf download deepseek-ai/DeepSeek-V4-Flash",
+        )
+    return cached
+
+
+def _cached(reference: str) -> Path | None:
+    if reference.count("/") != 1 or reference.startswith((".", "/", "~")):
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(reference, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None

@@ -1,0 +1,70 @@
+"""THE MAIN PATH: prompt -> tokens -> prefill -> decode -> text. Start reading here.
+
+    messages --Prompts.encode--> ids                                     chat/prompt.py
+        ids --session.sync--> logits after the prompt     prefill        engine/session.py
+     logits --sample--> id                                               engine/sampler.py
+         id --session.advance--> logits                   decode         engine/session.py
+         id --Answer.push--> pieces of thinking and answer               chat/answer.py
+
+`sync` and `advance` run the same forward pass, model/transformer.py, over more rows or one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from dsv4_mlx.chat.answer import Answer, Piece
+from dsv4_mlx.chat.prompt import Think
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
+from dsv4_mlx.engine.session import Session
+
+Progress = Callable[[int, int], None]  # prompt tokens done, in all
+
+
+def generate(
+    session: Session,
+    prompt: list[int],
+    options: SamplingOptions,
+    *,
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[int]:
+    """Yield token ids until one that stops, `max_tokens`, the end of the context, or the caller is done.
+
+    The stopping token is not yielded. Stop strings are the caller's: see `answer`. Raises DoesNotFit for a
+    prompt longer than the context, InputError and UsageError for ids that the model has not.
+    """
+    options.check(session.model.config.vocab_size)
+    room = session.room_after(prompt) if max_tokens is None else min(max_tokens, session.room_after(prompt))
+    sampler = Sampler(options, prompt=len(prompt))
+    logits = session.sync(prompt, progress)
+    for _ in range(room):
+        token = sampler(logits, session.tokens)
+        if token in session.stop_ids or token in options.stop_ids:
+            return
+        yield token
+        logits = session.advance(token)
+
+
+def answer(
+    engine: Engine,
+    session: Session,
+    text: str,
+    think: Think,
+    options: SamplingOptions,
+    *,
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Piece]:
+    """One question, one answer: yields pieces of thinking and answer as the model says them."""
+    conversation = engine.prompts.ask(text, think)
+    prompt = engine.prompts.encode(conversation)
+    parser = Answer(conversation, engine.prompts.tokenizer, list(options.stop_strings))
+    count, limit = 0, max_tokens
+    for token in generate(session, prompt, options, max_tokens=limit, progress=progress):
+        count += 1
+        yield from parser.push(token)
+        if parser.stopped:
+            return
+    yield from parser.finish(length=limit is not None and count == limit)

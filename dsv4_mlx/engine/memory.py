@@ -1,0 +1,122 @@
+"""What a model and its state cost in bytes. Pure arithmetic: the same numbers for `info` and for limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.manifest import Manifest
+from dsv4_mlx.model.state import GROWTH, SLACK
+
+DEFAULT_CONTEXT = 131_072
+_COMPONENTS = (
+    ("embedding", ("embed.",)),
+    ("head", ("head.", "norm.", "hc_head_")),
+)
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Memory of one session. `fixed` does not depend on the context; `per_token` is the average growth."""
+
+    fixed: int
+    rows: int
+    per_token: float
+
+    @property
+    def total(self) -> int:
+        return self.fixed + self.rows
+
+
+def state_bytes(config: ModelConfig, tokens: int, element: int, growth: int = GROWTH) -> StateBytes:
+    """The state after `tokens` tokens, rows of `element`-byte numbers, allocated in steps of `growth`."""
+    capacity = -(-tokens // growth) * growth
+    fixed = rows = 0
+    per_token = 0.0
+    for layer in range(config.layers + config.draft_blocks):
+        ratio = config.ratio(layer)
+        fixed += (config.window + SLACK) * config.head_dim * element
+        if ratio:
+            overlap = ratio == 4
+            width = config.head_dim + overlap * config.index_dim
+            fixed += ((1 + overlap) * ratio + SLACK) * 2 * (1 + overlap) * width * 4
+            rows += capacity // ratio * width * element
+            per_token += width * element / ratio
+    return StateBytes(fixed, rows, per_token)
+
+
+def workspace(weights: int) -> int:
+    """Estimated bytes for the activations of a 512-row chunk, MLX's buffer cache and the program."""
+    return min(4 << 30, (512 << 20) + weights // 8)
+
+
+def largest_context(config: ModelConfig, weights: int, limit: int, element: int) -> int:
+    """The longest context up to DEFAULT_CONTEXT that fits beside the weights in `limit` bytes; 0 if none."""
+    free = limit - weights - workspace(weights)
+    context = min(DEFAULT_CONTEXT, config.max_context)
+    while context and state_bytes(config, context, element).total > free:
+        context = (context - 1) // GROWTH * GROWTH
+    return context
+
+
+def component_bytes(manifest: Manifest, sizes: dict[str, int]) -> dict[str, int]:
+    """Stored bytes per component; `sizes` gives the bytes of each tensor of the manifest."""
+    found: dict[str, int] = {}
+    for name, size in sizes.items():
+        component = component_of(name)
+        found[component] = found.get(component, 0) + size
+    for block, table in manifest.experts.items():
+        component = "draft block (MTP)" if block.startswith("mtp.") else "routed experts"
+        found[component] = found.get(component, 0) + table.count * table.record_bytes
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def component_of(name: str) -> str:
+    """The part of the model that an official tensor name belongs to."""
+    if name.startswith("mtp."):
+        return "draft block (MTP)"
+    for component, prefixes in _COMPONENTS:
+        if name.startswith(prefixes):
+            return component
+    for component, mark in (
+        ("indexers", ".indexer."),
+        ("compressors", ".compressor."),
+        ("attention", ".attn."),
+        ("shared experts", ".shared_experts."),
+        ("router", ".ffn.gate."),
+        ("hyper-connections", ".hc_"),
+    ):
+        if mark in name:
+            return component
+    return "norms"
+
+
+def touched_weights(config: ModelConfig, manifest: Manifest, sizes: dict[str, int]) -> int:
+    """Stored bytes of weights that one decoded token reads: its experts, its rows of tables, all the rest.
+
+    `sizes` as for component_bytes. The draft block is not read.
+    """
+    total = 0
+    for name, size in sizes.items():
+        if name.startswith("mtp."):
+            continue
+        table = name.startswith("embed.") or name.endswith(".tid2eid")
+        total += size // config.vocab_size if table else size
+    for block, experts in manifest.experts.items():
+        if not block.startswith("mtp."):
+            total += config.experts_per_token * experts.record_bytes
+    return total
+
+
+def touched_state(config: ModelConfig, context: int, element: int) -> int:
+    """Bytes of the state that one token reads after `context` tokens, rows of `element`-byte numbers."""
+    total = 0
+    for layer in range(config.layers):
+        ratio = config.ratio(layer)
+        total += min(context, config.window) * config.head_dim * element
+        rows = context // ratio if ratio else 0
+        if ratio == 4 and rows > config.index_topk:
+            total += rows * config.index_dim * element
+            rows = config.index_topk
+        total += rows * config.head_dim * element
+    return total

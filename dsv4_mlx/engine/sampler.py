@@ -1,0 +1,172 @@
+"""Logits -> the next token.
+
+A draw depends on (seed, position) and the logits, on nothing else: what other requests do can't change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from dsv4_mlx.errors import UsageError
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to choose tokens, and when to stop. The defaults are the checkpoint's own: temperature 1, no cut.
+
+    Order: logit_bias, penalties (repetition, presence, frequency), temperature, top_k, top_p, min_p.
+    temperature 0 takes the largest logit (a tie: the smallest id).
+
+    repetition_penalty divides a positive logit and multiplies a negative one, for every token of the prompt
+    and the answer. presence_penalty is taken once, frequency_penalty once per occurrence, from the logits of
+    tokens of the answer only: a long prompt would drown every common word.
+
+    stop_ids end the turn like the end of sentence. stop_strings end it when the answer (not the thinking)
+    contains one, however it is cut into tokens. Neither is part of the answer. Raises UsageError.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    min_p: float = 0.0  # least share of the likeliest token's probability
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int = 0
+    stop_ids: frozenset[int] = frozenset()
+    stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.temperature <= 100, "temperature", self.temperature, "0 to 100")
+        _require(0 < self.top_p <= 1, "top-p", self.top_p, "above 0, up to 1")
+        _require(self.top_k >= 0, "top-k", self.top_k, "0 (all) or more")
+        _require(0 <= self.min_p <= 1, "min-p", self.min_p, "0 to 1")
+        factor = self.repetition_penalty
+        _require(0 < factor <= 100, "repetition-penalty", factor, "above 0, up to 100")
+        _require(abs(self.presence_penalty) <= 100, "presence-penalty", self.presence_penalty, "-100 to 100")
+        _require(
+            abs(self.frequency_penalty) <= 100, "frequency-penalty", self.frequency_penalty, "-100 to 100"
+        )
+        for token, bias in self.logit_bias.items():
+            _require(abs(bias) <= 1000, f"logit-bias of token {token}", bias, "-1000 to 1000")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
+        _require("" not in self.stop_strings, "stop", "an empty text", "at least one character")
+
+    def check(self, vocabulary: int) -> None:
+        """Raises UsageError for a token id that a model of this many tokens has not."""
+        for name, ids in (("logit-bias", self.logit_bias), ("stop-id", self.stop_ids)):
+            for token in sorted(ids):
+                _require(0 <= token < vocabulary, name, f"for token {token}", f"an id below {vocabulary}")
+
+
+class Sampler:
+    """Chooses tokens by one set of options. `prompt`: how many leading tokens are not the model's own."""
+
+    def __init__(self, options: SamplingOptions, prompt: int = 0) -> None:
+        self.options, self.prompt = options, prompt
+        self._bias = np.array(list(options.logit_bias.values()), np.float32)
+        self._biased = np.array(list(options.logit_bias), np.int64)
+        self._all, self._answer = _Counts(0), _Counts(prompt)
+
+    def __call__(self, logits: Floats, tokens: Sequence[int]) -> int:
+        """logits float32 [V] after `tokens` -> the token at position len(tokens). `logits` is not changed."""
+        o = self.options
+        logits = self._adjusted(logits, tokens)
+        if o.temperature == 0:
+            return int(np.argmax(logits))
+        ids, weights = self._kept(logits)
+        draw = np.random.Generator(np.random.Philox(key=[o.seed, len(tokens)])).random()
+        cumulative = np.cumsum(weights, dtype=np.float64)
+        at = int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
+        return int(ids[min(at, len(ids) - 1)])
+
+    def _adjusted(self, logits: Floats, tokens: Sequence[int]) -> Floats:
+        o = self.options
+        repeated = o.repetition_penalty != 1.0
+        counted = (o.presence_penalty, o.frequency_penalty) != (0.0, 0.0)
+        if not (repeated or counted or len(self._bias)):
+            return logits
+        logits = logits.copy()
+        logits[self._biased] += self._bias
+        if repeated:
+            seen = self._all.of(tokens, len(logits)) > 0
+            factor = np.float32(o.repetition_penalty)
+            logits[seen] = np.where(logits[seen] > 0, logits[seen] / factor, logits[seen] * factor)
+        if counted:
+            counts = self._answer.of(tokens, len(logits))
+            logits -= np.float32(o.presence_penalty) * (counts > 0)
+            logits -= np.float32(o.frequency_penalty) * counts
+        return logits
+
+    def _kept(self, logits: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Ids that can be drawn, in order of id, and their weights (not normalised)."""
+        o = self.options
+        below = logits.astype(np.float64)
+        below -= below.max()
+        with np.errstate(over="ignore"):  # a temperature near 0 may give -inf: a weight of 0
+            weights = np.exp(below / o.temperature)
+        keep = np.ones(len(weights), bool)
+        if 0 < o.top_k < len(weights):
+            keep = _largest(weights, o.top_k)
+        if o.top_p < 1:
+            keep &= _nucleus(np.where(keep, weights, 0.0), o.top_p)
+        if o.min_p > 0:
+            keep &= weights >= o.min_p  # the largest weight is 1
+        ids = np.flatnonzero(keep)
+        return ids, weights[ids]
+
+
+class _Counts:
+    """How often each token occurs after the first `skip`; a sequence that only grew costs its new tokens."""
+
+    def __init__(self, skip: int) -> None:
+        self.skip = skip
+        self._tokens: list[int] = []
+        self._counts: npt.NDArray[np.float32] = np.zeros(0, np.float32)
+
+    def of(self, tokens: Sequence[int], vocabulary: int) -> npt.NDArray[np.float32]:
+        """float32 [vocabulary]; not to be changed."""
+        counted = len(self._tokens)
+        if len(self._counts) != vocabulary or list(tokens[:counted]) != self._tokens:
+            self._tokens, counted = [], 0
+            self._counts = np.zeros(vocabulary, np.float32)
+        new = list(tokens[counted:])
+        np.add.at(self._counts, np.asarray(new[max(0, self.skip - counted) :], np.int64), 1)
+        self._tokens += new
+        return self._counts
+
+
+def _largest(weights: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.bool_]:
+    """The `count` largest; a tie at the edge goes to smaller ids."""
+    edge = np.partition(weights, -count)[-count]
+    keep: npt.NDArray[np.bool_] = weights > edge
+    ties = np.flatnonzero(weights == edge)[: count - int(keep.sum())]
+    keep[ties] = True
+    return keep
+
+
+def _nucleus(weights: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.bool_]:
+    """The fewest largest weights whose share reaches top_p; at least one.
+
+    Weights below total * (1 - top_p) / V add up to less than what may be left out, so only larger ones
+    are sorted.
+    """
+    total = weights.sum()
+    candidates = np.flatnonzero(weights >= total * (1 - top_p) / len(weights))
+    order = candidates[np.argsort(-weights[candidates], kind="stable")]
+    before = np.cumsum(weights[order]) - weights[order]
+    keep = np.zeros(len(weights), bool)
+    keep[order[before < top_p * total]] = True
+    return keep
+
+
+def _require(true: bool, name: str, found: object, expected: str) -> None:
+    if not true:
+        raise UsageError(f"{name} is {found}, expected {expected}")

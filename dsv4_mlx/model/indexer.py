@@ -1,0 +1,47 @@
+"""Indexer of a CSA layer: which compressed rows a query attends to."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.model.plan import Plan
+from dsv4_mlx.model.state import LayerState
+from dsv4_mlx.model.tensors import TensorSource
+from dsv4_mlx.ops import Numerics, Ops
+from dsv4_mlx.reference.attend import Rows
+
+
+class Indexer(Module):
+    """Scores every compressed row with small heads and keeps the best `index_topk` per query (MODEL 3.5)."""
+
+    def __init__(
+        self, config: ModelConfig, prefix: str, source: TensorSource, ops: Ops, numerics: Numerics
+    ) -> None:
+        super().__init__()
+        self.ops, self.numerics = ops, numerics
+        self.heads, self.width, self.topk = config.index_heads, config.index_dim, config.index_topk
+        self.wq_b = source.linear(f"{prefix}.wq_b", (self.heads * self.width, config.q_rank))
+        self.weights_proj = source.linear(f"{prefix}.weights_proj", (self.heads, config.hidden_size))
+
+    def __call__(self, x: mx.array, qr: mx.array, state: LayerState, plan: Plan) -> Rows | None:
+        """x [B, T, D], qr [B, T, q_rank], activations -> the compressed rows of this chunk's queries.
+
+        While no more than index_topk rows exist, all are taken and nothing is scored.
+        """
+        groups = plan.groups[4]
+        _, stored = state.compressed
+        if groups.end == 0:
+            return None
+        rows = stored.read(groups.end)
+        if groups.end <= self.topk or state.index_rows is None:
+            return Rows(rows, groups.mask)
+        batch, count, _ = x.shape
+        q = self.wq_b(qr).astype(mx.float32).reshape(batch, count, self.heads, self.width)
+        q = self.numerics.index(self.ops.rotate(q, plan.compressed.forward[:, None]))
+        weights = self.weights_proj(x).astype(mx.float32)
+        keys = state.index_rows.read(groups.end)
+        picks = self.ops.index_select(q, weights, keys, groups.mask, self.topk)
+        mask = None if groups.seen is None else mx.where(picks < groups.seen[:, None], 0.0, -mx.inf)
+        return Rows(rows, mask, picks)

@@ -1,0 +1,212 @@
+"""What a model remembers of the tokens it has seen.
+
+Every write is addressed by absolute position, so running a step twice leaves the same state, and taking
+back up to `SLACK` tokens is a change of `length`: rings hold SLACK rows more than the arithmetic needs, and
+a compressed row that a taken-back token finished is rewritten before any query can see it.
+
+Buffers are owned here and by nothing else. A second reference to one, such as a view kept alive, turns
+the next row write into a copy of the whole buffer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakSet
+
+import mlx.core as mx
+
+from dsv4_mlx.config import ModelConfig
+
+SLACK = 8  # tokens that can be taken back
+GROWTH = 16_384  # tokens by which row buffers grow
+
+
+class Ring:
+    """The last rows of a sequence: position t is at index t mod size. buffer [B, size, width]."""
+
+    def __init__(self, batch: int, size: int, width: int, dtype: mx.Dtype) -> None:
+        self.buffer = mx.zeros((batch, size, width), dtype)
+
+    @property
+    def size(self) -> int:
+        return self.buffer.shape[1]
+
+    def write(self, rows: mx.array, start: int) -> None:
+        """Store rows [B, T, width] of positions start .. start + T - 1; only the last `size` can be kept."""
+        count = rows.shape[1]
+        if count > self.size:
+            rows, start, count = rows[:, count - self.size :], start + count - self.size, self.size
+        at = start % self.size
+        whole = min(count, self.size - at)
+        self.buffer[:, at : at + whole] = rows[:, :whole]
+        if whole < count:
+            self.buffer[:, : count - whole] = rows[:, whole:]
+
+    def read(self, start: int, end: int) -> mx.array:
+        """Rows [B, end - start, width] of positions start .. end - 1, in order."""
+        at, count = start % self.size, end - start
+        whole = min(count, self.size - at)
+        if whole == count:
+            return self.buffer[:, at : at + count]
+        return mx.concatenate([self.buffer[:, at:], self.buffer[:, : count - whole]], axis=1)
+
+
+class Rows:
+    """Append-only rows, preallocated: row e is at index e. buffer [B, capacity, width]."""
+
+    def __init__(self, batch: int, width: int, dtype: mx.Dtype) -> None:
+        self.buffer = mx.zeros((batch, 0, width), dtype)
+
+    def grow(self, capacity: int) -> None:
+        missing = capacity - self.buffer.shape[1]
+        if missing > 0:
+            batch, _, width = self.buffer.shape
+            empty = mx.zeros((batch, missing, width), self.buffer.dtype)
+            self.buffer = mx.concatenate([self.buffer, empty], axis=1)
+
+    def write(self, rows: mx.array, start: int) -> None:
+        self.buffer[:, start : start + rows.shape[1]] = rows
+
+    def read(self, count: int) -> mx.array:
+        """The first `count` rows: a view, to be dropped before the next write."""
+        return self.buffer[:, :count]
+
+
+class LayerState:
+    """One layer's memory: the window ring; with compression, the open group and the compressed rows."""
+
+    def __init__(self, config: ModelConfig, ratio: int, batch: int, dtype: mx.Dtype) -> None:
+        self.ratio = ratio
+        self.window = Ring(batch, config.window + SLACK, config.head_dim, dtype)
+        self.group: Ring | None = None
+        self.rows: Rows | None = None
+        self.index_rows: Rows | None = None
+        if ratio:
+            overlap = ratio == 4
+            width = 2 * (1 + overlap) * (config.head_dim + overlap * config.index_dim)
+            self.group = Ring(batch, (1 + overlap) * ratio + SLACK, width, mx.float32)
+            self.rows = Rows(batch, config.head_dim, dtype)
+            if overlap:
+                self.index_rows = Rows(batch, config.index_dim, dtype)
+
+    @property
+    def compressed(self) -> tuple[Ring, Rows]:
+        """Open group and compressed rows of a layer that has them."""
+        if self.group is None or self.rows is None:
+            raise TypeError("this layer has no compressor")
+        return self.group, self.rows
+
+    def buffers(self) -> list[Ring | Rows]:
+        return [b for b in (self.window, self.group, self.rows, self.index_rows) if b is not None]
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A point a state can return to: `length` tokens and the rings as they were. Rows stay in the state.
+
+    So it holds only as long as the state does not write below `length`; the state knows which ones hold.
+    """
+
+    length: int
+    reached: int
+    rings: tuple[mx.array, ...]
+
+
+class ModelState:
+    """The memory of one token sequence: every layer's, and the `length` it has seen.
+
+    `growth` is the number of tokens by which row buffers grow, a multiple of the largest ratio.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: mx.Dtype, batch: int = 1, growth: int = GROWTH) -> None:
+        if growth < 1 or growth % max(1, *config.ratios):
+            raise ValueError(f"growth is {growth}, expected a multiple of every compression ratio")
+        blocks = config.layers + config.draft_blocks
+        self.layers = [LayerState(config, config.ratio(i), batch, dtype) for i in range(blocks)]
+        self.growth = growth
+        self.length = 0
+        self.reached = 0  # the furthest length since the rings were last replaced
+        self.capacity = 0
+        self._holding: WeakSet[Snapshot] = WeakSet()  # snapshots whose rows are still here
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` tokens in all, in steps of `growth`."""
+        if tokens <= self.capacity:
+            return
+        self.capacity = -(-tokens // self.growth) * self.growth
+        for layer in self.layers:
+            for rows in (layer.rows, layer.index_rows):
+                if rows is not None:
+                    rows.grow(self.capacity // layer.ratio)
+
+    def arrays(self) -> list[mx.array]:
+        """Every array of the state: evaluate them each step, or lazy graphs pile up."""
+        return [b.buffer for layer in self.layers for b in layer.buffers()]
+
+    def snapshot(self) -> Snapshot:
+        """Remember this point. Rings are values: the next write copies the one that is shared."""
+        point = Snapshot(self.length, self.reached, tuple(mx.array(ring.buffer) for ring in self._rings()))
+        self._holding.add(point)
+        return point
+
+    def holds(self, snapshot: Snapshot) -> bool:
+        """Whether `snapshot` is of this sequence, and no row below its length was written since."""
+        return snapshot in self._holding
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Return to a point that this state holds. Raises ValueError for any other."""
+        if not self.holds(snapshot):
+            raise ValueError(f"the snapshot of {snapshot.length} tokens is not held by this state")
+        for ring, buffer in zip(self._rings(), snapshot.rings, strict=True):
+            ring.buffer = mx.array(buffer)
+        self.length, self.reached = snapshot.length, snapshot.reached
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` tokens whose rows have been written at the end of the sequence."""
+        if any(point.length > self.length for point in self._holding):
+            # Their rows have just been written over. Equal tokens would not help: rows computed in
+            # chunks cut elsewhere differ in their last bits.
+            self._holding = WeakSet(point for point in self._holding if point.length <= self.length)
+        self.length += tokens
+        self.reached = max(self.reached, self.length)
+
+    def take_back(self, tokens: int) -> None:
+        """Forget the last `tokens` tokens: never further than SLACK behind the furthest point reached."""
+        most = self.retractable
+        if not 0 <= tokens <= most:
+            raise ValueError(f"can take back 0 to {most} tokens here, not {tokens}")
+        self.length -= tokens
+
+    @property
+    def retractable(self) -> int:
+        """How many tokens can be taken back."""
+        return self.length - max(0, self.reached - SLACK)
+
+    def fork(self) -> ModelState:
+        """An independent copy: 6,880 bytes per token at full size and 16 bit, and the rings.
+
+        Nothing is copied yet: whichever of the two writes to a shared buffer first copies it. The twin
+        holds the same snapshots.
+        """
+        twin = object.__new__(ModelState)
+        twin.layers = [_copied(layer) for layer in self.layers]
+        twin.growth = self.growth
+        twin.length, twin.reached, twin.capacity = self.length, self.reached, self.capacity
+        twin._holding = WeakSet(self._holding)
+        return twin
+
+    def _rings(self) -> list[Ring]:
+        return [b for layer in self.layers for b in layer.buffers() if isinstance(b, Ring)]
+
+
+def _copied(layer: LayerState) -> LayerState:
+    twin = object.__new__(LayerState)
+    twin.ratio = layer.ratio
+    for name in ("window", "group", "rows", "index_rows"):
+        buffer = getattr(layer, name)
+        if buffer is not None:
+            copy = object.__new__(type(buffer))
+            copy.buffer = mx.array(buffer.buffer)
+            buffer = copy
+        setattr(twin, name, buffer)
+    return twin

@@ -1,0 +1,113 @@
+"""What a model is built from: tensors by official name, in whatever format they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+from dsv4_mlx.reference.expert_ffn import Bank
+
+
+class Linear(Module):
+    """`y = x @ weight^T`, weight [out, in]: plain floats, or MLX codes with scales (and affine biases).
+
+    A weight of three dimensions [G, out, in] is one matrix per group: x is [..., G, T, in].
+    """
+
+    def __init__(
+        self, weight: mx.array, scales: mx.array | None = None, biases: mx.array | None = None,
+        *, mode: str = "", bits: int = 0, group: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.weight = weight
+        if scales is not None:
+            self.scales = scales
+        if biases is not None:
+            self.biases = biases
+        self.mode = mode
+        self.bits = bits
+        self.group = group
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not self.mode:
+            return x @ self.weight.swapaxes(-1, -2)
+        return mx.quantized_matmul(
+            x, self.weight, self.scales, self.get("biases"), transpose=True,
+            group_size=self.group, bits=self.bits, mode=self.mode,
+        )  # fmt: skip
+
+    def parts(self) -> dict[str, mx.array]:
+        """weight and, where the format has them, scales and biases."""
+        return {name: self[name] for name in ("weight", "scales", "biases") if name in self}
+
+    def like(self, **parts: mx.array) -> Linear:
+        """A Linear of the same format with other arrays."""
+        return Linear(**parts, mode=self.mode, bits=self.bits, group=self.group)
+
+    def grouped(self, groups: int) -> Linear:
+        """[G * out, in] -> [G, out, in]."""
+        return self.like(**{name: a.reshape(groups, -1, a.shape[-1]) for name, a in self.parts().items()})
+
+    @staticmethod
+    def joined(parts: Sequence[Linear]) -> Linear:
+        """Matrices that share their input, as one product: outputs side by side. All of one format."""
+        first = parts[0]
+        if any((p.mode, p.bits, p.group) != (first.mode, first.bits, first.group) for p in parts):
+            raise ValueError("matrices that are multiplied together must have one format")
+        arrays = {name: mx.concatenate([p[name] for p in parts], axis=0) for name in first.parts()}
+        return first.like(**arrays)
+
+
+class Embedding(Module):
+    """Rows of a [V, D] table, which may be quantised."""
+
+    def __init__(self, table: Linear, dtype: mx.Dtype) -> None:
+        super().__init__()
+        self.table = table
+        self.dtype = dtype
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        table = self.table
+        rows = {name: a[tokens] for name, a in table.parts().items()}
+        if not table.mode:
+            return rows["weight"].astype(self.dtype)
+        return mx.dequantize(
+            rows["weight"], rows["scales"], rows.get("biases"),
+            group_size=table.group, bits=table.bits, mode=table.mode, dtype=self.dtype,
+        )  # fmt: skip
+
+
+class ExpertSource(Protocol):
+    """Where the routed experts of a layer live: in memory or paged, which is not the model's matter."""
+
+    def banks(self, ids: mx.array) -> tuple[Bank, Bank, mx.array]:
+        """Expert ids [B, T, A] -> (gate|up bank, down bank, indices of those experts in the banks)."""
+
+
+class TensorSource(Protocol):
+    """Tensors by official name without `.weight`; each is taken once. Missing or misshapen: InputError."""
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Dtype of activations: float32 on the CPU, bfloat16 on Metal."""
+
+    def linear(self, name: str, shape: tuple[int, int]) -> Linear:
+        """The matrix `name`.weight [out, in], ready to multiply activations."""
+
+    def float_linear(self, name: str, shape: tuple[int, int]) -> Linear:
+        """A matrix whose product must be float32 whatever the activations are."""
+
+    def vector(self, name: str, shape: tuple[int, ...]) -> mx.array:
+        """The tensor `name`, as float32."""
+
+    def norm(self, name: str, size: int) -> mx.array:
+        """The weight of a norm over activations, in their dtype: a wider one would widen the result."""
+
+    def table(self, name: str, shape: tuple[int, ...]) -> mx.array:
+        """An integer tensor, as int32."""
+
+    def experts(self, block: str) -> ExpertSource:
+        """The routed experts of a block: "layers.3", "mtp.0"."""

@@ -1,0 +1,118 @@
+"""The model: token ids and a state in, logits out. Prefill and decode differ in the number of rows only."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.model.block import Block
+from dsv4_mlx.model.plan import Plan, Planner
+from dsv4_mlx.model.state import GROWTH, ModelState
+from dsv4_mlx.model.tensors import Embedding, TensorSource
+from dsv4_mlx.ops import Numerics, Ops
+
+
+class Head(Module):
+    """Streams -> one row -> norm: what the vocabulary projection reads (MODEL 3.7)."""
+
+    def __init__(self, config: ModelConfig, prefix: str, source: TensorSource, ops: Ops) -> None:
+        super().__init__()
+        self.ops, self.hc_eps, self.norm_eps = ops, config.hc_eps, config.norm_eps
+        streams, width = config.streams, config.streams * config.hidden_size
+        scale = source.vector(f"{prefix}hc_head_scale", (1,))
+        self.fn = source.vector(f"{prefix}hc_head_fn", (streams, width)) * scale
+        self.base = source.vector(f"{prefix}hc_head_base", (streams,))
+        self.norm = source.vector(f"{prefix}norm.weight", (config.hidden_size,))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.ops.hc_head(x, self.fn, self.base, self.norm, hc_eps=self.hc_eps, norm_eps=self.norm_eps)
+
+
+class DraftBlock(Module):
+    """The MTP block: from the trunk's streams at t and token t + 1 to logits for t + 2 (MODEL 3.8).
+
+    One more layer, with a window of its own; embedding and vocabulary projection are the trunk's.
+    """
+
+    def __init__(
+        self, config: ModelConfig, index: int, prefix: str, source: TensorSource, ops: Ops, numerics: Numerics
+    ) -> None:
+        super().__init__()
+        self.eps, self.dtype, width = config.norm_eps, source.dtype, config.hidden_size
+        self.e_proj = source.linear(f"{prefix}.e_proj", (width, width))
+        self.h_proj = source.linear(f"{prefix}.h_proj", (width, width))
+        self.enorm = source.vector(f"{prefix}.enorm.weight", (width,))
+        self.hnorm = source.vector(f"{prefix}.hnorm.weight", (width,))
+        self.block = Block(config, index, prefix, source, ops, numerics)
+        self.head = Head(config, f"{prefix}.", source, ops)
+        self.index = index
+
+    def __call__(
+        self, x: mx.array, embedded: mx.array, tokens: mx.array, state: ModelState, plan: Plan
+    ) -> mx.array:
+        """Streams x [B, T, C, D] of positions t, embedded [B, T, D] and tokens [B, T] of t + 1 -> streams."""
+        near = self.e_proj(mx.fast.rms_norm(embedded, self.enorm, self.eps).astype(self.dtype))
+        far = self.h_proj(mx.fast.rms_norm(x, self.hnorm, self.eps).astype(self.dtype))
+        x = (far + near[..., None, :]).astype(mx.float32)
+        return self.block(x, tokens, state.layers[self.index], plan)
+
+
+class Transformer(Module):
+    """DeepSeek V4. Built from a source of tensors, which it takes one by one under their official names."""
+
+    def __init__(self, config: ModelConfig, source: TensorSource, ops: Ops, numerics: Numerics) -> None:
+        super().__init__()
+        self.config, self.dtype = config, source.dtype
+        table = (config.vocab_size, config.hidden_size)
+        self.embed = Embedding(source.linear("embed", table), mx.float32)
+        self.blocks = [Block(config, i, f"layers.{i}", source, ops, numerics) for i in range(config.layers)]
+        self.head = Head(config, "", source, ops)
+        self.vocabulary = source.linear("head", table)
+        self.drafts = [
+            DraftBlock(config, config.layers + i, f"mtp.{i}", source, ops, numerics)
+            for i in range(config.draft_blocks)
+        ]
+        self.planner = Planner(config)
+
+    def new_state(self, batch: int = 1, growth: int = GROWTH) -> ModelState:
+        """The state before the first token; its row buffers grow by `growth` tokens."""
+        return ModelState(self.config, self.dtype, batch, growth)
+
+    def __call__(self, tokens: mx.array, state: ModelState, *, last: bool = False) -> mx.array:
+        """tokens int32 [B, T], the next T of the sequence -> float32 logits [B, T, V], or [B, 1, V].
+
+        The state takes the tokens in. Evaluate the logits together with `state.arrays()`.
+        """
+        return self.logits(self.streams(tokens, state), last=last)
+
+    def streams(self, tokens: mx.array, state: ModelState) -> mx.array:
+        """tokens int32 [B, T] -> the streams after the last layer [B, T, C, D]; the state takes them in."""
+        start, rows = state.length, tokens.shape[1]
+        state.reserve(start + rows)
+        plan = self.planner.plan(start, rows)
+        h = self.embed(tokens)
+        x = mx.broadcast_to(h[:, :, None], (*h.shape[:2], self.config.streams, h.shape[2]))
+        for block, layer in zip(self.blocks, state.layers, strict=False):
+            x = block(x, tokens, layer, plan)
+        state.advance(rows)
+        return x
+
+    def logits(self, streams: mx.array, *, last: bool = False) -> mx.array:
+        """Streams [B, T, C, D] float32 -> float32 logits of every row, or of the last."""
+        return self._vocabulary(self.head(streams[:, -1:] if last else streams))
+
+    def _vocabulary(self, rows: mx.array) -> mx.array:
+        return self.vocabulary(rows.astype(self.dtype)).astype(mx.float32)
+
+    def draft(
+        self, streams: mx.array, tokens: mx.array, state: ModelState, start: int
+    ) -> tuple[mx.array, mx.array]:
+        """The first draft block over streams of positions start .., tokens the ones that follow them.
+
+        Returns (float32 logits [B, T, V] of the token after next, the block's own streams).
+        """
+        block = self.drafts[0]
+        plan = self.planner.plan(start, tokens.shape[1])
+        x = block(streams, self.embed(tokens), tokens, state, plan)
+        return self._vocabulary(block.head(x)), x

@@ -1,0 +1,68 @@
+"""The ops a model computes with, injected as one frozen value: no switch, no global, no environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from dsv4_mlx.reference.attend import attend
+from dsv4_mlx.reference.compress import compress
+from dsv4_mlx.reference.expert_ffn import expert_ffn
+from dsv4_mlx.reference.hc_head import hc_head
+from dsv4_mlx.reference.hc_post import hc_post
+from dsv4_mlx.reference.hc_pre import Mix, hc_pre
+from dsv4_mlx.reference.index_select import index_select
+from dsv4_mlx.reference.rotate import rotate
+from dsv4_mlx.reference.round_trip import hadamard, q4, q8_rows
+from dsv4_mlx.reference.route import route, route_hashed
+
+Rounding = Callable[[mx.array], mx.array]
+
+
+@dataclass(frozen=True)
+class Ops:
+    """Every op by name; each entry has the signature and the meaning of its reference."""
+
+    hc_pre: Callable[..., tuple[mx.array, Mix]] = hc_pre
+    hc_post: Callable[[mx.array, mx.array, Mix], mx.array] = hc_post
+    hc_head: Callable[..., mx.array] = hc_head
+    rotate: Callable[[mx.array, mx.array], mx.array] = rotate
+    compress: Callable[..., mx.array] = compress
+    index_select: Callable[..., mx.array] = index_select
+    attend: Callable[..., mx.array] = attend
+    route: Callable[..., tuple[mx.array, mx.array]] = route
+    route_hashed: Callable[..., tuple[mx.array, mx.array]] = route_hashed
+    expert_ffn: Callable[..., mx.array] = expert_ffn
+    name: str = field(default="reference")
+
+
+REFERENCE = Ops()
+
+
+def _same(x: mx.array) -> mx.array:
+    return x
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Which simulated quantisation a run applies to key/value rows and to the indexer's queries and keys.
+
+    All take float32. `rows(x, channels, block)` rounds the first `channels` channels, the unrotated ones, of
+    window and compressed rows; `index(x)` whole index rows.
+    """
+
+    name: str
+    rows: Callable[[mx.array, int, int], mx.array]
+    index: Rounding
+
+
+def _official_index(x: mx.array) -> mx.array:
+    return q4(hadamard(x), 32)
+
+
+# The Hadamard transform is orthogonal and applied to queries and keys alike: without Q4 it changes nothing.
+EXACT = Numerics("exact", lambda x, channels, block: x, _same)
+OFFICIAL = Numerics("official", q8_rows, _official_index)
+NUMERICS = {"official": OFFICIAL, "exact": EXACT}

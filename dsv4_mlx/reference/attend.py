@@ -1,0 +1,70 @@
+"""Attention of all heads over one key/value head: window and compressed rows, one softmax, a sink."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+_BLOCK = 1 << 25  # gathered elements [T, picks, K] alive at once: 128 MB in float32
+
+
+class Rows(NamedTuple):
+    """Key/value rows and who sees them. rows [B, S, K]; mask float32 [T, S], added to scores: 0 where a query
+    sees a row and -inf where not; None where all see all.
+
+    With `picks` [B, T, k] a query attends to those rows only, and `mask` is [B, T, k] over them.
+    """
+
+    rows: mx.array
+    mask: mx.array | None
+    picks: mx.array | None = None
+
+
+def attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
+    """q [B, T, H, K] float32, scaled -> [B, T, H, K] float32. Keys are values (MODEL 3.3 step 5).
+
+    `p_n = exp(s_n) / (sum_n exp(s_n) + exp(sink_h))`, s = q . row, sinks [H] float32 unscaled.
+    Scores, softmax and sums are float32. Gathered rows are taken a block of queries at a time.
+    """
+    if compressed is None or compressed.picks is None:
+        return _attend(q, window, compressed, sinks)
+    picks = compressed.picks
+    step = max(1, _BLOCK // (picks.shape[-1] * q.shape[-1]))
+    parts = []
+    for a in range(0, q.shape[1], step):
+        block = slice(a, min(q.shape[1], a + step))
+        seen = None if compressed.mask is None else compressed.mask[:, block]
+        near = window._replace(mask=None if window.mask is None else window.mask[block])
+        parts.append(_attend(q[:, block], near, Rows(compressed.rows, seen, picks[:, block]), sinks))
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+
+
+def _attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
+    near = window.rows.astype(mx.float32)[:, None]  # [B, 1, S, K]: all queries and heads share the rows
+    scores = [_scores(q, near, window.mask)]
+    far = None
+    if compressed is not None:
+        rows, mask, picks = compressed
+        far = rows[:, None] if picks is None else _gather(rows, picks)  # [B, T or 1, N, K]
+        far = far.astype(mx.float32)
+        scores.append(_scores(q, far, mask))
+    scores.append(mx.broadcast_to(sinks[:, None], (*q.shape[:-1], 1)))
+    p = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1)
+    span = near.shape[2]
+    out = p[..., :span] @ near
+    return out if far is None else mx.addmm(out, p[..., span:-1], far)
+
+
+def _scores(q: mx.array, rows: mx.array, mask: mx.array | None) -> mx.array:
+    """q [B, T, H, K], rows [B, T or 1, S, K], mask [(B,) T, S] -> [B, T, H, S]."""
+    keys = rows.swapaxes(-1, -2)
+    return q @ keys if mask is None else mx.addmm(mask[..., None, :], q, keys)
+
+
+def _gather(rows: mx.array, picks: mx.array) -> mx.array:
+    """rows [B, N, K], picks [B, T, k] -> [B, T, k, K]. An index like rows[0] would copy all of the rows."""
+    if rows.shape[0] == 1:
+        return mx.take(rows.squeeze(0), picks, axis=0)
+    pairs = zip(mx.split(rows, rows.shape[0]), mx.split(picks, rows.shape[0]), strict=True)
+    return mx.concatenate([_gather(row, pick) for row, pick in pairs])

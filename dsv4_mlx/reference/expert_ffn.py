@@ -1,0 +1,59 @@
+"""The clamped SwiGLU of the experts: routed (a bank of experts) and shared (one)."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+
+class Bank(NamedTuple):
+    """One matrix per expert. codes [E, out, in or packed in]; without `scales` it holds plain floats.
+
+    mode "mxfp4" (group 32, scales uint8 E8M0) or "affine" (with `biases`); bits and group as MLX takes them.
+    """
+
+    codes: mx.array
+    scales: mx.array | None = None
+    biases: mx.array | None = None
+    mode: str = ""
+    bits: int = 0
+    group: int = 0
+
+
+def swiglu(gate_up: mx.array, limit: float) -> mx.array:
+    """[..., 2 I], gate first -> silu(min(gate, limit)) * clamp(up, -limit, limit), [..., I] (MODEL 3.6)."""
+    gate, up = mx.split(mx.minimum(gate_up, limit), 2, axis=-1)
+    return gate * mx.sigmoid(gate) * mx.maximum(up, -limit)
+
+
+def expert_ffn(
+    x: mx.array, ids: mx.array, weights: mx.array, gate_up: Bank, down: Bank, limit: float
+) -> mx.array:
+    """x [B, T, D] through its experts ids [B, T, A] with weights float32 [B, T, A] -> [B, T, D] float32.
+
+    The weight multiplies the hidden values, before the down projection; the A results are added in the
+    order of the list.
+    """
+    hidden = swiglu(_bank_product(x[..., None, None, :], gate_up, ids).astype(mx.float32), limit)
+    hidden = (hidden * weights[..., None, None]).astype(x.dtype)
+    return mx.sum(_bank_product(hidden, down, ids).squeeze(-2).astype(mx.float32), axis=-2)
+
+
+def _bank_product(x: mx.array, bank: Bank, ids: mx.array) -> mx.array:
+    """x [B, T, 1 or A, 1, K] times the matrices ids [B, T, A] -> [B, T, A, 1, out]."""
+    rows = _numbered(x.shape[:3])  # else MLX makes them anew in every product
+    if bank.scales is None:
+        return mx.gather_mm(x, bank.codes.swapaxes(-1, -2), rows, ids)
+    return mx.gather_qmm(
+        x, bank.codes, bank.scales, bank.biases, rows, ids, transpose=True,
+        group_size=bank.group, bits=bank.bits, mode=bank.mode,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=16)
+def _numbered(shape: tuple[int, ...]) -> mx.array:
+    return mx.array(np.arange(math.prod(shape), dtype=np.uint32).reshape(shape))

@@ -1,0 +1,38 @@
+"""Indexer: which compressed rows each query attends to."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+_BLOCK = 1 << 25  # score elements [T, heads, N] alive at once: 128 MB
+
+
+def index_scores(q: mx.array, weights: mx.array, keys: mx.array) -> mx.array:
+    """q [B, T, H, K] and weights [B, T, H] (signed) float32, keys [B, N, K] -> scores [B, T, N] float32.
+
+    `score[t, e] = sum_h weights[t, h] * relu(q[t, h] . keys[e])` (MODEL 3.5): relu per head, then the sum.
+    The official scale of the weights is left out: it is positive and changes no order.
+    """
+    products = mx.maximum(q @ keys.astype(mx.float32)[:, None].swapaxes(-1, -2), 0.0)
+    return (weights[..., None, :] @ products).squeeze(-2)
+
+
+def index_select(
+    q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int
+) -> mx.array:
+    """The `count` best rows of every query, best first: uint32 [B, T, count], count <= N.
+
+    mask: float32 [T, N], 0 where a query sees a row and -inf where not, or None where all see all. A tie goes
+    to the smaller index (the sort is stable). A query that sees fewer than `count` rows gets invisible ones
+    after them: the caller masks picks at or beyond the visible number.
+    """
+    rows, heads = q.shape[1:3]
+    step = max(1, _BLOCK // (heads * keys.shape[1]))
+    picks = []
+    for a in range(0, rows, step):
+        b = min(rows, a + step)
+        scores = index_scores(q[:, a:b], weights[:, a:b], keys)
+        if mask is not None:
+            scores = scores + mask[a:b]
+        picks.append(mx.argsort(-scores, axis=-1)[..., :count])
+    return picks[0] if len(picks) == 1 else mx.concatenate(picks, axis=1)

@@ -1,0 +1,68 @@
+"""Routed experts that are all in memory."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+from dsv4_mlx.manifest import ExpertTable
+from dsv4_mlx.reference.expert_ffn import Bank
+
+# format -> (mode, bits, group) as MLX names them
+QUANTISED = {"mxfp4": ("mxfp4", 4, 32), "mxfp8": ("mxfp8", 8, 32), "affine4": ("affine", 4, 64)}
+
+
+class ResidentExperts:
+    """The experts of a layer as views of one array [E, record]: nothing is copied or rearranged.
+
+    In a record the gate's codes are followed by those of up, and so are the scales: each pair is one matrix
+    of 2 I outputs.
+    """
+
+    def __init__(self, records: mx.array, table: ExpertTable, dtype: mx.Dtype) -> None:
+        self.records = records
+        self.gate_up = _bank(records, table, ("gate", "up"), dtype)
+        self.down = _bank(records, table, ("down",), dtype)
+
+    def banks(self, ids: mx.array) -> tuple[Bank, Bank, mx.array]:
+        return self.gate_up, self.down, ids
+
+
+class FloatExperts(Module):
+    """Experts as plain floats, gate_up [E, 2 I, D] and down [E, D, I]: for training and small tests."""
+
+    def __init__(self, gate_up: mx.array, down: mx.array) -> None:
+        super().__init__()
+        self.gate_up, self.down = gate_up, down
+
+    def banks(self, ids: mx.array) -> tuple[Bank, Bank, mx.array]:
+        return Bank(self.gate_up), Bank(self.down), ids
+
+
+def _bank(records: mx.array, table: ExpertTable, names: tuple[str, ...], dtype: mx.Dtype) -> Bank:
+    mode, bits, group = QUANTISED[table.format]
+    parts = {
+        part: _joined(records, table, [f"{n}_{part}" for n in names])
+        for part in ("codes", "scales", "biases")
+    }
+    codes, scales, biases = parts["codes"], parts["scales"], parts["biases"]
+    if codes is None:
+        raise ValueError("an expert record has no codes")
+    if mode == "affine" and scales is not None and biases is not None:
+        scales, biases = scales.astype(dtype), biases.astype(dtype)
+    return Bank(codes, scales, biases, mode, bits, group)
+
+
+def _joined(records: mx.array, table: ExpertTable, names: list[str]) -> mx.array | None:
+    """Neighbouring segments of every record as one strided view [E, rows, columns]."""
+    segments = [s for name in names for s in table.segments if s.name == name]
+    if not segments:
+        return None
+    first = segments[0]
+    rows = sum(s.shape[0] for s in segments)
+    columns = first.shape[1]
+    size = {"U32": 4, "U8": 1, "BF16": 2}[first.dtype]
+    dtype = {"U32": mx.uint32, "U8": mx.uint8, "BF16": mx.bfloat16}[first.dtype]
+    whole = records if dtype == mx.uint32 else records.view(dtype)
+    stride = table.record_bytes // size
+    return mx.as_strided(whole, (table.count, rows, columns), (stride, columns, 1), first.offset // size)
