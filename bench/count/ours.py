@@ -61,7 +61,13 @@ def whole_step(graph: Graph, buffers: int, experts: int, names: list[str]) -> St
     """The arguments of a traced step are tokens, then `buffers` arrays of the cache, then the named weights."""
     keys = [array.key for array in graph.inputs]
     cut = 1 + buffers
-    return Step(graph, frozenset(keys[cut:]), frozenset(keys[1:cut]), experts, dict(zip(keys[cut:], names, strict=True)))
+    return Step(
+        graph,
+        frozenset(keys[cut:]),
+        frozenset(keys[1:cut]),
+        experts,
+        dict(zip(keys[cut:], names, strict=True)),
+    )
 
 
 @dataclass
