@@ -205,7 +205,7 @@ def test_commands_in_a_terminal(tmp_path: Path) -> None:
         person.enters("hello")
         person.sees("You said 5")
         person.enters("/edit")
-        person.sees("> hello$|> hello\n")
+        person.sees("taken back\n\n> hello")
         person.types("!\r")
         person.sees("You said 6 characters; turn 1")
         person.enters("/clear")

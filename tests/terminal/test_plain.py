@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dsv4_mlx.terminal.terminal import charset
-from terminal.screens import CTRL_C, CTRL_D, ROOT, RUN, chat
+from terminal.screens import CTRL_C, CTRL_D, ROOT, RUN, Person, chat
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TERM": "xterm-256color"}
 
@@ -25,6 +25,14 @@ def run(
         command, input=text.encode(), capture_output=True, timeout=60, env={**ENVIRONMENT, **(env or {})}
     )
     return found.returncode, found.stdout.decode(), found.stderr.decode()
+
+
+def _leave(person: Person) -> None:
+    """Ctrl-D, once the program reads: in line mode a terminal forgets an earlier one."""
+    person.sees(r"\n>$")
+    time.sleep(0.3)
+    person.types(CTRL_D)
+    person.ends()
 
 
 def test_one_question_gives_plain_text_and_stores_it(tmp_path: Path) -> None:
@@ -65,12 +73,11 @@ def test_plain_in_a_terminal_never_moves_the_cursor(tmp_path: Path) -> None:
         person.types(CTRL_C)
         person.sees(r"\(stopped\)")
         person.enters("/edit")
-        person.sees("> slow please")
+        person.sees("taken back\n> slow please")
         person.types("\x15")
         person.enters("hello")
         person.sees("You said 5 characters; turn 3")
-        person.types(CTRL_D)
-        person.ends()
+        _leave(person)
         answers = bytes(person.raw).replace(b"\x1b[?2004h", b"").replace(b"\x1b[?2004l", b"")
         assert b"\x1b[2J" not in answers and b"\x1b[A" not in answers
         assert not re.search(rb"\x1b\[[0-9;]*m", answers)
@@ -110,8 +117,7 @@ def test_terminals_that_cannot_be_drawn_on(tmp_path: Path, env: dict[str, str]) 
         person.sees("all")
         assert "LC_ALL" not in env or b"?" in bytes(person.raw)
         assert all(byte < 0x80 for byte in bytes(person.raw)) or env == {"TERM": "dumb"}
-        person.types(CTRL_D)
-        person.ends()
+        _leave(person)
 
 
 def test_charset() -> None:
