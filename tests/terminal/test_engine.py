@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from subprocess import run
+from subprocess import DEVNULL, run
 
 import pytest
 
@@ -58,7 +58,9 @@ def speaker(model: Path, max_tokens: int) -> EngineSpeaker:
 
 
 def test_a_stopped_prefill_and_a_stopped_answer_leave_a_sound_session(model: Path) -> None:
-    asked = Asked((Spoken("user", "many words of a long question " * 45),), "on", 7)
+    # A prefill is cut where an assistant's turn opens, 256 tokens after the last cut at the earliest.
+    said = (Spoken("user", "many words " * 70), Spoken("assistant", "yes"), Spoken("user", "more"))
+    asked = Asked(said, "on", 7)
     whole = Heard()
     assert speaker(model, 6).reply(asked, whole) == "length"
     assert len(whole.prefills) >= 2 and whole.said
@@ -118,13 +120,17 @@ def test_a_pipe_goes_before_the_prompt(model: Path, tmp_path: Path, command: str
     ],
 )
 def test_bad_pipes(model: Path, piped: bytes | None, options: list[str], message: str) -> None:
-    given = {"input": piped} if piped is not None else {"stdin": -3}  # -3: nothing, not a pipe
-    found = run([*MAIN, "generate", str(model), *options], capture_output=True, **given)  # type: ignore[call-overload]
+    command = [*MAIN, "generate", str(model), *options]
+    if piped is None:
+        found = run(command, capture_output=True, stdin=DEVNULL)
+    else:
+        found = run(command, capture_output=True, input=piped)
     assert found.returncode == 2 and message in found.stderr.decode(), found.stderr
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("", "MODEL is empty"), ("nowhere", "there is no folder"), ("empty", "not a finished")]
+    ("name", "message"),
+    [("", "MODEL is empty"), ("nowhere", "there is no folder"), ("empty", "not a finished")],
 )
 def test_a_missing_or_unfinished_model(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
