@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from time import perf_counter
+from time import perf_counter, thread_time
 from types import TracebackType
 from typing import Any
 
@@ -33,7 +33,7 @@ Advance = Callable[[int], None]
 class Streamer:
     """Threads and buffers for one conversion. Use as a context manager.
 
-    `hash_seconds` and `write_seconds` add up the time the two stages were busy.
+    `hash_seconds` is the processor time of hashing, `write_seconds` the time that writing took.
     """
 
     def __init__(self, reader: SourceReader, block: int = BLOCK) -> None:
@@ -107,13 +107,13 @@ class Streamer:
         if previous is not None:
             wait((previous,))
         pieces = read.result()
-        started = perf_counter()
+        started = thread_time()
         for piece in pieces:
             for key, first, last in piece.digests:
                 if key not in digests:
                     digests[key] = hashlib.sha256()
                 digests[key].update(piece.data[first:last])
-        return perf_counter() - started
+        return thread_time() - started
 
     def _write(self, read: Future[list[Piece]], out: OutFile) -> int:
         pieces = read.result()
