@@ -139,3 +139,25 @@ def test_a_missing_or_unfinished_model(tmp_path: Path, name: str, message: str) 
         person.sees("error: ")
         person.ends(2)
         assert message in person.text().replace("\n", " ") and "next:" in person.text()
+
+
+def test_a_resumed_conversation_takes_its_state_from_disk(model: Path, tmp_path: Path) -> None:
+    said = (Spoken("user", "many words " * 70), Spoken("assistant", "yes"))
+    asked = Asked((*said, Spoken("user", "more")), "on", 7)
+    options = (model, EngineOptions(context=4096), SamplingOptions(), 6, tmp_path / "states")
+    first, second = EngineSpeaker(*options), EngineSpeaker(*options)
+    first.open(lambda done, total: None)
+    whole = Heard()
+    first.reply(asked, whole)
+    first._rate = 1e9  # a prefill so fast that no disk is worth it
+    first.keep("key", said, "on")
+    assert not (tmp_path / "states").exists()
+    first._rate = 10.0
+    first.keep("key", said, "on")
+    second.open(lambda done, total: None)
+    assert second.recall("other") == 0
+    restored = second.recall("key")
+    assert restored >= 256
+    again = Heard()
+    second.reply(asked, again)
+    assert again.prefills[0][2] == restored and again.said == whole.said
