@@ -13,21 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
 from dsv4_mlx.convert.encode import decode_affine4, decode_bf16
 from dsv4_mlx.convert.plan import MX_GROUP, Placed, Records, Target
-from dsv4_mlx.convert.reader import SourceReader
+from dsv4_mlx.convert.reader import FolderReader, SourceReader
 from dsv4_mlx.convert.work import SEGMENT_SOURCE, Rows
-from dsv4_mlx.errors import MachineError
 from dsv4_mlx.official import FP8_BLOCK
 
 Bytes = npt.NDArray[np.uint8]
@@ -72,47 +67,10 @@ class Deviation:
         return self.worst / self.largest if self.largest else 0.0
 
 
-class ModelReader:
-    """Exact reads from a converted folder's files, safe to share between threads."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._files: dict[str, int] = {}
-        self._opening = threading.Lock()
-
-    def __enter__(self) -> ModelReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for descriptor in self._files.values():
-            os.close(descriptor)
-
-    def read(self, file: str, start: int, count: int) -> Bytes:
-        """Raises MachineError."""
-        data = np.empty(count, dtype=np.uint8)
-        done = 0
-        try:
-            with self._opening:
-                if file not in self._files:
-                    self._files[file] = os.open(self.folder / file, os.O_RDONLY)
-            while done < count:
-                got = os.preadv(self._files[file], [data.data[done:]], start + done)
-                if got == 0:
-                    raise OSError(0, "it ends early")
-                done += got
-        except OSError as error:
-            raise MachineError(
-                f"{file} can't be read: {error.strerror or error}", where=self.folder / file
-            ) from None
-        return data
-
-
 class Comparison:
     """Checks of one model's weights; thread-safe, since it only reads."""
 
-    def __init__(self, model: ModelReader, source: SourceReader | None, block: int) -> None:
+    def __init__(self, model: FolderReader, source: SourceReader | None, block: int) -> None:
         self.model = model
         self.source = source
         self.block = block
@@ -134,7 +92,7 @@ class Comparison:
     def record(self, file: str, records: Records, expert: int, digest: str) -> list[Damage]:
         """Check one expert's record."""
         name = f"{records.prefix}.ffn.experts.{expert}"
-        record = self.model.read(file, records.offset + expert * records.record_bytes, records.record_bytes)
+        record = self.stored(file, records.offset + expert * records.record_bytes, records.record_bytes)
         if hashlib.sha256(record.data).hexdigest() != digest:
             return [Damage(file, name, "the record is not the bytes that were written")]
         if self.source is None:
@@ -150,21 +108,21 @@ class Comparison:
     def digest(self, file: str, placed: Placed) -> str:
         digest = hashlib.sha256()
         for start, count in self.blocks(placed.bytes):
-            digest.update(self.model.read(file, placed.offset + start, count).data)
+            digest.update(self.stored(file, placed.offset + start, count).data)
         return digest.hexdigest()
 
     def same(self, file: str, target: Target, source: SourceReader) -> bool:
         """Whether a raw or mxfp8 weight has the official values."""
         codes = target.parts["weight"]
         for start, count in self.blocks(codes.bytes):
-            stored = self.model.read(file, codes.offset + start, count)
+            stored = self.stored(file, codes.offset + start, count)
             if not np.array_equal(stored, self.official(source, target.weight.name, start, count)):
                 return False
         if target.format == "raw":
             return True
         scales = target.parts["scales"]
         rows, groups = scales.shape
-        stored = self.model.read(file, scales.offset, scales.bytes).reshape(rows, groups)
+        stored = self.stored(file, scales.offset, scales.bytes).reshape(rows, groups)
         entry = source.source.entry(target.weight.scale_name)
         official = self.official(source, target.weight.scale_name, 0, entry.end - entry.start)
         grid = official.reshape(entry.shape)
@@ -189,11 +147,16 @@ class Comparison:
 
     def rows(self, file: str, placed: Placed, first: int, last: int) -> Bytes:
         width = placed.bytes // placed.shape[0]
-        return self.model.read(file, placed.offset + first * width, (last - first) * width).reshape(-1, width)
+        return self.stored(file, placed.offset + first * width, (last - first) * width).reshape(-1, width)
 
     def official(self, source: SourceReader, tensor: str, start: int, count: int) -> Bytes:
         data = np.empty(count, dtype=np.uint8)
         source.read(source.source.where[tensor], source.source.entry(tensor).start + start, data.data)
+        return data
+
+    def stored(self, file: str, start: int, count: int) -> Bytes:
+        data = np.empty(count, dtype=np.uint8)
+        self.model.read(file, start, data.data)
         return data
 
     def blocks(self, count: int) -> Iterator[tuple[int, int]]:

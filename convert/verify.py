@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.convert.compare import Comparison, Damage, Deviation, ModelReader
+from dsv4_mlx.convert.compare import Comparison, Damage, Deviation
 from dsv4_mlx.convert.finish import PartCost, part_costs
 from dsv4_mlx.convert.header import Header, read_header
 from dsv4_mlx.convert.identity import identify
 from dsv4_mlx.convert.names import match
 from dsv4_mlx.convert.plan import FilePlan, Plan, make_plan
-from dsv4_mlx.convert.reader import SourceReader
+from dsv4_mlx.convert.reader import FolderReader, SourceReader
 from dsv4_mlx.convert.recipe import RECIPES
 from dsv4_mlx.convert.source import Source, open_source
 from dsv4_mlx.convert.stream import BLOCK, check_block
@@ -247,7 +247,7 @@ def _contents(
     """Hash, and compare if there is a source, every weight and record of the files that are sound."""
     damage: list[Damage] = []
     done = 0
-    with ModelReader(model) as reader, ExitStack() as stack:
+    with FolderReader(model) as reader, ExitStack() as stack:
         official = None if source is None else stack.enter_context(SourceReader(source))
         comparison = Comparison(reader, official, block)
         pool = stack.enter_context(ThreadPoolExecutor(THREADS))

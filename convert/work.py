@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dsv4_mlx.convert.check import check_bytes
+from dsv4_mlx.convert.direct import PAGE
 from dsv4_mlx.convert.encode import affine4, decode_bf16, decode_fp8, expand_scales
 from dsv4_mlx.convert.plan import FilePlan, Records, Target
 from dsv4_mlx.convert.reader import SourceReader
@@ -34,7 +35,13 @@ class Piece:
 
 
 class Work(Protocol):
-    """One step: reads at most a block, returns the target bytes that follow from it."""
+    """One step: reads at most a block, returns the target bytes that follow from it.
+
+    `alone` says that no other step shares a digest with it.
+    """
+
+    @property
+    def alone(self) -> bool: ...
 
     def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]: ...
 
@@ -60,6 +67,7 @@ class Copy:
 
     offset: int
     stretches: tuple[Stretch, ...]
+    alone: bool = False
 
     def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]:
         at = 0
@@ -86,15 +94,15 @@ class Rows:
     target: Target
     first: int
     last: int
+    alone: bool = False
 
     def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]:
         if self.target.format == "mxfp8":
             rows, columns = self.last - self.first, self.target.weight.shape[1]
-            return [self.piece("scales", expand_scales(self.scales(reader), rows, columns).reshape(-1))]
-        parts = affine4(self.values(reader))
-        return [
-            self.piece(name, data) for name, data in zip(("weight", "scales", "biases"), parts, strict=True)
-        ]
+            parts = {"scales": expand_scales(self.scales(reader), rows, columns).reshape(-1)}
+        else:
+            parts = dict(zip(("weight", "scales", "biases"), affine4(self.values(reader)), strict=True))
+        return self.pieces(parts, buffer)
 
     def values(self, reader: SourceReader) -> npt.NDArray[np.float32]:
         """float32 [rows, columns]."""
@@ -118,11 +126,20 @@ class Rows:
         check_bytes(reader.source, tensor, view)
         return raw
 
-    def piece(self, part: str, data: Bytes) -> Piece:
-        placed = self.target.parts[part]
-        offset = placed.offset + self.first * (placed.bytes // placed.shape[0])
-        view = np.ascontiguousarray(data).data.cast("B")
-        return Piece(offset, view, ((placed.key, 0, len(view)),))
+    def pieces(self, parts: dict[str, Bytes], buffer: memoryview) -> list[Piece]:
+        """The parts' places in the file. They move to the buffer if they fit: it lies on a page boundary."""
+        found: list[Piece] = []
+        at = 0
+        for part, data in parts.items():
+            view = data.data
+            if at + data.size <= len(buffer):
+                view = buffer[at : at + data.size]
+                np.copyto(np.frombuffer(view, np.uint8), data)
+                at += -(-data.size // PAGE) * PAGE
+            placed = self.target.parts[part]
+            offset = placed.offset + self.first * (placed.bytes // placed.shape[0])
+            found.append(Piece(offset, view, ((placed.key, 0, data.size),)))
+        return found
 
 
 def work_for(file: FilePlan, source: Source, block: int) -> Iterator[Work]:
@@ -131,7 +148,7 @@ def work_for(file: FilePlan, source: Source, block: int) -> Iterator[Work]:
     A step never goes below 128 rows of a matrix, the rows that share an FP8 scale.
     """
     if file.records is not None:
-        yield from _copies(file.records.offset, _record_stretches(file.records, source), block)
+        yield from _record_copies(file.records, source, block)
     for target in file.targets:
         if target.format != "affine4":
             placed = target.parts["weight"]
@@ -150,14 +167,26 @@ def _rows(target: Target, block: int) -> Iterator[Work]:
         yield Rows(target, first, min(first + step, rows))
 
 
-def _record_stretches(records: Records, source: Source) -> Iterator[Stretch]:
+def _record_copies(records: Records, source: Source, block: int) -> Iterator[Work]:
+    """Whole records, as many as a block holds; a record larger than a block is cut."""
+    together = block // records.record_bytes
+    for first in range(0, len(records.experts), max(1, together)):
+        offset = records.offset + first * records.record_bytes
+        last = min(first + max(1, together), len(records.experts))
+        stretches = [s for number in range(first, last) for s in _record(records, number, source)]
+        if together:
+            yield Copy(offset, tuple(stretches), alone=True)
+        else:
+            yield from _copies(offset, iter(stretches), block)
+
+
+def _record(records: Records, number: int, source: Source) -> Iterator[Stretch]:
+    for segment in records.segments:
+        matrix, part = SEGMENT_SOURCE[segment.name]
+        yield _stretch(source, records.experts[number][matrix].tensors()[part].name, str(number))
     padding = records.record_bytes - sum(segment.bytes for segment in records.segments)
-    for number, expert in enumerate(records.experts):
-        for segment in records.segments:
-            matrix, part = SEGMENT_SOURCE[segment.name]
-            yield _stretch(source, expert[matrix].tensors()[part].name, str(number))
-        if padding:
-            yield Stretch(str(number), padding)
+    if padding:
+        yield Stretch(str(number), padding)
 
 
 def _stretch(source: Source, tensor: str, key: str) -> Stretch:

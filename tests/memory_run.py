@@ -63,7 +63,7 @@ def watch(
 
 
 def fixed_bytes(engine: Engine) -> int:
-    """Bytes, from shapes, of what a model holds whatever the context: weights, masks, rotation tables."""
+    """Bytes, from shapes, of what a model holds whatever the context: weights and masks."""
     model, planner = engine.model, engine.model.planner
     parameters: Any = tree_flatten(model.parameters())  # type: ignore[no-untyped-call]
     arrays: list[mx.array] = [array for _, array in parameters]
@@ -71,8 +71,7 @@ def fixed_bytes(engine: Engine) -> int:
         arrays += [block.ffn["_experts_of"]] if "_experts_of" in block.ffn else []
         experts: Any = block.ffn.experts
         arrays += [experts.records]  # the banks are views of it
-    arrays += [*planner._ring_masks.values(), *planner._plain._blocks.values()]
-    arrays += planner._compressed._blocks.values()
+    arrays += planner._ring_masks.values()
     return sum(array.nbytes for array in arrays)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,10 +12,6 @@ from dsv4_mlx.cli.console import progress, size, table
 from dsv4_mlx.cli.options import JsonOption, ModelArgument, NumericsMode, NumericsOption
 from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, MachineError, UsageError
-
-if TYPE_CHECKING:
-    from dsv4_mlx.engine.bench import Frontier
-    from dsv4_mlx.engine.engine import Engine
 
 
 def bench(
@@ -38,7 +33,7 @@ def bench(
     Example: dsv4-mlx bench ~/models/flash --context 512,4096,32768 --decode 64
     """
     from dsv4_mlx.engine import Engine, EngineOptions
-    from dsv4_mlx.engine.bench import check_plan, frontiers
+    from dsv4_mlx.engine.bench import check_plan, frontiers, report
 
     contexts = parse_contexts(context)
     check_plan(contexts, decode, contexts[-1] + decode)
@@ -66,44 +61,6 @@ def parse_contexts(text: str) -> list[int]:
         raise UsageError(
             f"--context is {text!r}, expected numbers with commas between them", next="--context 512,4096"
         ) from None
-
-
-def report(engine: Engine, folder: Path, found: list[Frontier], decode: int) -> dict[str, Any]:
-    """What --json prints: the machine, the model, the figures."""
-    import mlx.core as mx
-
-    from dsv4_mlx import __version__
-    from dsv4_mlx.engine.bench import REPEATS
-    from dsv4_mlx.engine.machine import description
-    from dsv4_mlx.engine.memory import touched_state, touched_weights
-    from dsv4_mlx.weights.load import tensor_bytes
-
-    config, manifest = engine.config, engine.manifest
-    weights = touched_weights(config, manifest, tensor_bytes(folder, manifest))
-    element = engine.model.dtype.size
-    return {
-        "machine": description(),
-        "mac": mx.metal.is_available(),
-        "versions": {"dsv4-mlx": __version__, "mlx": version("mlx")},
-        "model": {"layers": config.layers, "checkpoint": manifest.checkpoint, "recipe": manifest.recipe},
-        "passes": REPEATS,
-        "decoded": decode,
-        "frontiers": [
-            {
-                "context": one.context,
-                "prefilled": one.prefilled,
-                "prefill_tokens_per_second": vars(one.prefill),
-                "decode_tokens_per_second": vars(one.decode),
-                "first_token_seconds": vars(one.first_token),
-                "memory_bytes": {"active": one.active, "peak": one.peak, "cache": one.cache},
-                "bytes_per_token": {
-                    "weights": weights,
-                    "state": touched_state(config, one.context, element),
-                },
-            }
-            for one in found
-        ],
-    }
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from dsv4_mlx import __version__
 from dsv4_mlx.cli import bench, chat, convert, demo, generate, info, logits, verify
 from dsv4_mlx.cli.crash import write_crash_log
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error
+from dsv4_mlx.platforms import check_supported
 
 app = typer.Typer(
     name="dsv4-mlx",
@@ -39,6 +40,7 @@ def _options(
     ] = False,
 ) -> None:
     """Run DeepSeek V4 Flash on your own Mac."""
+    check_supported()  # every command comes through here, and none has imported MLX yet
 
 
 COMMANDS = (

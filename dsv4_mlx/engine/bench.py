@@ -11,13 +11,20 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from dsv4_mlx import __version__
 from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.machine import description
+from dsv4_mlx.engine.memory import touched_state, touched_weights
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.errors import UsageError
+from dsv4_mlx.weights.load import tensor_bytes
 
 REPEATS = 3
 WARM_UP = 16  # tokens prefilled and 2 decoded before anything is measured
@@ -73,6 +80,36 @@ def frontiers(
         if progress is not None:
             progress(i + 1, repeats)
     return [_frontier(contexts, i, decode, [one[i] for one in passes]) for i in range(len(contexts))]
+
+
+def report(engine: Engine, folder: Path, found: Sequence[Frontier], decode: int) -> dict[str, Any]:
+    """The figures as plain values, with what they were measured on. `folder` is the model's."""
+    config, manifest = engine.config, engine.manifest
+    weights = touched_weights(config, manifest, tensor_bytes(folder, manifest))
+    element = engine.model.dtype.size
+    return {
+        "machine": description(),
+        "mac": mx.metal.is_available(),
+        "versions": {"dsv4-mlx": __version__, "mlx": version("mlx")},
+        "model": {"layers": config.layers, "checkpoint": manifest.checkpoint, "recipe": manifest.recipe},
+        "passes": REPEATS,
+        "decoded": decode,
+        "frontiers": [
+            {
+                "context": one.context,
+                "prefilled": one.prefilled,
+                "prefill_tokens_per_second": vars(one.prefill),
+                "decode_tokens_per_second": vars(one.decode),
+                "first_token_seconds": vars(one.first_token),
+                "memory_bytes": {"active": one.active, "peak": one.peak, "cache": one.cache},
+                "bytes_per_token": {
+                    "weights": weights,
+                    "state": touched_state(config, one.context, element),
+                },
+            }
+            for one in found
+        ],
+    }
 
 
 def check_plan(contexts: Sequence[int], decode: int, context: int) -> None:

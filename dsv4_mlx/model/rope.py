@@ -38,38 +38,32 @@ def frequencies(width: int, base: float, yarn: Yarn | None) -> npt.NDArray[np.fl
 class RopeTable:
     """`exp(i * position * f)` for the positions asked for, complex64 [T, K / 2]: 1 for unrotated channels.
 
-    The kept blocks are there from the start, so that memory does not depend on how far a sequence got.
+    Blocks of positions are kept on the host: nothing that lives longer than a step takes MLX's memory.
     """
 
     def __init__(self, freqs: npt.NDArray[np.float32], width: int) -> None:
         self.freqs, self.width = freqs, width
-        self._blocks = OrderedDict((block, self._block(block)) for block in range(_KEPT))
-        mx.eval(*self._blocks.values())
+        self._blocks: OrderedDict[int, npt.NDArray[np.complex64]] = OrderedDict()
 
     def rows(self, start: int, count: int) -> tuple[mx.array, mx.array]:
-        """Positions start, start + 1, ..., forward and inverse: slices of one cached block if possible."""
+        """Positions start, start + 1, ..., forward and inverse: from a kept block where they lie in one."""
         block, offset = divmod(start, _BLOCK)
         if offset + count > _BLOCK:
-            return self._both(np.arange(start, start + count))
-        if block not in self._blocks:
-            self._blocks.popitem(last=False)
-            self._blocks[block] = self._block(block)
-        self._blocks.move_to_end(block)
-        forward, inverse = self._blocks[block]
-        return forward[offset : offset + count], inverse[offset : offset + count]
-
-    def _block(self, block: int) -> tuple[mx.array, mx.array]:
-        return self._both(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
+            table = self._turns(np.arange(start, start + count))
+        else:
+            if block not in self._blocks:
+                self._blocks[block] = self._turns(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
+                if len(self._blocks) > _KEPT:
+                    self._blocks.popitem(last=False)
+            self._blocks.move_to_end(block)
+            table = self._blocks[block][offset : offset + count]
+        return mx.array(table), mx.array(table.conj())
 
     def at(self, positions: npt.NDArray[np.int64]) -> mx.array:
         """Any positions, forward."""
-        return mx.array(self._table(positions))
+        return mx.array(self._turns(positions))
 
-    def _both(self, positions: npt.NDArray[np.int64]) -> tuple[mx.array, mx.array]:
-        table = self._table(positions)
-        return mx.array(table), mx.array(table.conj())
-
-    def _table(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.complex64]:
+    def _turns(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.complex64]:
         """The angle is a float32 product, as the model was trained; its cosine is exact."""
         angles = (positions.astype(np.float32)[:, None] * self.freqs).astype(np.float64)
         table = np.ones((len(positions), self.width // 2), np.complex64)
@@ -85,4 +79,4 @@ def plain_table(config: ModelConfig) -> RopeTable:
 def compressed_table(config: ModelConfig) -> RopeTable:
     """Layers with compression: base 160000 and YaRN, for everything the layer rotates (trap 1)."""
     freqs = frequencies(config.rope_dim, config.compress_rope_theta, config.yarn)
-    return RopeTable(freqs, config.head_dim)
+    return RopeTable(freqs, max(config.head_dim, config.index_dim))  # rows of both widths are rotated

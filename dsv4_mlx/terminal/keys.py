@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.filters import Condition, has_completions
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
@@ -17,8 +18,12 @@ PAGE = 5  # lines that PageUp and PageDown move the open thinking by
 def bindings(screen: Screen) -> KeyBindings:
     """The chat's own keys."""
     keys = KeyBindings()
-    opened = Condition(lambda: screen.opened)
+    _editing(keys, screen)
+    _steering(keys, screen)
+    return keys
 
+
+def _editing(keys: KeyBindings, screen: Screen) -> None:
     @keys.add("enter", eager=True)
     def _enter(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
@@ -38,12 +43,29 @@ def bindings(screen: Screen) -> KeyBindings:
         buffer = event.current_buffer
         if buffer.complete_state:
             buffer.complete_next()
+            return
+        asked = CompleteEvent(completion_requested=True)
+        found = list(buffer.completer.get_completions(buffer.document, asked))
+        if len(found) == 1:
+            buffer.apply_completion(found[0])
         else:
             buffer.start_completion(insert_common_part=True)
 
     @keys.add("s-tab", filter=has_completions)
     def _back_tab(event: KeyPressEvent) -> None:
         event.current_buffer.complete_previous()
+
+    @keys.add("c-x", "c-e")
+    def _editor(event: KeyPressEvent) -> None:
+        event.current_buffer.open_in_editor()
+
+    @keys.add(Keys.BracketedPaste)
+    def _paste(event: KeyPressEvent) -> None:
+        screen.paste(event.data)
+
+
+def _steering(keys: KeyBindings, screen: Screen) -> None:
+    opened = Condition(lambda: screen.opened)
 
     @keys.add("c-c")
     @keys.add("<sigint>")
@@ -76,13 +98,3 @@ def bindings(screen: Screen) -> KeyBindings:
     @keys.add("c-z")
     def _suspend(event: KeyPressEvent) -> None:
         event.app.suspend_to_background()
-
-    @keys.add("c-x", "c-e")
-    def _editor(event: KeyPressEvent) -> None:
-        event.current_buffer.open_in_editor()
-
-    @keys.add(Keys.BracketedPaste)
-    def _paste(event: KeyPressEvent) -> None:
-        screen.paste(event.data)
-
-    return keys

@@ -43,7 +43,7 @@ from dsv4_mlx.terminal.status import progress, status
 from dsv4_mlx.terminal.thinking import Thinking
 
 RATE = 10.0  # drawings a second
-SHARE = 0.015  # of a core that drawing an answer may take
+SHARE = 0.014  # of a core that drawing an answer may take
 SLOWEST = 0.5  # seconds between drawings at most
 IDLE = 0.1  # seconds between looks while nothing happens
 PANE = 5  # lines of running thinking
@@ -137,13 +137,13 @@ class Screen:
             self.app.exit(exception=error)
 
     async def _tick(self) -> None:
+        before = self.drawing
         while True:
-            before = self.drawing
             if self.output.get_size() != self.size:
                 self.repaint()
             if self.chat.pump() or self.chat.busy or self._pending:
                 self.draw()
-            cost = self.drawing - before
+            cost, before = self.drawing - before, self.drawing  # since the last look
             pause = max(1 / RATE, min(SLOWEST, cost / SHARE)) if self.chat.busy else IDLE
             await asyncio.sleep(pause)
 
@@ -151,17 +151,20 @@ class Screen:
 
     def draw(self) -> None:
         """Bring the terminal up to date."""
-        start = time.thread_time()
+        start, counted = time.thread_time(), self.drawing
         self._update()
         if self._pending and self.app.is_running:
             with self.output.together():
                 self.app.renderer.erase(leave_alternate_screen=False)
                 self.output.write_raw(self._ansi(self._take_pending()))
-                self.app.renderer.render(self.app, self.app.layout)
+                self._render()
             self.drawings += 1
         else:
             self.app.invalidate()
-        self.drawing += time.thread_time() - start
+        self.drawing = counted + time.thread_time() - start
+
+    def _render(self) -> None:
+        self.app._redraw()  # the public ways either wait for the event loop or show cached text
 
     def _before(self, app: Application[int]) -> None:
         self._began = time.thread_time()
@@ -202,7 +205,7 @@ class Screen:
             self.output.erase_screen()
             self.output.cursor_goto(0, 0)
             self.output.write_raw(self._ansi(lines))
-            self.app.renderer.render(self.app, self.app.layout)
+            self._render()
 
     def _update_at_width(self) -> None:
         self._pending = []
@@ -280,11 +283,12 @@ class Screen:
 
     def begin(self, answering: Answering) -> None:
         self._answering, self._flow = answering, None
-        self._thinking = Thinking(Painter(self.size.columns - 3, self.color))
 
     def said(self, kind: Kind, text: str) -> None:
         text = printable(text)
         if kind == "thinking":
+            if self._answering is not None and self._answering.message.thinking == text:  # its first piece
+                self._thinking = Thinking(Painter(self.size.columns - 3, self.color))
             self._thinking.feed(text)
         elif kind == "answer":
             if self._flow is None:

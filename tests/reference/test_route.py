@@ -12,7 +12,7 @@ from dsv4_mlx.reference.route import route, route_hashed
 
 def scores(x: np.ndarray, gate: np.ndarray) -> np.ndarray:
     logits = x.astype(np.float64) @ gate.astype(np.float64).T
-    return np.sqrt(np.log1p(np.exp(-np.abs(logits))) + np.maximum(logits, 0))
+    return np.asarray(np.sqrt(np.log1p(np.exp(-np.abs(logits))) + np.maximum(logits, 0)))
 
 
 @pytest.mark.parametrize(("experts", "count"), [(256, 6), (7, 3), (5, 5), (9, 2)])
