@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .signature import Signature
+from proof.signature import Signature
 
 # runtime/abi.h, enum Kind.
 KINDS = {

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import BFloat16
-from .build import Library, runtime_library
-from .findings import Finding, RawFinding, Regions, describe, lines_of
-from .signature import Signature
+from proof.arrays import BFloat16
+from proof.build import Library, runtime_library
+from proof.findings import Finding, RawFinding, Regions, describe, lines_of
+from proof.signature import Signature
 
 _CAPACITY = 32
 _ROLES = {"input": 0, "output": 1, "shape": 2, "strides": 2, "ndim": 2}

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, BFloat16, array_dtype, dtype_name, from_storage, storage, storage_type
-from .build import Library, kernel_library
-from .findings import Finding
-from .launch import Call
-from .rewrite import to_cpp
-from .signature import MAX_BUFFERS, ArrayType, Signature, Template, generate
+from proof.arrays import Array, BFloat16, array_dtype, dtype_name, from_storage, storage, storage_type
+from proof.build import Library, kernel_library
+from proof.findings import Finding
+from proof.launch import Call
+from proof.rewrite import to_cpp
+from proof.signature import MAX_BUFFERS, ArrayType, Signature, Template, generate
 
 MAX_THREADS = 1024
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .rewrite import blank
+from proof.rewrite import blank
 
 _BARRIER = re.compile(r"\b(?:threadgroup|simdgroup)_barrier\s*\([^;]*?\)\s*;")
 _FLAGS = re.compile(r"mem_flags::mem_(\w+)")

@@ -18,12 +18,12 @@ from pathlib import Path
 import clang.cindex as clang
 from clang.cindex import CursorKind, TypeKind
 
-from .arrays import Array
-from .build import cache_folder
-from .findings import Finding, place_in
-from .machine import Kernel, array_types
-from .rewrite import _HOST_NAME, rewrite_threadgroup
-from .signature import ArrayType, Signature, Template
+from proof.arrays import Array
+from proof.build import cache_folder
+from proof.findings import Finding, place_in
+from proof.machine import Kernel, array_types
+from proof.rewrite import _HOST_NAME, rewrite_threadgroup
+from proof.signature import ArrayType, Signature, Template
 
 _INCLUDE = Path(__file__).resolve().parent / "include" / "address_space"
 _SPACES = ("__global", "__local", "__constant", "__private")

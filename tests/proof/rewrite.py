@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .signature import ATTRIBUTES, Argument, Signature
+from proof.signature import ATTRIBUTES, Argument, Signature
 
 # How the runtime's Ids answer each attribute; the rest have a field of the same name.
 _DERIVED: dict[str, str] = {

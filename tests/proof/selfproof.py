@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, BFloat16, Dtype, from_storage
-from .machine import Kernel, Result, run
-from .signature import Template
+from proof.arrays import Array, BFloat16, Dtype, from_storage
+from proof.machine import Kernel, Result, run
+from proof.signature import Template
 
 _FOLDER = Path(__file__).resolve().parent / "kernels"
 Float64 = npt.NDArray[np.float64]

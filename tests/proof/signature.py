@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .arrays import dtype_name, is_dtype, metal_type
+from proof.arrays import dtype_name, is_dtype, metal_type
 
 # Inputs with fewer elements than this arrive in the constant address space.
 CONSTANT_BELOW = 8
