@@ -43,7 +43,7 @@ from dsv4_mlx.terminal.status import progress, status
 from dsv4_mlx.terminal.thinking import Thinking
 
 RATE = 10.0  # drawings a second
-SHARE = 0.014  # of a core that drawing an answer may take
+SHARE = 0.012  # of a core that drawing an answer may take
 SLOWEST = 0.5  # seconds between drawings at most
 IDLE = 0.1  # seconds between looks while nothing happens
 PANE = 5  # lines of running thinking

@@ -22,7 +22,7 @@ PATIENCE = 20.0  # seconds until something that should happen has failed to
 CTRL_C, CTRL_D, CTRL_L, CTRL_T, ESCAPE, ENTER = "\x03", "\x04", "\x0c", "\x14", "\x1b", "\r"
 
 
-class Display(pyte.HistoryScreen):  # type: ignore[misc]
+class Display(pyte.HistoryScreen):
     """pyte drops the rest of a text after a joiner or a vowel sign without width; a terminal doesn't."""
 
     def draw(self, data: str) -> None:
