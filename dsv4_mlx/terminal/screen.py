@@ -34,6 +34,7 @@ from dsv4_mlx.terminal.figures import span, thought
 from dsv4_mlx.terminal.flow import Flow
 from dsv4_mlx.terminal.history import LineHistory
 from dsv4_mlx.terminal.keys import bindings
+from dsv4_mlx.terminal.lexers import begin_common
 from dsv4_mlx.terminal.output import HeldOutput
 from dsv4_mlx.terminal.paint import Fragments, Line, Painter, fragments
 from dsv4_mlx.terminal.paste import Pastes
@@ -108,6 +109,7 @@ class Screen:
     def run(self, chat: Chat) -> int:
         """Start the chat and serve it until it ends."""
         self.chat = chat
+        begin_common()
         chat.start()
         for problem in self.history.problems:
             self.problem(problem)

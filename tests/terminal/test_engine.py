@@ -96,7 +96,7 @@ def test_chat_in_a_terminal(model: Path, tmp_path: Path) -> None:
     assert messages[0]["text"] == "hello" and messages[1]["tokens"] == 30
 
 
-@pytest.mark.parametrize("command", ["generate", "chat"])
+@pytest.mark.parametrize("command", ["generate", pytest.param("chat", marks=pytest.mark.long)])
 def test_a_pipe_goes_before_the_prompt(model: Path, tmp_path: Path, command: str) -> None:
     def answers(options: list[str], piped: bytes) -> bytes:
         more = ["--max-tokens", "8", "--seed", "3", "--temperature", "0", "--think", "off"]
