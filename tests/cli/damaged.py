@@ -71,6 +71,26 @@ def another_format(folder: Path) -> None:
     manifest(folder, lambda m: m.update(format=99))
 
 
+@case("manifest.json is damaged")
+def manifest_holds_infinity(folder: Path) -> None:
+    manifest(folder, lambda m: m["experts"]["layers.0"].update(count=float("inf")))
+
+
+@case("manifest.json is damaged")
+def parts_that_are_no_names(folder: Path) -> None:
+    manifest(folder, lambda m: m["tensors"]["layers.2.attn.wq_b.weight"].update(parts={"weight": [1]}))
+
+
+@case("manifest.json is damaged")
+def parts_without_a_weight(folder: Path) -> None:
+    manifest(folder, lambda m: m["tensors"]["embed.weight"].update(parts={}))
+
+
+@case("plain name")
+def file_name_with_a_zero_byte(folder: Path) -> None:
+    manifest(folder, lambda m: m["tensors"]["embed.weight"].update(file="a\0b"))
+
+
 @case("checkpoint")
 def unknown_checkpoint(folder: Path) -> None:
     manifest(folder, lambda m: m.update(checkpoint="may"))
@@ -161,6 +181,37 @@ def config_is_not_json(folder: Path) -> None:
 def config_holds_an_endless_number(folder: Path) -> None:
     path = folder / "config.json"
     path.write_text(path.read_text().replace('"vocab_size": 640', f'"vocab_size": {"9" * 5000}'))
+
+
+@case("rope_theta is 1000")
+def config_holds_a_number_beyond_floats(folder: Path) -> None:
+    edit(folder / "config.json", lambda c: c.update(rope_theta=10**400))
+
+
+@case("rms_norm_eps is 1e-320")
+def config_holds_a_number_that_float32_loses(folder: Path) -> None:
+    edit(folder / "config.json", lambda c: c.update(rms_norm_eps=1e-320))
+
+
+@case("compress_ratios is")
+def config_has_fractions_for_ratios(folder: Path) -> None:
+    edit(folder / "config.json", lambda c: c.update(compress_ratios=[float(r) for r in c["compress_ratios"]]))
+
+
+@case("hc_sinkhorn_iters is 2147483647")
+def config_asks_for_endless_work(folder: Path) -> None:
+    edit(folder / "config.json", lambda c: c.update(hc_sinkhorn_iters=2**31 - 1))
+
+
+@case("n_routed_experts is 2147483647")
+def config_asks_for_all_memory(folder: Path) -> None:
+    edit(folder / "config.json", lambda c: c.update(n_routed_experts=2**31 - 1))
+
+
+@case("a key twice")
+def config_has_a_key_twice(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("{", '{"head_dim": 32,', 1))
 
 
 @case("missing head_dim")
