@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 Damage = Callable[[Path], None]
 
 
@@ -135,6 +137,69 @@ def tensor_too_many(folder: Path) -> None:
 @case("no experts of layers.1")
 def experts_missing_from_the_manifest(folder: Path) -> None:
     manifest(folder, lambda m: m["experts"].pop("layers.1"))
+
+
+def stored(folder: Path, name: str, change: Callable[[mx.array], mx.array]) -> None:
+    """Change a tensor's values and keep the manifest's sizes right."""
+    file = json.loads((folder / "manifest.json").read_text())["tensors"][name]["file"]
+    arrays = dict(mx.load(str(folder / file)))
+    arrays[name] = change(arrays[name])
+    mx.eval(list(arrays.values()))
+    mx.save_safetensors(str(folder / file), arrays)
+    manifest(folder, lambda m: m["files"].update({file: (folder / file).stat().st_size}))
+
+
+@case("tid2eid names an expert outside 0 to 7")
+def table_of_experts_that_are_not(folder: Path) -> None:
+    """Taken at its word this would read memory that is not the model's."""
+    stored(folder, "layers.0.ffn.gate.tid2eid", lambda ids: ids + 10**6)
+
+
+@case("which is not mxfp8")
+def matrix_with_too_few_rows(folder: Path) -> None:
+    stored(folder, "layers.2.attn.wq_b.weight", lambda codes: codes[:4])
+
+
+@case("is mlx.core.int64")
+def floats_that_are_integers(folder: Path) -> None:
+    stored(folder, "embed.weight", lambda values: values.astype(mx.int64))
+
+
+@case("which is not mxfp4")
+def another_known_format(folder: Path) -> None:
+    manifest(folder, lambda m: m["tensors"]["layers.2.attn.wq_b.weight"].update(format="mxfp4"))
+
+
+@case("expected mlx.core.bfloat16")
+def codes_called_raw(folder: Path) -> None:
+    manifest(folder, lambda m: m["tensors"]["layers.2.attn.wq_b.weight"].update(format="raw"))
+
+
+@case("which is not mxfp8")
+def matrix_without_scales(folder: Path) -> None:
+    manifest(folder, lambda m: m["tensors"]["layers.2.attn.wq_b.weight"]["parts"].pop("scales"))
+
+
+@case("expert segments of layers.0")
+def record_without_scales(folder: Path) -> None:
+    """Computed without them the codes are other numbers, with no sign of it."""
+    manifest(folder, lambda m: m["experts"]["layers.0"]["segments"].pop(2))
+
+
+@case("expert segments of layers.0")
+def experts_of_another_format(folder: Path) -> None:
+    manifest(folder, lambda m: m["experts"]["layers.0"].update(format="affine4"))
+
+
+@case("has 4 experts, config.json asks for 8")
+def fewer_experts_than_the_router_names(folder: Path) -> None:
+    manifest(folder, lambda m: m["experts"]["layers.2"].update(count=4))
+
+
+@case("config.json is of april")
+def another_checkpoint_than_the_config(folder: Path) -> None:
+    """It would choose other words for the effort."""
+    manifest(folder, lambda m: m.update(checkpoint="0731"))
 
 
 @case("format 'int3'")
