@@ -187,9 +187,9 @@ def test_output_that_cannot_be_written(checkpoints: Checkpoints, tmp_path: Path)
     command = [sys.executable, "-m", "dsv4_mlx", "info", str(checkpoints.converted("small"))]
     with full.open("w") as out:
         found = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
-    assert (found.returncode, found.stderr) == (3, "error: No space left on device\n")
         refusal = [sys.executable, "-m", "dsv4_mlx", "info", "no/such"]
         assert subprocess.run(refusal, stderr=out, check=False).returncode == 2
+    assert (found.returncode, found.stderr) == (3, "error: No space left on device\n")
     closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
     found = subprocess.run(closed, stderr=subprocess.PIPE, text=True, check=False)
     assert (found.returncode, found.stderr) == (0, "")
