@@ -20,7 +20,10 @@ Output = pytest.CaptureFixture[str]
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+    return {
+        p.name: hashlib.sha256(p.read_bytes() if p.is_file() else b"").hexdigest()
+        for p in sorted(folder.iterdir())
+    }
 
 
 def refused(arguments: list[str], output: Output, says: str, code: int = 2) -> None:
