@@ -101,6 +101,8 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Read and check `folder/manifest.json`. Raises InputError."""
     path = folder / NAME
+    if path.is_fifo():  # reading it would wait for ever
+        raise InputError("manifest.json is a pipe, expected a file", where=path)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
