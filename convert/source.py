@@ -51,6 +51,7 @@ def open_source(folder: Path) -> Source:
         )
     config = parse_config(_text(folder, "config.json").decode("utf-8", "replace"), folder / "config.json")
     texts = {name: _text(folder, name) for name in REQUIRED}
+    _check_tokenizer(folder / "tokenizer.json", texts["tokenizer.json"])
     texts |= {name: _text(folder, name) for name in OPTIONAL if (folder / name).exists()}
     index = _text(folder, INDEX)
     weight_map, total = _parse_index(folder / INDEX, index)
@@ -107,6 +108,18 @@ def _text(folder: Path, name: str) -> bytes:
         raise InputError(f"{name} is a folder, expected a file", where=path) from None
     except OSError as error:
         raise MachineError(f"{name} can't be read: {error.strerror or error}", where=path) from None
+
+
+def _check_tokenizer(path: Path, text: bytes) -> None:
+    """Far from proof that it works, but an empty or cut file shows before hours of converting."""
+    try:
+        sound = isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        sound = False
+    if not sound:
+        raise InputError(
+            "tokenizer.json is damaged: it is not a JSON object", where=path, next="download this file again"
+        )
 
 
 def _parse_index(path: Path, text: bytes) -> tuple[dict[str, str], float | None]:

@@ -389,6 +389,11 @@ def endless_total(folder: Path) -> None:
     edit_json(folder / INDEX, lambda index: index["metadata"].update(total_size=float("inf")))
 
 
+@case("tokenizer.json is damaged")
+def empty_tokenizer(folder: Path) -> None:
+    os.truncate(folder / "tokenizer.json", 0)
+
+
 @case("far too many")
 def shape_of_endless_dimensions(folder: Path) -> None:
     edit_header(shard(folder), lambda h: h["layers.0.attn_norm.weight"].update(shape=[2**62] * 500))
