@@ -164,3 +164,10 @@ def test_a_resumed_conversation_takes_its_state_from_disk(model: Path, tmp_path:
     again = Heard()
     second.reply(asked, again)
     assert again.prefills[0][2] == restored and again.said == whole.said
+
+
+def test_generate_in_a_terminal_is_plain_on_request(model: Path) -> None:
+    options = ["-p", "hello", "--max-tokens", "8", "--seed", "1", "--plain"]
+    with Person([*MAIN, "generate", str(model), *options]) as person:
+        person.ends()
+        assert person.text() and b"\x1b" not in bytes(person.raw)
