@@ -36,7 +36,7 @@ def _a_mac() -> Iterator[None]:
 
 
 def trace_peer(config: dict[str, Any], *, context: int, rows: int) -> tuple[Step, int]:
-    """As `trace_ours`, and the dispatches that its use of `mx.compile` saves. config: official config.json."""
+    """As `trace_ours`, and the dispatches that its `mx.compile` saves. config: the official config.json."""
     with _a_mac(), as_on_metal(), recorded() as calls:
         model = _model(config)
         caches = model.make_cache()
