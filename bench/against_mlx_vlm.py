@@ -30,7 +30,7 @@ from bench.against.products import products  # noqa: E402
 from dsv4_mlx.synthetic import write_checkpoint  # noqa: E402
 from dsv4_mlx.synthetic.configs import release_config  # noqa: E402
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 1024, "num_hidden_layers": 12, "compress_ratios": [0, 0] + [4, 128] * 5 + [0],
     "n_routed_experts": 32, "num_attention_heads": 8, "head_dim": 512, "q_lora_rank": 256, "o_groups": 2,
     "o_lora_rank": 256, "moe_intermediate_size": 512, "index_n_heads": 16, "vocab_size": 2048,
@@ -63,7 +63,7 @@ def main() -> int:
 
 def compare(engines: dict[str, Engine], options: argparse.Namespace) -> dict[str, Any]:
     """CPU seconds per step of both, in all and in products, and what follows from them."""
-    prompt = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], options.prompt)  # type: ignore[arg-type]
+    prompt = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], options.prompt)
     totals: dict[str, dict[str, list[float]]] = {n: {"prefill": [], "decode": []} for n in engines}
     for turn in range(options.rounds + 1):  # the first warms up and is not counted
         for name, engine in engines.items():
