@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 Progress = Callable[[int, int], None]
@@ -70,7 +70,7 @@ def size(count: float) -> str:
     return f"{count:.2f} TB"
 
 
-def table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """A table on stdout: drawn on a terminal, tab-separated elsewhere. The first column is left-aligned."""
     if not sys.stdout.isatty():
         print("\t".join(header))

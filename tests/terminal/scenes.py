@@ -48,7 +48,7 @@ def answer(question: str, asked: Asked) -> Reply:
         return Reply(words("answer", "".join(f"word{i} " for i in range(600))), delay=0.02)
     if text.startswith("think"):
         thoughts = "".join(f"thought number {i} is here.\n" for i in range(30))
-        return Reply([*words("thinking", thoughts), *words("answer", "The **answer** is 42.")], delay=0.003)
+        return Reply([*words("thinking", thoughts), *words("answer", "The **answer** is 42.")], delay=0.006)
     if text.startswith("wide"):
         return Reply([*WIDE * 3, ("answer", "\n\nall")], delay=0.01)
     if text.startswith("long line"):
@@ -78,6 +78,6 @@ def answer(question: str, asked: Asked) -> Reply:
 SCENES: dict[str, Callable[[], Scripted]] = {
     "quick": lambda: Scripted(answer),
     "small": lambda: Scripted(answer, context=500),
-    "loading": lambda: Scripted(answer, load_steps=100, load_delay=0.05),
+    "loading": lambda: Scripted(answer, load_steps=100, load_delay=0.025),
     "broken": lambda: Scripted(answer, load_error=MachineError("the disk failed", next="check it")),
 }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from dsv4_mlx.terminal import clipboard
 from dsv4_mlx.terminal.commands import COMMANDS, is_command
 from terminal.fakes import Talk
 from terminal.screens import chat
@@ -172,7 +172,7 @@ def test_retry_undo_and_edit(talk: Talk) -> None:
 
 
 def test_tokens_stats_and_copy(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clipboard.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     talk.says("/stats")
     assert talk.shown.notes[-1] == "no answer yet"
     talk.says("/copy")
