@@ -22,7 +22,7 @@ class Rows(NamedTuple):
 
 
 def attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
-    """q [B, T, H, K], scaled -> [B, T, H, K] in q's dtype. Keys are values (MODEL 3.3 step 5).
+    """q [B, T, H, K], scaled -> [B, T, H, K] in q's dtype. Keys are values (docs/model.md 3.3 step 5).
 
     `p_n = exp(s_n) / (sum_n exp(s_n) + exp(sink_h))`, s = q . row, sinks [H] float32 unscaled.
     Scores, softmax and sums are float32. Gathered rows are taken a block of queries at a time.

@@ -29,7 +29,7 @@ def hc_pre(
     """Streams x [B, T, C, D] -> (input of the sublayer [B, T, D] in x's dtype, Mix).
 
     fn [(2 + C) * C, C * D] float32 already holds the three scales; base [(2 + C) * C] float32;
-    weight [D] of the RMSNorm that follows. MODEL 3.2: `pre = sigmoid + eps`, `post = 2 sigmoid`,
+    weight [D] of the RMSNorm that follows. docs/model.md 3.2: `pre = sigmoid + eps`, `post = 2 sigmoid`,
     comb = Sinkhorn of C x C scores. Float32 inside.
     """
     batch, rows, streams, width = x.shape

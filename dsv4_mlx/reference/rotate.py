@@ -10,7 +10,7 @@ def rotate(x: mx.array, table: mx.array) -> mx.array:
 
     Neighbouring channels (2i, 2i + 1) are one complex number, and the last K / 2 columns of the table its
     factors: 1 for channels that are not rotated, so that one product does a whole row and nothing is cut or
-    joined. The inverse is a product with the conjugate table (MODEL 3.3).
+    joined. The inverse is a product with the conjugate table (docs/model.md 3.3).
     Float32 inside, the result in x's dtype.
     """
     factors = table[..., table.shape[-1] - x.shape[-1] // 2 :]

@@ -2,8 +2,8 @@
 
 Scales are powers of two, `2^ceil(log2(largest / top))`, taken from the bits of the float32: adding
 (mantissa mask - mantissa of `top`) carries into the exponent exactly where the largest value's mantissa
-exceeds that of `top`, so no logarithm or division can round the scale wrongly (MODEL 3.0). Dividing by such a
-scale is exact, and so is its product with a code: all results are bfloat16 numbers.
+exceeds that of `top`, so no logarithm or division can round the scale wrongly (docs/model.md 3.0). Dividing
+by such a scale is exact, and so is its product with a code: all results are bfloat16 numbers.
 """
 
 from __future__ import annotations
