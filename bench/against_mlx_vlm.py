@@ -84,7 +84,8 @@ def compare(engines: dict[str, Engine], options: argparse.Namespace) -> dict[str
     for _ in range(options.rounds):
         for name in engines:
             for step, run in work[name].items():
-                inside[name][step].append(timed(run))
+                repeats = options.tokens if step == "decode" else 1  # as often as the steps themselves
+                inside[name][step].append(median(timed(run) for _ in range(repeats)))
     for name in engines:
         result["seconds"][name] = {
             step: split(median(totals[name][step]), median(inside[name][step])) for step in totals[name]
