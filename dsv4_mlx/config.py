@@ -195,6 +195,8 @@ class ModelConfig:
     def read(folder: Path) -> ModelConfig:
         """Read `folder/config.json`. Raises InputError."""
         path = folder / "config.json"
+        if path.is_fifo():  # reading it would wait for ever
+            raise InputError("config.json is a pipe, expected a file", where=path)
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:

@@ -101,6 +101,8 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Read and check `folder/manifest.json`. Raises InputError."""
     path = folder / NAME
+    if path.is_fifo():  # reading it would wait for ever
+        raise InputError("manifest.json is a pipe, expected a file", where=path)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -109,7 +111,9 @@ def read_manifest(folder: Path) -> Manifest:
             where=folder,
             next="convert the official checkpoint: dsv4-mlx convert SOURCE TARGET",
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"manifest.json can't be read: {error.strerror}", where=path) from None
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it can't be read as JSON ({error})") from None
     if not isinstance(raw, dict) or "format" not in raw:
         raise _damaged(path, "it is not an object with a format number")

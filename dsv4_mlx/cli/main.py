@@ -9,7 +9,7 @@ import sys
 import traceback
 from contextlib import suppress
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 from typer.exceptions import TyperException
@@ -93,7 +93,7 @@ def run(arguments: list[str]) -> int:
         return _fail("interrupted", EXIT_INTERRUPT)
     except BrokenPipeError:
         # The reader of a pipe has gone: nobody is left to tell. Python's own flush at exit must not fail.
-        _drop_output()
+        _drop_output(sys.stdout)
         return 0
     except OSError as error:
         return _system(error)
@@ -108,23 +108,26 @@ def _usage(error: TyperException) -> int:
     return _fail(f"{message}\n  next: {path} --help", 2)
 
 
-def _drop_output() -> None:
-    """What stdout still holds goes nowhere: Python's flush at exit would fail once more."""
+def _drop_output(stream: TextIO) -> None:
+    """What the stream still holds goes nowhere: Python's flush at exit would fail once more."""
     with suppress(OSError, ValueError):  # a stand-in for stdout has no descriptor
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _system(error: OSError) -> int:
     """What no command has put into words: a path that can't be one or may not be used, else the machine."""
     if error.errno is None:
         return _bug()
-    _drop_output()
+    _drop_output(sys.stdout)
     where = "" if error.filename is None else f"\n  in   {error.filename}"
     return _fail(f"{error.strerror}{where}", 2 if error.errno in PATH_ERRORS else 3)
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    try:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    except OSError:  # nobody reads it: the code still says what happened
+        _drop_output(sys.stderr)
     return code
 
 

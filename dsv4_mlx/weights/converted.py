@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import mlx.core as mx
@@ -28,6 +29,8 @@ def open_shard(folder: Path, file: str, manifest: Manifest) -> dict[str, mx.arra
     if found != size:
         message = f"the file has {found} bytes, the manifest says {size}"
         raise InputError(message, where=path, next=CONVERT_AGAIN)
+    if not os.access(path, os.R_OK):
+        raise InputError("you may not read this file of the model", where=path, next=f"chmod u+r {path}")
     try:
         arrays = mx.load(str(path), format="safetensors")
     except (RuntimeError, ValueError) as error:

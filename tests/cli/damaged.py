@@ -325,3 +325,9 @@ def segments_out_of_order(folder: Path) -> None:
         up["offset"], gate["offset"] = gate["offset"], up["offset"]
 
     manifest(folder, swap)
+
+
+@case("manifest.json can't be read: Is a directory")
+def manifest_is_a_folder(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").mkdir()

@@ -20,7 +20,10 @@ Output = pytest.CaptureFixture[str]
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+    return {
+        p.name: hashlib.sha256(p.read_bytes() if p.is_file() else b"").hexdigest()
+        for p in sorted(folder.iterdir())
+    }
 
 
 def refused(arguments: list[str], output: Output, says: str, code: int = 2) -> None:
@@ -187,6 +190,8 @@ def test_output_that_cannot_be_written(checkpoints: Checkpoints, tmp_path: Path)
     command = [sys.executable, "-m", "dsv4_mlx", "info", str(checkpoints.converted("small"))]
     with full.open("w") as out:
         found = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+        refusal = [sys.executable, "-m", "dsv4_mlx", "info", "no/such"]
+        assert subprocess.run(refusal, stderr=out, check=False).returncode == 2
     assert (found.returncode, found.stderr) == (3, "error: No space left on device\n")
     closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
     found = subprocess.run(closed, stderr=subprocess.PIPE, text=True, check=False)
