@@ -9,9 +9,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
-from bench.count.ours import slots
+from bench.count.ours import named, slots
 from bench.count.trace import Graph, trace
 from bench.official_weights import OfficialTensors
 from dsv4_mlx.config import ModelConfig
@@ -28,7 +28,7 @@ class Ours:
         self.config = ModelConfig.read(folder)
         source = OfficialTensors(folder, self.config.experts)
         self.model = Transformer(self.config, source, REFERENCE, EXACT)
-        mx.eval(self.model.parameters(), [slot.array for slot in slots(self.model)])
+        mx.eval([array for _, array in named(self.model)], [slot.array for slot in slots(self.model)])
 
     def start(self, tokens: npt.NDArray[np.int64]) -> Logits:
         self.state = self.model.new_state()
@@ -40,7 +40,8 @@ class Ours:
     def _run(self, tokens: mx.array) -> Logits:
         logits = self.model(tokens, self.state, last=True)
         mx.eval(logits, self.state.arrays())
-        return np.array(logits)[0, -1]
+        rows: Logits = np.asarray(logits, np.float32)[0, -1]
+        return rows
 
     def graph(self, before: int, rows: int) -> Graph:
         """Traced with weights as arguments: how they are stored is part of the graph."""
@@ -65,7 +66,7 @@ class Theirs:
     """mlx-vlm through its own loader's renaming and repacking."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        from mlx import nn
+        from mlx.nn.layers.quantized import quantize
         from mlx_vlm.models.deepseek_v4.config import ModelConfig as PeerConfig
         from mlx_vlm.models.deepseek_v4.language import LanguageModel
 
@@ -82,7 +83,7 @@ class Theirs:
         def stored(path: str, module: Any) -> Any:
             return formats(path, module) if f"{path}.scales" in weights else False
 
-        nn.quantize(self.model, class_predicate=stored)
+        quantize(self.model, class_predicate=stored)
         floats = (mx.bfloat16, mx.float16)
         ready = {n: a.astype(mx.float32) if a.dtype in floats else a for n, a in weights.items()}
         self.model.load_weights(list(ready.items()))
@@ -99,7 +100,8 @@ class Theirs:
     def _run(self, tokens: mx.array) -> Logits:
         logits = self.model(tokens, cache=self.cache).logits[:, -1]
         mx.eval(logits, [cache.state for cache in self.cache])
-        return np.array(logits.astype(mx.float32))[0]
+        rows: Logits = np.asarray(logits.astype(mx.float32), np.float32)[0]
+        return rows
 
     def graph(self, before: int, rows: int) -> Graph:
         """After a real prefill of `before` tokens, so that the cache has its shapes."""
@@ -107,8 +109,7 @@ class Theirs:
             self.start(np.zeros(before, np.int64))
         else:
             self.cache = self.model.make_cache()
-        names = [name for name, _ in tree_flatten(self.model.parameters())]
-        weights = [array for _, array in tree_flatten(self.model.parameters())]
+        names, weights = zip(*named(self.model), strict=True)
 
         def step(tokens: mx.array, *arrays: mx.array) -> list[mx.array]:
             self.model.update(tree_unflatten(list(zip(names, arrays, strict=True))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -88,8 +88,7 @@ def _product(primitive: Primitive, given: list[mx.array], indices: list[mx.array
         return mx.gather_mm(given[0], given[1], *indices)
     x, codes = primitive.inputs[:2]
     bits = 32 * codes.shape[-1] // x.shape[-1]  # mxfp8 codes are four to a word, mxfp4 codes eight
+    how: dict[str, Any] = {"transpose": True, "group_size": 32, "bits": bits, "mode": f"mxfp{bits}"}
     if primitive.name == "QuantizedMatmul":
-        return mx.quantized_matmul(*given, transpose=True, group_size=32, bits=bits, mode=f"mxfp{bits}")
-    return mx.gather_qmm(
-        *given, None, *indices, transpose=True, group_size=32, bits=bits, mode=f"mxfp{bits}"
-    )  # fmt: skip
+        return mx.quantized_matmul(given[0], given[1], given[2], **how)
+    return mx.gather_qmm(given[0], given[1], given[2], None, indices[0], indices[1], **how)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
@@ -89,9 +90,14 @@ class _Slot:
             setattr(self.owner, self.name, array)
 
 
+def named(model: Any) -> list[tuple[str, mx.array]]:
+    """Parameters of a module with their paths."""
+    return [(name, array) for name, array in dict(tree_flatten(model.parameters())).items()]
+
+
 def slots(model: Transformer) -> Iterator[_Slot]:
     """Parameters, expert banks, and the tables of hash layers, which are no parameters."""
-    for name, array in tree_flatten(model.parameters()):
+    for name, array in named(model):
         yield _Slot(model, name, array)
     for block in model.blocks:
         experts = block.ffn.experts

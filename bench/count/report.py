@@ -45,7 +45,8 @@ def table(ledger: dict[str, Any]) -> str:
         "",
         f"Reference, decode at {next(iter(ledger['contexts']))}: "
         f"{detail['dispatches_sinkhorn']} of the dispatches are the Sinkhorn iterations. A step that "
-        f"completes a CSA group takes {detail['dispatches_closing_csa']}, one that completes an HCA group as well "
+        f"completes a CSA group takes {detail['dispatches_closing_csa']}, one that completes an HCA "
+        "group as well "
         f"{detail['dispatches_closing_csa_and_hca']}; the mean over 128 steps is "
         f"{detail['dispatches_mean']}. With numerics `exact`: {detail['dispatches_exact_numerics']}.",
         f"mlx-vlm: {ledger['decode']['mlx_vlm']['source']}. Kernels: {ledger['absent']['kernels']}.",

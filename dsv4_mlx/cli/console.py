@@ -12,11 +12,16 @@ _EVERY = 5.0  # seconds between lines when stderr is no terminal
 
 
 @contextmanager
-def progress(title: str, unit: str = "bytes", *, quiet: bool = False) -> Iterator[Progress]:
-    """A callback (done, total) that shows how far the work is. `unit` is "bytes" or "tokens"."""
+def progress(
+    title: str, unit: str = "bytes", *, quiet: bool = False, plain: bool = False
+) -> Iterator[Progress]:
+    """A callback (done, total) that shows how far the work is. `unit` is "bytes" or "tokens".
+
+    `plain`: lines of text, on a terminal too.
+    """
     if quiet:
         yield lambda done, total: None
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and not plain:
         yield from _bar(title, unit)
     else:
         yield _lines(title, unit)

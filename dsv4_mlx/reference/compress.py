@@ -20,7 +20,7 @@ def compress(
     eps: float,
     turn: Callable[[mx.array, mx.array], mx.array] = rotate,
 ) -> mx.array:
-    """Pool, norm and rotate whole groups (MODEL 3.4); rounding is the caller's.
+    """Pool, norm and rotate whole groups (docs/model.md 3.4); rounding is the caller's.
 
     values, gates [B, G, P, c * K] float32, gates with the position bias added; weight [K]
     float32; table complex64 [G', >= K / 2] of the emitted rows. Returns [B, G', K] float32.

@@ -142,7 +142,8 @@ def experts_missing_from_the_manifest(folder: Path) -> None:
 def stored(folder: Path, name: str, change: Callable[[mx.array], mx.array]) -> None:
     """Change a tensor's values and keep the manifest's sizes right."""
     file = json.loads((folder / "manifest.json").read_text())["tensors"][name]["file"]
-    arrays: Any = mx.load(str(folder / file))
+    arrays = mx.load(str(folder / file))
+    assert isinstance(arrays, dict)
     arrays[name] = change(arrays[name])
     mx.eval(list(arrays.values()))
     mx.save_safetensors(str(folder / file), arrays)

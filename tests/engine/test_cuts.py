@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_model import MARKERS
@@ -53,6 +54,15 @@ def test_known_cuts() -> None:
     assert cuts(tokens, MARKERS) == [300, 512, 802, 1024]
     tokens[800] = PLAIN  # a think marker that opens nothing
     assert cuts(tokens, MARKERS) == [300, 512, 1024]
+
+
+@pytest.mark.parametrize("gap", [APART - 1, APART])
+def test_a_message_cuts_from_exactly_256_tokens_on(gap: int) -> None:
+    """From the start, and from the cut before."""
+    tokens = [PLAIN] * (EVERY + gap)
+    tokens[gap - 1] = MARKERS.end
+    tokens[EVERY + gap - 1] = MARKERS.end
+    assert cuts(tokens, MARKERS) == ([gap, EVERY, EVERY + gap] if gap == APART else [EVERY])
 
 
 def test_without_markers_only_multiples_cut() -> None:

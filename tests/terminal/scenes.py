@@ -46,9 +46,10 @@ def answer(question: str, asked: Asked) -> Reply:
         return Reply(words("answer", "done"), prefill=100, prefill_delay=0.05)
     if text.startswith("slow"):
         return Reply(words("answer", "".join(f"word{i} " for i in range(600))), delay=0.02)
-    if text.startswith("think"):
+    if text.startswith(("think", "ponder")):
+        delay = 0.02 if text.startswith("ponder") else 0.003
         thoughts = "".join(f"thought number {i} is here.\n" for i in range(30))
-        return Reply([*words("thinking", thoughts), *words("answer", "The **answer** is 42.")], delay=0.006)
+        return Reply([*words("thinking", thoughts), *words("answer", "The **answer** is 42.")], delay=delay)
     if text.startswith("wide"):
         return Reply([*WIDE * 3, ("answer", "\n\nall")], delay=0.01)
     if text.startswith("long line"):

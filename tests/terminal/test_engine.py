@@ -22,7 +22,9 @@ MAIN = [sys.executable, "-m", "dsv4_mlx"]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    write_checkpoint(folder / "official", small_config(), 0)
+    layers = {"num_hidden_layers": 3, "compress_ratios": [0, 4, 128], "num_hash_layers": 1}
+    config = {**small_config(), **layers, "num_nextn_predict_layers": 0}
+    write_checkpoint(folder / "official", config, 0)
     convert(folder / "official", folder / "converted", "native")
     return folder / "converted"
 
@@ -141,6 +143,7 @@ def test_a_missing_or_unfinished_model(tmp_path: Path, name: str, message: str) 
         assert message in person.text().replace("\n", " ") and "next:" in person.text()
 
 
+@pytest.mark.long
 def test_a_resumed_conversation_takes_its_state_from_disk(model: Path, tmp_path: Path) -> None:
     said = (Spoken("user", "many words " * 70), Spoken("assistant", "yes"))
     asked = Asked((*said, Spoken("user", "more")), "on", 7)
@@ -161,3 +164,10 @@ def test_a_resumed_conversation_takes_its_state_from_disk(model: Path, tmp_path:
     again = Heard()
     second.reply(asked, again)
     assert again.prefills[0][2] == restored and again.said == whole.said
+
+
+def test_generate_in_a_terminal_is_plain_on_request(model: Path) -> None:
+    options = ["-p", "hello", "--max-tokens", "8", "--seed", "1", "--plain"]
+    with Person([*MAIN, "generate", str(model), *options]) as person:
+        person.ends()
+        assert person.text() and b"\x1b" not in bytes(person.raw)

@@ -38,7 +38,7 @@ def test_an_answer_streams_and_ends_as_rendered_markdown(tmp_path: Path, size: t
 def test_thinking_runs_in_a_pane_collapses_and_opens_again(tmp_path: Path, size: tuple[int, int]) -> None:
     with chat(tmp_path, size=size) as person:
         person.sees(READY)
-        person.enters("think")
+        person.enters("ponder")
         person.sees(r"thinking  \d+\.\d s, \d+ tokens\n│ thought number \d+")
         person.sees(r"▸ thought for \d+\.\d s, 151 tokens")
         person.sees("The answer is 42")
