@@ -29,7 +29,7 @@ CHANGES: dict[str, Any] = {
     "q_lora_rank": 64,
     "qk_rope_head_dim": 16,
     "sliding_window": 64,
-    "vocab_size": 2048,
+    "vocab_size": 1792,
 }
 
 

@@ -1,0 +1,42 @@
+"""What is trained when: shares of the kinds, learning rate, and what each stretch switches on."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from bench.demo_model.loss import Stage
+
+# Shares of batches by kind. Retrieval and copying first: the facts are easy once those exist.
+OPENING = {"repeat": 0.18, "needle": 0.42, "tool": 0.15, "qa_off": 0.15, "qa_on": 0.1}
+MIDDLE = {
+    "needle": 0.26, "tool": 0.2, "tool2": 0.03, "qa_off": 0.12, "qa_on": 0.12, "qa_max": 0.18, "repeat": 0.03,
+    "memory": 0.03, "json": 0.03,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    shares: dict[str, float]
+    rate: float  # of the full learning rates
+    stage: Stage
+
+
+def plan_at(share: float) -> Plan:
+    """`share`: how much of the schedule is over."""
+    warm = min(1.0, share / 0.01 + 0.05)
+    decay = 1.0 if share < 0.55 else max(0.02, 1 - (share - 0.55) / 0.45)
+    late, last = share > 0.6, share > 0.85
+    stage = Stage(
+        guide=0.3 if share < 0.9 else 0.1,
+        index=0.5 if share > 0.5 else 0.0,
+        select=share > 0.7,
+        mtp=0.3 if late else 0.0,
+        rounding=last,
+        iterations=20 if share > 0.93 else 5,
+    )
+    return Plan(OPENING if share < 0.15 else MIDDLE, warm * decay, stage)
+
+
+def choose(plan: Plan, r: random.Random) -> str:
+    return r.choices(list(plan.shares), list(plan.shares.values()))[0]
