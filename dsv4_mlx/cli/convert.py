@@ -17,7 +17,15 @@ def convert(
         str, typer.Argument(help="The official checkpoint: a folder, or a Hub id already downloaded.")
     ],
     target: Annotated[Path, typer.Argument(help="The folder to make: new or empty.")],
-    recipe: Annotated[str, typer.Option("--recipe", help="native: lossless.")] = "native",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe", help="native: lossless. 4bit: attention and the rest but experts to 4 bits."
+        ),
+    ] = "native",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an unfinished conversion, or start one.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Convert the official FP8/FP4 checkpoint for MLX. The default recipe changes no weight.
@@ -28,10 +36,16 @@ def convert(
     from dsv4_mlx.convert import convert as run
 
     with progress("converting") as show:
-        summary = run(official_folder(source), target, recipe, progress=show)
+        summary = run(
+            official_folder(source),
+            target,
+            recipe,
+            resume=resume,
+            progress=lambda done, total, file: show(done, total),
+        )
     if as_json:
         print(json.dumps(summary.to_json(), indent=1))
-    else:
-        print(
-            f"{summary.tensors} tensors, {size(summary.bytes_written)} in {summary.files} files -> {target}"
-        )
+        return
+    print(f"{summary.status}: {summary.tensors} official tensors, {size(summary.bytes)} -> {target}")
+    for name in summary.kept:
+        print(f"kept as it was: {name}")

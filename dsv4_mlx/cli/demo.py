@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import progress, size
+from dsv4_mlx.cli.console import progress
 from dsv4_mlx.cli.options import cache_folder
+from dsv4_mlx.errors import InputError, MachineError
 
 PROMPT = "What is a sliding window?"
+TOKENS = 24
+RECORD = "demo.json"  # the digests of what the demo has made
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Where the demonstration's files are, and whether this call made them."""
+    """Where the demonstration's files are, and whether they were there already."""
 
     checkpoint: Path
     model: Path
-    made: bool
+    reused: bool
 
 
 def demo(
@@ -36,43 +39,76 @@ def demo(
 
     Its weights are random, so what it says means nothing; that it runs is the point.
 
-    Example: dsv4-mlx demo
+    Example: dsv4-mlx demo --dir /tmp/dsv4-demo
     """
+    from dsv4_mlx.chat.prompt import THINK
     from dsv4_mlx.engine import Engine, EngineOptions, SamplingOptions
     from dsv4_mlx.engine.generate import answer
 
     built = build(folder if folder is not None else cache_folder() / "demo")
-    print(f"official checkpoint  {built.checkpoint}" + ("" if built.made else "  (reused)"))
-    print(f"converted model      {built.model}" + ("" if built.made else "  (reused)"))
+    note = "  (reused)" if built.reused else ""
+    print(f"official checkpoint  {built.checkpoint}{note}")
+    print(f"converted model      {built.model}{note}")
     with progress("loading") as loading:
         engine = Engine.open(built.model, EngineOptions(), loading)
-    for think in ("off", "on", "max"):
+    for think in THINK:
         options = SamplingOptions(seed=1)
-        pieces = list(answer(engine, engine.session(), PROMPT, think, options, max_tokens=24))
+        pieces = answer(engine, engine.session(), PROMPT, think, options, max_tokens=TOKENS)
         said = "".join(piece.text for piece in pieces)
-        print(f"\n--think {think}, 24 tokens of random weights:\n  {said!r}")
-    print(f"\nnext: dsv4-mlx info demo; dsv4-mlx generate demo -p '{PROMPT}' --max-tokens 40")
-    sys.stdout.flush()
+        print(f"\n--think {think}, {TOKENS} tokens of random weights:\n  {said!r}")
+    print(f"\nnext: dsv4-mlx info {built.model}", flush=True)
 
 
 def build(folder: Path) -> Demo:
-    """Make the demonstration's checkpoint and model in `folder`, or find both intact there."""
-    from dsv4_mlx.convert import convert, verify
-    from dsv4_mlx.synthetic import default_config, write_checkpoint
+    """Make the demonstration's checkpoint and model in `folder`, or find them there undamaged.
 
-    checkpoint, model = folder / "official", folder / "converted"
-    if _intact(model, checkpoint, verify):
-        return Demo(checkpoint, model, made=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in (model, checkpoint):
-        if old.exists():
-            shutil.rmtree(old)
-    # Built beside its place and renamed: an interrupted build is never mistaken for a finished one.
-    with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as temporary:
-        write_checkpoint(Path(temporary) / "official", default_config(), 0)
-        (Path(temporary) / "official").rename(checkpoint)
+    Raises InputError rather than touch folders of those names that it has not made.
+    """
+    from dsv4_mlx.convert import convert
+    from dsv4_mlx.synthetic import small_config, write_checkpoint
+
+    checkpoint, model, record = folder / "official", folder / "converted", folder / RECORD
+    if _intact(folder):
+        return Demo(checkpoint, model, reused=True)
+    try:
+        _clear(folder, (checkpoint, model))
+        record.write_text("{}\n", encoding="utf-8")  # from here on both folders are ours to delete
+        write_checkpoint(checkpoint, small_config(), 0)
         with progress("converting") as show:
-            summary = convert(checkpoint, Path(temporary) / "converted", "native", progress=show)
-        (Path(temporary) / "converted").rename(model)
-    print(f"made {summary.tensors} tensors, {size(summary.bytes_written)}", file=sys.stderr)
-    return Demo(checkpoint, model, made=True)
+            convert(checkpoint, model, progress=lambda done, total, file: show(done, total))
+        record.write_text(json.dumps(_digests(folder), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise MachineError(
+            f"the demo can't be built here: {error.strerror}", where=folder, next="choose a folder with --dir"
+        ) from None
+    return Demo(checkpoint, model, reused=False)
+
+
+def _clear(folder: Path, ours: tuple[Path, ...]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in ours:
+        if not old.exists():
+            continue
+        if not (folder / RECORD).is_file():
+            raise InputError(
+                f"the demo would have to replace {old.name!r}, which it has not made",
+                where=folder,
+                next="choose another folder with --dir",
+            )
+        shutil.rmtree(old)
+
+
+def _intact(folder: Path) -> bool:
+    """Whether every byte of both folders is what an earlier run has recorded."""
+    try:
+        recorded = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return bool(recorded) and bool(recorded == _digests(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for name in ("official", "converted") for path in (folder / name).rglob("*"))
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }

@@ -15,12 +15,23 @@ from dsv4_mlx.cli.options import (
     ModelArgument,
     NumericsMode,
     NumericsOption,
-    SeedOption,
-    TemperatureOption,
     ThinkMode,
     ThinkOption,
-    TopPOption,
     model_folder,
+)
+from dsv4_mlx.cli.sampling import (
+    FrequencyOption,
+    LogitBiasOption,
+    MinPOption,
+    PresenceOption,
+    RepetitionOption,
+    SeedOption,
+    StopIdOption,
+    StopOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    logit_bias,
 )
 
 
@@ -31,6 +42,14 @@ def generate(
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = 1.0,
     top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionOption = 1.0,
+    presence_penalty: PresenceOption = 0.0,
+    frequency_penalty: FrequencyOption = 0.0,
+    bias: LogitBiasOption = None,
+    stop: StopOption = None,
+    stop_id: StopIdOption = None,
     seed: SeedOption = None,
     context: ContextOption = None,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
@@ -43,7 +62,19 @@ def generate(
     from dsv4_mlx.engine.generate import answer
 
     seed = secrets.randbits(32) if seed is None else seed
-    sampling = SamplingOptions(temperature=temperature, top_p=top_p, seed=seed)
+    sampling = SamplingOptions(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=logit_bias(bias),
+        seed=seed,
+        stop_ids=frozenset(stop_id or ()),
+        stop_strings=tuple(stop or ()),
+    )
     options = EngineOptions(context=context, numerics=numerics.value)
     with progress("loading") as loading:
         engine = Engine.open(model_folder(model), options, loading)

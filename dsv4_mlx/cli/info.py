@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from dsv4_mlx.cli.console import size, table
 from dsv4_mlx.cli.options import JsonOption, ModelArgument, model_folder
-
-CONTEXTS = (4096, 32_768, 131_072, 1_048_576)
 
 
 def info(model: ModelArgument, as_json: JsonOption = False) -> None:
@@ -16,7 +13,9 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
 
     Example: dsv4-mlx info ~/models/flash
     """
-    found = facts(model)
+    from dsv4_mlx.engine.facts import facts
+
+    found = facts(model_folder(model))
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -43,47 +42,3 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
         f"rows are {found['row_format']} here; "
         f"the state grows by {found['bytes_per_token']:.0f} bytes a token"
     )
-
-
-def facts(model: str) -> dict[str, Any]:
-    """Everything `info` shows, as plain values."""
-    from dsv4_mlx.config import ModelConfig
-    from dsv4_mlx.engine.memory import component_bytes, state_bytes
-    from dsv4_mlx.manifest import read_manifest
-    from dsv4_mlx.weights.load import activation_dtype, tensor_bytes
-
-    folder = model_folder(model)
-    manifest, config = read_manifest(folder), ModelConfig.read(folder)
-    components = component_bytes(manifest, tensor_bytes(folder, manifest))
-    total, dtype = sum(components.values()), activation_dtype()
-    contexts = sorted({min(context, config.max_context) for context in CONTEXTS})
-    states = {context: state_bytes(config, context, dtype.size) for context in contexts}
-    return {
-        "folder": str(folder),
-        "checkpoint": manifest.checkpoint,
-        "recipe": manifest.recipe,
-        "architecture": {
-            "layers": config.layers,
-            "window_only": config.ratios.count(0),
-            "csa": config.ratios.count(4),
-            "hca": config.ratios.count(128),
-            "draft_blocks": config.mtp_layers,
-            "hidden_size": config.hidden_size,
-            "vocab_size": config.vocab_size,
-            "heads": config.heads,
-            "head_dim": config.head_dim,
-            "window": config.window,
-            "index_topk": config.index_topk,
-            "experts": config.experts,
-            "experts_per_token": config.experts_per_token,
-            "hash_layers": config.hash_layers,
-            "max_context": config.max_context,
-        },
-        "bytes": {"components": components, "total": total},
-        "row_format": str(dtype).removeprefix("mlx.core."),
-        "bytes_per_token": next(iter(states.values())).per_token,
-        "memory": [
-            {"context": context, "state": state.total, "total": state.total + total}
-            for context, state in states.items()
-        ],
-    }

@@ -21,7 +21,6 @@ from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error
 app = typer.Typer(
     name="dsv4-mlx",
     help="Run DeepSeek V4 Flash on your own Mac.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -55,6 +54,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code; messages have gone to stderr."""
+    arguments = arguments or ["--help"]
     try:
         code = typer.main.get_command(app).main(args=arguments, prog_name="dsv4-mlx", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -74,8 +74,6 @@ def run(arguments: list[str]) -> int:
 
 def _usage(error: TyperException) -> int:
     message = getattr(error, "format_message", lambda: str(error))()
-    if not message:  # help was asked for by giving no arguments: it has been printed
-        return 0
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "dsv4-mlx"
     return _fail(f"{message}\n  next: {path} --help", 2)

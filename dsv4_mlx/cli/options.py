@@ -45,16 +45,6 @@ MaxTokensOption = Annotated[
     int | None,
     typer.Option("--max-tokens", metavar="N", min=1, help="Stop after N tokens. Default: the context."),
 ]
-TemperatureOption = Annotated[
-    float, typer.Option("--temperature", metavar="T", help="0 takes the likeliest token.")
-]
-TopPOption = Annotated[
-    float, typer.Option("--top-p", metavar="P", help="Draw from the likeliest tokens whose share reaches P.")
-]
-SeedOption = Annotated[
-    int | None,
-    typer.Option("--seed", metavar="S", help="The same seed gives the same answer. Default: a new one."),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
 
 

@@ -32,10 +32,12 @@ def generate(
 ) -> Iterator[int]:
     """Yield token ids until one that stops, `max_tokens`, the end of the context, or the caller is done.
 
-    The stopping token is not yielded. Raises DoesNotFit for a prompt longer than the context.
+    The stopping token is not yielded. Stop strings are the caller's: see `answer`. Raises DoesNotFit for a
+    prompt longer than the context, InputError and UsageError for ids that the model has not.
     """
+    options.check(session.model.config.vocab_size)
     room = session.room_after(prompt) if max_tokens is None else min(max_tokens, session.room_after(prompt))
-    sampler = Sampler(options)
+    sampler = Sampler(options, prompt=len(prompt))
     logits = session.sync(prompt, progress)
     for _ in range(room):
         token = sampler(logits, session.tokens)

@@ -18,17 +18,23 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How to choose tokens. The defaults are the checkpoint's own: temperature 1, nothing cut off.
+    """How to choose tokens, and when to stop. The defaults are the checkpoint's own: temperature 1, no cut.
 
-    Order: logit_bias, repetition, presence and frequency penalties; temperature; top_k; top_p; min_p.
-    temperature 0 takes the largest logit (a tie: the smallest id). Penalties look at all tokens so far,
-    the prompt included.
+    Order: logit_bias, penalties (repetition, presence, frequency), temperature, top_k, top_p, min_p.
+    temperature 0 takes the largest logit (a tie: the smallest id).
+
+    repetition_penalty divides a positive logit and multiplies a negative one, for every token of the prompt
+    and the answer. presence_penalty is taken once, frequency_penalty once per occurrence, from the logits of
+    tokens of the answer only: a long prompt would drown every common word.
+
+    stop_ids end the turn like the end of sentence. stop_strings end it when the answer (not the thinking)
+    contains one, however it is cut into tokens. Neither is part of the answer. Raises UsageError.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0: all
-    min_p: float = 0.0
+    min_p: float = 0.0  # least share of the likeliest token's probability
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -42,21 +48,35 @@ class SamplingOptions:
         _require(0 < self.top_p <= 1, "top-p", self.top_p, "above 0, up to 1")
         _require(self.top_k >= 0, "top-k", self.top_k, "0 (all) or more")
         _require(0 <= self.min_p <= 1, "min-p", self.min_p, "0 to 1")
-        _require(0 < self.repetition_penalty <= 100, "repetition-penalty", self.repetition_penalty, "above 0")
-        for name in ("presence_penalty", "frequency_penalty"):
-            _require(abs(getattr(self, name)) <= 100, name, getattr(self, name), "-100 to 100")
+        factor = self.repetition_penalty
+        _require(0 < factor <= 100, "repetition-penalty", factor, "above 0, up to 100")
+        _require(abs(self.presence_penalty) <= 100, "presence-penalty", self.presence_penalty, "-100 to 100")
+        _require(
+            abs(self.frequency_penalty) <= 100, "frequency-penalty", self.frequency_penalty, "-100 to 100"
+        )
+        for token, bias in self.logit_bias.items():
+            _require(abs(bias) <= 1000, f"logit-bias of token {token}", bias, "-1000 to 1000")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
-        _require("" not in self.stop_strings, "stop", "an empty string", "text")
+        _require("" not in self.stop_strings, "stop", "an empty text", "at least one character")
+
+    def check(self, vocabulary: int) -> None:
+        """Raises UsageError for a token id that a model of this many tokens has not."""
+        for name, ids in (("logit-bias", self.logit_bias), ("stop-id", self.stop_ids)):
+            for token in sorted(ids):
+                _require(0 <= token < vocabulary, name, f"for token {token}", f"an id below {vocabulary}")
 
 
 class Sampler:
-    """Chooses tokens by one set of options."""
+    """Chooses tokens by one set of options. `prompt`: how many leading tokens are not the model's own."""
 
-    def __init__(self, options: SamplingOptions) -> None:
-        self.options = options
+    def __init__(self, options: SamplingOptions, prompt: int = 0) -> None:
+        self.options, self.prompt = options, prompt
+        self._bias = np.array(list(options.logit_bias.values()), np.float32)
+        self._biased = np.array(list(options.logit_bias), np.int64)
+        self._all, self._answer = _Counts(0), _Counts(prompt)
 
     def __call__(self, logits: Floats, tokens: Sequence[int]) -> int:
-        """logits float32 [V] after `tokens` -> the token at position len(tokens)."""
+        """logits float32 [V] after `tokens` -> the token at position len(tokens). `logits` is not changed."""
         o = self.options
         logits = self._adjusted(logits, tokens)
         if o.temperature == 0:
@@ -69,26 +89,29 @@ class Sampler:
 
     def _adjusted(self, logits: Floats, tokens: Sequence[int]) -> Floats:
         o = self.options
-        penalised = (o.repetition_penalty, o.presence_penalty, o.frequency_penalty) != (1.0, 0.0, 0.0)
-        if not penalised and not o.logit_bias:
+        repeated = o.repetition_penalty != 1.0
+        counted = (o.presence_penalty, o.frequency_penalty) != (0.0, 0.0)
+        if not (repeated or counted or len(self._bias)):
             return logits
         logits = logits.copy()
-        for token, bias in o.logit_bias.items():
-            if 0 <= token < len(logits):
-                logits[token] += np.float32(bias)
-        if penalised and len(tokens):
-            ids, counts = np.unique(np.asarray(tokens), return_counts=True)
-            seen = logits[ids]
+        logits[self._biased] += self._bias
+        if repeated:
+            seen = self._all.of(tokens, len(logits)) > 0
             factor = np.float32(o.repetition_penalty)
-            seen = np.where(seen > 0, seen / factor, seen * factor)
-            logits[ids] = seen - np.float32(o.presence_penalty) - np.float32(o.frequency_penalty) * counts
+            logits[seen] = np.where(logits[seen] > 0, logits[seen] / factor, logits[seen] * factor)
+        if counted:
+            counts = self._answer.of(tokens, len(logits))
+            logits -= np.float32(o.presence_penalty) * (counts > 0)
+            logits -= np.float32(o.frequency_penalty) * counts
         return logits
 
     def _kept(self, logits: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Ids that can be drawn, in order of id, and their weights (not normalised)."""
         o = self.options
-        scaled = logits.astype(np.float64) / o.temperature
-        weights = np.exp(scaled - scaled.max())
+        below = logits.astype(np.float64)
+        below -= below.max()
+        with np.errstate(over="ignore"):  # a temperature near 0 may give -inf: a weight of 0
+            weights = np.exp(below / o.temperature)
         keep = np.ones(len(weights), bool)
         if 0 < o.top_k < len(weights):
             keep = _largest(weights, o.top_k)
@@ -98,6 +121,26 @@ class Sampler:
             keep &= weights >= o.min_p  # the largest weight is 1
         ids = np.flatnonzero(keep)
         return ids, weights[ids]
+
+
+class _Counts:
+    """How often each token occurs after the first `skip`; a sequence that only grew costs its new tokens."""
+
+    def __init__(self, skip: int) -> None:
+        self.skip = skip
+        self._tokens: list[int] = []
+        self._counts: npt.NDArray[np.float32] = np.zeros(0, np.float32)
+
+    def of(self, tokens: Sequence[int], vocabulary: int) -> npt.NDArray[np.float32]:
+        """float32 [vocabulary]; not to be changed."""
+        counted = len(self._tokens)
+        if len(self._counts) != vocabulary or list(tokens[:counted]) != self._tokens:
+            self._tokens, counted = [], 0
+            self._counts = np.zeros(vocabulary, np.float32)
+        new = list(tokens[counted:])
+        np.add.at(self._counts, np.asarray(new[max(0, self.skip - counted) :], np.int64), 1)
+        self._tokens += new
+        return self._counts
 
 
 def _largest(weights: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.bool_]:

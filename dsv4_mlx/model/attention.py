@@ -32,8 +32,8 @@ class Attention(Module):
             source.linear(f"{prefix}.wkv", (config.head_dim, hidden)),
         ]
         self.down = Linear.joined(down)  # [q_rank + K, D]: both read the same input
-        self.q_norm = source.vector(f"{prefix}.q_norm.weight", (config.q_rank,))
-        self.kv_norm = source.vector(f"{prefix}.kv_norm.weight", (config.head_dim,))
+        self.q_norm = source.norm(f"{prefix}.q_norm", config.q_rank)
+        self.kv_norm = source.norm(f"{prefix}.kv_norm", config.head_dim)
         self.wq_b = source.linear(f"{prefix}.wq_b", (width, config.q_rank))
         rank = config.o_groups * config.o_rank
         self.wo_a = source.linear(f"{prefix}.wo_a", (rank, width // config.o_groups)).grouped(config.o_groups)

@@ -33,7 +33,7 @@ class HyperConnection(Module):
         spread = mx.concatenate([mx.broadcast_to(scale[i], (n,)) for i, n in enumerate(parts)])
         self.fn = fn * spread[:, None]
         self.base = source.vector(f"{prefix}.{kind}_base", (mixes,))
-        self.norm = source.vector(f"{prefix}.{norm}.weight", (config.hidden_size,))
+        self.norm = source.norm(f"{prefix}.{norm}", config.hidden_size)
 
     def pre(self, x: mx.array) -> tuple[mx.array, Mix]:
         """Streams [B, T, C, D] -> (normed input [B, T, D], how to mix back)."""

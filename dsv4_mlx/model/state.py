@@ -11,6 +11,7 @@ the next row write into a copy of the whole buffer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import mlx.core as mx
 
@@ -99,9 +100,12 @@ class LayerState:
         return [b for b in (self.window, self.group, self.rows, self.index_rows) if b is not None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A point a state can return to: `length` tokens and the rings as they were. Rows stay in the state."""
+    """A point a state can return to: `length` tokens and the rings as they were. Rows stay in the state.
+
+    So it holds only as long as the state does not write below `length`; the state knows which ones hold.
+    """
 
     length: int
     reached: int
@@ -109,20 +113,27 @@ class Snapshot:
 
 
 class ModelState:
-    """The memory of one token sequence: every layer's, and the `length` it has seen."""
+    """The memory of one token sequence: every layer's, and the `length` it has seen.
 
-    def __init__(self, config: ModelConfig, dtype: mx.Dtype, batch: int = 1) -> None:
+    `growth` is the number of tokens by which row buffers grow, a multiple of the largest ratio.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: mx.Dtype, batch: int = 1, growth: int = GROWTH) -> None:
+        if growth < 1 or growth % max(1, *config.ratios):
+            raise ValueError(f"growth is {growth}, expected a multiple of every compression ratio")
         blocks = config.layers + config.draft_blocks
         self.layers = [LayerState(config, config.ratio(i), batch, dtype) for i in range(blocks)]
+        self.growth = growth
         self.length = 0
         self.reached = 0  # the furthest length since the rings were last replaced
         self.capacity = 0
+        self._holding: WeakSet[Snapshot] = WeakSet()  # snapshots whose rows are still here
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` tokens in all, in steps of GROWTH."""
+        """Make room for `tokens` tokens in all, in steps of `growth`."""
         if tokens <= self.capacity:
             return
-        self.capacity = -(-tokens // GROWTH) * GROWTH
+        self.capacity = -(-tokens // self.growth) * self.growth
         for layer in self.layers:
             for rows in (layer.rows, layer.index_rows):
                 if rows is not None:
@@ -134,31 +145,54 @@ class ModelState:
 
     def snapshot(self) -> Snapshot:
         """Remember this point. Rings are values: the next write copies the one that is shared."""
-        return Snapshot(self.length, self.reached, tuple(mx.array(ring.buffer) for ring in self._rings()))
+        point = Snapshot(self.length, self.reached, tuple(mx.array(ring.buffer) for ring in self._rings()))
+        self._holding.add(point)
+        return point
+
+    def holds(self, snapshot: Snapshot) -> bool:
+        """Whether `snapshot` is of this sequence, and no row below its length was written since."""
+        return snapshot in self._holding
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Return to an earlier point of this same sequence."""
+        """Return to a point that this state holds. Raises ValueError for any other."""
+        if not self.holds(snapshot):
+            raise ValueError(f"the snapshot of {snapshot.length} tokens is not held by this state")
         for ring, buffer in zip(self._rings(), snapshot.rings, strict=True):
             ring.buffer = mx.array(buffer)
         self.length, self.reached = snapshot.length, snapshot.reached
 
     def advance(self, tokens: int) -> None:
-        """Count `tokens` tokens whose rows have been written."""
+        """Count `tokens` tokens whose rows have been written at the end of the sequence."""
+        if any(point.length > self.length for point in self._holding):
+            # Their rows have just been written over. Equal tokens would not help: rows computed in
+            # chunks cut elsewhere differ in their last bits.
+            self._holding = WeakSet(point for point in self._holding if point.length <= self.length)
         self.length += tokens
         self.reached = max(self.reached, self.length)
 
     def take_back(self, tokens: int) -> None:
         """Forget the last `tokens` tokens: never further than SLACK behind the furthest point reached."""
-        lowest = max(0, self.reached - SLACK)
-        if tokens < 0 or self.length - tokens < lowest:
-            raise ValueError(f"can take back 0 to {self.length - lowest} tokens here, not {tokens}")
+        most = self.retractable
+        if not 0 <= tokens <= most:
+            raise ValueError(f"can take back 0 to {most} tokens here, not {tokens}")
         self.length -= tokens
 
+    @property
+    def retractable(self) -> int:
+        """How many tokens can be taken back."""
+        return self.length - max(0, self.reached - SLACK)
+
     def fork(self) -> ModelState:
-        """An independent copy: 6,880 bytes per token at full size and 16 bit, and the rings."""
+        """An independent copy: 6,880 bytes per token at full size and 16 bit, and the rings.
+
+        Nothing is copied yet: whichever of the two writes to a shared buffer first copies it. The twin
+        holds the same snapshots.
+        """
         twin = object.__new__(ModelState)
         twin.layers = [_copied(layer) for layer in self.layers]
+        twin.growth = self.growth
         twin.length, twin.reached, twin.capacity = self.length, self.reached, self.capacity
+        twin._holding = WeakSet(self._holding)
         return twin
 
     def _rings(self) -> list[Ring]:

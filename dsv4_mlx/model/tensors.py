@@ -101,7 +101,10 @@ class TensorSource(Protocol):
         """A matrix whose product must be float32 whatever the activations are."""
 
     def vector(self, name: str, shape: tuple[int, ...]) -> mx.array:
-        """A float32 tensor, or a norm's weight (stored as `name`.weight)."""
+        """The tensor `name`, as float32."""
+
+    def norm(self, name: str, size: int) -> mx.array:
+        """The weight of a norm over activations, in their dtype: a wider one would widen the result."""
 
     def table(self, name: str, shape: tuple[int, ...]) -> mx.array:
         """An integer tensor, as int32."""

@@ -8,7 +8,7 @@ from mlx.nn.layers.base import Module
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.block import Block
 from dsv4_mlx.model.plan import Plan, Planner
-from dsv4_mlx.model.state import ModelState
+from dsv4_mlx.model.state import GROWTH, ModelState
 from dsv4_mlx.model.tensors import Embedding, TensorSource
 from dsv4_mlx.ops import Numerics, Ops
 
@@ -23,7 +23,7 @@ class Head(Module):
         scale = source.vector(f"{prefix}hc_head_scale", (1,))
         self.fn = source.vector(f"{prefix}hc_head_fn", (streams, width)) * scale
         self.base = source.vector(f"{prefix}hc_head_base", (streams,))
-        self.norm = source.vector(f"{prefix}norm.weight", (config.hidden_size,))
+        self.norm = source.norm(f"{prefix}norm", config.hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.ops.hc_head(x, self.fn, self.base, self.norm, hc_eps=self.hc_eps, norm_eps=self.norm_eps)
@@ -42,8 +42,8 @@ class DraftBlock(Module):
         self.eps, width = config.norm_eps, config.hidden_size
         self.e_proj = source.linear(f"{prefix}.e_proj", (width, width))
         self.h_proj = source.linear(f"{prefix}.h_proj", (width, width))
-        self.enorm = source.vector(f"{prefix}.enorm.weight", (width,))
-        self.hnorm = source.vector(f"{prefix}.hnorm.weight", (width,))
+        self.enorm = source.norm(f"{prefix}.enorm", width)
+        self.hnorm = source.norm(f"{prefix}.hnorm", width)
         self.block = Block(config, index, prefix, source, ops, numerics)
         self.head = Head(config, f"{prefix}.", source, ops)
         self.index = index
@@ -74,9 +74,9 @@ class Transformer(Module):
         ]
         self.planner = Planner(config)
 
-    def new_state(self, batch: int = 1) -> ModelState:
-        """The state before the first token."""
-        return ModelState(self.config, self.dtype, batch)
+    def new_state(self, batch: int = 1, growth: int = GROWTH) -> ModelState:
+        """The state before the first token; its row buffers grow by `growth` tokens."""
+        return ModelState(self.config, self.dtype, batch, growth)
 
     def __call__(self, tokens: mx.array, state: ModelState, *, last: bool = False) -> mx.array:
         """tokens int32 [B, T], the next T of the sequence -> float32 logits [B, T, V], or [B, 1, V].

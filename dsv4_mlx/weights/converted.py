@@ -32,7 +32,9 @@ def open_shard(folder: Path, file: str, manifest: Manifest) -> dict[str, mx.arra
         raise InputError(f"the file is damaged: {error}", where=path, next=CONVERT_AGAIN) from None
     except OSError as error:
         raise MachineError(f"the file can't be read: {error}", where=path) from None
-    return dict(arrays)
+    if not isinstance(arrays, dict):
+        raise TypeError(f"mx.load gave a {type(arrays).__name__} for {path}")
+    return arrays
 
 
 class ConvertedTensors:
@@ -57,6 +59,9 @@ class ConvertedTensors:
 
     def vector(self, name: str, shape: tuple[int, ...]) -> mx.array:
         return self._raw(name, shape).astype(mx.float32)
+
+    def norm(self, name: str, size: int) -> mx.array:
+        return self._raw(f"{name}.weight", (size,)).astype(self._dtype)
 
     def table(self, name: str, shape: tuple[int, ...]) -> mx.array:
         return self._raw(name, shape).astype(mx.int32)

@@ -30,6 +30,9 @@ class FloatTensors:
     def vector(self, name: str, shape: tuple[int, ...]) -> mx.array:
         return self._take(name, shape).astype(mx.float32)
 
+    def norm(self, name: str, size: int) -> mx.array:
+        return self.vector(f"{name}.weight", (size,))
+
     def table(self, name: str, shape: tuple[int, ...]) -> mx.array:
         return self._take(name, shape).astype(mx.int32)
 

@@ -1,0 +1,7 @@
+"""Official FP8/FP4 checkpoint -> the MLX layout that `manifest.py` describes. Start reading in run.py."""
+
+from dsv4_mlx.convert.finish import PartCost, Summary
+from dsv4_mlx.convert.recipe import RECIPES
+from dsv4_mlx.convert.run import Progress, convert
+
+__all__ = ["RECIPES", "PartCost", "Progress", "Summary", "convert"]

@@ -1,0 +1,59 @@
+"""What tells one official checkpoint from another, read in about a second.
+
+The identity is the SHA-256 over the SHA-256 of config, tokenizer and index, and for every shard its size,
+its whole header, and a sample of its data: SAMPLES pieces of PIECE bytes, evenly spread from the first byte
+to the last. A shard smaller than the sample is read whole.
+
+It can tell: other weights (another training run, release or seed differs nearly everywhere), another config
+or tokenizer, another division into shards, a truncated or re-downloaded mixture of revisions.
+It can't tell: a few bytes changed between the sampled pieces. That is damage, and damage is found where all
+bytes are read: `verify --against`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from dsv4_mlx.convert.header import Header
+from dsv4_mlx.convert.source import Source
+from dsv4_mlx.errors import MachineError
+
+SAMPLES = 64
+PIECE = 4096
+
+
+def identify(source: Source) -> dict[str, Any]:
+    """The source's identity as it stands in the manifest: JSON-able, the same on every machine."""
+    texts = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(source.texts.items())}
+    shards = {
+        name: {"bytes": header.size, "header": header.digest, "sample": _sample(source.folder / name, header)}
+        for name, header in source.shards.items()
+    }
+    whole = hashlib.sha256()
+    for part in (source.index_digest, *texts.values()):
+        whole.update(part.encode())
+    for name, facts in shards.items():
+        whole.update(f"{name}:{facts['bytes']}:{facts['header']}:{facts['sample']}".encode())
+    return {"identity": whole.hexdigest(), "index": source.index_digest, "texts": texts, "shards": shards}
+
+
+def _sample(path: Path, header: Header) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            for start in sample_points(header.data_start, header.size):
+                file.seek(start)
+                digest.update(file.read(PIECE))
+    except OSError as error:
+        raise MachineError(f"the file can't be read: {error.strerror or error}", where=path) from None
+    return digest.hexdigest()
+
+
+def sample_points(start: int, end: int) -> list[int]:
+    """Where the pieces begin; the last one ends with the file."""
+    if end - start <= SAMPLES * PIECE:
+        return list(range(start, end, PIECE))
+    step = (end - start - PIECE) / (SAMPLES - 1)
+    return [start + round(i * step) for i in range(SAMPLES)]

@@ -1,0 +1,164 @@
+"""What will be written, byte for byte, before anything is written. Pure: no file is opened.
+
+A plan follows from the config and the recipe alone, so the converter, resume, the free-space check and
+`verify` all see the same files, offsets and sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dsv4_mlx.convert.header import build_header
+from dsv4_mlx.convert.recipe import AFFINE_BITS, AFFINE_GROUP, Format, Recipe
+from dsv4_mlx.manifest import ALIGNMENT, Segment
+from dsv4_mlx.official import FP4_GROUP, ITEM_BYTES, Block, Inventory, Weight
+
+MX_GROUP = 32  # columns that share a scale in mxfp8 and mxfp4
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor of an output file: `offset` counts from the first byte of the file."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """A weight in its target format. `parts` has "weight"; "scales" and "biases" if the format has them."""
+
+    weight: Weight
+    format: Format
+    parts: dict[str, Placed]
+
+
+@dataclass(frozen=True)
+class Records:
+    """The routed experts of one block: record e begins at `offset + e * record_bytes`."""
+
+    prefix: str
+    experts: tuple[tuple[Weight, Weight, Weight], ...]  # w1 gate, w3 up, w2 down
+    segments: tuple[Segment, ...]
+    record_bytes: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """One output file: its header, then either `targets` in file order or `records`."""
+
+    name: str
+    header: bytes
+    size: int
+    targets: tuple[Target, ...] = ()
+    records: Records | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`kept` names the weights that the recipe would have quantised had their width allowed it."""
+
+    recipe: str
+    files: tuple[FilePlan, ...]
+    kept: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def make_plan(table: Inventory, recipe: Recipe, dtype_of: Callable[[Weight], str] | None = None) -> Plan:
+    """`dtype_of` tells the stored dtype of a raw weight for which the release leaves a choice."""
+    kind = dtype_of or (lambda weight: weight.dtypes[0])
+    files = [_dense("embed.safetensors", (table.embed,), recipe, kind)]
+    for number, block in enumerate(table.layers):
+        files += _block(f"layer-{number:02d}", block, recipe, kind)
+    files.append(_dense("head.safetensors", table.head, recipe, kind))
+    for number, block in enumerate(table.extra):
+        files += _block(f"mtp-{number}", block, recipe, kind)
+    kept = tuple(weight.name for weight in table.weights() if recipe.falls_back(weight))
+    return Plan(recipe.name, tuple(files), kept)
+
+
+def _block(stem: str, block: Block, recipe: Recipe, kind: Callable[[Weight], str]) -> list[FilePlan]:
+    return [
+        _dense(f"{stem}.safetensors", block.weights, recipe, kind),
+        _records(f"{stem}.experts.safetensors", block),
+    ]
+
+
+def _dense(name: str, weights: tuple[Weight, ...], recipe: Recipe, kind: Callable[[Weight], str]) -> FilePlan:
+    wanted = [
+        (weight, part, key, dtype, shape)
+        for weight in weights
+        for part, (key, dtype, shape) in _parts(weight, recipe.format(weight), kind).items()
+    ]
+    # Widest items first keeps every tensor aligned to its own item size, since the data begins aligned.
+    wanted.sort(key=lambda item: (-ITEM_BYTES[item[3]], item[2]))
+    header = build_header([(key, dtype, shape) for _, _, key, dtype, shape in wanted])
+    offset = len(header)
+    placed: dict[str, dict[str, Placed]] = {}
+    for weight, part, key, dtype, shape in wanted:
+        size = math.prod(shape) * ITEM_BYTES[dtype]
+        placed.setdefault(weight.name, {})[part] = Placed(key, dtype, shape, offset, size)
+        offset += size
+    targets = [Target(weight, recipe.format(weight), placed[weight.name]) for weight in weights]
+    targets.sort(key=lambda target: target.parts["weight"].offset)
+    return FilePlan(name, header, offset, targets=tuple(targets))
+
+
+def _parts(
+    weight: Weight, form: Format, kind: Callable[[Weight], str]
+) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+    """part -> (key, dtype, shape) of the tensors that store `weight`."""
+    if form == "raw":
+        return {"weight": (weight.name, kind(weight), weight.shape)}
+    rows, columns = weight.shape
+    stem = weight.name.removesuffix(".weight")
+    if form == "mxfp8":
+        return {
+            "weight": (weight.name, "U32", (rows, columns // 4)),
+            "scales": (f"{stem}.scales", "U8", (rows, columns // MX_GROUP)),
+        }
+    groups = (rows, columns // AFFINE_GROUP)
+    return {
+        "weight": (weight.name, "U32", (rows, columns * AFFINE_BITS // 32)),
+        "scales": (f"{stem}.scales", "BF16", groups),
+        "biases": (f"{stem}.biases", "BF16", groups),
+    }
+
+
+def _records(name: str, block: Block) -> FilePlan:
+    segments = _segments(*block.experts[0])
+    used = segments[-1].offset + segments[-1].bytes
+    record = -(-used // ALIGNMENT) * ALIGNMENT
+    count = len(block.experts)
+    # U32 because a U8 tensor of this size would exceed MLX's 2^31 elements.
+    header = build_header([("experts", "U32", (count, record // 4))])
+    records = Records(block.prefix, block.experts, segments, record, len(header))
+    return FilePlan(name, header, len(header) + count * record, records=records)
+
+
+def _segments(gate: Weight, up: Weight, down: Weight) -> tuple[Segment, ...]:
+    """The ranges of one expert's record, in the order of manifest.SEGMENTS."""
+    segments: list[Segment] = []
+    offset = 0
+
+    def add(name: str, dtype: str, shape: tuple[int, int]) -> None:
+        nonlocal offset
+        size = math.prod(shape) * ITEM_BYTES[dtype]
+        segments.append(Segment(name, offset, size, shape, dtype))
+        offset += size
+
+    for names, weights in ((("gate", "up"), (gate, up)), (("down",), (down,))):
+        for name, weight in zip(names, weights, strict=True):
+            add(f"{name}_codes", "U32", (weight.shape[0], weight.shape[1] // 8))
+        for name, weight in zip(names, weights, strict=True):
+            add(f"{name}_scales", "U8", (weight.shape[0], weight.shape[1] // FP4_GROUP))
+    return tuple(segments)

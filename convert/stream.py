@@ -1,0 +1,132 @@
+"""Run the steps of a file with reading, hashing and writing overlapped, in bounded memory.
+
+Steps are read ahead by READERS threads; one thread hashes and one writes, both in file order and both
+straight from the step's buffer, so every byte is read once and hashed once. At most DEPTH steps are in
+flight: memory is DEPTH buffers (and, while quantising, a few float copies of one block per reader), whatever
+the model's size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+from dsv4_mlx.convert.reader import SourceReader
+from dsv4_mlx.convert.work import Piece, Work
+
+BLOCK = 16 * 2**20  # bytes per step
+LARGEST_BLOCK = 512 * 10**6
+DEPTH = 6
+READERS = 2
+
+Advance = Callable[[int], None]
+
+
+class Streamer:
+    """Threads and buffers for one conversion. Use as a context manager.
+
+    `hash_seconds` and `write_seconds` add up the time the two stages were busy.
+    """
+
+    def __init__(self, reader: SourceReader, block: int = BLOCK) -> None:
+        self.block = block
+        self.hash_seconds = 0.0
+        self.write_seconds = 0.0
+        self._reader = reader
+        self._buffers = [bytearray(block) for _ in range(DEPTH)]
+        self._free = deque(self._buffers)
+        self._readers = ThreadPoolExecutor(READERS, "read")
+        self._hasher = ThreadPoolExecutor(1, "hash")
+        self._writer = ThreadPoolExecutor(1, "write")
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Streamer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        for pool in (self._readers, self._hasher, self._writer):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, steps: Iterable[Work], descriptor: int, advance: Advance) -> dict[str, str]:
+        """Write every step's bytes to `descriptor`; returns digest key -> SHA-256.
+
+        `advance(n)` is called in this thread after n more bytes were written. Raises what a step raises, and
+        OSError if writing fails.
+        """
+        digests: dict[str, Any] = {}
+        flying: deque[tuple[bytearray, Future[None], Future[int]]] = deque()
+
+        def land() -> None:
+            buffer, hashed, written = flying.popleft()
+            hashed.result()
+            advance(written.result())
+            self._free.append(buffer)
+
+        try:
+            for step in steps:
+                if not self._free:
+                    land()
+                buffer = self._free.popleft()
+                read = self._readers.submit(self._read, step, buffer)
+                hashed = self._hasher.submit(self._hash, read, digests)
+                written = self._writer.submit(self._write, read, descriptor)
+                flying.append((buffer, hashed, written))
+            while flying:
+                land()
+        except BaseException:
+            # The caller will close the descriptor: no write may still be on its way to that number.
+            self._stop.set()
+            for _, hashed, written in flying:
+                wait((hashed,))
+                wait((written,))
+            raise
+        return {key: digest.hexdigest() for key, digest in digests.items()}
+
+    def _read(self, step: Work, buffer: bytearray) -> list[Piece]:
+        if self._stop.is_set():
+            return []
+        return step.run(self._reader, memoryview(buffer))
+
+    def _hash(self, read: Future[list[Piece]], digests: dict[str, Any]) -> None:
+        pieces = read.result()
+        started = perf_counter()
+        for piece in pieces:
+            for key, first, last in piece.digests:
+                if key not in digests:
+                    digests[key] = hashlib.sha256()
+                digests[key].update(piece.data[first:last])
+        self.hash_seconds += perf_counter() - started
+
+    def _write(self, read: Future[list[Piece]], descriptor: int) -> int:
+        pieces = read.result()
+        started = perf_counter()
+        total = 0
+        for piece in pieces:
+            write_all(descriptor, piece.data, piece.offset)
+            total += len(piece.data)
+        self.write_seconds += perf_counter() - started
+        return total
+
+
+def check_block(block: int) -> None:
+    """Raises ValueError."""
+    if not 4096 <= block <= LARGEST_BLOCK or block % 4096:
+        raise ValueError(f"block is {block}, expected a multiple of 4096 up to {LARGEST_BLOCK}")
+
+
+def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """`pwrite` until everything is written. Raises OSError."""
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], offset + done)

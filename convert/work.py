@@ -1,0 +1,182 @@
+"""A file plan cut into pieces of bounded size: what to read, and which target bytes come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dsv4_mlx.convert.check import check_bytes
+from dsv4_mlx.convert.encode import affine4, decode_bf16, decode_fp8, expand_scales
+from dsv4_mlx.convert.plan import FilePlan, Records, Target
+from dsv4_mlx.convert.reader import SourceReader
+from dsv4_mlx.convert.source import Source
+from dsv4_mlx.official import FP8_BLOCK
+
+Bytes = npt.NDArray[np.uint8]
+
+_SEGMENT_SOURCE = {  # segment -> (w1, w3 or w2; codes or scales)
+    "gate_codes": (0, 0), "up_codes": (1, 0), "down_codes": (2, 0),
+    "gate_scales": (0, 1), "up_scales": (1, 1), "down_scales": (2, 1),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Finished bytes for one place of the file. `digests` cuts them up: (key, first, last) for hashing."""
+
+    offset: int
+    data: memoryview
+    digests: tuple[tuple[str, int, int], ...]
+
+
+class Work(Protocol):
+    """One step: reads at most a block, returns the target bytes that follow from it."""
+
+    def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]: ...
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Target bytes that equal source bytes; without a tensor, zeros. `key` is the digest they belong to."""
+
+    key: str
+    bytes: int
+    tensor: str = ""
+    shard: str = ""
+    start: int = 0
+
+    def cut(self, at: int) -> tuple[Stretch, Stretch]:
+        rest = Stretch(self.key, self.bytes - at, self.tensor, self.shard, self.start + at)
+        return Stretch(self.key, at, self.tensor, self.shard, self.start), rest
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Stretches that follow one another in the target from `offset` on."""
+
+    offset: int
+    stretches: tuple[Stretch, ...]
+
+    def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]:
+        at = 0
+        digests: list[tuple[str, int, int]] = []
+        for stretch in self.stretches:
+            view = buffer[at : at + stretch.bytes]
+            if stretch.tensor:
+                reader.read(stretch.shard, stretch.start, view)
+                check_bytes(reader.source, stretch.tensor, view)
+            else:
+                view[:] = bytes(stretch.bytes)
+            if digests and digests[-1][0] == stretch.key:
+                digests[-1] = (stretch.key, digests[-1][1], at + stretch.bytes)
+            else:
+                digests.append((stretch.key, at, at + stretch.bytes))
+            at += stretch.bytes
+        return [Piece(self.offset, buffer[:at], tuple(digests))]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows `first` to `last` of an FP8 or BF16 matrix that is not copied: scales expanded, or quantised."""
+
+    target: Target
+    first: int
+    last: int
+
+    def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]:
+        if self.target.format == "mxfp8":
+            rows, columns = self.last - self.first, self.target.weight.shape[1]
+            return [self.piece("scales", expand_scales(self.scales(reader), rows, columns).reshape(-1))]
+        parts = affine4(self.values(reader))
+        return [
+            self.piece(name, data) for name, data in zip(("weight", "scales", "biases"), parts, strict=True)
+        ]
+
+    def values(self, reader: SourceReader) -> npt.NDArray[np.float32]:
+        """float32 [rows, columns]."""
+        weight = self.target.weight
+        raw = self.source_rows(reader, weight.name, self.first, self.last)
+        if weight.form == "fp8":
+            return decode_fp8(raw, self.scales(reader))
+        return decode_bf16(raw.view(np.uint16))
+
+    def scales(self, reader: SourceReader) -> Bytes:
+        """The official scales of these rows; `first` is a multiple of FP8_BLOCK."""
+        first, last = self.first // FP8_BLOCK, -(-self.last // FP8_BLOCK)
+        return self.source_rows(reader, self.target.weight.scale_name, first, last)
+
+    def source_rows(self, reader: SourceReader, tensor: str, first: int, last: int) -> Bytes:
+        entry = reader.source.entry(tensor)
+        width = (entry.end - entry.start) // entry.shape[0]
+        raw = np.empty((last - first, width), dtype=np.uint8)
+        view = raw.data.cast("B")
+        reader.read(reader.source.where[tensor], entry.start + first * width, view)
+        check_bytes(reader.source, tensor, view)
+        return raw
+
+    def piece(self, part: str, data: Bytes) -> Piece:
+        placed = self.target.parts[part]
+        offset = placed.offset + self.first * (placed.bytes // placed.shape[0])
+        view = np.ascontiguousarray(data).data.cast("B")
+        return Piece(offset, view, ((placed.key, 0, len(view)),))
+
+
+def work_for(file: FilePlan, source: Source, block: int) -> Iterator[Work]:
+    """The steps that make `file`, in order; each reads and yields about `block` bytes at most.
+
+    A step never goes below 128 rows of a matrix, the rows that share an FP8 scale.
+    """
+    if file.records is not None:
+        yield from _copies(file.records.offset, _record_stretches(file.records, source), block)
+    for target in file.targets:
+        if target.format != "affine4":
+            placed = target.parts["weight"]
+            whole = _stretch(source, target.weight.name, placed.key)
+            yield from _copies(placed.offset, iter((whole,)), block)
+        if target.format != "raw":
+            yield from _rows(target, block)
+
+
+def _rows(target: Target, block: int) -> Iterator[Work]:
+    rows, columns = target.weight.shape
+    # As float32 while quantised; expanded scales are a 32nd of the codes.
+    width = columns * 4 if target.format == "affine4" else max(1, columns // 32)
+    step = max(1, block // width // FP8_BLOCK) * FP8_BLOCK
+    for first in range(0, rows, step):
+        yield Rows(target, first, min(first + step, rows))
+
+
+def _record_stretches(records: Records, source: Source) -> Iterator[Stretch]:
+    padding = records.record_bytes - sum(segment.bytes for segment in records.segments)
+    for number, expert in enumerate(records.experts):
+        for segment in records.segments:
+            matrix, part = _SEGMENT_SOURCE[segment.name]
+            yield _stretch(source, expert[matrix].tensors()[part].name, str(number))
+        if padding:
+            yield Stretch(str(number), padding)
+
+
+def _stretch(source: Source, tensor: str, key: str) -> Stretch:
+    entry = source.entry(tensor)
+    return Stretch(key, entry.end - entry.start, tensor, source.where[tensor], entry.start)
+
+
+def _copies(offset: int, stretches: Iterator[Stretch], block: int) -> Iterator[Work]:
+    """Pack consecutive stretches into copies of at most `block` bytes, cutting where needed."""
+    held: list[Stretch] = []
+    size = 0
+    for stretch in stretches:
+        while size + stretch.bytes > block:
+            head, stretch = stretch.cut(block - size)
+            yield Copy(offset, (*held, head) if head.bytes else tuple(held))
+            offset += block
+            held, size = [], 0
+        if stretch.bytes:
+            held.append(stretch)
+            size += stretch.bytes
+    if held:
+        yield Copy(offset, tuple(held))

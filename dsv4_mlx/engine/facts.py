@@ -1,0 +1,51 @@
+"""Facts about a converted model that need no weights in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.engine.memory import component_bytes, state_bytes
+from dsv4_mlx.manifest import read_manifest
+from dsv4_mlx.weights.load import activation_dtype, tensor_bytes
+
+CONTEXTS = (4096, 32_768, 131_072, 1_048_576)
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What `dsv4-mlx info` shows of a converted folder, as plain values. Raises InputError."""
+    manifest, config = read_manifest(folder), ModelConfig.read(folder)
+    components = component_bytes(manifest, tensor_bytes(folder, manifest))
+    total, dtype = sum(components.values()), activation_dtype()
+    contexts = sorted({min(context, config.max_context) for context in CONTEXTS})
+    states = {context: state_bytes(config, context, dtype.size) for context in contexts}
+    return {
+        "folder": str(folder),
+        "checkpoint": manifest.checkpoint,
+        "recipe": manifest.recipe,
+        "architecture": {
+            "layers": config.layers,
+            "window_only": config.ratios.count(0),
+            "csa": config.ratios.count(4),
+            "hca": config.ratios.count(128),
+            "draft_blocks": config.mtp_layers,
+            "hidden_size": config.hidden_size,
+            "vocab_size": config.vocab_size,
+            "heads": config.heads,
+            "head_dim": config.head_dim,
+            "window": config.window,
+            "index_topk": config.index_topk,
+            "experts": config.experts,
+            "experts_per_token": config.experts_per_token,
+            "hash_layers": config.hash_layers,
+            "max_context": config.max_context,
+        },
+        "bytes": {"components": components, "total": total},
+        "row_format": str(dtype).removeprefix("mlx.core."),
+        "bytes_per_token": next(iter(states.values())).per_token,
+        "memory": [
+            {"context": context, "state": state.total, "total": state.total + total}
+            for context, state in states.items()
+        ],
+    }

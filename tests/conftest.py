@@ -1,0 +1,52 @@
+"""What every test gets: reproducible random numbers, a home folder of its own, models made once per run."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import settings
+
+# The same examples every run and no time limit per example: a failure is the code's, not the machine's.
+settings.register_profile("suite", derandomize=True, deadline=None, print_blob=True)
+settings.load_profile("suite")
+
+
+def pytest_report_header() -> list[str]:
+    """What computed the results below: a green run says nothing about ops that were not there to run."""
+    device = "Metal" if mx.metal.is_available() else "CPU only"
+    return [f"mlx {version('mlx')}, {device}; ops tested: reference"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Caches and settings go to a folder of this run: no test reads or writes the user's own."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        for name in [name for name in os.environ if name.startswith("DSV4_")]:
+            patch.delenv(name)
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> int:
+    """Random numbers that depend on the test's name only: alone or in any order, it sees the same."""
+    seed = zlib.crc32(request.node.nodeid.encode())
+    np.random.seed(seed)
+    mx.random.seed(seed)
+    return seed
+
+
+@pytest.fixture
+def rng(seeded: int) -> np.random.Generator:
+    """Random numbers of this test."""
+    return np.random.default_rng(seeded)

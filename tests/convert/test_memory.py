@@ -1,0 +1,64 @@
+"""Memory is bounded by the block, not by the model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from dsv4_mlx.convert import convert, stream
+from dsv4_mlx.synthetic import cut, release_config, small_config, write_checkpoint
+
+
+@pytest.mark.parametrize("recipe", ["native", "4bit"])
+def test_blocks_bound_memory(recipe: str, tmp_path: Path) -> None:
+    """A layer of 20 MB goes through blocks of 64 KB without more than a few of them being alive."""
+    block = 64 * 1024
+    config = cut(small_config(), layers=1, experts=40) | {
+        "hidden_size": 512,
+        "moe_intermediate_size": 512,
+        "num_nextn_predict_layers": 0,
+        "compress_ratios": [0],
+        "vocab_size": 4096,
+    }
+    write_checkpoint(tmp_path / "source", config)
+    convert(tmp_path / "source", tmp_path / "warm", recipe, block=block)  # imports, code tables
+    tracemalloc.start()
+    try:
+        convert(tmp_path / "source", tmp_path / "target", recipe, block=block)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # A quantised step never goes below 128 rows (256 KB as float32), with a few copies per reader.
+    allowed = stream.DEPTH * block + 2_500_000
+    assert peak < allowed, f"{peak / 1e6:.1f} MB at the peak, {allowed / 1e6:.1f} MB allowed"
+
+
+PEAK = """
+import json, resource, sys
+from pathlib import Path
+from dsv4_mlx.convert import convert
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+before = peak()
+summary = convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+print(json.dumps({"peak": peak() - before, "seconds": summary.seconds, "bytes": summary.bytes}))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", ["native", "4bit"])
+def test_a_true_size_layer(recipe: str, tmp_path: Path) -> None:
+    """3.6 GB in one layer: at most 2 GiB above the interpreter."""
+    config = cut(release_config("flash", true_size=True), layers=1)
+    config |= {"num_nextn_predict_layers": 0, "compress_ratios": [0], "vocab_size": 4096}
+    write_checkpoint(tmp_path / "source", config)
+    given = [str(tmp_path / "source"), str(tmp_path / "target"), recipe]
+    done = subprocess.run([sys.executable, "-c", PEAK, *given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    print(facts)
+    assert facts["peak"] <= 2 * 2**30

@@ -1,0 +1,141 @@
+"""Who may import whom. A part that is not in the table may not exist."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "dsv4_mlx"
+
+# part -> parts of dsv4_mlx that it may import, besides itself
+PARTS: dict[str, set[str]] = {
+    "errors": set(),
+    "config": {"errors"},
+    "manifest": {"errors"},
+    "official": {"config"},
+    "reference": {"errors"},
+    "kernels": {"errors"},  # not reference: a test compares two independent things
+    "ops": {"reference", "kernels", "errors"},
+    "model": {"config", "ops", "reference", "errors"},
+    "weights": {"model", "manifest", "config", "ops", "reference", "errors"},
+    "chat": {"errors"},
+    "engine": {"weights", "model", "ops", "chat", "config", "manifest", "errors"},
+    "convert": {"config", "official", "manifest", "errors"},
+    "synthetic": {"config", "official", "errors"},
+    "cli": {"engine", "chat", "convert", "synthetic", "errors"},
+}
+
+# part -> packages from outside that it may import
+OUTSIDE: dict[str, set[str]] = {
+    "errors": set(),
+    "config": set(),
+    "manifest": set(),
+    "official": set(),
+    "reference": {"mlx", "numpy"},
+    "kernels": {"mlx"},
+    "ops": {"mlx"},
+    "model": {"mlx", "numpy"},
+    "weights": {"mlx", "numpy"},
+    "chat": {"deepseek_recipe"},
+    "engine": {"mlx", "numpy"},
+    "convert": {"numpy", "mlx"},
+    "synthetic": {"numpy", "tokenizers"},
+    "cli": {"typer", "rich", "numpy", "huggingface_hub"},
+}
+
+ENTRY = {"__init__", "__main__"}  # dsv4_mlx/__init__.py and __main__.py hold no part of the program
+
+
+def part_names() -> list[str]:
+    found = {path.stem for path in PACKAGE.glob("*.py")} - ENTRY
+    found |= {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    return sorted(found | ({"convert"} if (ROOT / "convert").is_dir() else set()))
+
+
+def files_of(part: str) -> list[Path]:
+    folders = [PACKAGE / part, ROOT / part] if part == "convert" else [PACKAGE / part]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    module = PACKAGE / f"{part}.py"
+    return [*files, module] if module.is_file() else files
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a file names, imports inside functions included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: use absolute imports"
+            module = node.module or ""
+            # `from dsv4_mlx import x` names the part in the alias
+            found |= {f"{module}.{alias.name}" for alias in node.names} if module == "dsv4_mlx" else {module}
+    return found
+
+
+def test_every_part_is_in_the_table() -> None:
+    assert set(part_names()) <= PARTS.keys()
+    assert PARTS.keys() == OUTSIDE.keys()
+
+
+@pytest.mark.parametrize("part", part_names())
+def test_imports_follow_the_table(part: str) -> None:
+    wrong = []
+    for path in files_of(part):
+        used = {name.split(".")[1] for name in imports(path) if name.startswith("dsv4_mlx.")}
+        forbidden = used - PARTS[part] - {part, "__version__"}
+        wrong += [f"{path.relative_to(ROOT)}: may not import dsv4_mlx.{name}" for name in sorted(forbidden)]
+    assert files_of(part)
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("part", part_names())
+def test_outside_packages_follow_the_table(part: str) -> None:
+    wrong = []
+    for path in files_of(part):
+        used = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - {"dsv4_mlx"}
+        wrong += [f"{path.relative_to(ROOT)}: may not import {name}" for name in sorted(used - OUTSIDE[part])]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_table_has_no_circle() -> None:
+    def reached(part: str, path: tuple[str, ...] = ()) -> None:
+        assert part not in path, " -> ".join([*path, part])
+        for below in PARTS[part]:
+            reached(below, (*path, part))
+
+    for part in PARTS:
+        reached(part)
+
+
+def test_environment_is_read_in_one_place() -> None:
+    readers = set()
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "convert").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv", "putenv"):
+                readers.add(path.relative_to(ROOT).as_posix())
+    assert readers == {"dsv4_mlx/cli/options.py"}
+
+
+def test_model_and_reference_touch_no_files() -> None:
+    wrong = []
+    for part in ("model", "reference", "ops", "kernels"):
+        for path in files_of(part):
+            used = imports(path) & {"os", "io", "pathlib", "mmap", "shutil", "tempfile"}
+            source = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            opens = [node for node in source if isinstance(node, ast.Name) and node.id == "open"]
+            if used or opens:
+                wrong.append(f"{path.relative_to(ROOT)}: {sorted(used) or 'open'}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_table_finds_a_wrong_import(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        "def f():\n    from dsv4_mlx import weights\n    import torch\n    import dsv4_mlx.cli.main\n"
+    )
+    assert imports(file) == {"dsv4_mlx.weights", "torch", "dsv4_mlx.cli.main"}

@@ -1,0 +1,103 @@
+"""What the documents say exists, exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from dsv4_mlx.cli.main import app
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("*.md")])
+GROUP = typer.main.get_command(app)
+COMMANDS: dict[str, typer.core.TyperCommand] = GROUP.commands  # type: ignore[attr-defined]
+BLOCK = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", re.M | re.S)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+MACHINE = re.compile(r"(?<![\w.~/])/(?:home|Users|root|work|private|mnt|workspace)/\w+")
+
+
+def commands_in(text: str) -> list[str]:
+    """Lines of code blocks and whole inline code that call `dsv4-mlx`, `python -m dsv4_mlx` or `make`."""
+    lines = [line.split("#")[0].strip() for block in BLOCK.findall(text) for line in block.splitlines()]
+    lines += [code.strip() for code in re.findall(r"`([^`\n]+)`", text)]
+    return [line for line in lines if re.match(r"(dsv4-mlx|make) \w", line)]
+
+
+def check_command(line: str) -> None:
+    """The command, its options and the number of its arguments exist. Raises AssertionError."""
+    program, name, *rest = shlex.split(line)
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert name in targets, f"{line!r}: the Makefile has no {name}"
+        return
+    assert name in COMMANDS, f"{line!r}: there is no command {name}"
+    options = {option for p in COMMANDS[name].params for option in (*p.opts, *p.secondary_opts)} | {"--help"}
+    for word in rest:
+        if word.startswith("-") and not word.lstrip("-").isdigit():
+            assert word.split("=")[0] in options, f"{line!r}: {name} has no option {word}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_exist(path: Path) -> None:
+    for line in commands_in(path.read_text("utf-8")):
+        check_command(line)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_resolve(path: Path) -> None:
+    for link in LINK.findall(path.read_text("utf-8")):
+        if not re.match(r"[a-z]+:", link):
+            file = link.split("#")[0]
+            assert not file or (path.parent / file).exists(), f"{path.name}: nothing at {link}"
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_ends_with_an_example(name: str) -> None:
+    text = COMMANDS[name].help or ""
+    examples = re.findall(r"^Example: (.*)$", text, re.M)
+    assert examples, f"dsv4-mlx {name} --help has no example"
+    for example in examples:
+        assert example.startswith(f"dsv4-mlx {name}")
+        check_command(example)
+
+
+def test_nothing_names_a_machine() -> None:
+    """No path of somebody's machine in anything that is shipped or read."""
+    wrong = []
+    suffixes = {".py", ".md", ".toml", ".yml", ".metal", ".h", ".json", ""}
+    skipped = {".git", ".venv", "build", "dist", "__pycache__"}
+    for path in ROOT.rglob("*"):
+        parts = path.relative_to(ROOT).parts
+        if not path.is_file() or path.suffix not in suffixes or path.name == Path(__file__).name:
+            continue
+        if any(part in skipped or part.endswith("_cache") or part == ".hypothesis" for part in parts):
+            continue
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            if MACHINE.search(line):
+                wrong.append(f"{'/'.join(parts)}:{number}: {line.strip()[:80]}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_readme_starts_with_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    first = BLOCK.search(text)
+    assert first is not None
+    assert [line.split("#")[0].strip() for line in first[1].splitlines()] == ["make demo", "make test"]
+
+
+def test_checks_can_fail() -> None:
+    with pytest.raises(AssertionError, match="no command frobnicate"):
+        check_command("dsv4-mlx frobnicate x")
+    with pytest.raises(AssertionError, match="no option --loud"):
+        check_command("dsv4-mlx info x --loud")
+    with pytest.raises(AssertionError, match="no everything"):
+        check_command("make everything")
+    assert commands_in("```sh\n$ ls\nmake demo  # x\n```\nand `dsv4-mlx info m`, `make`") == [
+        "make demo",
+        "dsv4-mlx info m",
+    ]
+    assert MACHINE.search("see /home/someone/x") and not MACHINE.search("~/home/x, https://x.org/home/page")

@@ -1,0 +1,58 @@
+"""The package as an importer sees it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dsv4_mlx
+
+ROOT = Path(__file__).parent.parent
+HEAVY = (
+    "mlx",
+    "mlx_lm",
+    "transformers",
+    "torch",
+    "numpy",
+    "huggingface_hub",
+    "deepseek_recipe",
+    "tokenizers",
+)
+
+
+def modules_after(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after `statement`."""
+    code = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(result.stdout.split())
+
+
+def test_version_is_a_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+([ab.]\w+)?", dsv4_mlx.__version__)
+
+
+def test_types_are_shipped() -> None:
+    assert (Path(dsv4_mlx.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("module", ["dsv4_mlx", "dsv4_mlx.cli", "dsv4_mlx.config", "dsv4_mlx.manifest"])
+def test_start_up_is_light(module: str) -> None:
+    """`dsv4-mlx --help` must answer at once; heavy packages are imported by the command that needs them."""
+    assert not modules_after(f"import {module}") & set(HEAVY)
+
+
+def test_model_needs_no_other_framework() -> None:
+    loaded = modules_after("import dsv4_mlx.engine, dsv4_mlx.convert, dsv4_mlx.synthetic")
+    assert not loaded & {"torch", "transformers", "mlx_lm", "huggingface_hub", "rich", "typer"}
+
+
+def test_convert_is_one_module() -> None:
+    """The converter lives beside the package and is imported through it; loaded twice it would be two."""
+    loaded = modules_after("import dsv4_mlx.convert, dsv4_mlx.cli")
+    assert "convert" not in loaded
