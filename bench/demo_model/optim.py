@@ -35,7 +35,12 @@ class Optimiser:
             grad = grads[name]
             if by_muon(name, value):
                 self.first[name] = 0.95 * self.first[name] + grad
-                parameters[name] = value - muon * orthogonal(grad + 0.95 * self.first[name])
+                rate = muon
+                if value.ndim == 3:  # experts: most of the cost, so twice the step every second time
+                    if self.step % 2:
+                        continue
+                    rate = 2 * muon
+                parameters[name] = value - rate * orthogonal(grad + 0.95 * self.first[name])
             else:
                 self.first[name] = 0.9 * self.first[name] + 0.1 * grad
                 self.second[name] = 0.98 * self.second[name] + 0.02 * grad * grad
