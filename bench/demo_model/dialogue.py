@@ -73,9 +73,7 @@ class Renderer:
         for value in copied:
             tokens = self.prompts.tokenizer.encode(value)
             first, length = tokens[0], len(tokens)
-            places = [
-                i for i, token in enumerate(ids) if token == first and ids[i : i + length] == tokens
-            ]
+            places = [i for i, token in enumerate(ids) if token == first and ids[i : i + length] == tokens]
             for before, place in zip(places, places[1:], strict=False):
                 if any(a <= place < b for a, b in spans):
                     found += [(place + j - 1, before + j) for j in range(length)]

@@ -132,9 +132,7 @@ class Watch:
 def training_ops(window: int, watch: Watch) -> Ops:
     """The ops of one forward pass."""
 
-    def attend(
-        q: mx.array, near: Rows, compressed: Rows | None, sinks: mx.array, scale: float
-    ) -> mx.array:
+    def attend(q: mx.array, near: Rows, compressed: Rows | None, sinks: mx.array, scale: float) -> mx.array:
         return _attend(q, near.rows, compressed, sinks, scale, window, watch)
 
     def index_select(
@@ -318,4 +316,3 @@ def _rows_at(x: mx.array, positions: mx.array) -> mx.array:
     batch, count, width = x.shape
     flat = (positions + mx.arange(batch)[:, None] * count).reshape(-1)
     return mx.take(x.reshape(batch * count, width), flat, axis=0).reshape(batch, -1, width)
-

@@ -60,9 +60,7 @@ def _pieces(renderer: Renderer, seed: int) -> Counter[str]:
     dialogues = [make(random_) for make in KINDS.values() for _ in range(150)]
     dialogues += [needle(random_, 256, 6, 5) for _ in range(40)]
     dialogues += [question(f, q, "max") for f in FACTS for q in f.questions(trained=True)[::4]]
-    texts = [
-        reader.decode(renderer.example(d).ids, skip_special_tokens=False) for d in dialogues
-    ]
+    texts = [reader.decode(renderer.example(d).ids, skip_special_tokens=False) for d in dialogues]
     # Names are syllables to the tokenizer: whole ones would be too rare to learn to copy.
     counted: Counter[str] = Counter(dict.fromkeys((*words.FIRST, *words.LAST), 20_000))
     whole: Counter[str] = Counter()

@@ -22,7 +22,7 @@ import numpy as np
 from bench.demo_model.batches import make
 from bench.demo_model.config import demo_config, model_config
 from bench.demo_model.dialogue import Renderer
-from bench.demo_model.loss import Batch, Stage, gradient
+from bench.demo_model.loss import Batch, gradient
 from bench.demo_model.optim import Optimiser
 from bench.demo_model.schedule import Plan, choose, plan_at
 from bench.demo_model.tasks import STAGES

@@ -22,7 +22,7 @@ SMALL = {"wo_b": 0.5, "w2": 0.5}  # sublayer outputs start below the size of the
 
 
 class TrainingTensors(FloatTensors):
-    """FloatTensors whose experts are already stacks: `BLOCK.experts.gate_up` [E, 2 I, D], `.down` [E, D, I]."""
+    """FloatTensors whose experts are stacks: `BLOCK.experts.gate_up` [E, 2 I, D] and `.down` [E, D, I]."""
 
     def experts(self, block: str) -> FloatExperts:
         return FloatExperts(
