@@ -11,6 +11,7 @@ import numpy.typing as npt
 from bench.demo_model.checks import Score, conversation
 from bench.demo_model.talk import LIMIT
 from bench.demo_model.tasks import FACTS, needle, tool_dialogue
+from dsv4_mlx.chat.prompt import THINK
 from dsv4_mlx.engine import Engine
 
 Prompt = list[int]
@@ -24,7 +25,7 @@ def prompts(engine: Engine, r: random.Random, count: int) -> list[Prompt]:
     """The eval's kinds of text: facts in three modes, tools, needles."""
     found = []
     for i in range(count):
-        think = ("off", "on", "max")[i % 3]
+        think = THINK[i % 3]
         fact = r.choice(FACTS)
         found.append(engine.prompts.encode(engine.prompts.ask(r.choice(fact.questions(trained=True)), think)))
         dialogue = tool_dialogue(r, "off", 1, 1, seen=False) if i % 2 else needle(r, 512, 8, 1, seen=False)
@@ -69,14 +70,18 @@ def accepted(engine: Engine, texts: list[Prompt]) -> Score:
         for _ in range(LIMIT):
             start = state.length
             streams = model.streams(mx.array([tokens], mx.int32), state)
-            chosen = int(mx.argmax(model.logits(streams, last=True)[0, -1]).item())
+            chosen = _best(model.logits(streams, last=True))
             if draft is not None:
                 score.count(draft == chosen, f"{draft} for {chosen}")
             if chosen == end:
                 break
             following = mx.array([[*tokens[1:], chosen]], mx.int32)
             logits, _ = model.draft(streams, following, state, start)
-            draft = int(mx.argmax(logits[0, -1]).item())
+            draft = _best(logits)
             mx.eval(*state.arrays())
             tokens = [chosen]
     return score
+
+
+def _best(logits: mx.array) -> int:
+    return int(np.argmax(np.array(logits[0, -1])))

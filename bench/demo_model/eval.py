@@ -32,6 +32,7 @@ from bench.demo_model.models import (
     read_official,
 )
 from bench.demo_model.weights import official
+from dsv4_mlx.chat.prompt import THINK
 from dsv4_mlx.convert import convert
 from dsv4_mlx.engine import Engine
 
@@ -60,12 +61,12 @@ def talk_tasks(engine: Engine, table: Table, size: float) -> None:
     def count(full: int) -> int:
         return max(2, round(full * size))
 
-    for think in ("off", "on", "max"):
+    for think in THINK:
         trained_, unseen, behaved = ask_facts(engine, think, random.Random(1), count(87))
         table.add(f"facts, {think}: questions trained on", trained_, ">= 95%")
         table.add(f"facts, {think}: paraphrases not trained on", unseen)
         table.add(f"facts, {think}: mode kept and stopped by itself", behaved, "100%")
-    for think in ("off", "on"):
+    for think in THINK[:2]:
         calls, answers = ask_tools(engine, think, random.Random(2), count(40), 1)
         table.add(f"one tool call, unseen argument, {think}", calls, ">= 85%")
         table.add(f"answer from the tool's result, {think}", answers, ">= 85%")

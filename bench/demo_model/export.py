@@ -6,13 +6,12 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from bench.demo_model.config import demo_config, model_config
 from bench.demo_model.rounding import to_bf16, to_fp4, to_fp8
-from bench.demo_model.weights import Parameters, official
+from bench.demo_model.weights import Parameters, load_arrays, official
 from dsv4_mlx.official import Tensor, Weight
 from dsv4_mlx.synthetic.write import write_official
 
@@ -21,7 +20,7 @@ Bytes = npt.NDArray[np.uint8]
 
 def trained(run: Path) -> Parameters:
     """The weights of a run's last saved state, in full precision."""
-    arrays = mx.load(str(run / "state.safetensors"))
+    arrays = load_arrays(run / "state.safetensors")
     return {name[2:]: value for name, value in arrays.items() if name.startswith("p/")}
 
 

@@ -7,8 +7,9 @@ all its tokens at once. Attention of CSA layers also reports what it looked at (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -19,21 +20,37 @@ from dsv4_mlx.reference.expert_ffn import Bank
 from dsv4_mlx.reference.index_select import index_scores
 
 NOTHING = -1e30
+Op = Callable[..., mx.array]
 
 
-@mx.custom_function
+def _differentiable(backward: Callable[..., Any]) -> Callable[[Op], Op]:
+    """An op with a gradient of our own: `backward(inputs, cotangent, output)`."""
+
+    def wrap(forward: Op) -> Op:
+        made: Any = mx.custom_function(forward)
+        made.vjp(backward)
+        return cast(Op, made)
+
+    return wrap
+
+
+def _exp_vjp(x: mx.array, cotangent: mx.array, out: mx.array) -> mx.array:
+    return cotangent * out
+
+
+@_differentiable(_exp_vjp)
 def exp(x: mx.array) -> mx.array:
     """exp, several times faster than MLX's on x86."""
     mx.eval(x)
     return mx.array(np.exp(np.asarray(x)))
 
 
-@exp.vjp
-def _exp_vjp(x: mx.array, cotangent: mx.array, out: mx.array) -> mx.array:
-    return cotangent * out
+def _softmax_vjp(x: mx.array, cotangent: mx.array, out: mx.array) -> mx.array:
+    weighted = cotangent * out
+    return weighted - out * mx.sum(weighted, axis=-1, keepdims=True)
 
 
-@mx.custom_function
+@_differentiable(_softmax_vjp)
 def softmax(x: mx.array) -> mx.array:
     """Over the last axis."""
     mx.eval(x)
@@ -41,12 +58,6 @@ def softmax(x: mx.array) -> mx.array:
     values = np.exp(values - values.max(axis=-1, keepdims=True))
     values /= values.sum(axis=-1, keepdims=True)
     return mx.array(values)
-
-
-@softmax.vjp
-def _softmax_vjp(x: mx.array, cotangent: mx.array, out: mx.array) -> mx.array:
-    weighted = cotangent * out
-    return weighted - out * mx.sum(weighted, axis=-1, keepdims=True)
 
 
 def sigmoid(x: mx.array) -> mx.array:
@@ -59,28 +70,26 @@ def swiglu(gate_up: mx.array, limit: float) -> mx.array:
     return gate * sigmoid(gate) * mx.clip(up, -limit, limit)
 
 
-@mx.custom_function
-def permute(x: mx.array, order: mx.array, inverse: mx.array) -> mx.array:
-    """Rows of x in another order; the gradient is the inverse permutation instead of a scatter."""
-    return mx.take(x, order, axis=0)
-
-
-@permute.vjp
 def _permute_vjp(primals: Any, cotangent: mx.array, out: mx.array) -> Any:
     _, order, inverse = primals
     return mx.take(cotangent, inverse, axis=0), mx.zeros_like(order), mx.zeros_like(inverse)
 
 
-@mx.custom_function
-def rotate(x: mx.array, table: mx.array) -> mx.array:
-    return REFERENCE.rotate(x, table)
+@_differentiable(_permute_vjp)
+def permute(x: mx.array, order: mx.array, inverse: mx.array) -> mx.array:
+    """Rows of x in another order; the gradient is the inverse permutation instead of a scatter."""
+    return mx.take(x, order, axis=0)
 
 
-@rotate.vjp
 def _rotate_vjp(primals: Any, cotangent: mx.array, out: mx.array) -> Any:
     # A rotation's adjoint is its inverse. MLX has no gradient for the reference's view as complex numbers.
     _, table = primals
     return REFERENCE.rotate(cotangent, mx.conjugate(table)), mx.zeros_like(table)
+
+
+@_differentiable(_rotate_vjp)
+def rotate(x: mx.array, table: mx.array) -> mx.array:
+    return REFERENCE.rotate(x, table)
 
 
 def expert_ffn(
@@ -139,11 +148,13 @@ def training_ops(window: int, watch: Watch) -> Ops:
         q: mx.array, weights: mx.array, keys: mx.array, visible: mx.array | None, count: int
     ) -> mx.array:
         total = keys.shape[1]
+        if not watch.learn and not watch.select:
+            return mx.broadcast_to(mx.arange(total), (*q.shape[:2], total))
+        scores = index_scores(q, weights, keys)
         if watch.learn:
-            watch.scores = index_scores(q, weights, keys)
+            watch.scores = scores
         if not watch.select:
             return mx.broadcast_to(mx.arange(total), (*q.shape[:2], total))
-        scores = watch.scores if watch.learn else index_scores(q, weights, keys)
         scores = mx.stop_gradient(scores if visible is None else mx.where(visible, scores, -mx.inf))
         mx.eval(scores)
         picks = np.argpartition(-np.asarray(scores), count - 1, axis=-1)[..., :count]

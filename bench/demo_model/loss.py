@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -85,7 +85,7 @@ def build(config: ModelConfig, parameters: Parameters, stage: Stage, watch: Watc
     model = Transformer(config, tensors(config, parameters), training_ops(config.window, watch), numerics)
     for block in model.blocks:
         if block.attn.ratio == 4:
-            block.attn.indexer = _Detached(block.attn.indexer)
+            block.attn.indexer = cast(Any, _Detached(block.attn.indexer))
     return model
 
 

@@ -89,5 +89,5 @@ def floats(values: Values, like: Engine, source: type[FloatTensors] = FloatTenso
     """Plain weights, unconverted, behind the same engine."""
     model = Transformer(like.config, source(values), REFERENCE, NUMERICS["official"])
     model.eval()
-    mx.eval(model.parameters())
+    mx.eval(dict(model))
     return Engine(like.config, like.manifest, model, like.prompts, CONTEXT)

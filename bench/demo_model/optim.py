@@ -66,4 +66,5 @@ def orthogonal(grad: mx.array) -> mx.array:
         square = x @ x.swapaxes(-1, -2)
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * (square @ square)) @ x
     x = x.swapaxes(-1, -2) if rows > columns else x
-    return x * max(1.0, rows / columns) ** 0.5
+    size: float = max(1.0, rows / columns) ** 0.5
+    return x * size

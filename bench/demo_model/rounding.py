@@ -69,7 +69,8 @@ def to_fp4(weight: Floats) -> tuple[Bytes, Bytes]:
     scaled = groups * np.exp2(-exponents[..., None].astype(np.float32))
     codes = _nearest(scaled, E2M1) | np.where(scaled < 0, 8, 0).astype(np.uint8)
     flat = codes.reshape(weight.shape)
-    return flat[:, 0::2] | (flat[:, 1::2] << 4), (exponents + 127).astype(np.uint8)
+    packed = (flat[:, 0::2] | (flat[:, 1::2] << 4)).astype(np.uint8)
+    return packed, (exponents + 127).astype(np.uint8)
 
 
 def from_fp4(packed: Bytes, scales: Bytes) -> Floats:

@@ -27,7 +27,7 @@ from bench.demo_model.optim import Optimiser
 from bench.demo_model.schedule import Plan, choose, plan_at
 from bench.demo_model.tasks import STAGES
 from bench.demo_model.tokenizer import build
-from bench.demo_model.weights import Parameters, as_stored, initial
+from bench.demo_model.weights import Parameters, as_stored, initial, load_arrays
 
 SAVE_EVERY = 120.0  # seconds
 EXTRAS = 4  # numbers averaged with the gradients
@@ -109,7 +109,7 @@ def run(rank: int, options: argparse.Namespace, shared_name: str | None, barrier
             grads = shared.average({**grads, "": extras})
             extras = grads.pop("")
         apply(parameters, grads, optimiser, plan)
-        mean_seconds, mean_tokens, found, asked = extras.tolist()
+        mean_seconds, mean_tokens, found, asked = map(float, np.array(extras))
         progress["share"] = min(1.0, mean_seconds / (60 * options.minutes))
         progress["tokens"] += round(mean_tokens * options.workers)
         meter.add(kind, **figures)
@@ -159,7 +159,7 @@ def load(out: Path, config: Any, seed: int) -> tuple[Parameters, Optimiser, dict
         parameters = initial(config, seed)
         fresh = {"share": 0.0, "stage": 0, "found": 0.0, "tokens": 0, "seconds": 0.0}
         return parameters, Optimiser.start(parameters), fresh
-    arrays = mx.load(str(path))
+    arrays = load_arrays(path)
     parts: dict[str, Parameters] = {"p": {}, "m": {}, "v": {}}
     for name, value in arrays.items():
         kind, _, rest = name.partition("/")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -67,11 +69,11 @@ def _initial(c: ModelConfig, weight: Weight, random: np.random.Generator) -> Flo
         even = np.full(c.streams, -math.log(c.streams - 1))
         rest = np.concatenate([np.zeros(c.streams), 3 * np.eye(c.streams).reshape(-1)])
         centre = even if "head" in name else np.concatenate([even, rest])
-        return (centre + 0.3 * normal).astype(np.float32)
+        return np.asarray(centre + 0.3 * normal, dtype=np.float32)
     if weight.part == "embedding":
-        return normal * np.float32(0.5)
+        return np.asarray(normal * np.float32(0.5))
     gain = SMALL.get(name, 1.0) * (0.5 if weight.part == "head" else 1.0)
-    return normal * np.float32(gain / math.sqrt(shape[-1]))
+    return np.asarray(normal * np.float32(gain / math.sqrt(shape[-1])))
 
 
 def tensors(config: ModelConfig, parameters: Mapping[str, mx.array]) -> TrainingTensors:
@@ -115,3 +117,7 @@ def as_stored(config: ModelConfig, parameters: Parameters) -> Parameters:
             stack = np.array(kept[name])
             kept[name] = mx.array(rounded(form, stack.reshape(-1, stack.shape[-1])).reshape(stack.shape))
     return kept
+
+
+def load_arrays(path: Path) -> Parameters:
+    return cast(Parameters, mx.load(str(path), format="safetensors"))
