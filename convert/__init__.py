@@ -1,7 +1,9 @@
 """Official FP8/FP4 checkpoint -> the MLX layout that `manifest.py` describes. Start reading in run.py."""
 
+from dsv4_mlx.convert.compare import Damage
 from dsv4_mlx.convert.finish import PartCost, Summary
 from dsv4_mlx.convert.recipe import RECIPES
 from dsv4_mlx.convert.run import Progress, convert
+from dsv4_mlx.convert.verify import PartError, Report, verify
 
-__all__ = ["RECIPES", "PartCost", "Progress", "Summary", "convert"]
+__all__ = ["RECIPES", "Damage", "PartCost", "PartError", "Progress", "Report", "Summary", "convert", "verify"]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsv4_mlx.convert.stream import write_all
 from dsv4_mlx.convert.target import JOURNAL, sync_folder
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import FORMAT
@@ -58,7 +57,10 @@ class Journal:
         try:
             end = len(self._whole_lines())
             os.ftruncate(descriptor, end)  # drop a torn line
-            write_all(descriptor, json.dumps(line).encode() + b"\n", end)
+            text = json.dumps(line).encode() + b"\n"
+            written = 0
+            while written < len(text):
+                written += os.pwrite(descriptor, text[written:], end + written)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

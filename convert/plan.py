@@ -99,8 +99,15 @@ def _dense(name: str, weights: tuple[Weight, ...], recipe: Recipe, kind: Callabl
         for weight in weights
         for part, (key, dtype, shape) in _parts(weight, recipe.format(weight), kind).items()
     ]
-    # Widest items first keeps every tensor aligned to its own item size, since the data begins aligned.
-    wanted.sort(key=lambda item: (-ITEM_BYTES[item[3]], item[2]))
+    # Whole pages first: they stay on page boundaries, for direct writes and for mapping. Among the rest,
+    # widest items first keeps every tensor aligned to its own item size.
+    wanted.sort(
+        key=lambda item: (
+            math.prod(item[4]) * ITEM_BYTES[item[3]] % ALIGNMENT > 0,
+            -ITEM_BYTES[item[3]],
+            item[2],
+        )
+    )
     header = build_header([(key, dtype, shape) for _, _, key, dtype, shape in wanted])
     offset = len(header)
     placed: dict[str, dict[str, Placed]] = {}

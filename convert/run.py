@@ -26,7 +26,7 @@ from dsv4_mlx.convert.plan import FilePlan, Plan, make_plan
 from dsv4_mlx.convert.reader import SourceReader
 from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.convert.source import Source, open_source
-from dsv4_mlx.convert.stream import BLOCK, Streamer, check_block, write_all
+from dsv4_mlx.convert.stream import BLOCK, Streamer, check_block
 from dsv4_mlx.convert.work import work_for
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import NAME as MANIFEST
@@ -115,8 +115,8 @@ def _write_all(
         with folder.writing(target, lambda: plan.bytes - effort.kept_bytes - effort.bytes):
             _write_files(target, plan, source, task, progress, block, effort)
             manifest = build_manifest(plan, source, facts, Journal(target).finished())
-            with folder.finished_file(target / MANIFEST) as descriptor:
-                write_all(descriptor, manifest.to_json().encode(), 0)
+            with folder.finished_file(target / MANIFEST) as out:
+                out.write(manifest.to_json().encode(), 0)
             _tidy(target, plan)
     except InputError:
         _discard(target, plan, source)
@@ -136,8 +136,8 @@ def _write_files(
     if journal.task() is None:
         journal.start(task)
     for name, text in source.texts.items():
-        with folder.finished_file(target / name) as descriptor:
-            write_all(descriptor, text, 0)
+        with folder.finished_file(target / name) as out:
+            out.write(text, 0)
 
     def advance(count: int) -> None:
         effort.bytes += count
@@ -156,10 +156,10 @@ def _write_files(
 def _write_file(
     target: Path, file: FilePlan, source: Source, streamer: Streamer, advance: Callable[[int], None]
 ) -> dict[str, str]:
-    with folder.finished_file(target / file.name) as descriptor:
-        write_all(descriptor, file.header, 0)
+    with folder.finished_file(target / file.name) as out:
+        out.write(file.header, 0)
         advance(len(file.header))
-        return streamer.run(work_for(file, source, streamer.block), descriptor, advance)
+        return streamer.run(work_for(file, source, streamer.block), out, advance)
 
 
 def _complete(target: Path, file: FilePlan, finished: dict[str, dict[str, str]]) -> bool:

@@ -9,7 +9,6 @@ the model's size.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
+from dsv4_mlx.convert.direct import OutFile, aligned_buffer
 from dsv4_mlx.convert.reader import SourceReader
 from dsv4_mlx.convert.work import Piece, Work
 
@@ -40,7 +40,7 @@ class Streamer:
         self.hash_seconds = 0.0
         self.write_seconds = 0.0
         self._reader = reader
-        self._buffers = [bytearray(block) for _ in range(DEPTH)]
+        self._buffers = [aligned_buffer(block) for _ in range(DEPTH)]
         self._free = deque(self._buffers)
         self._readers = ThreadPoolExecutor(READERS, "read")
         self._hasher = ThreadPoolExecutor(1, "hash")
@@ -57,14 +57,14 @@ class Streamer:
         for pool in (self._readers, self._hasher, self._writer):
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def run(self, steps: Iterable[Work], descriptor: int, advance: Advance) -> dict[str, str]:
-        """Write every step's bytes to `descriptor`; returns digest key -> SHA-256.
+    def run(self, steps: Iterable[Work], out: OutFile, advance: Advance) -> dict[str, str]:
+        """Write every step's bytes to `out`; returns digest key -> SHA-256.
 
         `advance(n)` is called in this thread after n more bytes were written. Raises what a step raises, and
         OSError if writing fails.
         """
         digests: dict[str, Any] = {}
-        flying: deque[tuple[bytearray, Future[None], Future[int]]] = deque()
+        flying: deque[tuple[memoryview, Future[None], Future[int]]] = deque()
 
         def land() -> None:
             buffer, hashed, written = flying.popleft()
@@ -79,12 +79,12 @@ class Streamer:
                 buffer = self._free.popleft()
                 read = self._readers.submit(self._read, step, buffer)
                 hashed = self._hasher.submit(self._hash, read, digests)
-                written = self._writer.submit(self._write, read, descriptor)
+                written = self._writer.submit(self._write, read, out)
                 flying.append((buffer, hashed, written))
             while flying:
                 land()
         except BaseException:
-            # The caller will close the descriptor: no write may still be on its way to that number.
+            # The caller will close the file: no write may still be on its way to it.
             self._stop.set()
             for _, hashed, written in flying:
                 wait((hashed,))
@@ -92,10 +92,10 @@ class Streamer:
             raise
         return {key: digest.hexdigest() for key, digest in digests.items()}
 
-    def _read(self, step: Work, buffer: bytearray) -> list[Piece]:
+    def _read(self, step: Work, buffer: memoryview) -> list[Piece]:
         if self._stop.is_set():
             return []
-        return step.run(self._reader, memoryview(buffer))
+        return step.run(self._reader, buffer)
 
     def _hash(self, read: Future[list[Piece]], digests: dict[str, Any]) -> None:
         pieces = read.result()
@@ -107,12 +107,12 @@ class Streamer:
                 digests[key].update(piece.data[first:last])
         self.hash_seconds += perf_counter() - started
 
-    def _write(self, read: Future[list[Piece]], descriptor: int) -> int:
+    def _write(self, read: Future[list[Piece]], out: OutFile) -> int:
         pieces = read.result()
         started = perf_counter()
         total = 0
         for piece in pieces:
-            write_all(descriptor, piece.data, piece.offset)
+            out.write(piece.data, piece.offset)
             total += len(piece.data)
         self.write_seconds += perf_counter() - started
         return total
@@ -122,11 +122,3 @@ def check_block(block: int) -> None:
     """Raises ValueError."""
     if not 4096 <= block <= LARGEST_BLOCK or block % 4096:
         raise ValueError(f"block is {block}, expected a multiple of 4096 up to {LARGEST_BLOCK}")
-
-
-def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    """`pwrite` until everything is written. Raises OSError."""
-    view = memoryview(data)
-    done = 0
-    while done < len(view):
-        done += os.pwrite(descriptor, view[done:], offset + done)

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from dsv4_mlx.convert.stream import write_all
+from dsv4_mlx.convert.direct import OutFile
 from dsv4_mlx.errors import InputError, MachineError
 from dsv4_mlx.manifest import NAME as MANIFEST
 
@@ -82,7 +82,7 @@ def locked(target: Path) -> Iterator[None]:
     descriptor = _take(path, target)
     try:
         os.ftruncate(descriptor, 0)
-        write_all(descriptor, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         # Removed while still held: whoever opened the old file sees in `_take` that it is gone.
@@ -146,21 +146,21 @@ def _busy(descriptor: int, target: Path) -> InputError:
 
 
 @contextmanager
-def finished_file(path: Path) -> Iterator[int]:
-    """A descriptor for new contents of `path`; when the block ends they are on disk under that name.
+def finished_file(path: Path) -> Iterator[OutFile]:
+    """New contents for `path`; when the block ends they are on disk under that name.
 
     If the block fails the temporary file is removed. Raises OSError.
     """
     part = path.with_name(path.name + PART)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+    out = OutFile(part)
     try:
-        yield descriptor
-        os.fsync(descriptor)
+        yield out
+        out.sync()
     except BaseException:
-        os.close(descriptor)
+        out.close()
         part.unlink(missing_ok=True)
         raise
-    os.close(descriptor)
+    out.close()
     os.replace(part, path)
     sync_folder(path.parent)
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dsv4_mlx.convert.check import check_bytes
+from dsv4_mlx.convert.direct import PAGE
 from dsv4_mlx.convert.encode import affine4, decode_bf16, decode_fp8, expand_scales
 from dsv4_mlx.convert.plan import FilePlan, Records, Target
 from dsv4_mlx.convert.reader import SourceReader
@@ -18,7 +19,7 @@ from dsv4_mlx.official import FP8_BLOCK
 
 Bytes = npt.NDArray[np.uint8]
 
-_SEGMENT_SOURCE = {  # segment -> (w1, w3 or w2; codes or scales)
+SEGMENT_SOURCE = {  # segment -> (w1, w3 or w2; codes or scales)
     "gate_codes": (0, 0), "up_codes": (1, 0), "down_codes": (2, 0),
     "gate_scales": (0, 1), "up_scales": (1, 1), "down_scales": (2, 1),
 }  # fmt: skip
@@ -90,11 +91,10 @@ class Rows:
     def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]:
         if self.target.format == "mxfp8":
             rows, columns = self.last - self.first, self.target.weight.shape[1]
-            return [self.piece("scales", expand_scales(self.scales(reader), rows, columns).reshape(-1))]
-        parts = affine4(self.values(reader))
-        return [
-            self.piece(name, data) for name, data in zip(("weight", "scales", "biases"), parts, strict=True)
-        ]
+            parts = {"scales": expand_scales(self.scales(reader), rows, columns).reshape(-1)}
+        else:
+            parts = dict(zip(("weight", "scales", "biases"), affine4(self.values(reader)), strict=True))
+        return self.pieces(parts, buffer)
 
     def values(self, reader: SourceReader) -> npt.NDArray[np.float32]:
         """float32 [rows, columns]."""
@@ -118,11 +118,20 @@ class Rows:
         check_bytes(reader.source, tensor, view)
         return raw
 
-    def piece(self, part: str, data: Bytes) -> Piece:
-        placed = self.target.parts[part]
-        offset = placed.offset + self.first * (placed.bytes // placed.shape[0])
-        view = np.ascontiguousarray(data).data.cast("B")
-        return Piece(offset, view, ((placed.key, 0, len(view)),))
+    def pieces(self, parts: dict[str, Bytes], buffer: memoryview) -> list[Piece]:
+        """The parts' places in the file. They move to the buffer if they fit: it lies on a page boundary."""
+        found: list[Piece] = []
+        at = 0
+        for part, data in parts.items():
+            view = data.data
+            if at + data.size <= len(buffer):
+                view = buffer[at : at + data.size]
+                np.copyto(np.frombuffer(view, np.uint8), data)
+                at += -(-data.size // PAGE) * PAGE
+            placed = self.target.parts[part]
+            offset = placed.offset + self.first * (placed.bytes // placed.shape[0])
+            found.append(Piece(offset, view, ((placed.key, 0, data.size),)))
+        return found
 
 
 def work_for(file: FilePlan, source: Source, block: int) -> Iterator[Work]:
@@ -154,7 +163,7 @@ def _record_stretches(records: Records, source: Source) -> Iterator[Stretch]:
     padding = records.record_bytes - sum(segment.bytes for segment in records.segments)
     for number, expert in enumerate(records.experts):
         for segment in records.segments:
-            matrix, part = _SEGMENT_SOURCE[segment.name]
+            matrix, part = SEGMENT_SOURCE[segment.name]
             yield _stretch(source, expert[matrix].tensors()[part].name, str(number))
         if padding:
             yield Stretch(str(number), padding)

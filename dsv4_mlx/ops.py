@@ -15,7 +15,7 @@ from dsv4_mlx.reference.hc_post import hc_post
 from dsv4_mlx.reference.hc_pre import Mix, hc_pre
 from dsv4_mlx.reference.index_select import index_select
 from dsv4_mlx.reference.rotate import rotate
-from dsv4_mlx.reference.round_trip import hadamard, q4, q8
+from dsv4_mlx.reference.round_trip import hadamard, q4, q8_rows
 from dsv4_mlx.reference.route import route, route_hashed
 
 Rounding = Callable[[mx.array], mx.array]
@@ -49,11 +49,12 @@ def _same(x: mx.array) -> mx.array:
 class Numerics:
     """Which simulated quantisation a run applies to key/value rows and to the indexer's queries and keys.
 
-    `rows(x, block)` takes the unrotated channels of window and compressed rows; `index(x)` whole index rows.
+    All take float32. `rows(x, channels, block)` rounds the first `channels` channels, the unrotated ones, of
+    window and compressed rows; `index(x)` whole index rows.
     """
 
     name: str
-    rows: Callable[[mx.array, int], mx.array]
+    rows: Callable[[mx.array, int, int], mx.array]
     index: Rounding
 
 
@@ -62,6 +63,6 @@ def _official_index(x: mx.array) -> mx.array:
 
 
 # The Hadamard transform is orthogonal and applied to queries and keys alike: without Q4 it changes nothing.
-EXACT = Numerics("exact", lambda x, block: x, _same)
-OFFICIAL = Numerics("official", q8, _official_index)
+EXACT = Numerics("exact", lambda x, channels, block: x, _same)
+OFFICIAL = Numerics("official", q8_rows, _official_index)
 NUMERICS = {"official": OFFICIAL, "exact": EXACT}

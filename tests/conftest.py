@@ -11,6 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from checkpoints import Checkpoints
 from hypothesis import settings
 
 # The same examples every run and no time limit per example: a failure is the code's, not the machine's.
@@ -50,3 +51,9 @@ def seeded(request: pytest.FixtureRequest) -> int:
 def rng(seeded: int) -> np.random.Generator:
     """Random numbers of this test."""
     return np.random.default_rng(seeded)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    """Small checkpoints by name; written, converted and opened at first use. Not to be written to."""
+    return Checkpoints(tmp_path_factory.mktemp("checkpoints"))

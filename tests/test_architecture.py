@@ -26,7 +26,8 @@ PARTS: dict[str, set[str]] = {
     "engine": {"weights", "model", "ops", "chat", "config", "manifest", "errors"},
     "convert": {"config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
-    "cli": {"engine", "chat", "convert", "synthetic", "errors"},
+    "terminal": {"errors"},
+    "cli": {"terminal", "manifest", "engine", "chat", "convert", "synthetic", "errors"},
 }
 
 # part -> packages from outside that it may import
@@ -44,6 +45,7 @@ OUTSIDE: dict[str, set[str]] = {
     "engine": {"mlx", "numpy"},
     "convert": {"numpy", "mlx"},
     "synthetic": {"numpy", "tokenizers"},
+    "terminal": {"rich", "prompt_toolkit", "markdown_it", "pygments"},  # no mlx: it starts fast
     "cli": {"typer", "rich", "numpy", "huggingface_hub"},
 }
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from deepseek_recipe import Conversation, DeepseekV4Encoding, Message, SpecialToken, Tokenizer, UserMessage
+from deepseek_recipe import (
+    AssistantMessage,
+    Conversation,
+    DeepseekV4Encoding,
+    Message,
+    SpecialToken,
+    SystemMessage,
+    Tokenizer,
+    UserMessage,
+)
 
 from dsv4_mlx.errors import InputError
 
 Think = Literal["off", "on", "max"]
+Role = Literal["system", "user", "assistant"]
 THINK: tuple[Think, ...] = ("off", "on", "max")
 
 # The library's words are those of the 0731 checkpoint: `low` adds no text, `high` adds what April was
@@ -18,6 +29,12 @@ THINK: tuple[Think, ...] = ("off", "on", "max")
 EFFORT: dict[str, dict[Think, Literal["low", "high", "max"] | None]] = {
     "april": {"off": None, "on": "low", "max": "high"},
     "0731": {"off": None, "on": "high", "max": "max"},
+}
+
+_MESSAGES: dict[Role, Callable[[str], Message]] = {
+    "system": SystemMessage,
+    "user": UserMessage,
+    "assistant": AssistantMessage,
 }
 
 
@@ -57,6 +74,10 @@ class Prompts:
     def conversation(self, messages: list[Message], think: Think) -> Conversation:
         """Messages and a mode -> the library's conversation, with the effort word this checkpoint knows."""
         return Conversation(messages, thinking_mode=think != "off", reasoning_effort=self.effort[think])
+
+    def talk(self, said: Iterable[tuple[Role, str]], think: Think) -> Conversation:
+        """A conversation of (role, text) pairs, without the thinking of earlier answers."""
+        return self.conversation([_MESSAGES[role](text) for role, text in said], think)
 
     def ask(self, text: str, think: Think) -> Conversation:
         """A conversation of one user message."""

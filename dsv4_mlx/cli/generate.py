@@ -17,7 +17,6 @@ from dsv4_mlx.cli.options import (
     NumericsOption,
     ThinkMode,
     ThinkOption,
-    model_folder,
 )
 from dsv4_mlx.cli.sampling import (
     FrequencyOption,
@@ -33,11 +32,15 @@ from dsv4_mlx.cli.sampling import (
     TopPOption,
     logit_bias,
 )
+from dsv4_mlx.cli.sources import model_folder
 
 
 def generate(
     model: ModelArgument,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask.")],
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask. Piped text goes before it."),
+    ] = None,
     think: ThinkOption = ThinkMode.ON,
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = 1.0,
@@ -56,11 +59,15 @@ def generate(
 ) -> None:
     """Answer one question: thinking on stderr, the answer on stdout, both as they come.
 
+    Text from a pipe goes before the prompt: git diff | dsv4-mlx generate MODEL -p "review this".
+
     Example: dsv4-mlx generate ~/models/flash -p "Why is the sky blue?" --think off
     """
+    from dsv4_mlx.cli.piped import question
     from dsv4_mlx.engine import Engine, EngineOptions, SamplingOptions
     from dsv4_mlx.engine.generate import answer
 
+    asked = question(prompt) or ""
     seed = secrets.randbits(32) if seed is None else seed
     sampling = SamplingOptions(
         temperature=temperature,
@@ -79,7 +86,7 @@ def generate(
     with progress("loading") as loading:
         engine = Engine.open(model_folder(model), options, loading)
     session = engine.session()
-    pieces = answer(engine, session, prompt, think.value, sampling, max_tokens=max_tokens)
+    pieces = answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens)
     thinking = False
     for piece in pieces:
         if piece.kind == "answer" and thinking:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from dsv4_mlx.cli.console import size, table
-from dsv4_mlx.cli.options import JsonOption, ModelArgument, model_folder
+from dsv4_mlx.cli.options import JsonOption, ModelArgument
+from dsv4_mlx.cli.sources import model_folder
 
 
 def info(model: ModelArgument, as_json: JsonOption = False) -> None:

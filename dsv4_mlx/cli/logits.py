@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from dsv4_mlx.cli.console import progress
-from dsv4_mlx.cli.options import ContextOption, ModelArgument, NumericsMode, NumericsOption, model_folder
+from dsv4_mlx.cli.options import ContextOption, ModelArgument, NumericsMode, NumericsOption
+from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, MachineError
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 import traceback
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -14,9 +13,10 @@ import typer
 from typer.exceptions import TyperException
 
 from dsv4_mlx import __version__
-from dsv4_mlx.cli import convert, demo, generate, info, logits
-from dsv4_mlx.cli.options import cache_folder
+from dsv4_mlx.cli import bench, chat, convert, demo, generate, info, logits, verify
+from dsv4_mlx.cli.crash import write_crash_log
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error
+from dsv4_mlx.platforms import check_supported
 
 app = typer.Typer(
     name="dsv4-mlx",
@@ -40,9 +40,20 @@ def _options(
     ] = False,
 ) -> None:
     """Run DeepSeek V4 Flash on your own Mac."""
+    check_supported()  # every command comes through here, and none has imported MLX yet
 
 
-for command in (convert.convert, info.info, generate.generate, demo.demo, logits.logits):
+COMMANDS = (
+    chat.chat,
+    generate.generate,
+    convert.convert,
+    verify.verify,
+    info.info,
+    bench.bench,
+    logits.logits,
+    demo.demo,
+)
+for command in COMMANDS:
     app.command()(command)
 
 
@@ -85,16 +96,9 @@ def _fail(message: str, code: int) -> int:
 
 
 def _bug() -> int:
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=folder, prefix="crash-", suffix=".log", delete=False, encoding="utf-8"
-    ) as log:
-        log.write(f"dsv4-mlx {__version__}, Python {sys.version}\n{traceback.format_exc()}")
+    log = write_crash_log(traceback.format_exc())
     what = traceback.format_exc().strip().splitlines()[-1]
-    return _fail(
-        f"this is a bug in dsv4-mlx: {what}\n  next: please report it with the file {log.name}", EXIT_BUG
-    )
+    return _fail(f"this is a bug in dsv4-mlx: {what}\n  next: please report it with the file {log}", EXIT_BUG)
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

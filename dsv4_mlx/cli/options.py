@@ -10,8 +10,6 @@ from typing import Annotated
 
 import typer
 
-from dsv4_mlx.errors import InputError, UsageError
-
 
 class ThinkMode(StrEnum):
     OFF = "off"
@@ -56,22 +54,15 @@ def cache_folder() -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "dsv4-mlx"
 
 
-def model_folder(reference: str) -> Path:
-    """MODEL as given -> the folder of a converted model. Raises InputError, UsageError.
+def data_folder() -> Path:
+    """Where this program keeps what it can't make again."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "dsv4-mlx"
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "share") / "dsv4-mlx"
 
-    `demo` is built when it isn't there. Nothing is downloaded.
-    """
-    if not reference:
-        raise UsageError("MODEL is empty", next="give the folder of a converted model, or `demo`")
-    folder = Path(reference).expanduser()
-    if reference == "demo" and not folder.exists():
-        from dsv4_mlx.cli.demo import build
 
-        return build(cache_folder() / "demo").model
-    if not folder.exists():
-        raise InputError(
-            f"there is no folder {reference!r}", next="give the folder of a converted model, or `demo`"
-        )
-    if not folder.is_dir():
-        raise InputError(f"{reference!r} is a file", next="give the folder that holds manifest.json")
-    return folder
+def terminal_environment() -> dict[str, str]:
+    """What the environment says about the terminal."""
+    names = ("TERM", "NO_COLOR", "LC_ALL", "LC_CTYPE", "LANG")
+    return {name: os.environ[name] for name in names if name in os.environ}

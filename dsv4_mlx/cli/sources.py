@@ -1,10 +1,34 @@
-"""Where an official checkpoint is: a folder, or the Hub's local cache. Nothing is downloaded here."""
+"""MODEL and SOURCE as given -> folders on this machine. Nothing is downloaded here."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dsv4_mlx.errors import InputError
+from dsv4_mlx.cli.demo import build
+from dsv4_mlx.cli.options import cache_folder
+from dsv4_mlx.errors import InputError, UsageError
+
+
+def model_folder(reference: str) -> Path:
+    """MODEL as given -> the folder of a converted model. Raises InputError, UsageError.
+
+    A folder, a Hub id in the local cache, or `demo`, which is built when it isn't there.
+    """
+    if not reference:
+        raise UsageError("MODEL is empty", next="give the folder of a converted model, or `demo`")
+    folder = Path(reference).expanduser()
+    if reference == "demo" and not folder.exists():
+        return build(cache_folder() / "demo").model
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"{reference!r} is a file", next="give the folder that holds manifest.json")
+    cached = _cached(reference)
+    if cached is None:
+        raise InputError(
+            f"there is no folder {reference!r}", next="give the folder of a converted model, or `demo`"
+        )
+    return cached
 
 
 def official_folder(reference: str) -> Path:

@@ -11,13 +11,15 @@ import mlx.core as mx
 
 from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.machine import check_supported, memory_limit
+from dsv4_mlx.engine.machine import memory_limit
 from dsv4_mlx.engine.memory import largest_context, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import DoesNotFit, UsageError
 from dsv4_mlx.manifest import Manifest, read_manifest
+from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import NUMERICS, REFERENCE
+from dsv4_mlx.platforms import check_supported
 from dsv4_mlx.weights.load import activation_dtype, open_model
 
 CACHE_LIMIT = 256 << 20  # freed buffers MLX may keep for reuse: enough for a step, too little to grow
@@ -56,9 +58,9 @@ class Engine:
         opened = open_model(folder, REFERENCE, NUMERICS[options.numerics], progress)
         return Engine(opened.config, manifest, opened.model, prompts, context)
 
-    def session(self) -> Session:
-        """A new, empty token sequence."""
-        return Session(self.model, self.context, self.prompts.markers)
+    def session(self, growth: int = GROWTH) -> Session:
+        """A new, empty token sequence, whose row buffers grow by `growth` tokens."""
+        return Session(self.model, self.context, self.prompts.markers, growth)
 
 
 def weight_bytes(manifest: Manifest) -> int:

@@ -8,27 +8,6 @@ import sys
 
 import mlx.core as mx
 
-from dsv4_mlx.errors import MachineError
-
-
-def check_supported() -> None:
-    """Refuse by name what can't work: Intel Macs, Python under Rosetta, macOS before 14, other systems."""
-    system, machine = platform.system(), platform.machine()
-    if system == "Linux":
-        return
-    if system != "Darwin":
-        raise MachineError(
-            f"this is {system}; dsv4-mlx runs on macOS (Apple silicon) and, without GPU, Linux"
-        )
-    if machine != "arm64":
-        raise MachineError(
-            "this Python is for Intel processors: an Intel Mac, or an Intel Python under Rosetta",
-            next="on Apple silicon install an arm64 Python; Intel Macs can't run MLX",
-        )
-    version = platform.mac_ver()[0]
-    if version and int(version.split(".")[0]) < 14:
-        raise MachineError(f"this is macOS {version}; MLX needs macOS 14 or later", next="update macOS")
-
 
 def memory_limit() -> int:
     """Bytes the model may use: the GPU's recommended working set on a Mac, memory available elsewhere."""
@@ -40,6 +19,11 @@ def memory_limit() -> int:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_in_use() -> int:
+    """Bytes that MLX's arrays take now."""
+    return mx.get_active_memory()
 
 
 def description() -> str:

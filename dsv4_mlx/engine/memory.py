@@ -28,9 +28,9 @@ class StateBytes:
         return self.fixed + self.rows
 
 
-def state_bytes(config: ModelConfig, tokens: int, element: int) -> StateBytes:
-    """The state after `tokens` tokens, rows of `element`-byte numbers, allocated in steps of GROWTH."""
-    capacity = -(-tokens // GROWTH) * GROWTH
+def state_bytes(config: ModelConfig, tokens: int, element: int, growth: int = GROWTH) -> StateBytes:
+    """The state after `tokens` tokens, rows of `element`-byte numbers, allocated in steps of `growth`."""
+    capacity = -(-tokens // growth) * growth
     fixed = rows = 0
     per_token = 0.0
     for layer in range(config.layers + config.draft_blocks):
@@ -89,3 +89,34 @@ def component_of(name: str) -> str:
         if mark in name:
             return component
     return "norms"
+
+
+def touched_weights(config: ModelConfig, manifest: Manifest, sizes: dict[str, int]) -> int:
+    """Stored bytes of weights that one decoded token reads: its experts, its rows of tables, all the rest.
+
+    `sizes` as for component_bytes. The draft block is not read.
+    """
+    total = 0
+    for name, size in sizes.items():
+        if name.startswith("mtp."):
+            continue
+        table = name.startswith("embed.") or name.endswith(".tid2eid")
+        total += size // config.vocab_size if table else size
+    for block, experts in manifest.experts.items():
+        if not block.startswith("mtp."):
+            total += config.experts_per_token * experts.record_bytes
+    return total
+
+
+def touched_state(config: ModelConfig, context: int, element: int) -> int:
+    """Bytes of the state that one token reads after `context` tokens, rows of `element`-byte numbers."""
+    total = 0
+    for layer in range(config.layers):
+        ratio = config.ratio(layer)
+        total += min(context, config.window) * config.head_dim * element
+        rows = context // ratio if ratio else 0
+        if ratio == 4 and rows > config.index_topk:
+            total += rows * config.index_dim * element
+            rows = config.index_topk
+        total += rows * config.head_dim * element
+    return total

@@ -33,10 +33,10 @@ class HyperConnection(Module):
         spread = mx.concatenate([mx.broadcast_to(scale[i], (n,)) for i, n in enumerate(parts)])
         self.fn = fn * spread[:, None]
         self.base = source.vector(f"{prefix}.{kind}_base", (mixes,))
-        self.norm = source.norm(f"{prefix}.{norm}", config.hidden_size)
+        self.norm = source.vector(f"{prefix}.{norm}.weight", (config.hidden_size,))
 
     def pre(self, x: mx.array) -> tuple[mx.array, Mix]:
-        """Streams [B, T, C, D] -> (normed input [B, T, D], how to mix back)."""
+        """Streams [B, T, C, D] -> (normed input [B, T, D], how to mix back), float32."""
         return self.ops.hc_pre(
             x, self.fn, self.base, self.norm,
             iterations=self.iterations, hc_eps=self.hc_eps, norm_eps=self.norm_eps,
@@ -57,7 +57,7 @@ class Block(Module):
         self.ffn = MoE(config, config.hashed(index), prefix, source, ops)
 
     def __call__(self, x: mx.array, tokens: mx.array, state: LayerState, plan: Plan) -> mx.array:
-        """Streams x [B, T, C, D] -> streams; tokens [B, T]."""
+        """Streams x [B, T, C, D] -> streams, float32; tokens [B, T]."""
         u, mix = self.attn_hc.pre(x)
         x = self.ops.hc_post(x, self.attn(u, state, plan), mix)
         u, mix = self.ffn_hc.pre(x)

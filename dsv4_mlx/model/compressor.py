@@ -36,14 +36,14 @@ class Compressor(Module):
             index_parts, index_bias = _projections(name, ratio, self.index_width, config.hidden_size, source)
             parts, bias = parts + index_parts, bias + index_bias
             self.index_norm = source.vector(f"{name}.norm.weight", (config.index_dim,))
-        self.project = Linear.joined(parts)
+        self.weight = Linear.joined(parts).weight  # [width of a row, D]
         self.bias = mx.concatenate(bias, axis=-1)  # [P, width of a row]: zero under the values
 
     def __call__(self, x: mx.array, state: LayerState, plan: Plan) -> None:
-        """Take in x [B, T, D]: extend the open group and write the rows it completes."""
+        """Take in x [B, T, D] float32: extend the open group and write the rows it completes."""
         groups = plan.groups[self.ratio]
         group, stored = state.compressed
-        rows = self.project(x.astype(mx.float32)) + self.bias[groups.phases]
+        rows = mx.addmm(self.bias[groups.phases], x, self.weight.T)
         after = groups.needed >= plan.start + plan.rows - group.size
         before = None if after else group.read(groups.needed, plan.start)
         group.write(rows, plan.start)
@@ -56,8 +56,7 @@ class Compressor(Module):
             pooled = mx.concatenate([before, rows[:, : end - plan.start]], axis=1)
         pooled = pooled.reshape(x.shape[0], -1, self.ratio, pooled.shape[-1])
         row = self._pool(pooled, 0, self.width, self.norm, groups)
-        kept = self.numerics.rows(row[..., : self.nope], self.block)
-        row = mx.concatenate([kept, row[..., self.nope :]], axis=-1)
+        row = self.numerics.rows(row, self.nope, self.block)
         stored.write(row.astype(stored.buffer.dtype), groups.first)
         if state.index_rows is not None:
             row = self._pool(pooled, 2 * self.width, self.index_width, self.index_norm, groups)

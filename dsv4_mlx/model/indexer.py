@@ -22,12 +22,11 @@ class Indexer(Module):
         super().__init__()
         self.ops, self.numerics = ops, numerics
         self.heads, self.width, self.topk = config.index_heads, config.index_dim, config.index_topk
-        self.scale = (self.heads * self.width) ** -0.5
         self.wq_b = source.linear(f"{prefix}.wq_b", (self.heads * self.width, config.q_rank))
         self.weights_proj = source.linear(f"{prefix}.weights_proj", (self.heads, config.hidden_size))
 
     def __call__(self, x: mx.array, qr: mx.array, state: LayerState, plan: Plan) -> Rows | None:
-        """x [B, T, D], qr [B, T, q_rank] -> the compressed rows of this chunk's queries.
+        """x [B, T, D], qr [B, T, q_rank], activations -> the compressed rows of this chunk's queries.
 
         While no more than index_topk rows exist, all are taken and nothing is scored.
         """
@@ -37,12 +36,12 @@ class Indexer(Module):
             return None
         rows = stored.read(groups.end)
         if groups.end <= self.topk or state.index_rows is None:
-            return Rows(rows, groups.visible)
+            return Rows(rows, groups.mask)
         batch, count, _ = x.shape
-        q = self.wq_b(qr).reshape(batch, count, self.heads, self.width)
+        q = self.wq_b(qr).astype(mx.float32).reshape(batch, count, self.heads, self.width)
         q = self.numerics.index(self.ops.rotate(q, plan.compressed.forward[:, None]))
-        weights = self.weights_proj(x).astype(mx.float32) * self.scale
+        weights = self.weights_proj(x).astype(mx.float32)
         keys = state.index_rows.read(groups.end)
-        picks = self.ops.index_select(q, weights, keys, groups.visible, self.topk)
-        visible = None if groups.seen is None else picks < groups.seen[:, None]
-        return Rows(rows, visible, picks)
+        picks = self.ops.index_select(q, weights, keys, groups.mask, self.topk)
+        mask = None if groups.seen is None else mx.where(picks < groups.seen[:, None], 0.0, -mx.inf)
+        return Rows(rows, mask, picks)

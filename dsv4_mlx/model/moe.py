@@ -17,7 +17,7 @@ class MoE(Module):
     def __init__(self, config: ModelConfig, hashed: bool, block: str, source: TensorSource, ops: Ops) -> None:
         super().__init__()
         self.ops, self.limit, self.scale = ops, config.swiglu_limit, config.routed_scale
-        self.count, self.hashed = config.experts_per_token, hashed
+        self.count, self.hashed, self.dtype = config.experts_per_token, hashed, source.dtype
         prefix, hidden, width = f"{block}.ffn", config.hidden_size, config.expert_width
         self.gate = source.float_linear(f"{prefix}.gate", (config.experts, hidden)).weight
         if hashed:
@@ -32,13 +32,14 @@ class MoE(Module):
         self.experts: ExpertSource = source.experts(block)
 
     def __call__(self, x: mx.array, tokens: mx.array) -> mx.array:
-        """x [B, T, D], tokens [B, T] (read by hash layers) -> [B, T, D] in x's dtype."""
+        """x [B, T, D] float32, tokens [B, T] (read by hash layers) -> [B, T, D] float32."""
         if self.hashed:
             ids = self._experts_of[tokens]
             ids, weights = self.ops.route_hashed(x, self.gate, ids, scale=self.scale)
         else:
             ids, weights = self.ops.route(x, self.gate, self.bias, count=self.count, scale=self.scale)
         gate_up, down, slots = self.experts.banks(ids)
+        x = x.astype(self.dtype)
         routed = self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit)
         hidden = swiglu(self.shared_gate_up(x).astype(mx.float32), self.limit).astype(x.dtype)
-        return (routed + self.shared_down(hidden).astype(mx.float32)).astype(x.dtype)
+        return routed + self.shared_down(hidden).astype(mx.float32)

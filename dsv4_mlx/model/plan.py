@@ -7,19 +7,19 @@ made once per chunk, on the host, and never inside a layer. Positions are Python
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.rope import RopeTable, compressed_table, plain_table
+from dsv4_mlx.model.rope import compressed_table, plain_table
 from dsv4_mlx.model.state import SLACK
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Tables complex64 [T, R / 2] of this chunk's positions; `inverse` undoes `forward`."""
+    """Tables complex64 [T, K / 2] of this chunk's positions; `inverse` undoes `forward`."""
 
     forward: mx.array
     inverse: mx.array
@@ -34,10 +34,10 @@ class Groups:
     end: int  # rows 0 .. end - 1 exist after this chunk
     needed: int  # first position pooled, the previous window included where there is one
     opening: bool  # the first emitted row has no previous window (row 0)
-    table: mx.array | None  # rotation of the emitted rows, complex64 [end - first, R / 2]
+    table: mx.array | None  # rotation of the emitted rows, complex64 [end - first, K / 2]
     phases: slice | mx.array  # position mod ratio of this chunk's rows: picks rows of the position bias
-    visible: mx.array | None  # bool [T, end]; None where every query sees every row
-    seen: mx.array | None  # int32 [T]: rows visible to each query; None with `visible`
+    mask: mx.array | None  # float32 [T, end]: -inf where a query doesn't see a row; None where all see all
+    seen: mx.array | None  # int32 [T]: rows visible to each query; None with `mask`
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Plan:
     rows: int
     in_ring: bool  # the chunk is short enough to be written first and read back from the window ring
     history: int  # else: first position of the window rows that go before the chunk's own
-    window: mx.array  # bool [T, S] over the ring, or over history + chunk
+    window: mx.array  # float32 [T, S], 0 or -inf, over the ring, or over history + chunk
     plain: Rotation
     compressed: Rotation
     groups: dict[int, Groups]
@@ -61,28 +61,36 @@ class Planner:
         self.window = config.window
         self.ratios = sorted({r for r in config.ratios if r})
         self._plain, self._compressed = plain_table(config), compressed_table(config)
+        self._ring_masks: dict[int, mx.array] = {}  # by rows, of which there are SLACK + 1
 
     def plan(self, start: int, rows: int) -> Plan:
         in_ring = rows <= SLACK + 1
         history = max(0, start - self.window + 1)
-        ring = self.window + SLACK
-        # Once the ring is full its mask depends on the position modulo its size only.
-        at = start if start < 2 * ring else 2 * ring + start % ring
-        mask = (
-            _ring_mask(at, rows, self.window, ring)
-            if in_ring
-            else _band_mask(start, rows, history, self.window)
-        )
+        mask = self._ring_mask(start, rows) if in_ring else _band_mask(start, rows, history, self.window)
         return Plan(
             start=start,
             rows=rows,
             in_ring=in_ring,
             history=history,
             window=mask,
-            plain=_rotation(self._plain, start, rows),
-            compressed=_rotation(self._compressed, start, rows),
+            plain=Rotation(*self._plain.rows(start, rows)),
+            compressed=Rotation(*self._compressed.rows(start, rows)),
             groups={ratio: self._groups(ratio, start, rows) for ratio in self.ratios},
         )
+
+    def _ring_mask(self, start: int, rows: int) -> mx.array:
+        """Visible slots [T, ring] once the chunk is written.
+
+        Once the ring is full they depend on the position modulo its size only, so all there are fit in one
+        table [2 * ring, T, ring], and decoding makes no mask however long it goes on.
+        """
+        ring = self.window + SLACK
+        if rows not in self._ring_masks:
+            self._ring_masks[rows] = mx.stack(
+                [_ring_mask(at, rows, self.window, ring) for at in range(2 * ring)]
+            )
+            mx.eval(self._ring_masks[rows])
+        return self._ring_masks[rows][start if start < ring else ring + start % ring]
 
     def _groups(self, ratio: int, start: int, rows: int) -> Groups:
         first, end = start // ratio, (start + rows) // ratio
@@ -91,11 +99,11 @@ class Planner:
         phases: slice | mx.array = slice(start % ratio, start % ratio + rows)
         if start % ratio + rows > ratio:
             phases = mx.array(np.arange(start, start + rows) % ratio)
-        visible = seen = None
+        mask = seen = None
         if rows > 1:
             counts = (np.arange(start, start + rows) + 1) // ratio
             seen = mx.array(counts.astype(np.int32))
-            visible = mx.array(np.arange(end)[None, :] < counts[:, None])
+            mask = _mask(np.arange(end)[None, :] < counts[:, None])
         return Groups(
             ratio=ratio,
             first=first,
@@ -104,19 +112,13 @@ class Planner:
             opening=opening,
             table=self._compressed.at(np.arange(first, end) * ratio) if end > first else None,
             phases=phases,
-            visible=visible,
+            mask=mask,
             seen=seen,
         )
 
 
-def _rotation(table: RopeTable, start: int, rows: int) -> Rotation:
-    forward = table.rows(start, rows)
-    return Rotation(forward, mx.conjugate(forward))
-
-
-@lru_cache(maxsize=1024)
 def _ring_mask(start: int, rows: int, window: int, ring: int) -> mx.array:
-    """Visible slots [T, ring] once the chunk is written; slot s holds the last position = s mod ring."""
+    """Slot s holds the last position = s mod ring."""
     last = start + rows - 1
     positions = last - (last - np.arange(ring)) % ring
     return _seen(start, rows, positions, window)
@@ -128,4 +130,8 @@ def _band_mask(start: int, rows: int, history: int, window: int) -> mx.array:
 
 def _seen(start: int, rows: int, positions: np.ndarray, window: int) -> mx.array:
     queries = np.arange(start, start + rows)[:, None]
-    return mx.array((positions >= 0) & (positions <= queries) & (positions > queries - window))
+    return _mask((positions >= 0) & (positions <= queries) & (positions > queries - window))
+
+
+def _mask(seen: npt.NDArray[np.bool_]) -> mx.array:
+    return mx.array(np.where(seen, np.float32(0), np.float32(-np.inf)))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from dsv4_mlx.config import ModelConfig, Yarn
 
 _BLOCK = 512  # positions per cached block
-_KEPT = 4  # blocks kept: a decode step and the compressed rows it closes need at most two
+_KEPT = 4  # blocks kept: sequences that run side by side are at different positions
 
 
 def frequencies(width: int, base: float, yarn: Yarn | None) -> npt.NDArray[np.float32]:
@@ -36,34 +36,47 @@ def frequencies(width: int, base: float, yarn: Yarn | None) -> npt.NDArray[np.fl
 
 
 class RopeTable:
-    """`exp(i * position * f)` for the positions asked for, complex64 [T, R / 2]."""
+    """`exp(i * position * f)` for the positions asked for, complex64 [T, K / 2]: 1 for unrotated channels.
 
-    def __init__(self, freqs: npt.NDArray[np.float32]) -> None:
-        self.freqs = freqs
-        self._blocks: OrderedDict[int, mx.array] = OrderedDict()
+    Blocks of positions are kept on the host: nothing that lives longer than a step takes MLX's memory.
+    """
 
-    def rows(self, start: int, count: int) -> mx.array:
-        """Positions start, start + 1, ...: a slice of a cached block where they lie in one."""
+    def __init__(self, freqs: npt.NDArray[np.float32], width: int) -> None:
+        self.freqs, self.width = freqs, width
+        self._blocks: OrderedDict[int, npt.NDArray[np.complex64]] = OrderedDict()
+
+    def rows(self, start: int, count: int) -> tuple[mx.array, mx.array]:
+        """Positions start, start + 1, ..., forward and inverse: from a kept block where they lie in one."""
         block, offset = divmod(start, _BLOCK)
         if offset + count > _BLOCK:
-            return self.at(np.arange(start, start + count))
-        if block not in self._blocks:
-            self._blocks[block] = self.at(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
-            if len(self._blocks) > _KEPT:
-                self._blocks.popitem(last=False)
-        return self._blocks[block][offset : offset + count]
+            table = self._turns(np.arange(start, start + count))
+        else:
+            if block not in self._blocks:
+                self._blocks[block] = self._turns(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
+                if len(self._blocks) > _KEPT:
+                    self._blocks.popitem(last=False)
+            self._blocks.move_to_end(block)
+            table = self._blocks[block][offset : offset + count]
+        return mx.array(table), mx.array(table.conj())
 
     def at(self, positions: npt.NDArray[np.int64]) -> mx.array:
-        """Any positions. The angle is a float32 product, as the model was trained; its cosine is exact."""
+        """Any positions, forward."""
+        return mx.array(self._turns(positions))
+
+    def _turns(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.complex64]:
+        """The angle is a float32 product, as the model was trained; its cosine is exact."""
         angles = (positions.astype(np.float32)[:, None] * self.freqs).astype(np.float64)
-        return mx.array((np.cos(angles) + 1j * np.sin(angles)).astype(np.complex64))
+        table = np.ones((len(positions), self.width // 2), np.complex64)
+        table[:, -len(self.freqs) :] = np.cos(angles) + 1j * np.sin(angles)
+        return table
 
 
 def plain_table(config: ModelConfig) -> RopeTable:
     """Layers without compression: base 10000, no scaling."""
-    return RopeTable(frequencies(config.rope_dim, config.rope_theta, None))
+    return RopeTable(frequencies(config.rope_dim, config.rope_theta, None), config.head_dim)
 
 
 def compressed_table(config: ModelConfig) -> RopeTable:
     """Layers with compression: base 160000 and YaRN, for everything the layer rotates (trap 1)."""
-    return RopeTable(frequencies(config.rope_dim, config.compress_rope_theta, config.yarn))
+    freqs = frequencies(config.rope_dim, config.compress_rope_theta, config.yarn)
+    return RopeTable(freqs, config.head_dim)

@@ -23,7 +23,7 @@ class Head(Module):
         scale = source.vector(f"{prefix}hc_head_scale", (1,))
         self.fn = source.vector(f"{prefix}hc_head_fn", (streams, width)) * scale
         self.base = source.vector(f"{prefix}hc_head_base", (streams,))
-        self.norm = source.norm(f"{prefix}norm", config.hidden_size)
+        self.norm = source.vector(f"{prefix}norm.weight", (config.hidden_size,))
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.ops.hc_head(x, self.fn, self.base, self.norm, hc_eps=self.hc_eps, norm_eps=self.norm_eps)
@@ -39,11 +39,11 @@ class DraftBlock(Module):
         self, config: ModelConfig, index: int, prefix: str, source: TensorSource, ops: Ops, numerics: Numerics
     ) -> None:
         super().__init__()
-        self.eps, width = config.norm_eps, config.hidden_size
+        self.eps, self.dtype, width = config.norm_eps, source.dtype, config.hidden_size
         self.e_proj = source.linear(f"{prefix}.e_proj", (width, width))
         self.h_proj = source.linear(f"{prefix}.h_proj", (width, width))
-        self.enorm = source.norm(f"{prefix}.enorm", width)
-        self.hnorm = source.norm(f"{prefix}.hnorm", width)
+        self.enorm = source.vector(f"{prefix}.enorm.weight", (width,))
+        self.hnorm = source.vector(f"{prefix}.hnorm.weight", (width,))
         self.block = Block(config, index, prefix, source, ops, numerics)
         self.head = Head(config, f"{prefix}.", source, ops)
         self.index = index
@@ -52,9 +52,10 @@ class DraftBlock(Module):
         self, x: mx.array, embedded: mx.array, tokens: mx.array, state: ModelState, plan: Plan
     ) -> mx.array:
         """Streams x [B, T, C, D] of positions t, embedded [B, T, D] and tokens [B, T] of t + 1 -> streams."""
-        near = self.e_proj(mx.fast.rms_norm(embedded, self.enorm, self.eps))
-        far = self.h_proj(mx.fast.rms_norm(x, self.hnorm, self.eps))
-        return self.block(far + near[..., None, :], tokens, state.layers[self.index], plan)
+        near = self.e_proj(mx.fast.rms_norm(embedded, self.enorm, self.eps).astype(self.dtype))
+        far = self.h_proj(mx.fast.rms_norm(x, self.hnorm, self.eps).astype(self.dtype))
+        x = (far + near[..., None, :]).astype(mx.float32)
+        return self.block(x, tokens, state.layers[self.index], plan)
 
 
 class Transformer(Module):
@@ -64,7 +65,7 @@ class Transformer(Module):
         super().__init__()
         self.config, self.dtype = config, source.dtype
         table = (config.vocab_size, config.hidden_size)
-        self.embed = Embedding(source.linear("embed", table), source.dtype)
+        self.embed = Embedding(source.linear("embed", table), mx.float32)
         self.blocks = [Block(config, i, f"layers.{i}", source, ops, numerics) for i in range(config.layers)]
         self.head = Head(config, "", source, ops)
         self.vocabulary = source.linear("head", table)
@@ -98,8 +99,11 @@ class Transformer(Module):
         return x
 
     def logits(self, streams: mx.array, *, last: bool = False) -> mx.array:
-        """Streams [B, T, C, D] -> float32 logits of every row, or of the last."""
-        return self.vocabulary(self.head(streams[:, -1:] if last else streams)).astype(mx.float32)
+        """Streams [B, T, C, D] float32 -> float32 logits of every row, or of the last."""
+        return self._vocabulary(self.head(streams[:, -1:] if last else streams))
+
+    def _vocabulary(self, rows: mx.array) -> mx.array:
+        return self.vocabulary(rows.astype(self.dtype)).astype(mx.float32)
 
     def draft(
         self, streams: mx.array, tokens: mx.array, state: ModelState, start: int
@@ -111,4 +115,4 @@ class Transformer(Module):
         block = self.drafts[0]
         plan = self.planner.plan(start, tokens.shape[1])
         x = block(streams, self.embed(tokens), tokens, state, plan)
-        return self.vocabulary(block.head(x)).astype(mx.float32), x
+        return self._vocabulary(block.head(x)), x

@@ -10,71 +10,56 @@ _BLOCK = 1 << 25  # gathered elements [T, picks, K] alive at once: 128 MB in flo
 
 
 class Rows(NamedTuple):
-    """Key/value rows and who sees them. rows [B, S, K]; visible bool [T, S], None where all see all.
+    """Key/value rows and who sees them. rows [B, S, K]; mask float32 [T, S], added to scores: 0 where a query
+    sees a row and -inf where not; None where all see all.
 
-    With `picks` [B, T, k] a query attends to those rows only, and `visible` is bool [B, T, k] over them.
+    With `picks` [B, T, k] a query attends to those rows only, and `mask` is [B, T, k] over them.
     """
 
     rows: mx.array
-    visible: mx.array | None
+    mask: mx.array | None
     picks: mx.array | None = None
 
 
-def attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array, scale: float) -> mx.array:
-    """q [B, T, H, K] -> [B, T, H, K] in q's dtype. Keys are values (MODEL 3.3 step 5).
+def attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
+    """q [B, T, H, K] float32, scaled -> [B, T, H, K] float32. Keys are values (MODEL 3.3 step 5).
 
-    `p_n = exp(s_n) / (sum_n exp(s_n) + exp(sink_h))`, s = scale * q . row, sinks [H] float32 unscaled.
+    `p_n = exp(s_n) / (sum_n exp(s_n) + exp(sink_h))`, s = q . row, sinks [H] float32 unscaled.
     Scores, softmax and sums are float32. Gathered rows are taken a block of queries at a time.
     """
     if compressed is None or compressed.picks is None:
-        return _attend(q, window, compressed, sinks, scale)
+        return _attend(q, window, compressed, sinks)
     picks = compressed.picks
     step = max(1, _BLOCK // (picks.shape[-1] * q.shape[-1]))
     parts = []
     for a in range(0, q.shape[1], step):
         block = slice(a, min(q.shape[1], a + step))
-        seen = None if compressed.visible is None else compressed.visible[:, block]
-        near = window._replace(visible=None if window.visible is None else window.visible[block])
-        parts.append(_attend(q[:, block], near, Rows(compressed.rows, seen, picks[:, block]), sinks, scale))
+        seen = None if compressed.mask is None else compressed.mask[:, block]
+        near = window._replace(mask=None if window.mask is None else window.mask[block])
+        parts.append(_attend(q[:, block], near, Rows(compressed.rows, seen, picks[:, block]), sinks))
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
 
-def _attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array, scale: float) -> mx.array:
-    batch, rows, heads, width = q.shape
-    scaled = q.astype(mx.float32) * scale
-    near = window.rows.astype(mx.float32)
-    scores = [_masked(_shared_scores(scaled, near), window.visible)]
+def _attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
+    near = window.rows.astype(mx.float32)[:, None]  # [B, 1, S, K]: all queries and heads share the rows
+    scores = [_scores(q, near, window.mask)]
     far = None
     if compressed is not None:
-        if compressed.picks is None:
-            far = compressed.rows.astype(mx.float32)
-            scores.append(_masked(_shared_scores(scaled, far), compressed.visible))
-        else:
-            far = _gather(compressed.rows, compressed.picks).astype(mx.float32)  # [B, T, k, K]
-            scores.append(_masked(scaled @ far.swapaxes(-1, -2), compressed.visible))
-    scores.append(mx.broadcast_to(sinks[:, None], (batch, rows, heads, 1)))
+        rows, mask, picks = compressed
+        far = rows[:, None] if picks is None else _gather(rows, picks)  # [B, T or 1, N, K]
+        far = far.astype(mx.float32)
+        scores.append(_scores(q, far, mask))
+    scores.append(mx.broadcast_to(sinks[:, None], (*q.shape[:-1], 1)))
     p = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1)
-    span = near.shape[1]
-    out = _shared_values(p[..., :span], near)
-    if far is not None:
-        p_far = p[..., span:-1]
-        out = out + (_shared_values(p_far, far) if far.ndim == 3 else p_far @ far)
-    return out.astype(q.dtype)
+    span = near.shape[2]
+    out = p[..., :span] @ near
+    return out if far is None else mx.addmm(out, p[..., span:-1], far)
 
 
-def _masked(scores: mx.array, visible: mx.array | None) -> mx.array:
-    return scores if visible is None else mx.where(visible[..., None, :], scores, -mx.inf)
-
-
-def _shared_scores(q: mx.array, rows: mx.array) -> mx.array:
-    """[B, T, H, K] x [B, S, K] -> [B, T, H, S]: all heads share the rows, so T * H is one matrix side."""
-    batch, count, heads, width = q.shape
-    return (q.reshape(batch, count * heads, width) @ rows.swapaxes(-1, -2)).reshape(batch, count, heads, -1)
-
-
-def _shared_values(p: mx.array, rows: mx.array) -> mx.array:
-    batch, count, heads, span = p.shape
-    return (p.reshape(batch, count * heads, span) @ rows).reshape(batch, count, heads, -1)
+def _scores(q: mx.array, rows: mx.array, mask: mx.array | None) -> mx.array:
+    """q [B, T, H, K], rows [B, T or 1, S, K], mask [(B,) T, S] -> [B, T, H, S]."""
+    keys = rows.swapaxes(-1, -2)
+    return q @ keys if mask is None else mx.addmm(mask[..., None, :], q, keys)
 
 
 def _gather(rows: mx.array, picks: mx.array) -> mx.array:

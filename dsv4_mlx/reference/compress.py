@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from dsv4_mlx.reference.rotate import rotate
+
 
 def compress(
     values: mx.array,
@@ -17,8 +19,8 @@ def compress(
 ) -> mx.array:
     """Pool, norm and rotate whole groups (MODEL 3.4); rounding is the caller's.
 
-    values, gates [B, G, P, c * K] float32, gates with the position bias added; weight [K]; table complex64
-    [G', R / 2] of the emitted rows. Returns [B, G', K] float32.
+    values, gates [B, G, P, c * K] float32, gates with the position bias added; weight [K]
+    float32; table complex64 [G', >= K / 2] of the emitted rows. Returns [B, G', K] float32.
 
     HCA (overlap False, c = 1): every group gives a row; G' = G.
     CSA (overlap True, c = 2): a row pools 2 P tokens, the previous group by its first K channels and this
@@ -30,10 +32,8 @@ def compress(
         values = _overlapped(values, width, first, 0.0)
         gates = _overlapped(gates, width, first, -mx.inf)
     pooled = mx.sum(values * mx.softmax(gates, axis=2), axis=2)
-    rows = mx.fast.rms_norm(pooled, weight.astype(mx.float32), eps)
-    kept = rows.shape[-1] - 2 * table.shape[-1]
-    turned = (rows[..., kept:].view(mx.complex64) * table).view(mx.float32)
-    return mx.concatenate([rows[..., :kept], turned], axis=-1) if kept else turned
+    rows = mx.fast.rms_norm(pooled, weight, eps)
+    return rotate(rows, table)
 
 
 def _overlapped(x: mx.array, width: int, first: bool, fill: float) -> mx.array:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 
 class Bank(NamedTuple):
@@ -23,9 +26,8 @@ class Bank(NamedTuple):
 
 def swiglu(gate_up: mx.array, limit: float) -> mx.array:
     """[..., 2 I], gate first -> silu(min(gate, limit)) * clamp(up, -limit, limit), [..., I] (MODEL 3.6)."""
-    gate, up = mx.split(gate_up, 2, axis=-1)
-    gate = mx.minimum(gate, limit)
-    return gate * mx.sigmoid(gate) * mx.clip(up, -limit, limit)
+    gate, up = mx.split(mx.minimum(gate_up, limit), 2, axis=-1)
+    return gate * mx.sigmoid(gate) * mx.maximum(up, -limit)
 
 
 def expert_ffn(
@@ -42,9 +44,16 @@ def expert_ffn(
 
 
 def _bank_product(x: mx.array, bank: Bank, ids: mx.array) -> mx.array:
+    """x [B, T, 1 or A, 1, K] times the matrices ids [B, T, A] -> [B, T, A, 1, out]."""
+    rows = _numbered(x.shape[:3])  # else MLX makes them anew in every product
     if bank.scales is None:
-        return mx.gather_mm(x, bank.codes.swapaxes(-1, -2), rhs_indices=ids)
+        return mx.gather_mm(x, bank.codes.swapaxes(-1, -2), rows, ids)
     return mx.gather_qmm(
-        x, bank.codes, bank.scales, bank.biases, rhs_indices=ids, transpose=True,
+        x, bank.codes, bank.scales, bank.biases, rows, ids, transpose=True,
         group_size=bank.group, bits=bank.bits, mode=bank.mode,
     )  # fmt: skip
+
+
+@lru_cache(maxsize=16)
+def _numbered(shape: tuple[int, ...]) -> mx.array:
+    return mx.array(np.arange(math.prod(shape), dtype=np.uint32).reshape(shape))

@@ -10,9 +10,9 @@ import numpy as np
 
 
 class Mix(NamedTuple):
-    """What `hc_post` needs: post [B, T, C] and comb [B, T, C, C] (row: input stream), float32."""
+    """What `hc_post` needs, float32: post / 2 [B, T, C] and comb [B, T, C, C] (row: input stream)."""
 
-    post: mx.array
+    half_post: mx.array
     comb: mx.array
 
 
@@ -26,22 +26,20 @@ def hc_pre(
     hc_eps: float,
     norm_eps: float,
 ) -> tuple[mx.array, Mix]:
-    """Streams x [B, T, C, D] -> (input of the sublayer [B, T, D] in x's dtype, Mix).
+    """Streams x [B, T, C, D] float32 -> (input of the sublayer [B, T, D] float32, Mix).
 
     fn [(2 + C) * C, C * D] float32 already holds the three scales; base [(2 + C) * C] float32;
-    weight [D] of the RMSNorm that follows. MODEL 3.2: `pre = sigmoid + eps`, `post = 2 sigmoid`,
-    comb = Sinkhorn of C x C scores. Everything but the norm's result is float32.
+    weight [D] float32 of the RMSNorm that follows. MODEL 3.2: `pre = sigmoid + eps`, `post = 2 sigmoid`,
+    comb = Sinkhorn of C x C scores.
     """
     batch, rows, streams, width = x.shape
-    v = x.astype(mx.float32)
-    normed = mx.fast.rms_norm(v.reshape(batch, rows, streams * width), None, norm_eps)
+    normed = mx.fast.rms_norm(x.reshape(batch, rows, streams * width), None, norm_eps)
     mixes = mx.addmm(base, normed, fn.T)  # [B, T, (2 + C) * C]
     gates = mx.sigmoid(mixes[..., : 2 * streams])
     comb = sinkhorn(mixes[..., 2 * streams :], streams, iterations, hc_eps)
-    u = (gates[..., None, :streams] + hc_eps) @ v  # [B, T, 1, C] @ [B, T, C, D]
-    u = u.reshape(batch, rows, width).astype(x.dtype)
-    post = 2.0 * gates[..., streams:]
-    return mx.fast.rms_norm(u, weight, norm_eps), Mix(post, comb)
+    u = (gates[..., None, :streams] + hc_eps) @ x  # [B, T, 1, C] @ [B, T, C, D]
+    u = mx.fast.rms_norm(u.reshape(batch, rows, width), weight, norm_eps)
+    return u, Mix(gates[..., streams:], comb)
 
 
 def sinkhorn(scores: mx.array, streams: int, iterations: int, eps: float) -> mx.array:
@@ -53,8 +51,7 @@ def sinkhorn(scores: mx.array, streams: int, iterations: int, eps: float) -> mx.
     """
     shape = (*scores.shape[:-1], streams, streams)
     comb = mx.softmax(scores.reshape(shape), axis=-1, precise=True).reshape(scores.shape) + eps
-    row_sums, column_sums = _sums(streams)
-    offset = mx.array(eps, mx.float32)
+    row_sums, column_sums, offset = _sums(streams, eps)
     comb = comb / mx.addmm(offset, comb, column_sums)
     for _ in range(iterations - 1):
         comb = comb / mx.addmm(offset, comb, row_sums)
@@ -63,6 +60,6 @@ def sinkhorn(scores: mx.array, streams: int, iterations: int, eps: float) -> mx.
 
 
 @cache
-def _sums(streams: int) -> tuple[mx.array, mx.array]:
+def _sums(streams: int, eps: float) -> tuple[mx.array, mx.array, mx.array]:
     ones, eye = np.ones((streams, streams), np.float32), np.eye(streams, dtype=np.float32)
-    return mx.array(np.kron(eye, ones)), mx.array(np.kron(ones, eye))
+    return mx.array(np.kron(eye, ones)), mx.array(np.kron(ones, eye)), mx.array(eps, mx.float32)

@@ -6,13 +6,11 @@ import mlx.core as mx
 
 
 def rotate(x: mx.array, table: mx.array) -> mx.array:
-    """x [..., K], table complex64 broadcastable to [..., R / 2] -> x with its last R channels rotated.
+    """x [..., K] float32, table complex64 broadcastable to [..., >= K / 2] -> x, its last channels turned.
 
-    Neighbouring channels (2i, 2i + 1) are one complex number; a rotation is one complex product in float32,
-    and the inverse is a product with the conjugate table (MODEL 3.3). The result has x's dtype.
+    Neighbouring channels (2i, 2i + 1) are one complex number, and the last K / 2 columns of the table its
+    factors: 1 for channels that are not rotated, so that one product does a whole row and nothing is cut or
+    joined. The inverse is a product with the conjugate table (MODEL 3.3).
     """
-    rotated = 2 * table.shape[-1]
-    kept = x.shape[-1] - rotated
-    pairs = x[..., kept:].astype(mx.float32).view(mx.complex64)
-    turned = (pairs * table).view(mx.float32).astype(x.dtype)
-    return mx.concatenate([x[..., :kept], turned], axis=-1) if kept else turned
+    factors = table[..., table.shape[-1] - x.shape[-1] // 2 :]
+    return (x.view(mx.complex64) * factors).view(mx.float32)

@@ -14,7 +14,7 @@ def route(
     id; the weights are `scale * p / sum of chosen p`: the bias never enters them (MODEL 3.6).
     """
     p = _scores(x, gate)
-    ids = mx.argsort(-(p + bias), axis=-1)[..., :count]
+    ids = mx.stop_gradient(mx.argsort(-(p + bias), axis=-1)[..., :count])
     return ids, _weights(p, ids, scale)
 
 

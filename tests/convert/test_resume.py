@@ -38,7 +38,11 @@ def counted(name):
             calls += 1
             if calls == int(last):
                 if name == "pwrite":
-                    real(given[0], bytes(given[1])[: len(given[1]) // 2], *given[2:])
+                    half = memoryview(given[1])[: len(given[1]) // 2]
+                    try:
+                        real(given[0], half, *given[2:])
+                    except OSError:
+                        pass  # past the cache, only whole pages go
                 os.kill(os.getpid(), signal.SIGKILL)
         return real(*given, **named)
     setattr(os, name, call)

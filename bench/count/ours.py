@@ -1,0 +1,96 @@
+"""Our model at its true size, as a function of its weights and its cache that can be traced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from bench.count.shapes import BlankExperts, BlankTensors, blank
+from bench.count.trace import Graph, as_on_metal, trace
+from dsv4_mlx.config import ModelConfig, parse_config
+from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.ops import OFFICIAL, Numerics, Ops
+from dsv4_mlx.reference.expert_ffn import Bank
+from dsv4_mlx.synthetic.configs import release_config
+
+
+@dataclass(frozen=True)
+class Step:
+    """A traced step and what its inputs are: keys of weights, of cache buffers."""
+
+    graph: Graph
+    weights: frozenset[str]
+    cache: frozenset[str]
+    experts: int  # of a layer; banks are read as far as a token's experts go
+
+
+def true_config() -> ModelConfig:
+    return parse_config(json.dumps(release_config("flash", true_size=True)), "release flash")
+
+
+def trace_ours(
+    config: ModelConfig, ops: Ops, *, context: int, rows: int, numerics: Numerics = OFFICIAL
+) -> Step:
+    """The step that takes `rows` tokens in after `context` tokens and gives the last one's logits."""
+    model = Transformer(config, BlankTensors(config), ops, numerics)
+    state = model.new_state()
+    state.reserve(context + rows)
+    state.length = state.reached = context
+    buffers = [buffer for layer in state.layers[: config.layers] for buffer in layer.buffers()]
+    slots = list(_slots(model))
+
+    def step(tokens: mx.array, *arrays: mx.array) -> list[mx.array]:
+        for buffer, array in zip(buffers, arrays, strict=False):
+            buffer.buffer = array
+        for slot, array in zip(slots, arrays[len(buffers) :], strict=True):
+            slot.put(array)
+        return [model(tokens, state, last=True), *(buffer.buffer for buffer in buffers)]
+
+    arguments = [blank((1, rows), mx.int32), *(b.buffer for b in buffers), *(s.array for s in slots)]
+    with as_on_metal():
+        graph = trace(step, arguments)
+    return whole_step(graph, len(buffers), config.experts)
+
+
+def whole_step(graph: Graph, buffers: int, experts: int) -> Step:
+    """The arguments of a traced step are tokens, then `buffers` arrays of the cache, then weights."""
+    keys = [array.key for array in graph.inputs]
+    cut = 1 + buffers
+    return Step(graph, frozenset(keys[cut:]), frozenset(keys[1:cut]), experts)
+
+
+@dataclass
+class _Slot:
+    """A place in the model that holds a weight."""
+
+    owner: object
+    name: str
+    array: mx.array
+
+    def put(self, array: mx.array) -> None:
+        if isinstance(self.owner, Transformer):
+            self.owner.update(tree_unflatten([(self.name, array)]))
+        elif isinstance(self.owner, BlankExperts):
+            bank, part = self.name.split(".")
+            changed = getattr(self.owner, bank)._replace(**{part: array})
+            object.__setattr__(self.owner, bank, changed)
+        else:
+            setattr(self.owner, self.name, array)
+
+
+def _slots(model: Transformer) -> Iterator[_Slot]:
+    """Parameters, expert banks, and the tables of hash layers, which are no parameters."""
+    for name, array in tree_flatten(model.parameters()):
+        yield _Slot(model, name, array)
+    for block in model.blocks:
+        experts = block.ffn.experts
+        for bank_name in ("gate_up", "down"):
+            bank: Bank = getattr(experts, bank_name)
+            for part in ("codes", "scales"):
+                yield _Slot(experts, f"{bank_name}.{part}", getattr(bank, part))
+        if block.ffn.hashed:
+            yield _Slot(block.ffn, "_experts_of", block.ffn._experts_of)

@@ -1,0 +1,77 @@
+"""Tensors that have a shape and a dtype and nothing else, in the formats the recipe `native` stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.model.tensors import Linear
+from dsv4_mlx.reference.expert_ffn import Bank
+
+GROUP = 32  # columns that share a scale in mxfp8 and mxfp4
+BF16_MATRICES = ("embed", "head")  # besides the indexer's weights_proj: stored as they came
+
+
+def blank(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    """An array that is never evaluated: 284 billion parameters cost nothing."""
+    return mx.zeros(shape, dtype)
+
+
+@dataclass(frozen=True)
+class BlankExperts:
+    """All experts of a layer, resident. Not a Module: banks are handed to the trace one by one."""
+
+    gate_up: Bank
+    down: Bank
+
+    def banks(self, ids: mx.array) -> tuple[Bank, Bank, mx.array]:
+        return self.gate_up, self.down, ids
+
+
+@dataclass
+class BlankTensors:
+    """TensorSource for a Mac: bfloat16 activations, dtypes as a converted folder of recipe `native` loads."""
+
+    config: ModelConfig
+    dtype: mx.Dtype = mx.bfloat16
+    taken: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def linear(self, name: str, shape: tuple[int, int]) -> Linear:
+        if name in BF16_MATRICES or name.endswith("weights_proj"):
+            return Linear(self._blank(name, shape, mx.bfloat16))
+        return _quantised(shape, 8)
+
+    def float_linear(self, name: str, shape: tuple[int, int]) -> Linear:
+        return Linear(self._blank(name, shape, mx.float32))
+
+    def vector(self, name: str, shape: tuple[int, ...]) -> mx.array:
+        return self._blank(name, shape, mx.float32)
+
+    def norm(self, name: str, size: int) -> mx.array:
+        return self._blank(name, (size,), self.dtype)
+
+    def table(self, name: str, shape: tuple[int, ...]) -> mx.array:
+        return self._blank(name, shape, mx.int32)
+
+    def experts(self, block: str) -> BlankExperts:
+        count, hidden, width = self.config.experts, self.config.hidden_size, self.config.expert_width
+        return BlankExperts(_bank(count, 2 * width, hidden), _bank(count, hidden, width))
+
+    def _blank(self, name: str, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+        self.taken[name] = shape
+        return blank(shape, dtype)
+
+
+def _quantised(shape: tuple[int, int], bits: int) -> Linear:
+    rows, columns = shape
+    codes = blank((rows, columns * bits // 32), mx.uint32)
+    scales = blank((rows, columns // GROUP), mx.uint8)
+    return Linear(codes, scales, mode=f"mxfp{bits}", bits=bits, group=GROUP)
+
+
+def _bank(experts: int, rows: int, columns: int) -> Bank:
+    codes = blank((experts, rows, columns // 8), mx.uint32)
+    scales = blank((experts, rows, columns // GROUP), mx.uint8)
+    return Bank(codes, scales, mode="mxfp4", bits=4, group=GROUP)

@@ -1,0 +1,164 @@
+"""One converted weight or expert record against its digests and, if given, its official original.
+
+What "the same" means, by format:
+
+    raw      the same bytes.
+    mxfp4    the same bytes of codes and of scales, cut out of the record.
+    mxfp8    the same bytes of codes; and the scale of row r, columns 32g.. is the official scale of the block
+             that holds them, (r / 128, 32g / 128). Equal codes under equal scales are equal values.
+    affine4  nothing is the same: the error is measured, in float32, over all values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dsv4_mlx.convert.encode import decode_affine4, decode_bf16
+from dsv4_mlx.convert.plan import MX_GROUP, Placed, Records, Target
+from dsv4_mlx.convert.reader import FolderReader, SourceReader
+from dsv4_mlx.convert.work import SEGMENT_SOURCE, Rows
+from dsv4_mlx.official import FP8_BLOCK
+
+Bytes = npt.NDArray[np.uint8]
+
+# Said after the digest was found right, so the model is as it was written.
+CHANGED = "differs from the official tensor: the source has changed since the conversion"
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that is not as it should be. `tensor` is a weight's name, an expert's prefix, or empty."""
+
+    file: str
+    tensor: str
+    what: str
+
+
+@dataclass
+class Deviation:
+    """Sums over the values of one weight, official w against converted v."""
+
+    squares: float = 0.0  # of w
+    errors: float = 0.0  # of (v - w)^2
+    largest: float = 0.0  # |w|
+    worst: float = 0.0  # |v - w|
+
+    def add(self, official: npt.NDArray[np.float32], converted: npt.NDArray[np.float32]) -> None:
+        difference = np.abs(converted - official)
+        self.squares += float(np.square(official, dtype=np.float64).sum())
+        self.errors += float(np.square(difference, dtype=np.float64).sum())
+        self.largest = max(self.largest, float(np.abs(official).max()))
+        self.worst = max(self.worst, float(difference.max()))
+
+    @property
+    def relative(self) -> float:
+        """Root of the summed squared errors over the root of the summed squares."""
+        return math.sqrt(self.errors / self.squares) if self.squares else 0.0
+
+    @property
+    def relative_worst(self) -> float:
+        """Largest error over largest value."""
+        return self.worst / self.largest if self.largest else 0.0
+
+
+class Comparison:
+    """Checks of one model's weights; thread-safe, since it only reads."""
+
+    def __init__(self, model: FolderReader, source: SourceReader | None, block: int) -> None:
+        self.model = model
+        self.source = source
+        self.block = block
+
+    def weight(self, file: str, target: Target, digests: dict[str, str]) -> tuple[list[Damage], Deviation]:
+        """Check a weight outside the experts; `digests` are those of the manifest, by part."""
+        deviation = Deviation()
+        name = target.weight.name
+        for part, placed in target.parts.items():
+            if self.digest(file, placed) != digests[part]:
+                return [Damage(file, name, f"the {part} are not the bytes that were written")], deviation
+        if self.source is not None:
+            if target.format == "affine4":
+                self.measure(file, target, self.source, deviation)
+            elif not self.same(file, target, self.source):
+                return [Damage(file, name, f"{name} {CHANGED}")], deviation
+        return [], deviation
+
+    def record(self, file: str, records: Records, expert: int, digest: str) -> list[Damage]:
+        """Check one expert's record."""
+        name = f"{records.prefix}.ffn.experts.{expert}"
+        record = self.stored(file, records.offset + expert * records.record_bytes, records.record_bytes)
+        if hashlib.sha256(record.data).hexdigest() != digest:
+            return [Damage(file, name, "the record is not the bytes that were written")]
+        if self.source is None:
+            return []
+        for segment in records.segments:
+            matrix, part = SEGMENT_SOURCE[segment.name]
+            tensor = records.experts[expert][matrix].tensors()[part].name
+            stored = record[segment.offset : segment.offset + segment.bytes]
+            if not np.array_equal(self.official(self.source, tensor, 0, segment.bytes), stored):
+                return [Damage(file, name, f"{tensor} {CHANGED}")]
+        return []
+
+    def digest(self, file: str, placed: Placed) -> str:
+        digest = hashlib.sha256()
+        for start, count in self.blocks(placed.bytes):
+            digest.update(self.stored(file, placed.offset + start, count).data)
+        return digest.hexdigest()
+
+    def same(self, file: str, target: Target, source: SourceReader) -> bool:
+        """Whether a raw or mxfp8 weight has the official values."""
+        codes = target.parts["weight"]
+        for start, count in self.blocks(codes.bytes):
+            stored = self.stored(file, codes.offset + start, count)
+            if not np.array_equal(stored, self.official(source, target.weight.name, start, count)):
+                return False
+        if target.format == "raw":
+            return True
+        scales = target.parts["scales"]
+        rows, groups = scales.shape
+        stored = self.stored(file, scales.offset, scales.bytes).reshape(rows, groups)
+        entry = source.source.entry(target.weight.scale_name)
+        official = self.official(source, target.weight.scale_name, 0, entry.end - entry.start)
+        grid = official.reshape(entry.shape)
+        row, group = np.arange(rows) // FP8_BLOCK, np.arange(groups) * MX_GROUP // FP8_BLOCK
+        return bool(np.array_equal(stored, grid[np.ix_(row, group)]))
+
+    def measure(self, file: str, target: Target, source: SourceReader, deviation: Deviation) -> None:
+        """Add up the error of an affine4 weight, a block of rows at a time."""
+        rows, columns = target.weight.shape
+        step = max(1, self.block // (columns * 4) // FP8_BLOCK) * FP8_BLOCK
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            codes, scales, biases = (
+                self.rows(file, target.parts[part], first, last) for part in ("weight", "scales", "biases")
+            )
+            values = decode_affine4(
+                codes.view(np.uint32),
+                decode_bf16(scales.view(np.uint16)),
+                decode_bf16(biases.view(np.uint16)),
+            )
+            deviation.add(Rows(target, first, last).values(source), values)
+
+    def rows(self, file: str, placed: Placed, first: int, last: int) -> Bytes:
+        width = placed.bytes // placed.shape[0]
+        return self.stored(file, placed.offset + first * width, (last - first) * width).reshape(-1, width)
+
+    def official(self, source: SourceReader, tensor: str, start: int, count: int) -> Bytes:
+        data = np.empty(count, dtype=np.uint8)
+        source.read(source.source.where[tensor], source.source.entry(tensor).start + start, data.data)
+        return data
+
+    def stored(self, file: str, start: int, count: int) -> Bytes:
+        data = np.empty(count, dtype=np.uint8)
+        self.model.read(file, start, data.data)
+        return data
+
+    def blocks(self, count: int) -> Iterator[tuple[int, int]]:
+        for start in range(0, count, self.block):
+            yield start, min(self.block, count - start)

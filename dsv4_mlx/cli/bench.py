@@ -1,0 +1,109 @@
+"""dsv4-mlx bench"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dsv4_mlx.cli.console import progress, size, table
+from dsv4_mlx.cli.options import JsonOption, ModelArgument, NumericsMode, NumericsOption
+from dsv4_mlx.cli.sources import model_folder
+from dsv4_mlx.errors import InputError, MachineError, UsageError
+
+
+def bench(
+    model: ModelArgument,
+    context: Annotated[
+        str, typer.Option("--context", metavar="N,N,...", help="Tokens in the context at each measurement.")
+    ] = "512,4096",
+    decode: Annotated[int, typer.Option("--decode", metavar="N", min=1, help="Tokens decoded at each.")] = 64,
+    numerics: NumericsOption = NumericsMode.OFFICIAL,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw the speeds as well.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure prefill and decode speed, time to first token and memory, as they are on this machine.
+
+    Every figure is the median of three passes; the least and the largest are beside it.
+
+    Example: dsv4-mlx bench ~/models/flash --context 512,4096,32768 --decode 64
+    """
+    from dsv4_mlx.engine import Engine, EngineOptions
+    from dsv4_mlx.engine.bench import check_plan, frontiers, report
+
+    contexts = parse_contexts(context)
+    check_plan(contexts, decode, contexts[-1] + decode)
+    if plot is not None and not plot.absolute().parent.is_dir():
+        raise InputError(f"there is no folder {str(plot.parent)!r} to draw in", where=plot)
+    folder = model_folder(model)
+    options = EngineOptions(context=contexts[-1] + decode, numerics=numerics.value)
+    with progress("loading") as loading:
+        engine = Engine.open(folder, options, loading)
+    with progress("measuring", "passes") as show:
+        found = report(engine, folder, frontiers(engine, contexts, decode, progress=show), decode)
+    if plot is not None:
+        _draw(plot, found)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        _print(found)
+
+
+def parse_contexts(text: str) -> list[int]:
+    """ "512,4096" -> [512, 4096]. Raises UsageError."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"--context is {text!r}, expected numbers with commas between them", next="--context 512,4096"
+        ) from None
+
+
+def _print(found: dict[str, Any]) -> None:
+    rows: list[tuple[str, ...]] = []
+    for one in found["frontiers"]:
+        read = one["bytes_per_token"]
+        rows.append(
+            (
+                f"{one['context']:,}",
+                _spread(one["prefill_tokens_per_second"]),
+                _spread(one["decode_tokens_per_second"]),
+                _spread(one["first_token_seconds"]),
+                size(one["memory_bytes"]["active"]),
+                size(one["memory_bytes"]["peak"]),
+                f"{size(read['weights'])} + {size(read['state'])}",
+            )
+        )
+    header = ("context", "prefill tok/s", "decode tok/s", "first token s", "active", "peak")
+    table("speed", (*header, "read per token: weights + state"), rows)
+    print(f"median of {found['passes']} passes (least to largest), {found['decoded']} tokens decoded at each")
+    print(f"measured on: {found['machine']}")
+
+
+def _spread(value: dict[str, float]) -> str:
+    return f"{value['median']:.3g} ({value['low']:.3g} to {value['high']:.3g})"
+
+
+def _draw(path: Path, found: dict[str, Any]) -> None:
+    from dsv4_mlx.cli.chart import Line, Panel, chart
+
+    panels = []
+    for title, key, unit in (
+        ("Prefill", "prefill_tokens_per_second", "tokens / s"),
+        ("Decode", "decode_tokens_per_second", "tokens / s"),
+        ("Time to first token", "first_token_seconds", "s"),
+    ):
+        values: list[tuple[int, dict[str, float]]] = [
+            (one["context"], one[key]) for one in found["frontiers"]
+        ]
+        points = [(float(context), value["median"]) for context, value in values]
+        spread = [(value["low"], value["high"]) for _, value in values]
+        panels.append(Panel(title, "tokens in the context", unit, [Line("", points, spread)]))
+    try:
+        path.write_text(chart(panels, f"measured on: {found['machine']}"), encoding="utf-8")
+    except OSError as error:
+        raise MachineError(f"the plot can't be written: {error.strerror}", where=path) from None

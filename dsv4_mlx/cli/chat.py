@@ -1,0 +1,72 @@
+"""dsv4-mlx chat"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dsv4_mlx.cli.options import (
+    ContextOption,
+    MaxTokensOption,
+    ModelArgument,
+    NumericsMode,
+    NumericsOption,
+    ThinkMode,
+    ThinkOption,
+    data_folder,
+    terminal_environment,
+)
+from dsv4_mlx.cli.sampling import MinPOption, SeedOption, TemperatureOption, TopKOption, TopPOption
+from dsv4_mlx.cli.sources import model_folder
+
+
+def chat(
+    model: ModelArgument = "",
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Ask this, answer and end.")
+    ] = None,
+    system: Annotated[str, typer.Option("--system", metavar="TEXT", help="The system text.")] = "",
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="NAME", help="Go on with a stored conversation, or the `last`."),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Lines of text only: for screen readers and simple terminals.")
+    ] = False,
+    think: ThinkOption = ThinkMode.ON,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = 1.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    min_p: MinPOption = 0.0,
+    seed: SeedOption = None,
+    context: ContextOption = None,
+    numerics: NumericsOption = NumericsMode.OFFICIAL,
+) -> None:
+    """Talk with a model in the terminal; /help lists the commands. A pipe is one question.
+
+    Example: dsv4-mlx chat ~/models/flash
+    """
+    from dsv4_mlx.cli.crash import write_crash_log
+    from dsv4_mlx.cli.piped import is_piped, question
+    from dsv4_mlx.manifest import read_manifest
+    from dsv4_mlx.terminal.chat import ChatOptions
+    from dsv4_mlx.terminal.terminal import talk
+
+    asked = question(prompt) if prompt is not None or is_piped() else None
+    folder = model_folder(model)
+    read_manifest(folder)  # a model that is missing or unfinished is said before anything is drawn
+    from dsv4_mlx.cli.speaker import EngineSpeaker
+    from dsv4_mlx.engine import EngineOptions, SamplingOptions
+
+    speaker = EngineSpeaker(
+        folder,
+        EngineOptions(context=context, numerics=numerics.value),
+        SamplingOptions(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p),
+        max_tokens,
+    )
+    options = ChatOptions(str(folder), system, think.value, seed, resume, write_crash_log)
+    code = talk(speaker, data_folder(), options, terminal_environment(), question=asked, plain=plain)
+    if code:
+        raise typer.Exit(code)

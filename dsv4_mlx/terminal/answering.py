@@ -1,0 +1,100 @@
+"""The answer under way: what was said so far, and its figures."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from dsv4_mlx.terminal.conversation import Message
+from dsv4_mlx.terminal.worker import Counted, Ended, Prefilling, Said
+
+
+@dataclass
+class Answering:
+    """Takes in the worker's events. Times are of the monotonic clock; `context` includes the prompt."""
+
+    question: str
+    prompt_tokens: int
+    started: float = field(default_factory=time.monotonic)
+    message: Message = field(default_factory=lambda: Message("assistant", ""))
+    prefill_done: int = 0
+    prefill_total: int = 0
+    reused: int = 0
+    prefill_ended: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    answer_began: float | None = None
+    memory: int = 0
+    stopping: bool = False
+
+    def take(self, event: Prefilling | Said | Counted | Ended) -> None:
+        if isinstance(event, Prefilling):
+            self.prefill_done, self.prefill_total, self.reused = event.done, event.total, event.reused
+            self.prefill_ended = event.at
+        elif isinstance(event, Said):
+            self._said(event)
+        elif isinstance(event, Counted):
+            self.first_token = self.first_token or event.at
+            self.last_token = event.at
+            self.message.tokens = event.tokens
+            self.memory = event.memory or self.memory
+            if self.answer_began is None:
+                self.message.thinking_tokens = event.tokens
+        else:
+            self._end(event.at)
+            self.message.ending = event.how
+
+    def _said(self, event: Said) -> None:
+        if event.kind == "thinking":
+            self.message.thinking += event.text
+            return
+        if self.answer_began is None:
+            self._end(event.at)
+            self.answer_began = event.at
+        if event.kind == "answer":
+            self.message.text += event.text
+        else:
+            self.message.tools += event.text
+
+    def _end(self, at: float) -> None:
+        """Thinking is over, if it was not already."""
+        if self.answer_began is None and self.message.thinking:
+            self.message.thinking_seconds = at - (self.prefill_ended or self.started)
+        elif self.answer_began is None:
+            self.message.thinking_tokens = 0
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing has been said yet."""
+        return not (self.message.text or self.message.thinking or self.message.tools)
+
+    @property
+    def context(self) -> int:
+        return self.prompt_tokens + self.message.tokens
+
+    @property
+    def thinking_for(self) -> float:
+        """Seconds of thinking, so far or in all."""
+        if self.message.thinking_seconds:
+            return self.message.thinking_seconds
+        return time.monotonic() - (self.prefill_ended or self.started)
+
+    @property
+    def prefill_rate(self) -> float | None:
+        """Prompt tokens computed per second."""
+        if not self.prefill_done or self.prefill_ended is None:
+            return None
+        return self.prefill_done / max(self.prefill_ended - self.started, 1e-6)
+
+    @property
+    def prefill_left(self) -> float | None:
+        """Seconds until the prompt is computed."""
+        rate = self.prefill_rate
+        return None if rate is None else (self.prefill_total - self.prefill_done) / rate
+
+    @property
+    def decode_rate(self) -> float | None:
+        """Tokens said per second."""
+        if self.first_token is None or self.last_token is None or self.message.tokens < 2:
+            return None
+        return (self.message.tokens - 1) / max(self.last_token - self.first_token, 1e-6)

@@ -1,0 +1,94 @@
+"""Files and piped text as part of a question."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsv4_mlx.errors import InputError
+
+LARGEST = 64 << 20  # bytes; a context of a million tokens holds about 4 MB of text
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """Text from a file, to go before the next question."""
+
+    name: str
+    text: str
+
+    def prompt(self) -> str:
+        """The text as the model gets it: named and fenced, by a fence that the text does not contain."""
+        fence = "```"
+        while fence in self.text:
+            fence += "`"
+        end = "" if self.text.endswith("\n") else "\n"
+        return f"{self.name}:\n{fence}\n{self.text}{end}{fence}\n"
+
+
+def read_text(given: str) -> Attachment:
+    """A text file. Raises InputError, saying what it is instead."""
+    path = Path(given).expanduser()
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise InputError(f"there is no file {given!r}", next="give a path from where you started") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{given!r} can't be read: {_why(error)}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{given!r} is a folder", next="give a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{given!r} is not a file", next="give a text file")
+    if status.st_size > LARGEST:
+        raise InputError(
+            f"{given!r} has {status.st_size / 1e6:.0f} MB, far more than any context; the limit is "
+            f"{LARGEST / 1e6:.0f} MB",
+            next="give a part of it",
+        )
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{given!r} can't be read: {_why(error)}", next="check its permissions") from None
+    return Attachment(given, text_of(data, given))
+
+
+def text_of(data: bytes, name: str) -> str:
+    """Bytes -> text. UTF-8, or UTF-16 that says so. Raises InputError for what isn't text."""
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if encoding != "utf-16" and b"\0" in data:
+        raise InputError(
+            f"{name} is binary: byte {data.index(0)} of {len(data)} is zero",
+            next="give text, not binary data",
+        )
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{name} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}",
+            next="convert it first, for example with iconv -t UTF-8",
+        ) from None
+
+
+def clean(text: str) -> str:
+    """Typed or pasted text without lone surrogates and control characters, which no tokenizer wants."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace").decode("utf-8")
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Text without control characters: what a model or a file says must not steer the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c for c in text if c in "\n\t" or not ("\0" <= c < " " or "\x7f" <= c <= "\x9f"))
+
+
+def joined(piped: str, prompt: str) -> str:
+    """Piped text and a prompt as one question: the text first, an empty line, then the prompt."""
+    parts = [part for part in (piped.rstrip("\n"), prompt) if part.strip()]
+    return "\n\n".join(parts)
+
+
+def _why(error: OSError | ValueError) -> str:
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)

@@ -1,0 +1,76 @@
+"""What the chat asks of an engine. The real one is in cli/speaker.py; tests bring a scripted one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Think = Literal["off", "on", "max"]
+Role = Literal["system", "user", "assistant"]
+Kind = Literal["thinking", "answer", "tool"]
+Progress = Callable[[int, int], None]
+
+
+class Stopped(Exception):
+    """The person asked to stop. Raised by the callbacks below, in the thread that called them."""
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One message as the model gets it."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question: the whole conversation up to it, and how to answer."""
+
+    messages: tuple[Spoken, ...]
+    think: Think
+    seed: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known once the model is open."""
+
+    name: str
+    context: int
+
+
+class Listener(Protocol):
+    """Hears an answer as it is made. Every call may raise Stopped, which a speaker lets pass."""
+
+    def prefill(self, done: int, total: int, reused: int) -> None:
+        """`done` of `total` tokens of the prompt are computed; `reused` more were known already."""
+
+    def piece(self, kind: Kind, text: str) -> None:
+        """The model said something."""
+
+    def token(self) -> None:
+        """One token is done; it may have made no piece yet."""
+
+
+class Speaker(Protocol):
+    """An engine with one conversation in its memory. All calls but `count` come from one thread."""
+
+    def open(self, progress: Progress) -> Facts:
+        """Load the model; `progress(done, total)` counts bytes and may raise Stopped. Raises Dsv4Error."""
+
+    def count(self, messages: Sequence[Spoken], think: Think) -> int:
+        """Tokens of a prompt. Any thread, once the model is open."""
+
+    def memory(self) -> int:
+        """Bytes the model and its state take now."""
+
+    def reply(self, asked: Asked, listener: Listener) -> Literal["stop", "length"]:
+        """Answer, and say whether the model ended it or a limit did. Raises Dsv4Error."""
+
+    def keep(self, key: str, messages: Sequence[Spoken], think: Think) -> None:
+        """The conversation `key` is left: what was computed for it may be kept on disk. Raises nothing."""
+
+    def recall(self, key: str) -> int:
+        """The conversation `key` is taken up: how many tokens need no prefill. Raises nothing."""

@@ -1,0 +1,75 @@
+"""The one-line displays: the status line, and how far loading or reading the prompt is."""
+
+from __future__ import annotations
+
+import time
+
+from dsv4_mlx.terminal.chat import Chat
+from dsv4_mlx.terminal.figures import amount, rate, span
+from dsv4_mlx.terminal.paint import fitted
+
+BAR = 20
+
+
+def status(chat: Chat, width: int) -> str:
+    """Context, speeds and memory; what does not fit is left out from the right."""
+    answering = chat.answering or chat.finished
+    if chat.facts is None:
+        return fitted(["loading", *_waiting(chat)], width)
+    used = chat.answering.context if chat.answering else chat.used
+    parts = [f"{used:,}/{chat.facts.context:,} tokens"]
+    parts += _waiting(chat)
+    if answering is not None:
+        parts.append(f"prefill {rate(answering.prefill_rate)} tok/s")
+        parts.append(f"decode {rate(answering.decode_rate)} tok/s")
+        if answering.memory:
+            parts.append(amount(answering.memory))
+    parts.append(f"think {chat.conversation.think}")
+    if chat.attachments:
+        parts.append(f"{len(chat.attachments)} file{'s' if len(chat.attachments) > 1 else ''} attached")
+    return fitted(parts, width)
+
+
+def progress(chat: Chat, width: int) -> str | None:
+    """How far loading, or reading the prompt, is; None once the model speaks."""
+    if chat.facts is None:
+        return _loading(chat, width)
+    answering = chat.answering
+    if answering is None or not answering.silent or answering.message.tokens:
+        return None
+    if answering.stopping:
+        return fitted(["stopping at the end of this step ..."], width)
+    total, done = answering.prefill_total, answering.prefill_done
+    if not total:
+        return fitted([f"reading the prompt: {answering.prompt_tokens:,} tokens"], width)
+    parts = [f"reading the prompt {_bar(done, total, width)} {done:,}/{total:,} tokens"]
+    parts.append(f"{rate(answering.prefill_rate)} tok/s")
+    if answering.prefill_left is not None and done < total:
+        parts.append(f"{span(answering.prefill_left)} left")
+    return fitted(parts, width)
+
+
+def _loading(chat: Chat, width: int) -> str:
+    loading = chat.loading
+    if loading is None or not loading.total:
+        return fitted(["opening the model"], width)
+    seconds = max(time.monotonic() - chat.load_started, 1e-6)
+    speed = loading.done / seconds
+    parts = [
+        f"loading {_bar(loading.done, loading.total, width)} {amount(loading.done)}/{amount(loading.total)}",
+        f"{amount(speed)}/s",
+    ]
+    if speed and loading.done < loading.total:
+        parts.append(f"{span((loading.total - loading.done) / speed)} left")
+    return fitted(parts, width)
+
+
+def _bar(done: int, total: int, width: int) -> str:
+    if width < 60:
+        return f"{done * 100 // total}%"
+    full = done * BAR // total
+    return "━" * full + "╌" * (BAR - full)
+
+
+def _waiting(chat: Chat) -> list[str]:
+    return [f"{len(chat.waiting)} waiting"] if chat.waiting else []

@@ -1,0 +1,40 @@
+"""Memory of a long answer is what the shapes say, and changes only where the row buffers grow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from memory_run import Sample, tiny_engine, watch
+
+from dsv4_mlx.engine.engine import CACHE_LIMIT
+from dsv4_mlx.model.state import GROWTH
+
+# A buffer may be a cached one that is a little larger than asked for: seen at a few hundred bytes each.
+ROUNDING = 16 << 10
+
+
+def check(samples: Sequence[Sample], growth: int, slack: int) -> None:
+    """Fixed memory: as the module says."""
+    for before, after in zip(samples, samples[1:], strict=False):
+        grew = (after.tokens - 1) // growth > (before.tokens - 1) // growth
+        assert (after.active != before.active) == grew, f"at {after.tokens} tokens: {before} -> {after}"
+    for sample in samples:
+        assert abs(sample.active - sample.predicted) <= 0.01 * sample.predicted + slack, sample
+        assert sample.cache <= CACHE_LIMIT == 256 << 20
+    counts = {sample.arrays for sample in samples if sample.arrays is not None}
+    assert len(counts) == 1, counts
+
+
+def test_memory_is_fixed_between_growth_steps(tmp_path: Path) -> None:
+    samples = watch(tiny_engine(tmp_path, 1024), 400, growth=128, every=37)
+    assert len({sample.active for sample in samples}) == 4
+    check(samples, 128, ROUNDING)
+
+
+@pytest.mark.long
+def test_twenty_thousand_tokens(tmp_path: Path) -> None:
+    samples = watch(tiny_engine(tmp_path, 32_768), 20_041, growth=GROWTH, every=500)
+    assert len({sample.active for sample in samples}) == 2
+    check(samples, GROWTH, 0)
