@@ -141,21 +141,21 @@ class Watch:
 def training_ops(window: int, watch: Watch) -> Ops:
     """The ops of one forward pass."""
 
-    def attend(q: mx.array, near: Rows, compressed: Rows | None, sinks: mx.array, scale: float) -> mx.array:
-        return _attend(q, near.rows, compressed, sinks, scale, window, watch)
+    def attend(q: mx.array, near: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
+        return _attend(q, near.rows, compressed, sinks, window, watch)
 
     def index_select(
-        q: mx.array, weights: mx.array, keys: mx.array, visible: mx.array | None, count: int
+        q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int
     ) -> mx.array:
         total = keys.shape[1]
         if not watch.learn and not watch.select:
             return mx.broadcast_to(mx.arange(total), (*q.shape[:2], total))
-        scores = index_scores(q, weights, keys)
+        scores = index_scores(q, weights, keys) * (q.shape[2] * q.shape[3]) ** -0.5
         if watch.learn:
             watch.scores = scores
         if not watch.select:
             return mx.broadcast_to(mx.arange(total), (*q.shape[:2], total))
-        scores = mx.stop_gradient(scores if visible is None else mx.where(visible, scores, -mx.inf))
+        scores = mx.stop_gradient(scores if mask is None else scores + mask)
         mx.eval(scores)
         picks = np.argpartition(-np.asarray(scores), count - 1, axis=-1)[..., :count]
         return mx.array(picks.astype(np.int32))
@@ -197,12 +197,11 @@ def _overlapped(x: mx.array, width: int, fill: float) -> mx.array:
 
 
 def _attend(
-    q: mx.array, near: mx.array, compressed: Rows | None, sinks: mx.array, scale: float, window: int,
-    watch: Watch,
+    q: mx.array, near: mx.array, compressed: Rows | None, sinks: mx.array, window: int, watch: Watch
 ) -> mx.array:  # fmt: skip
     """Window attention in blocks of `window` queries against their own block and the one before."""
     batch, count, heads, width = q.shape
-    q, limit = q * scale, window
+    limit = window
     window = min(window, count)
     blocks = -(-count // window)
     padded = blocks * window
@@ -261,16 +260,16 @@ def _local_bias(blocks: int, window: int) -> mx.array:
 
 
 def _far_bias(compressed: Rows, total: int, batch: int) -> mx.array:
-    if compressed.visible is None:
+    """Added to scores [B, T, H, N]: rows that a query doesn't see, or has not picked, get NOTHING."""
+    if compressed.mask is None:
         raise ValueError("training passes have more than one row")
+    bias = mx.maximum(compressed.mask, NOTHING)
     if compressed.picks is None or compressed.picks.shape[-1] == total:
-        visible = compressed.visible
-        bias = mx.where(visible, 0.0, NOTHING)
-        return bias[None, :, None] if visible.ndim == 2 else bias[:, :, None]
-    mx.eval(compressed.picks, compressed.visible)
-    picks, seen = np.asarray(compressed.picks), np.asarray(compressed.visible)
+        return bias[None, :, None] if bias.ndim == 2 else bias[:, :, None]
+    mx.eval(compressed.picks, bias)
+    picks = np.asarray(compressed.picks).astype(np.int64)
     table = np.full((batch, picks.shape[1], total), NOTHING, np.float32)
-    np.put_along_axis(table, picks.astype(np.int64), np.where(seen, 0.0, NOTHING).astype(np.float32), axis=-1)
+    np.put_along_axis(table, picks, np.asarray(bias), axis=-1)
     return mx.array(table)[:, :, None]
 
 

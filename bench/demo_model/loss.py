@@ -15,8 +15,9 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import EXACT, Numerics
-from dsv4_mlx.reference.round_trip import hadamard, q4, q8
+from dsv4_mlx.reference.round_trip import hadamard, q4, q8_rows
 
+GROWTH = 128  # tokens by which row buffers grow: the runtime's step would be mostly zeros
 Ints = npt.NDArray[np.int32]
 
 
@@ -47,16 +48,6 @@ class Stage:
     iterations: int = 5
 
 
-class TrainingState(ModelState):
-    """Buffers exactly as long as the batch: the runtime's steps of 16,384 tokens would be mostly zeros."""
-
-    def reserve(self, tokens: int) -> None:
-        for layer in self.layers:
-            for rows in (layer.rows, layer.index_rows):
-                if rows is not None:
-                    rows.grow(tokens // layer.ratio)
-
-
 def _straight(value: mx.array, rounded: mx.array) -> mx.array:
     return value + mx.stop_gradient(rounded - value)
 
@@ -66,7 +57,7 @@ def _index(x: mx.array) -> mx.array:
     return _straight(turned, q4(turned, 32))
 
 
-STRAIGHT = Numerics("straight", lambda x, block: _straight(x, q8(x, block)), _index)
+STRAIGHT = Numerics("straight", lambda x, channels, block: _straight(x, q8_rows(x, channels, block)), _index)
 
 
 class _Detached:
@@ -98,7 +89,7 @@ def losses(
         watch.query, watch.source, watch.valid = map(mx.array, (batch.query, batch.source, batch.valid))
     model = build(config, parameters, stage, watch)
     tokens = mx.array(batch.tokens)
-    state = TrainingState(config, mx.float32, tokens.shape[0])
+    state = model.new_state(tokens.shape[0], GROWTH)
     streams = model.streams(tokens, state)
     at, labels = mx.array(batch.at), mx.array(batch.labels)
     logits = model.vocabulary(model.head(_taken(streams, at)))[0]

@@ -70,8 +70,8 @@ class Bfloat16Tensors(FloatTensors):
         return FloatExperts(full.gate_up.astype(mx.bfloat16), full.down.astype(mx.bfloat16))
 
 
-def _near_only(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array, scale: float) -> mx.array:
-    return attend(q, window, None, sinks, scale)
+def _near_only(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
+    return attend(q, window, None, sinks)
 
 
 # The compressed branch cut off: every layer sees its window and nothing else.
