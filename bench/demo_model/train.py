@@ -129,10 +129,10 @@ def run(rank: int, options: argparse.Namespace, shared_name: str | None, barrier
 
 
 def advance(progress: dict[str, Any], found: float, asked: float) -> None:
-    """Longer needles once half are found."""
+    """Longer needles once four in ten answers are right to the last digit."""
     if asked:
         progress["found"] = 0.93 * progress["found"] + 0.07 * found / asked
-    if progress["found"] > 0.5 and progress["stage"] < len(STAGES) - 1:
+    if progress["found"] > 0.4 and progress["stage"] < len(STAGES) - 1:
         progress["stage"] += 1
         progress["found"] = 0.0
 
