@@ -2,10 +2,10 @@
 
     python bench/convert_throughput.py --folder DIR [--pairs 5] [--recipe native] [--out FILE]
 
-The page cache is dropped before each run (`/proc/sys/vm/drop_caches` as root, else posix_fadvise on every file,
-which is weaker and is recorded). Copy and conversion alternate, and which goes first changes with every pair. A
-conversion is a process of its own: its time includes starting Python. Its time ends when everything is on disk;
-so does that of `cp`, which is followed by `sync`. About 11 GB of disk are needed.
+The page cache is dropped before each run (`/proc/sys/vm/drop_caches` as root, else posix_fadvise on every
+file, which is weaker and is recorded). Copy and conversion alternate, and which goes first changes with every
+pair. A conversion is a process of its own: its time includes starting Python. Its time ends when everything
+is on disk; so does that of `cp`, which is followed by `sync`. About 11 GB of disk are needed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -28,8 +29,8 @@ CONVERT = """
 import json, sys
 from pathlib import Path
 from dsv4_mlx.convert import convert
-summary = convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
-print(json.dumps({key: getattr(summary, key) for key in ("bytes", "seconds", "hash_seconds", "write_seconds")}))
+summary = convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]).to_json()
+print(json.dumps({key: summary[key] for key in ("bytes", "seconds", "hash_seconds", "write_seconds")}))
 """
 
 
@@ -63,12 +64,15 @@ def time_copy(source: Path, target: Path) -> dict[str, Any]:
 
 
 def time_convert(source: Path, target: Path, recipe: str) -> dict[str, Any]:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     given = [str(source), str(target), recipe]
     done = subprocess.run([sys.executable, "-c", CONVERT, *given], check=True, capture_output=True, text=True)
     seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     inside = json.loads(done.stdout)
-    return inside | {"seconds": seconds, "convert_seconds": inside["seconds"]}
+    return inside | {"seconds": seconds, "convert_seconds": inside["seconds"], "cpu_seconds": cpu}
 
 
 def main() -> None:
@@ -120,8 +124,10 @@ def summarise(runs: list[dict[str, Any]], size: int) -> dict[str, Any]:
         "median_of_pair_ratios": round(
             statistics.median(p["copy"] / p["convert"] for p in pairs.values()), 3
         ),
-        "hash_seconds": round(median("convert", "hash_seconds"), 2),
-        "hash_share_of_thread_time": round(median("convert", "hash_seconds") / convert, 3),
+        "load_average": round(statistics.median(run["load_before"] for run in runs), 1),
+        "cpu_seconds": round(median("convert", "cpu_seconds"), 2),
+        "hash_cpu_seconds": round(median("convert", "hash_seconds"), 2),
+        "hash_share_of_cpu": round(median("convert", "hash_seconds") / median("convert", "cpu_seconds"), 3),
     }
 
 

@@ -1,9 +1,9 @@
 """Reads and writes of large files past the page cache, where the system allows it.
 
-A conversion touches every byte once, so caching them only costs: the copy, the pages, and whatever else was in
-memory. Linux has O_DIRECT, which wants offsets, lengths and memory aligned to 4096; what is not aligned goes
-through the cache as usual. macOS has F_NOCACHE, which wants nothing. Where neither works (some file systems
-refuse), the files are simply cached. bench/LOG.md has the figures.
+A conversion touches every byte once, so caching them only costs: the copy, the pages, and whatever else was
+in memory. Linux has O_DIRECT, which wants offsets, lengths and memory aligned to 4096; what is not aligned
+goes through the cache as usual. macOS has F_NOCACHE, which wants nothing. Where neither works (some file
+systems refuse), the files are simply cached. bench/LOG.md has the figures.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def aligned_buffer(size: int) -> memoryview:
 
 
 class InFile:
-    """A file to read from, by any number of threads. Raises OSError, and EOFError where the file ends early."""
+    """A file to read from, by any number of threads. Raises OSError; EOFError where the file ends early."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
@@ -74,10 +74,8 @@ class InFile:
             if got <= 0:
                 return done
             count = min(got, len(into) - done)
-            # numpy copies without holding the interpreter's lock
-            np.copyto(
-                np.frombuffer(into, np.uint8, count, done), np.frombuffer(_scratch(), np.uint8, count, skip)
-            )
+            place = np.frombuffer(into, np.uint8, count, done)
+            np.copyto(place, np.frombuffer(_scratch(), np.uint8, count, skip))  # releases the lock
             done += count
         return done
 
@@ -97,7 +95,7 @@ class OutFile:
             os.close(self._direct)
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
-        """Write all of `data` at `offset`. Memory from `aligned_buffer` at a page's offset passes the cache."""
+        """Write all of `data` at `offset`. Whole pages from an `aligned_buffer` pass the cache."""
         view = memoryview(data)
         done = self._write_direct(view, offset)
         while done < len(view):

@@ -20,10 +20,11 @@ Status = Literal["converted", "resumed", "nothing to do"]
 
 @dataclass
 class Effort:
-    """What this call did, as opposed to a run that it continued. The seconds are of threads at work."""
+    """What this call did, as opposed to a run that it continued; seconds as in `Streamer`."""
 
-    bytes: int = 0
-    kept_bytes: int = 0
+    bytes: int = 0  # written
+    finished_bytes: int = 0  # of those, in finished files
+    kept_bytes: int = 0  # in files that an earlier run finished
     hash_seconds: float = 0.0
     write_seconds: float = 0.0
 

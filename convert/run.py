@@ -112,7 +112,7 @@ def _write_all(
 ) -> None:  # fmt: skip
     """Everything from the first byte to the manifest. Bad input removes what was written."""
     try:
-        with folder.writing(target, lambda: plan.bytes - effort.kept_bytes - effort.bytes):
+        with folder.writing(target, lambda: plan.bytes - effort.kept_bytes - effort.finished_bytes):
             _write_files(target, plan, source, task, progress, block, effort)
             manifest = build_manifest(plan, source, facts, Journal(target).finished())
             with folder.finished_file(target / MANIFEST) as out:
@@ -149,6 +149,7 @@ def _write_files(
             if file.name not in kept:
                 digests = _write_file(target, file, source, streamer, advance)
                 journal.add(file.name, digests)
+                effort.finished_bytes += file.size
         reader.unchanged()
         effort.hash_seconds, effort.write_seconds = streamer.hash_seconds, streamer.write_seconds
 

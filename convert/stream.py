@@ -1,9 +1,9 @@
 """Run the steps of a file with reading, hashing and writing overlapped, in bounded memory.
 
-Steps are read ahead by READERS threads; one thread hashes and one writes, both in file order and both
-straight from the step's buffer, so every byte is read once and hashed once. At most DEPTH steps are in
-flight: memory is DEPTH buffers (and, while quantising, a few float copies of one block per reader), whatever
-the model's size.
+Steps are read ahead by READERS threads, hashed by HASHERS and written by one, all straight from the step's
+buffer, so every byte is read once and hashed once. Steps that share a digest are hashed in order; expert
+records have one each and are hashed side by side. At most DEPTH steps are in flight: memory is DEPTH buffers
+(and, while quantising, a few float copies of one block per reader), whatever the model's size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from time import perf_counter
+from time import perf_counter, thread_time
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +25,7 @@ BLOCK = 16 * 2**20  # bytes per step
 LARGEST_BLOCK = 512 * 10**6
 DEPTH = 6
 READERS = 2
+HASHERS = 2
 
 Advance = Callable[[int], None]
 
@@ -32,7 +33,7 @@ Advance = Callable[[int], None]
 class Streamer:
     """Threads and buffers for one conversion. Use as a context manager.
 
-    `hash_seconds` and `write_seconds` add up the time the two stages were busy.
+    `hash_seconds` is the processor time of hashing, `write_seconds` the time that writing took.
     """
 
     def __init__(self, reader: SourceReader, block: int = BLOCK) -> None:
@@ -43,7 +44,7 @@ class Streamer:
         self._buffers = [aligned_buffer(block) for _ in range(DEPTH)]
         self._free = deque(self._buffers)
         self._readers = ThreadPoolExecutor(READERS, "read")
-        self._hasher = ThreadPoolExecutor(1, "hash")
+        self._hashers = ThreadPoolExecutor(HASHERS, "hash")
         self._writer = ThreadPoolExecutor(1, "write")
         self._stop = threading.Event()
 
@@ -54,7 +55,7 @@ class Streamer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        for pool in (self._readers, self._hasher, self._writer):
+        for pool in (self._readers, self._hashers, self._writer):
             pool.shutdown(wait=True, cancel_futures=True)
 
     def run(self, steps: Iterable[Work], out: OutFile, advance: Advance) -> dict[str, str]:
@@ -64,12 +65,14 @@ class Streamer:
         OSError if writing fails.
         """
         digests: dict[str, Any] = {}
-        flying: deque[tuple[memoryview, Future[None], Future[int]]] = deque()
+        flying: deque[tuple[memoryview, Future[float], Future[int]]] = deque()
+        previous: Future[float] | None = None  # whose digest may go on in the next step
 
         def land() -> None:
-            buffer, hashed, written = flying.popleft()
-            hashed.result()
+            buffer, hashed, written = flying[0]
+            self.hash_seconds += hashed.result()
             advance(written.result())
+            flying.popleft()
             self._free.append(buffer)
 
         try:
@@ -78,9 +81,10 @@ class Streamer:
                     land()
                 buffer = self._free.popleft()
                 read = self._readers.submit(self._read, step, buffer)
-                hashed = self._hasher.submit(self._hash, read, digests)
+                hashed = self._hashers.submit(self._hash, read, digests, None if step.alone else previous)
                 written = self._writer.submit(self._write, read, out)
                 flying.append((buffer, hashed, written))
+                previous = hashed
             while flying:
                 land()
         except BaseException:
@@ -97,15 +101,19 @@ class Streamer:
             return []
         return step.run(self._reader, buffer)
 
-    def _hash(self, read: Future[list[Piece]], digests: dict[str, Any]) -> None:
+    def _hash(
+        self, read: Future[list[Piece]], digests: dict[str, Any], previous: Future[float] | None
+    ) -> float:
+        if previous is not None:
+            wait((previous,))
         pieces = read.result()
-        started = perf_counter()
+        started = thread_time()
         for piece in pieces:
             for key, first, last in piece.digests:
                 if key not in digests:
                     digests[key] = hashlib.sha256()
                 digests[key].update(piece.data[first:last])
-        self.hash_seconds += perf_counter() - started
+        return thread_time() - started
 
     def _write(self, read: Future[list[Piece]], out: OutFile) -> int:
         pieces = read.result()

@@ -35,7 +35,13 @@ class Piece:
 
 
 class Work(Protocol):
-    """One step: reads at most a block, returns the target bytes that follow from it."""
+    """One step: reads at most a block, returns the target bytes that follow from it.
+
+    `alone` says that no other step shares a digest with it.
+    """
+
+    @property
+    def alone(self) -> bool: ...
 
     def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]: ...
 
@@ -61,6 +67,7 @@ class Copy:
 
     offset: int
     stretches: tuple[Stretch, ...]
+    alone: bool = False
 
     def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]:
         at = 0
@@ -87,6 +94,7 @@ class Rows:
     target: Target
     first: int
     last: int
+    alone: bool = False
 
     def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]:
         if self.target.format == "mxfp8":
@@ -140,7 +148,7 @@ def work_for(file: FilePlan, source: Source, block: int) -> Iterator[Work]:
     A step never goes below 128 rows of a matrix, the rows that share an FP8 scale.
     """
     if file.records is not None:
-        yield from _copies(file.records.offset, _record_stretches(file.records, source), block)
+        yield from _record_copies(file.records, source, block)
     for target in file.targets:
         if target.format != "affine4":
             placed = target.parts["weight"]
@@ -159,14 +167,26 @@ def _rows(target: Target, block: int) -> Iterator[Work]:
         yield Rows(target, first, min(first + step, rows))
 
 
-def _record_stretches(records: Records, source: Source) -> Iterator[Stretch]:
+def _record_copies(records: Records, source: Source, block: int) -> Iterator[Work]:
+    """Whole records, as many as a block holds; a record larger than a block is cut."""
+    together = block // records.record_bytes
+    for first in range(0, len(records.experts), max(1, together)):
+        offset = records.offset + first * records.record_bytes
+        last = min(first + max(1, together), len(records.experts))
+        stretches = [s for number in range(first, last) for s in _record(records, number, source)]
+        if together:
+            yield Copy(offset, tuple(stretches), alone=True)
+        else:
+            yield from _copies(offset, iter(stretches), block)
+
+
+def _record(records: Records, number: int, source: Source) -> Iterator[Stretch]:
+    for segment in records.segments:
+        matrix, part = SEGMENT_SOURCE[segment.name]
+        yield _stretch(source, records.experts[number][matrix].tensors()[part].name, str(number))
     padding = records.record_bytes - sum(segment.bytes for segment in records.segments)
-    for number, expert in enumerate(records.experts):
-        for segment in records.segments:
-            matrix, part = SEGMENT_SOURCE[segment.name]
-            yield _stretch(source, expert[matrix].tensors()[part].name, str(number))
-        if padding:
-            yield Stretch(str(number), padding)
+    if padding:
+        yield Stretch(str(number), padding)
 
 
 def _stretch(source: Source, tensor: str, key: str) -> Stretch:

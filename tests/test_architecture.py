@@ -14,6 +14,7 @@ PACKAGE = ROOT / "dsv4_mlx"
 # part -> parts of dsv4_mlx that it may import, besides itself
 PARTS: dict[str, set[str]] = {
     "errors": set(),
+    "platforms": {"errors"},
     "config": {"errors"},
     "manifest": {"errors"},
     "official": {"config"},
@@ -23,16 +24,17 @@ PARTS: dict[str, set[str]] = {
     "model": {"config", "ops", "reference", "errors"},
     "weights": {"model", "manifest", "config", "ops", "reference", "errors"},
     "chat": {"errors"},
-    "engine": {"weights", "model", "ops", "chat", "config", "manifest", "errors"},
+    "engine": {"weights", "model", "ops", "chat", "config", "manifest", "platforms", "errors"},
     "convert": {"config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
     "terminal": {"errors"},
-    "cli": {"terminal", "manifest", "engine", "chat", "convert", "synthetic", "errors"},
+    "cli": {"terminal", "manifest", "engine", "chat", "convert", "synthetic", "platforms", "errors"},
 }
 
 # part -> packages from outside that it may import
 OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
+    "platforms": set(),
     "config": set(),
     "manifest": set(),
     "official": set(),

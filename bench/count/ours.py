@@ -26,6 +26,7 @@ class Step:
     weights: frozenset[str]
     cache: frozenset[str]
     experts: int  # of a layer; banks are read as far as a token's experts go
+    names: dict[str, str]  # key of a weight -> where it is in the model
 
 
 def true_config() -> ModelConfig:
@@ -53,14 +54,14 @@ def trace_ours(
     arguments = [blank((1, rows), mx.int32), *(b.buffer for b in buffers), *(s.array for s in slots)]
     with as_on_metal():
         graph = trace(step, arguments)
-    return whole_step(graph, len(buffers), config.experts)
+    return whole_step(graph, len(buffers), config.experts, [slot.name for slot in slots])
 
 
-def whole_step(graph: Graph, buffers: int, experts: int) -> Step:
-    """The arguments of a traced step are tokens, then `buffers` arrays of the cache, then weights."""
+def whole_step(graph: Graph, buffers: int, experts: int, names: list[str]) -> Step:
+    """The arguments of a traced step are tokens, then `buffers` arrays of the cache, then the named weights."""
     keys = [array.key for array in graph.inputs]
     cut = 1 + buffers
-    return Step(graph, frozenset(keys[cut:]), frozenset(keys[1:cut]), experts)
+    return Step(graph, frozenset(keys[cut:]), frozenset(keys[1:cut]), experts, dict(zip(keys[cut:], names, strict=True)))
 
 
 @dataclass
@@ -75,7 +76,7 @@ class _Slot:
         if isinstance(self.owner, Transformer):
             self.owner.update(tree_unflatten([(self.name, array)]))
         elif isinstance(self.owner, BlankExperts):
-            bank, part = self.name.split(".")
+            _, bank, part = self.name.split(".")
             changed = getattr(self.owner, bank)._replace(**{part: array})
             object.__setattr__(self.owner, bank, changed)
         else:
@@ -91,6 +92,6 @@ def _slots(model: Transformer) -> Iterator[_Slot]:
         for bank_name in ("gate_up", "down"):
             bank: Bank = getattr(experts, bank_name)
             for part in ("codes", "scales"):
-                yield _Slot(experts, f"{bank_name}.{part}", getattr(bank, part))
+                yield _Slot(experts, f"experts.{bank_name}.{part}", getattr(bank, part))
         if block.ffn.hashed:
             yield _Slot(block.ffn, "_experts_of", block.ffn._experts_of)

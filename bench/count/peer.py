@@ -11,6 +11,7 @@ from unittest import mock
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from bench.count.fusion import recorded
 from bench.count.ours import Step, whole_step
 from bench.count.shapes import blank
 from bench.count.trace import as_on_metal, trace
@@ -34,9 +35,9 @@ def _a_mac() -> Iterator[None]:
         yield
 
 
-def trace_peer(config: dict[str, Any], *, context: int, rows: int) -> Step:
-    """As `trace_ours`. config: the official config.json."""
-    with _a_mac(), as_on_metal():
+def trace_peer(config: dict[str, Any], *, context: int, rows: int) -> tuple[Step, int]:
+    """As `trace_ours`, and the dispatches that its use of `mx.compile` saves. config: official config.json."""
+    with _a_mac(), as_on_metal(), recorded() as calls:
         model = _model(config)
         caches = model.make_cache()
         fields = [field for cache in caches for field in _fill(cache, config, context)]
@@ -52,7 +53,7 @@ def trace_peer(config: dict[str, Any], *, context: int, rows: int) -> Step:
 
         arguments = [mx.zeros((1, rows), mx.int32), *(getattr(o, n) for o, n in fields), *weights]
         graph = trace(step, arguments)
-    return whole_step(graph, len(fields), config["n_routed_experts"])
+    return whole_step(graph, len(fields), config["n_routed_experts"], names), calls.saved()
 
 
 def _model(config: dict[str, Any]) -> Any:

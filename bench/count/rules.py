@@ -54,6 +54,7 @@ class Count:
     bytes_cache: int = 0
     bytes_other: int = 0
     kinds: Counter[str] = field(default_factory=Counter)  # dispatches by primitive
+    read: Counter[str] = field(default_factory=Counter)  # bytes of weights by the graph's key
 
 
 @dataclass
@@ -63,6 +64,7 @@ class _Source:
     role: str
     nbytes: int
     dense: bool  # rows follow each other without gaps
+    key: str = ""  # of the weight or cache buffer
 
 
 class Walk:
@@ -75,7 +77,7 @@ class Walk:
         self.sources: dict[str, _Source] = {}
         for array in graph.inputs:
             role = "weights" if array.key in weights else "cache" if array.key in cache else "other"
-            self.sources[array.key] = _Source(role, array.nbytes, True)
+            self.sources[array.key] = _Source(role, array.nbytes, True, array.key)
 
     def run(self) -> Count:
         for primitive in self.graph.primitives:
@@ -102,7 +104,7 @@ class Walk:
             if copied:
                 self._move(source, nbytes)
                 self.count.bytes_other += nbytes
-            self.sources[output.key] = _Source(role, nbytes, dense)
+            self.sources[output.key] = _Source(role, nbytes, dense, source.key)
 
     def _contiguous(self, primitive: Primitive) -> None:
         source, output = self._source(primitive.inputs[0]), primitive.outputs[0]
@@ -140,6 +142,8 @@ class Walk:
         self.sources[primitive.outputs[0].key] = buffer
 
     def _move(self, source: _Source, nbytes: int) -> None:
+        if source.role == "weights":
+            self.count.read[source.key] += nbytes
         name = f"bytes_{source.role}"
         setattr(self.count, name, getattr(self.count, name) + nbytes)
 

@@ -90,7 +90,8 @@ class Planner:
                 [_ring_mask(at, rows, self.window, ring) for at in range(2 * ring)]
             )
             mx.eval(self._ring_masks[rows])
-        return self._ring_masks[rows][start if start < ring else ring + start % ring]
+        at = start if start < ring else ring + start % ring
+        return self._ring_masks[rows][at : at + 1].squeeze(0)  # a view, where [at] would be a copy
 
     def _groups(self, ratio: int, start: int, rows: int) -> Groups:
         first, end = start // ratio, (start + rows) // ratio

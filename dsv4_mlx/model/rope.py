@@ -79,4 +79,4 @@ def plain_table(config: ModelConfig) -> RopeTable:
 def compressed_table(config: ModelConfig) -> RopeTable:
     """Layers with compression: base 160000 and YaRN, for everything the layer rotates (trap 1)."""
     freqs = frequencies(config.rope_dim, config.compress_rope_theta, config.yarn)
-    return RopeTable(freqs, config.head_dim)
+    return RopeTable(freqs, max(config.head_dim, config.index_dim))  # rows of both widths are rotated

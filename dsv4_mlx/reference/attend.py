@@ -63,6 +63,8 @@ def _scores(q: mx.array, rows: mx.array, mask: mx.array | None) -> mx.array:
 
 
 def _gather(rows: mx.array, picks: mx.array) -> mx.array:
+    """rows [B, N, K], picks [B, T, k] -> [B, T, k, K]. An index like rows[0] would copy all of the rows."""
     if rows.shape[0] == 1:
-        return mx.take(rows[0], picks[0], axis=0)[None]
-    return mx.stack([mx.take(rows[b], picks[b], axis=0) for b in range(rows.shape[0])])
+        return mx.take(rows.squeeze(0), picks, axis=0)
+    pairs = zip(mx.split(rows, rows.shape[0]), mx.split(picks, rows.shape[0]), strict=True)
+    return mx.concatenate([_gather(row, pick) for row, pick in pairs])

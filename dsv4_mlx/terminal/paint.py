@@ -5,6 +5,7 @@ Colours are the terminal's own sixteen, so that they suit a dark and a light bac
 
 from __future__ import annotations
 
+import copy
 import io
 from functools import lru_cache
 from typing import ClassVar
@@ -66,9 +67,8 @@ class _Markdown(Markdown):
         "heading_open": _Heading,
     }
 
-    def __init__(self, source: str) -> None:
-        super().__init__("", hyperlinks=False, code_theme="ansi_dark")
-        self.markup, self.parsed = source, PARSER.parse(source)
+
+_EMPTY = _Markdown("", hyperlinks=False, code_theme="ansi_dark")
 
 
 def code(source: str, language: str) -> RenderableType:
@@ -88,7 +88,9 @@ class Painter:
         )  # fmt: skip
 
     def markdown(self, source: str) -> list[Line]:
-        return self._lines(_Markdown(source))
+        parsed = copy.copy(_EMPTY)  # making one builds a parser, which costs more than most texts
+        parsed.markup, parsed.parsed = source, PARSER.parse(source)
+        return self._lines(parsed)
 
     def code(self, source: str, language: str) -> list[Line]:
         return self._lines(code(source, language))

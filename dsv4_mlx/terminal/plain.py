@@ -22,7 +22,7 @@ from dsv4_mlx.terminal.record import entries_of, entries_of_answer
 from dsv4_mlx.terminal.speaker import Kind
 from dsv4_mlx.terminal.status import progress
 
-EVERY = 5.0  # seconds between lines about loading and reading the prompt
+FIRST, EVERY = 1.0, 5.0  # seconds until a line about loading or the prompt, and between such lines
 
 
 class Plain:
@@ -37,7 +37,7 @@ class Plain:
         self._answering: Answering | None = None
         self._answered = False
         self._at_start = True
-        self._said = time.monotonic()
+        self._said = time.monotonic() - EVERY + FIRST
 
     # -- running ---------------------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ class Plain:
         line = progress(self.chat, 200) if now - self._said >= EVERY else None
         if line is not None:
             self._said = now
-            self._tell(line.replace("━", "").replace("╌", ""))
+            self._tell(line.replace("━", "").replace("╌", "").replace("  ", " "))
 
     # -- View ------------------------------------------------------------------------------------------
 
@@ -112,7 +112,7 @@ class Plain:
 
     def begin(self, answering: Answering) -> None:
         self._answering, self._answered = answering, False
-        self._said = time.monotonic()
+        self._said = time.monotonic() - EVERY + FIRST
 
     def said(self, kind: Kind, text: str) -> None:
         answering = self._answering

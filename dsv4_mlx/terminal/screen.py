@@ -43,7 +43,7 @@ from dsv4_mlx.terminal.status import progress, status
 from dsv4_mlx.terminal.thinking import Thinking
 
 RATE = 10.0  # drawings a second
-SHARE = 0.015  # of a core that drawing an answer may take
+SHARE = 0.014  # of a core that drawing an answer may take
 SLOWEST = 0.5  # seconds between drawings at most
 IDLE = 0.1  # seconds between looks while nothing happens
 PANE = 5  # lines of running thinking
@@ -137,13 +137,13 @@ class Screen:
             self.app.exit(exception=error)
 
     async def _tick(self) -> None:
+        before = self.drawing
         while True:
-            before = self.drawing
             if self.output.get_size() != self.size:
                 self.repaint()
             if self.chat.pump() or self.chat.busy or self._pending:
                 self.draw()
-            cost = self.drawing - before
+            cost, before = self.drawing - before, self.drawing  # since the last look
             pause = max(1 / RATE, min(SLOWEST, cost / SHARE)) if self.chat.busy else IDLE
             await asyncio.sleep(pause)
 

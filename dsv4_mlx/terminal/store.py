@@ -104,7 +104,7 @@ class Store:
             self.problems.append(f"the conversation was changed elsewhere: this one is now {path.name}")
         data = json.dumps(conversation.to_json(), ensure_ascii=False, indent=1)
         try:
-            write_private(path, data.encode("utf-8", "surrogatepass"))
+            write_private(path, data.encode("utf-8", "backslashreplace"))
             self._written[conversation.key] = _looks(path)
         except OSError as error:
             raise MachineError(
@@ -117,7 +117,7 @@ class Store:
         """Read a conversation. Raises InputError; a damaged file has then been kept aside."""
         path = self.path(key)
         try:
-            raw = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+            raw = json.loads(path.read_bytes().decode("utf-8"))
             if not isinstance(raw, dict) or not isinstance(raw.get("version"), int):
                 raise ValueError("it has no version number")
             if raw["version"] > VERSION:

@@ -6,6 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,12 +92,42 @@ def test_target_is_a_file(source: Path, tmp_path: Path) -> None:
         convert(source, tmp_path / "file" / "below")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_target_not_writable(source: Path, tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    target.mkdir(mode=0o500)
-    with pytest.raises(InputError, match="can't be written to"):
-        convert(source, target)
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Root may write anywhere, so root becomes nobody for a moment."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_target_not_writable(source: Path) -> None:
+    with tempfile.TemporaryDirectory() as open_to_all:  # pytest's own folders are closed to other users
+        home = Path(open_to_all)
+        home.chmod(0o755)
+        readable = Path(shutil.copytree(source, home / "source"))
+        (home / "target").mkdir(mode=0o555)
+        with ordinary_user():
+            with pytest.raises(InputError, match="can't be written to"):
+                convert(readable, home / "target")
+            with pytest.raises(InputError, match="can't be made"):
+                convert(readable, home / "target" / "below")
+        assert list((home / "target").iterdir()) == []
+
+
+def test_source_not_readable(source: Path) -> None:
+    with tempfile.TemporaryDirectory() as open_to_all:
+        home = Path(open_to_all)
+        home.chmod(0o777)
+        closed = Path(shutil.copytree(source, home / "source"))
+        next(closed.glob("model-00002*")).chmod(0)
+        with ordinary_user(), pytest.raises(MachineError, match="can't be read: Permission denied"):
+            convert(closed, home / "target")
+        assert not (home / "target").exists()
 
 
 def test_target_file_system_is_read_only(source: Path) -> None:

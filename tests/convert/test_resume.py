@@ -270,12 +270,16 @@ def test_disk_full_on_the_way(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
+        patch.setattr(folder, "check_space", lambda *_: None)
+        patch.setattr(folder, "free_bytes", lambda _: 1000)
         with pytest.raises(
             MachineError, match=r"the disk is full: .* are missing to finish[\s\S]*--resume"
         ) as caught:
             convert(source, target)
     assert caught.value.exit_code == 3
-    assert convert(source, target, resume=True).status == "resumed"
+    summary = convert(source, target, resume=True)
+    assert summary.status == "resumed"
+    assert f"{(summary.bytes_written - 1000) / 1e6:,.1f} MB are missing" in str(caught.value)
     convert(source, tmp_path / "reference")
     assert_same(tmp_path / "reference", target)
 

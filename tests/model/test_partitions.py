@@ -35,7 +35,7 @@ def whole(model: Transformer) -> Array:
 
 
 @given(pieces=st.lists(st.sampled_from(PIECES) | st.integers(1, 140), min_size=2, max_size=40))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_any_partition(model: Transformer, whole: Array, pieces: list[int]) -> None:
     cuts = [end for end in accumulate(pieces) if end < LENGTH]
     assert_close(run(model, TOKENS, cuts), whole, PARTITION, f"cut at {cuts}")
@@ -49,14 +49,14 @@ def test_equal_pieces(model: Transformer, whole: Array, piece: int, record_prope
     record_property("largest difference, std", f"{found:.1e}")
 
 
-@pytest.mark.parametrize("name", ["topk", "awkward", "windows", "small"])
+@pytest.mark.parametrize("name", ["topk", "awkward", "small"])
 def test_partitions_of_converted_models(checkpoints: Checkpoints, name: str, record_property: Note) -> None:
     """The same on quantised weights, whose products run another way for one row than for many."""
     vocabulary = checkpoints.config(name)["vocab_size"]
     tokens = np.random.default_rng(3).integers(0, vocabulary, 270)
     quantised, worst = checkpoints.model(name), 0.0
     reference = run(quantised, tokens)
-    for cuts in ([1, 4, 9, 136, 137, 265], [3, 7, 134, 139, 267], [127, 128], [129, 133, 138, 266]):
+    for cuts in ([1, 4, 9, 136, 137, 265], [3, 7, 127, 128, 133, 261]):
         found = run(quantised, tokens, cuts)
         worst = max(worst, assert_close(found, reference, PARTITION, f"cut at {cuts}"))
     record_property("largest difference, std", f"{worst:.1e}")
@@ -64,9 +64,14 @@ def test_partitions_of_converted_models(checkpoints: Checkpoints, name: str, rec
 
 def test_every_length_of_prompt(model: Transformer, whole: Array) -> None:
     """Lengths of every residue mod 4 and mod 128: the last row, and a decoded token after it."""
-    for length in [*range(1, 10), *range(256, 385)]:
-        rows = decode(model, TOKENS[: length + 1], length)
+    start = model.new_state()
+    run(model, TOKENS[:255], (), start)
+    for length in range(256, 385):
+        rows = run(model, TOKENS[255 : length + 1], [length - 255], start.fork())
         assert_close(rows[-2:], whole[length - 1 : length + 1], PARTITION, f"a prompt of {length}")
+    for length in range(1, 10):
+        rows = decode(model, TOKENS[: length + 1], length)
+        assert_close(rows, whole[: length + 1], PARTITION, f"a prompt of {length}")
 
 
 @pytest.mark.parametrize("cuts", [[], [100, 200], [1, 5, 128, 257]])

@@ -208,7 +208,7 @@ HEADS = Case(
     ),
     seed=1,
     prompts=(Prompt(275, 129, 1), Prompt(67, 3, 5)),
-    official=Prompt(160, 160, 25),
+    official=Prompt(88, 88, 76),
 )
 
 CASES = (TOPK, AWKWARD, WINDOWS, HEADS)

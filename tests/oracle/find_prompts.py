@@ -25,7 +25,7 @@ from oracle.numpy_model import NumpyModel
 Array = NDArray[Any]
 
 NOISE = 2e-7  # relative error of a float32 matrix product here, a little more than numpy's own
-RUNS = 6
+RUNS = 10
 
 
 class Noisy(NumpyModel):

@@ -70,7 +70,7 @@ def answer(question: str, asked: Asked) -> Reply:
     if text.startswith("cut"):
         return Reply(words("answer", "not the whole"), ending="length")
     if text.startswith("markdown"):
-        return Reply(words("answer", MARKDOWN), delay=0.01)
+        return Reply(words("answer", MARKDOWN), delay=0.02)
     said = f"You said {len(question)} characters; turn {len(asked.messages)}; seed {asked.seed}."
     return Reply(words("answer", said))
 

@@ -41,7 +41,7 @@ class Person:
             "TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONPATH": path, **(env or {}),
         }  # fmt: skip
         self.child = pexpect.spawn(
-            command[0], command[1:], dimensions=(rows, columns), env=environment, timeout=PATIENCE, echo=False
+            command[0], command[1:], dimensions=(rows, columns), env=environment, timeout=PATIENCE
         )
         self.child.delaybeforesend = None
         self.screen = Display(columns, rows, history=20_000, ratio=0.5)

@@ -1,0 +1,135 @@
+"""The chat and `generate` with a real engine on a small synthetic model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from subprocess import run
+
+import pytest
+
+from dsv4_mlx.cli.speaker import EngineSpeaker
+from dsv4_mlx.convert import convert
+from dsv4_mlx.engine import EngineOptions, SamplingOptions
+from dsv4_mlx.synthetic import small_config, write_checkpoint
+from dsv4_mlx.terminal.speaker import Asked, Kind, Spoken, Stopped
+from terminal.screens import CTRL_C, CTRL_D, Person
+
+MAIN = [sys.executable, "-m", "dsv4_mlx"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_checkpoint(folder / "official", small_config(), 0)
+    convert(folder / "official", folder / "converted", "native")
+    return folder / "converted"
+
+
+class Heard:
+    """A Listener that stops after so many prefill steps or tokens."""
+
+    def __init__(self, prefills: int = 10**9, tokens: int = 10**9) -> None:
+        self.left = [prefills, tokens]
+        self.prefills: list[tuple[int, int, int]] = []
+        self.said: list[tuple[Kind, str]] = []
+
+    def prefill(self, done: int, total: int, reused: int) -> None:
+        self.prefills.append((done, total, reused))
+        self._count(0)
+
+    def piece(self, kind: Kind, text: str) -> None:
+        self.said.append((kind, text))
+
+    def token(self) -> None:
+        self._count(1)
+
+    def _count(self, what: int) -> None:
+        self.left[what] -= 1
+        if not self.left[what]:
+            raise Stopped
+
+
+def speaker(model: Path, max_tokens: int) -> EngineSpeaker:
+    found = EngineSpeaker(model, EngineOptions(context=4096), SamplingOptions(temperature=1.0), max_tokens)
+    found.open(lambda done, total: None)
+    return found
+
+
+def test_a_stopped_prefill_and_a_stopped_answer_leave_a_sound_session(model: Path) -> None:
+    asked = Asked((Spoken("user", "many words of a long question " * 45),), "on", 7)
+    whole = Heard()
+    assert speaker(model, 6).reply(asked, whole) == "length"
+    assert len(whole.prefills) >= 2 and whole.said
+    stopped = speaker(model, 6)
+    with pytest.raises(Stopped):
+        stopped.reply(asked, Heard(prefills=1))
+    with pytest.raises(Stopped):
+        stopped.reply(asked, first := Heard(tokens=3))
+    assert first.prefills[0][2] > 0, "the part that was computed is used"
+    again = Heard()
+    stopped.reply(asked, again)
+    assert again.said == whole.said
+
+
+def test_chat_in_a_terminal(model: Path, tmp_path: Path) -> None:
+    env = {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+    command = [*MAIN, "chat", str(model), "--context", "4096", "--max-tokens", "30", "--seed", "1"]
+    with Person(command, env=env) as person:
+        person.sees("0/4,096 tokens", 60)
+        person.enters("hello")
+        person.sees("thought for|cut off", 60)
+        person.sees("cut off", 60)
+        person.sees(r"decode [\d.]+ tok/s")
+        person.enters("/nothink")
+        person.enters("again")
+        person.until(lambda: person.everything().count("cut off") == 2, "a second answer", 60)
+        person.types(CTRL_C)
+        person.types(CTRL_D)
+        person.ends()
+    (file,) = (tmp_path / "dsv4-mlx" / "chats").glob("*.json")
+    messages = json.loads(file.read_text("utf-8"))["messages"]
+    assert [m["role"] for m in messages] == ["user", "assistant"] * 2
+    assert messages[0]["text"] == "hello" and messages[1]["tokens"] == 30
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_a_pipe_goes_before_the_prompt(model: Path, tmp_path: Path, command: str) -> None:
+    def answers(options: list[str], piped: bytes) -> bytes:
+        more = ["--max-tokens", "8", "--seed", "3", "--temperature", "0", "--think", "off"]
+        found = run([*MAIN, command, str(model), *options, *more], input=piped, capture_output=True)
+        assert found.returncode == 0, found.stderr
+        assert b"\x1b" not in found.stdout
+        return found.stdout
+
+    both = answers(["-p", "review this"], b"+ a line\n")
+    assert both == answers([], b"+ a line\n\nreview this") and both.strip()
+
+
+@pytest.mark.parametrize(
+    ("piped", "options", "message"),
+    [
+        (b"ab\0cd", [], "standard input is binary: byte 2 of 5 is zero"),
+        (b"\xe9t\xe9", [], "standard input is not UTF-8 text: byte 0 is 0xe9"),
+        (b"", [], "the prompt is empty"),
+        (None, [], "no prompt, and standard input is no pipe"),
+        (b"word " * 20_000, ["--context", "1024"], "the context holds 1024"),
+    ],
+)
+def test_bad_pipes(model: Path, piped: bytes | None, options: list[str], message: str) -> None:
+    given = {"input": piped} if piped is not None else {"stdin": -3}  # -3: nothing, not a pipe
+    found = run([*MAIN, "generate", str(model), *options], capture_output=True, **given)  # type: ignore[call-overload]
+    assert found.returncode == 2 and message in found.stderr.decode(), found.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("", "MODEL is empty"), ("nowhere", "there is no folder"), ("empty", "not a finished")]
+)
+def test_a_missing_or_unfinished_model(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    given = [str(tmp_path / name)] if name else []
+    with Person([*MAIN, "chat", *given], env={"HOME": str(tmp_path), "DSV4_MODEL": ""}) as person:
+        person.sees("error: ")
+        person.ends(2)
+        assert message in person.text().replace("\n", " ") and "next:" in person.text()
