@@ -90,6 +90,15 @@ def comparisons(folder: Path, native: Path, run: Path | None, table: Table, size
     prompts = compare.prompts(engine, random.Random(7), max(4, round(24 * size)))
     plain = floats(values, engine)
     table.note("native against the unconverted weights: " + compare.differences(engine, plain, prompts))
+    small = native.with_name("4bit")
+    convert(folder, small, "4bit")
+    table.note(
+        "4bit against native:                    " + compare.differences(converted(small), engine, prompts)
+    )
+    facts = max(8, round(87 * size))
+    for think in THINK:
+        kept = ask_facts(converted(small), think, random.Random(1), facts)[0]
+        table.add(f"facts, {think}, recipe 4bit", kept)
     half = floats(values, engine, Bfloat16Tensors)
     table.note("bfloat16 activations against float32:   " + compare.differences(half, plain, prompts))
     if run is not None:
@@ -97,9 +106,14 @@ def comparisons(folder: Path, native: Path, run: Path | None, table: Table, size
             {n: compare.array(v) for n, v in official(engine.config, trained(run)).items()}, engine
         )
         table.note("rounded to FP8/FP4 against unrounded:   " + compare.differences(plain, before, prompts))
+        count = max(8, round(40 * size))
         for name, model in (("before rounding", before), ("after rounding", engine)):
-            table.add(f"facts, off, {name}", ask_facts(model, "off", random.Random(1), 87)[0], "<= 2 points")
-            table.add(f"needle at 512, {name}", ask_needle(model, random.Random(3), 40, 512), "<= 2 points")
+            table.add(
+                f"facts, off, {name}", ask_facts(model, "off", random.Random(1), facts)[0], "<= 2 points"
+            )
+            table.add(
+                f"needle at 512, {name}", ask_needle(model, random.Random(3), count, 512), "<= 2 points"
+            )
     table.add("MTP: first draft accepted, real loop", compare.accepted(engine, prompts), ">= 80%")
 
 
