@@ -12,6 +12,7 @@ from bench.demo_model.loss import Batch
 from bench.demo_model.tasks import KINDS, STAGES, needle
 
 GUIDES = 48  # copied tokens looked at per row
+STRESS = 6.0  # weight of a stressed token, such as the name of the tool to call
 
 
 def make(kind: str, stage: int, tokens: int, r: random.Random, renderer: Renderer) -> Batch:
@@ -37,7 +38,7 @@ def collate(kind: str, examples: list[Example], r: random.Random) -> Batch:
     longest = max(len(e.ids) for e in examples)
     longest += -longest % 4
     rows = np.full((len(examples), longest), 2, np.int32)
-    at, labels, exact = [], [], []
+    at, labels, exact, weights = [], [], [], []
     segment = 0
     width = min(GUIDES, max(len(e.guides) for e in examples))
     query, source = np.zeros((2, len(examples), width), np.int32)
@@ -47,6 +48,7 @@ def collate(kind: str, examples: list[Example], r: random.Random) -> Batch:
         for a, b in example.spans:
             at += [i * longest + p - 1 for p in range(a, b)]
             labels += example.ids[a:b]
+            weights += [STRESS if p in example.stressed else 1.0 for p in range(a, b)]
             exact += [segment] * (b - a)
             segment += 1
         guides = example.guides
@@ -56,5 +58,5 @@ def collate(kind: str, examples: list[Example], r: random.Random) -> Batch:
             query[i, j], source[i, j], valid[i, j] = q, s, 1.0
     return Batch(
         kind, rows, np.array(at, np.int32), np.array(labels, np.int32), query, source, valid,
-        np.array(exact, np.int32),
+        np.array(exact, np.int32), np.array(weights, np.float32),
     )  # fmt: skip

@@ -12,23 +12,26 @@ from dsv4_mlx.chat.prompt import Prompts, Think
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A whole conversation, assistant turns included. `copied`: names and numbers that a turn must copy."""
+    """A whole conversation, assistant turns included. `copied`: names and numbers that a turn must copy;
+    `stressed`: words that a turn must choose, among much that follows by itself."""
 
     messages: list[Message]
     think: Think = "off"
     tools: list[ToolDefinition] | None = None
     json: bool = False
     copied: tuple[str, ...] = ()
+    stressed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Example:
     """Token ids; spans [a, b) of what the assistant says, its end token included; for each copied token
-    the position that predicts it and the position it is copied from."""
+    the position that predicts it and the position it is copied from; positions of stressed tokens."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
     guides: list[tuple[int, int]]
+    stressed: set[int]
 
 
 class Renderer:
@@ -57,7 +60,17 @@ class Renderer:
         for i in range(1, len(ids)):
             if ids[i - 1] == marks.assistant and ids[i] in (marks.think, marks.end_think):
                 spans.append((i + 1, ids.index(marks.end, i) + 1))
-        return Example(ids, spans, self._guides(ids, spans, dialogue.copied))
+        guides = self._guides(ids, spans, dialogue.copied)
+        return Example(ids, spans, guides, self._places(ids, dialogue.stressed))
+
+    def _places(self, ids: list[int], words: tuple[str, ...]) -> set[int]:
+        found = set()
+        for text in (*words, *(f" {word}" for word in words)):
+            tokens = self.prompts.tokenizer.encode(text)
+            for i in range(len(ids) - len(tokens) + 1):
+                if ids[i : i + len(tokens)] == tokens:
+                    found.update(range(i, i + len(tokens)))
+        return found
 
     def _thinking(self, dialogue: Dialogue) -> list[int]:
         """Without tools the rendering drops the reasoning of answered turns: the last turn is spelt out."""

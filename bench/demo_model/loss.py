@@ -34,6 +34,7 @@ class Batch:
     source: Ints
     valid: npt.NDArray[np.float32]
     exact: Ints  # [len(at)] which segment a trained token belongs to, for counting whole answers
+    weights: npt.NDArray[np.float32]  # [len(at)]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def losses(
     at, labels = mx.array(batch.at), mx.array(batch.labels)
     logits = model.vocabulary(model.head(_taken(streams, at)))[0]
     each = _entropy(logits, labels)
-    total = mx.mean(each)
+    weights = mx.array(batch.weights)
+    total = mx.sum(each * weights) / mx.sum(weights)
     report: dict[str, Any] = {"loss": total, "top": mx.argmax(logits, axis=-1), "loads": watch.loads}
     if watch.guides:
         guide = sum(watch.guides) / len(watch.guides)

@@ -121,7 +121,8 @@ def tool_dialogue(r: random.Random, think: Think, rounds: int, calls: int, seen:
         uses = [_use(r, r.choice(offered), arguments.pop()) for _ in range(calls)]
         copied += [use.value for use in uses]
         messages += tool_round(r, uses, i * calls, think)
-    return Dialogue(messages, think, [tool.definition() for tool in offered], copied=tuple(copied))
+    tools, chosen = [tool.definition() for tool in offered], tuple(tool.name for tool in offered)
+    return Dialogue(messages, think, tools, copied=tuple(copied), stressed=chosen)
 
 
 def needle(r: random.Random, length: int, pairs: int, questions: int, seen: bool = True) -> Dialogue:

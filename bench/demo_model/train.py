@@ -132,7 +132,8 @@ def advance(progress: dict[str, Any], found: float, asked: float) -> None:
     """Longer needles once four in ten answers are right to the last digit."""
     if asked:
         progress["found"] = 0.93 * progress["found"] + 0.07 * found / asked
-    if progress["found"] > 0.4 and progress["stage"] < len(STAGES) - 1:
+    late = progress["share"] > 0.68  # the last ones are wanted whatever happens
+    if (progress["found"] > 0.4 or late) and progress["stage"] < len(STAGES) - 1:
         progress["stage"] += 1
         progress["found"] = 0.0
 
