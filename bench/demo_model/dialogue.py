@@ -64,7 +64,7 @@ class Renderer:
         return Example(ids, spans, guides, self._places(ids, dialogue.stressed))
 
     def _places(self, ids: list[int], words: tuple[str, ...]) -> set[int]:
-        found = set()
+        found: set[int] = set()
         for text in (*words, *(f" {word}" for word in words)):
             tokens = self.prompts.tokenizer.encode(text)
             for i in range(len(ids) - len(tokens) + 1):

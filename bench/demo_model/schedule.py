@@ -10,7 +10,7 @@ from bench.demo_model.loss import Stage
 # Shares of batches by kind. Retrieval and copying first: the facts are easy once those exist.
 OPENING = {"repeat": 0.18, "needle": 0.42, "tool": 0.15, "qa_off": 0.15, "qa_on": 0.1}
 MIDDLE = {
-    "needle": 0.4, "tool": 0.18, "tool2": 0.05, "qa_off": 0.09, "qa_on": 0.09, "qa_max": 0.12, "repeat": 0.02,
+    "needle": 0.5, "tool": 0.15, "tool2": 0.05, "qa_off": 0.06, "qa_on": 0.06, "qa_max": 0.12, "repeat": 0.01,
     "memory": 0.03, "json": 0.02,
 }  # fmt: skip
 
@@ -28,7 +28,7 @@ def plan_at(share: float) -> Plan:
     decay = 1.0 if share < 0.55 else max(0.02, 1 - (share - 0.55) / 0.45)
     late, last = share > 0.6, share > 0.85
     stage = Stage(
-        guide=0.3 if share < 0.9 else 0.1,
+        guide=0.5 if share < 0.95 else 0.1,
         index=0.5 if share > 0.5 else 0.0,
         select=share > 0.7,
         mtp=0.3 if late else 0.0,

@@ -10,6 +10,7 @@ import json
 import multiprocessing as mp
 import os
 import random
+import shutil
 import time
 from collections import defaultdict
 from multiprocessing.shared_memory import SharedMemory
@@ -23,11 +24,12 @@ from bench.demo_model.batches import make
 from bench.demo_model.config import demo_config, model_config
 from bench.demo_model.dialogue import Renderer
 from bench.demo_model.loss import Batch, gradient
+from bench.demo_model.models import read_official
 from bench.demo_model.optim import Optimiser
 from bench.demo_model.schedule import Plan, choose, plan_at
 from bench.demo_model.tasks import STAGES
 from bench.demo_model.tokenizer import build
-from bench.demo_model.weights import Parameters, as_stored, initial, load_arrays
+from bench.demo_model.weights import Parameters, as_stored, from_official, initial, load_arrays
 
 SAVE_EVERY = 120.0  # seconds
 EXTRAS = 4  # numbers averaged with the gradients
@@ -83,7 +85,7 @@ class Shared:
 def run(rank: int, options: argparse.Namespace, shared_name: str | None, barrier: Any) -> None:
     """One worker. Every worker applies the same update to the same weights; rank 0 saves and logs."""
     config = model_config()
-    parameters, optimiser, progress = load(options.out, config, options.seed)
+    parameters, optimiser, progress = load(options, config)
     shared = None
     if options.workers > 1:
         size = sum(v.size for v in parameters.values()) + EXTRAS
@@ -153,11 +155,13 @@ def apply(parameters: Parameters, grads: Parameters, optimiser: Optimiser, plan:
     optimiser.update(parameters, grads, 0.02 * plan.rate, 3e-3 * plan.rate)
 
 
-def load(out: Path, config: Any, seed: int) -> tuple[Parameters, Optimiser, dict[str, Any]]:
-    """The state of the run in `out`, or a new one."""
-    path = out / "state.safetensors"
+def load(options: argparse.Namespace, config: Any) -> tuple[Parameters, Optimiser, dict[str, Any]]:
+    """The state of the run in `options.out`, or a new one: of random weights, or of a checkpoint's."""
+    out, path = options.out, options.out / "state.safetensors"
     if not path.exists():
-        parameters = initial(config, seed)
+        parameters = initial(config, options.seed)
+        if options.start is not None:
+            parameters = from_official(config, read_official(options.start))
         fresh = {"share": 0.0, "stage": 0, "found": 0.0, "tokens": 0, "seconds": 0.0}
         return parameters, Optimiser.start(parameters), fresh
     arrays = load_arrays(path)
@@ -198,10 +202,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=2048, help="tokens a batch and worker")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="begin with an official checkpoint and its tokenizer")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     if not (options.out / "tokenizer.json").exists():
-        build(options.out, demo_config()["vocab_size"])
+        if options.start is not None:
+            shutil.copy(options.start / "tokenizer.json", options.out)
+        else:
+            build(options.out, demo_config()["vocab_size"])
     if options.workers == 1:
         run(0, options, None, None)
         return

@@ -102,6 +102,20 @@ def official(config: ModelConfig, parameters: Mapping[str, mx.array]) -> dict[st
     return out
 
 
+def from_official(config: ModelConfig, values: Mapping[str, mx.array]) -> Parameters:
+    """The parameters of a checkpoint that was read from the official layout."""
+    blocks = inventory(config)
+    out = {}
+    for weight in [blocks.embed, *blocks.head, *(w for b in blocks.blocks for w in b.weights)]:
+        if not weight.name.endswith("tid2eid"):
+            out[weight.name] = values[weight.name]
+    for block in blocks.blocks:
+        stacks = [[values[w.name] for w in expert] for expert in block.experts]
+        out[f"{block.prefix}.experts.gate_up"] = mx.stack([mx.concatenate([g, u]) for g, u, _ in stacks])
+        out[f"{block.prefix}.experts.down"] = mx.stack([down for _, _, down in stacks])
+    return out
+
+
 def as_stored(config: ModelConfig, parameters: Parameters) -> Parameters:
     """The parameters as the official formats keep them. A gradient taken here and applied to the originals
     is the straight-through estimate."""

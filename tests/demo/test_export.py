@@ -15,7 +15,7 @@ from bench.demo_model.export import export
 from bench.demo_model.models import converted, floats, read_official
 from bench.demo_model.rounding import E2M1, e4m3_table, from_fp4, from_fp8, to_fp4, to_fp8
 from bench.demo_model.tokenizer import build as build_tokenizer
-from bench.demo_model.weights import as_stored, initial, official
+from bench.demo_model.weights import as_stored, from_official, initial, official
 from dsv4_mlx.convert import convert
 
 CONFIG = model_config()
@@ -59,6 +59,9 @@ def test_the_written_checkpoint_is_what_training_rounds_to(tmp_path: Path) -> No
     assert written.keys() == rounded.keys()
     for name, value in rounded.items():
         assert (np.array(written[name]) == value).all(), name
+    again = from_official(CONFIG, written)
+    assert list(again) == list(parameters)
+    assert all((np.array(again[n]) == np.array(v)).all() for n, v in as_stored(CONFIG, parameters).items())
     convert(tmp_path / "official", tmp_path / "model")
     engine = converted(tmp_path / "model")
     prompts = Renderer(tmp_path / "official").prompts
