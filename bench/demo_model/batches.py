@@ -11,7 +11,7 @@ from bench.demo_model.dialogue import Example, Renderer
 from bench.demo_model.loss import Batch
 from bench.demo_model.tasks import KINDS, STAGES, needle
 
-GUIDES = 48  # copied tokens looked at per row
+GUIDES = 80  # copied tokens looked at per row
 STRESS = 6.0  # weight of a stressed token, such as the name of the tool to call
 
 

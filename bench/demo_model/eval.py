@@ -122,14 +122,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the official checkpoint")
     parser.add_argument("--run", type=Path, help="the training run it was exported from")
     parser.add_argument("--size", type=float, default=1.0, help="share of the questions to ask")
+    parser.add_argument("--part", choices=("talk", "compare"), help="only what it says, or what changes it")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     table, started = Table(), time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         native = Path(temporary) / "native"
         convert(options.folder, native)
-        timed(lambda: talk_tasks(converted(native), table, options.size))
-        timed(lambda: comparisons(options.folder, native, options.run, table, options.size))
+        if options.part != "compare":
+            timed(lambda: talk_tasks(converted(native), table, options.size))
+        if options.part != "talk":
+            timed(lambda: comparisons(options.folder, native, options.run, table, options.size))
     print(f"{time.monotonic() - started:.0f} s")
     if options.json:
         options.json.write_text(json.dumps(table.rows, indent=1) + "\n", encoding="utf-8")

@@ -200,4 +200,4 @@ KINDS: dict[str, Callable[[random.Random], Dialogue]] = {
     "memory": lambda r: memory(r, _kind(r), r.random() < 0.3),
 }
 # Needle lengths as the training advances: tokens, pairs, questions.
-STAGES = ((96, 2, 2), (160, 4, 4), (256, 6, 5), (512, 8, 6), (1024, 10, 8))
+STAGES = ((96, 2, 2), (160, 4, 4), (300, 12, 12), (512, 12, 12), (1024, 10, 8))
