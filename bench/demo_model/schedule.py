@@ -22,18 +22,17 @@ class Plan:
     stage: Stage
 
 
-def plan_at(share: float) -> Plan:
-    """`share`: how much of the schedule is over."""
+def plan_at(share: float, step: int) -> Plan:
+    """`share`: how much of the schedule is over. Dear parts are trained every third or fourth step only."""
     warm = min(1.0, share / 0.01 + 0.05)
     decay = 1.0 if share < 0.55 else max(0.02, 1 - (share - 0.55) / 0.45)
-    late, last = share > 0.6, share > 0.85
     stage = Stage(
         guide=0.5 if share < 0.95 else 0.1,
-        index=0.5 if share > 0.5 else 0.0,
-        select=share > 0.7,
-        mtp=0.3 if late else 0.0,
-        rounding=last,
-        iterations=20 if share > 0.93 else 5,
+        index=0.5 if share > 0.5 and step % 3 == 0 else 0.0,
+        select=share > 0.75,
+        mtp=0.5 if share > 0.6 and step % 4 == 0 else 0.0,
+        rounding=share > 0.92,
+        iterations=20 if share > 0.96 else 5,
     )
     return Plan(OPENING if share < 0.15 else MIDDLE, warm * decay, stage)
 

@@ -97,7 +97,7 @@ def run(rank: int, options: argparse.Namespace, shared_name: str | None, barrier
     while True:
         seconds = elapsed_before + time.monotonic() - started
         # What a worker decides on must be the same in all: the clock is averaged with the gradients.
-        plan = plan_at(progress["share"])
+        plan = plan_at(progress["share"], optimiser.step)
         r = random.Random(f"{options.seed}:{optimiser.step}:{rank}")
         kind = choose(plan, r)
         batch = make(kind, progress["stage"], options.tokens, r, renderer)
