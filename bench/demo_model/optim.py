@@ -26,11 +26,16 @@ class Optimiser:
         second = {n: mx.zeros_like(v) for n, v in parameters.items() if not by_muon(n, v)}
         return Optimiser(first, second)
 
-    def update(self, parameters: Parameters, grads: Parameters, muon: float, adam: float) -> None:
-        """Change `parameters` in place; `muon` and `adam` are the two learning rates."""
+    def update(
+        self, parameters: Parameters, grads: Parameters, muon: float, adam: float, idle: tuple[str, ...] = ()
+    ) -> None:
+        """Change `parameters` in place; `muon` and `adam` are the two learning rates.
+
+        Names that contain a word of `idle` took no part in this step: momentum alone must not move them.
+        """
         self.step += 1
         for name, value in parameters.items():
-            if name.endswith("gate.bias"):
+            if name.endswith("gate.bias") or any(word in name for word in idle):
                 continue
             grad = grads[name]
             if by_muon(name, value):

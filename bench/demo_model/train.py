@@ -152,7 +152,8 @@ def apply(parameters: Parameters, grads: Parameters, optimiser: Optimiser, plan:
     for name in parameters:
         if name.endswith("gate.bias"):
             parameters[name] = parameters[name] - 0.002 * plan.rate * mx.sign(grads[name])
-    optimiser.update(parameters, grads, 0.02 * plan.rate, 3e-3 * plan.rate)
+    idle = ("indexer",) * (not plan.stage.index) + ("mtp.",) * (not plan.stage.mtp)
+    optimiser.update(parameters, grads, 0.02 * plan.rate, 3e-3 * plan.rate, idle)
 
 
 def load(options: argparse.Namespace, config: Any) -> tuple[Parameters, Optimiser, dict[str, Any]]:
