@@ -30,7 +30,7 @@ def plan_at(share: float, step: int) -> Plan:
         guide=0.5 if share < 0.95 else 0.1,
         index=0.5 if share > 0.5 and step % 3 == 0 else 0.0,
         select=share > 0.75,
-        mtp=0.5 if share > 0.6 and step % 4 == 0 else 0.0,
+        mtp=0.5 if share > 0.6 and step % 4 == 1 else 0.0,
         rounding=share > 0.92,
         iterations=20 if share > 0.96 else 5,
     )
