@@ -153,6 +153,7 @@ def training_ops(window: int, watch: Watch) -> Ops:
         scores = index_scores(q, weights, keys) * (q.shape[2] * q.shape[3]) ** -0.5
         if watch.learn:
             watch.scores = scores
+            _index_guide(scores, mask, window, watch)
         if not watch.select:
             return mx.broadcast_to(mx.arange(total), (*q.shape[:2], total))
         scores = mx.stop_gradient(scores if mask is None else scores + mask)
@@ -319,6 +320,19 @@ def _guide(
     hit_far = ((index == group) | (index == group + 1)) & ~in_window[..., None]
     share = mx.sum(p[..., :window] * hit_local, axis=-1) + mx.sum(p[..., window:-1] * hit_far, axis=-1)
     watch.guides.append(mx.sum(-mx.log(share + 1e-3) * valid) / mx.maximum(mx.sum(valid), 1.0))
+
+
+def _index_guide(scores: mx.array, mask: mx.array | None, window: int, watch: Watch) -> None:
+    """As `_guide`, for the indexer: beyond the window, the rows that pool a copied token should score best."""
+    query, source, valid = watch.query, watch.source, watch.valid
+    if query is None or source is None or valid is None:
+        return
+    seen = scores if mask is None else scores + mx.maximum(mask, NOTHING)
+    p = softmax(_rows_at(seen, query))  # [B, M, N]
+    index, group = mx.arange(scores.shape[-1]), source[..., None] // 4
+    share = mx.sum(p * ((index == group) | (index == group + 1)), axis=-1)
+    wanted = valid * (query - source >= window)
+    watch.divergences.append(mx.sum(-mx.log(share + 1e-4) * wanted) / mx.maximum(mx.sum(wanted), 1.0))
 
 
 def _rows_at(x: mx.array, positions: mx.array) -> mx.array:

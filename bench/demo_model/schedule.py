@@ -23,12 +23,12 @@ class Plan:
 
 
 def plan_at(share: float, step: int) -> Plan:
-    """`share`: how much of the schedule is over. Dear parts are trained every third or fourth step only."""
+    """`share`: how much of the schedule is over. Dear parts are trained every second or fourth step only."""
     warm = min(1.0, share / 0.01 + 0.05)
     decay = 1.0 if share < 0.55 else max(0.02, 1 - (share - 0.55) / 0.45)
     stage = Stage(
         guide=0.5 if share < 0.95 else 0.1,
-        index=0.5 if share > 0.5 and step % 3 == 0 else 0.0,
+        index=0.5 if share > 0.5 and step % 2 == 0 else 0.0,
         select=share > 0.75,
         mtp=0.5 if share > 0.6 and step % 4 == 1 else 0.0,
         rounding=share > 0.92,
