@@ -323,7 +323,7 @@ def _guide(
 
 
 def _index_guide(scores: mx.array, mask: mx.array | None, window: int, watch: Watch) -> None:
-    """As `_guide`, for the indexer: beyond the window, the rows that pool a copied token should score best."""
+    """As `_guide`, for the indexer: beyond the window, rows that pool a copied token should score best."""
     query, source, valid = watch.query, watch.source, watch.valid
     if query is None or source is None or valid is None:
         return
