@@ -49,9 +49,10 @@ def convert(
     and recipe is continued, a finished one is left alone (status "nothing to do"), and an absent or empty
     target is started.
 
-    Bad input (InputError, UsageError), found before or while reading, leaves nothing behind that this call
-    wrote. A machine fault (MachineError) or Ctrl-C leaves a target that `resume` continues. `block` bounds
-    memory: it is the number of bytes handled at a time.
+    Bad input (InputError, UsageError) that is found before the first byte changes nothing. Bad weights found
+    while reading remove the whole conversion, what an earlier run wrote included: repaired, the source is
+    another source. A machine fault (MachineError) or Ctrl-C leaves a target that `resume` continues. `block`
+    bounds memory: it is the number of bytes handled at a time.
     """
     started = time.monotonic()
     rules = find_recipe(recipe)

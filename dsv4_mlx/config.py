@@ -204,7 +204,7 @@ def parse_config(text: str, where: object) -> ModelConfig:
     """`config.json` text -> ModelConfig. Raises InputError that names the key."""
     try:
         raw = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits is a plain ValueError
         raise InputError(
             f"config.json is not JSON: {error}", where=where, next="download the file again"
         ) from None
@@ -355,6 +355,9 @@ class _Reader:
             c.rope_dim % 2 == 0 and c.rope_dim < c.head_dim, "qk_rope_head_dim is even, below head_dim"
         )
         self.require(c.rope_dim <= c.index_dim, "qk_rope_head_dim is at most index_head_dim")
+        self.require(
+            c.rope_theta > 1 and c.compress_rope_theta > 1, "rope_theta, compress_rope_theta are above 1"
+        )
         self.require(c.heads % c.o_groups == 0, "num_attention_heads divides into o_groups")
         self.require(c.experts_per_token <= c.experts, "num_experts_per_tok is at most n_routed_experts")
         self.require(c.hash_layers <= c.layers, "num_hash_layers is at most num_hidden_layers")

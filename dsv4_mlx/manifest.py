@@ -20,6 +20,7 @@ aligned range of its layer's file, cut into `Segment`s; every record of a file h
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,9 @@ SEGMENTS = (
     "down_codes", "down_scales", "down_biases",
 )  # fmt: skip
 
+SEGMENT_ITEM_BYTES = {"U32": 4, "U8": 1, "BF16": 2}
+CHECKPOINTS = ("april", "0731")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -118,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest(
             recipe=str(raw["recipe"]),
-            checkpoint=str(raw["checkpoint"]),
+            checkpoint=_checkpoint(raw["checkpoint"]),
             source=dict(raw["source"]),
             tensors={name: _tensor(value) for name, value in raw["tensors"].items()},
             experts={name: _experts(value) for name, value in raw["experts"].items()},
@@ -127,6 +131,12 @@ def read_manifest(folder: Path) -> Manifest:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, f"a field is missing or wrong ({type(error).__name__}: {error})") from None
+
+
+def _checkpoint(name: object) -> str:
+    if name not in CHECKPOINTS:
+        raise ValueError(f"checkpoint is {name!r}, expected one of {', '.join(CHECKPOINTS)}")
+    return str(name)
 
 
 def _tensor(raw: dict[str, Any]) -> TensorRecord:
@@ -144,9 +154,24 @@ def _experts(raw: dict[str, Any]) -> ExpertTable:
         _inside(raw["file"]), raw["format"], int(raw["count"]), int(raw["record_bytes"]), segments,
         tuple(raw["digests"]),
     )  # fmt: skip
-    if any(s.offset < 0 or s.offset + s.bytes > table.record_bytes for s in segments):
-        raise ValueError("an expert segment lies outside its record")
+    for segment in segments:
+        if not _fits(segment, table.record_bytes):
+            raise ValueError(f"expert segment {segment.name!r} lies outside its record or contradicts itself")
     return table
+
+
+def _fits(segment: Segment, record_bytes: int) -> bool:
+    """Whether a view made of this segment stays inside the record: views are not checked again."""
+    item = SEGMENT_ITEM_BYTES.get(segment.dtype, 0)
+    return (
+        segment.name in SEGMENTS
+        and item > 0
+        and len(segment.shape) == 2
+        and all(isinstance(size, int) and size > 0 for size in segment.shape)
+        and math.prod(segment.shape) * item == segment.bytes
+        and segment.offset % item == 0
+        and 0 <= segment.offset <= record_bytes - segment.bytes
+    )
 
 
 def _inside(name: object) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
+from dsv4_mlx.reference import trainable
 from dsv4_mlx.reference.attend import attend
 from dsv4_mlx.reference.compress import compress
 from dsv4_mlx.reference.expert_ffn import expert_ffn
@@ -39,6 +40,13 @@ class Ops:
 
 
 REFERENCE = Ops()
+TRAINABLE = Ops(
+    rotate=trainable.rotate,
+    compress=trainable.compress,
+    index_select=trainable.index_select,
+    route=trainable.route,
+    name="reference, trainable",
+)
 
 
 def _same(x: mx.array) -> mx.array:

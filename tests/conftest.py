@@ -14,6 +14,8 @@ import pytest
 from checkpoints import Checkpoints
 from hypothesis import settings
 
+from dsv4_mlx.engine import Engine, EngineOptions
+
 # The same examples every run and no time limit per example: a failure is the code's, not the machine's.
 settings.register_profile("suite", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("suite")
@@ -57,3 +59,9 @@ def rng(seeded: int) -> np.random.Generator:
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     """Small checkpoints by name; written, converted and opened at first use. Not to be written to."""
     return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def engine(checkpoints: Checkpoints) -> Engine:
+    """The model that `demo` builds, opened as the command line opens it."""
+    return Engine.open(checkpoints.converted("small"), EngineOptions(context=4096))

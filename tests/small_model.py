@@ -14,7 +14,7 @@ from dsv4_mlx.engine.session import Session
 from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.official import Weight, inventory
-from dsv4_mlx.ops import EXACT, REFERENCE
+from dsv4_mlx.ops import EXACT, REFERENCE, Ops
 from dsv4_mlx.synthetic import small_config
 from dsv4_mlx.weights.floats import FloatTensors
 
@@ -51,14 +51,14 @@ def tiny_config(**changes: Any) -> ModelConfig:
     return parse_config(json.dumps({**small_config(), **TINY, **changes}), "the tiny config")
 
 
-def tiny_model(seed: int = 0, **changes: Any) -> Transformer:
+def tiny_model(seed: int = 0, ops: Ops = REFERENCE, **changes: Any) -> Transformer:
     """A model of tiny_config(**changes) with float32 weights, evaluated, exact numerics."""
     config = tiny_config(**changes)
     rng = np.random.default_rng(seed)
     source = FloatTensors(
         {weight.name: _values(weight, config, rng) for weight in inventory(config).weights()}
     )
-    model = Transformer(config, source, REFERENCE, EXACT)
+    model = Transformer(config, source, ops, EXACT)
     source.finish()
     mx.eval(model.parameters())  # type: ignore[no-untyped-call]
     return model

@@ -28,6 +28,7 @@ PARTS: dict[str, set[str]] = {
     "convert": {"config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
     "terminal": {"errors"},
+    "adapters": {"engine", "model", "official", "errors"},
     "cli": {"terminal", "manifest", "engine", "chat", "convert", "synthetic", "platforms", "errors"},
 }
 
@@ -48,6 +49,8 @@ OUTSIDE: dict[str, set[str]] = {
     "convert": {"numpy", "mlx"},
     "synthetic": {"numpy", "tokenizers"},
     "terminal": {"rich", "prompt_toolkit", "markdown_it", "pygments"},  # no mlx: it starts fast
+    # the one place that may load mlx-lm and transformers
+    "adapters": {"mlx", "mlx_lm", "transformers", "tokenizers", "deepseek_recipe"},
     "cli": {"typer", "rich", "numpy", "huggingface_hub"},
 }
 

@@ -20,8 +20,8 @@ CHUNK = 512
 FIELDS = ("dispatches", "copies", "metadata", "host_syncs", "bytes_weights", "bytes_cache", "bytes_other")
 RECORDED = Path(__file__).parents[1] / "results" / "mlx_vlm.json"
 NO_KERNELS = "there are no kernels yet"
-# Nothing in a step reads a value back: a trace's placeholders have none to read. The one wait is the caller's,
-# for the logits.
+# Nothing in a step reads a value back: a trace's placeholders have none to read. The one wait is the
+# caller's, for the logits.
 HOST_SYNCS = 1
 
 Figures = dict[str, Any]
@@ -51,7 +51,7 @@ def _counted(step: Step, rows: int, chosen: int) -> Count:
 
 
 def starts(context: int) -> dict[str, tuple[int, int]]:
-    """Step -> (tokens before it, its rows): a token after `context`, and the chunk that completes `context`."""
+    """Step -> (tokens before it, its rows): the token after `context`, the chunk that completes `context`."""
     return {"decode": (context, 1), "prefill": (context - CHUNK, CHUNK)}
 
 

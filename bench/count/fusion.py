@@ -33,6 +33,9 @@ class Calls:
         return sum(_saved(function, arguments) for function, arguments in self.entries)
 
 
+_CALLS = Calls()
+
+
 @dataclass(frozen=True)
 class _Blank:
     shape: tuple[int, ...]
@@ -41,21 +44,24 @@ class _Blank:
 
 @contextmanager
 def recorded() -> Iterator[Calls]:
-    """`mx.compile` of functions that are decorated within notes their calls instead of compiling."""
-    calls = Calls()
+    """Calls of functions that were decorated by `mx.compile` within, now or earlier, are noted.
+
+    A module is imported, and its functions decorated, once: what notes calls outlives the first `with`.
+    """
+    _CALLS.entries.clear()
 
     def compile_(function: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*arguments: Any, **keywords: Any) -> Any:
             if keywords:
                 raise TypeError(f"{function.__name__}: keyword arguments of a compiled function")
-            calls.entries.append((function, tuple(_shape(a) for a in arguments)))
+            _CALLS.entries.append((function, tuple(_shape(a) for a in arguments)))
             return function(*arguments)
 
         return call
 
     with mock.patch.object(mx, "compile", compile_):
-        yield calls
+        yield _CALLS
 
 
 def _shape(argument: Any) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from bench.count.shapes import BlankExperts, BlankTensors, blank
+from bench.count.shapes import BlankTensors, blank
 from bench.count.trace import Graph, as_on_metal, trace
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.model.transformer import Transformer
@@ -42,26 +43,32 @@ def trace_ours(
     state.reserve(context + rows)
     state.length = state.reached = context
     buffers = [buffer for layer in state.layers[: config.layers] for buffer in layer.buffers()]
-    slots = list(_slots(model))
+    places = list(slots(model))
 
     def step(tokens: mx.array, *arrays: mx.array) -> list[mx.array]:
         for buffer, array in zip(buffers, arrays, strict=False):
             buffer.buffer = array
-        for slot, array in zip(slots, arrays[len(buffers) :], strict=True):
-            slot.put(array)
+        for place, array in zip(places, arrays[len(buffers) :], strict=True):
+            place.put(array)
         return [model(tokens, state, last=True), *(buffer.buffer for buffer in buffers)]
 
-    arguments = [blank((1, rows), mx.int32), *(b.buffer for b in buffers), *(s.array for s in slots)]
+    arguments = [blank((1, rows), mx.int32), *(b.buffer for b in buffers), *(p.array for p in places)]
     with as_on_metal():
         graph = trace(step, arguments)
-    return whole_step(graph, len(buffers), config.experts, [slot.name for slot in slots])
+    return whole_step(graph, len(buffers), config.experts, [place.name for place in places])
 
 
 def whole_step(graph: Graph, buffers: int, experts: int, names: list[str]) -> Step:
-    """The arguments of a traced step are tokens, then `buffers` arrays of the cache, then the named weights."""
+    """Arguments of a traced step are tokens, then `buffers` arrays of the cache, then the named weights."""
     keys = [array.key for array in graph.inputs]
     cut = 1 + buffers
-    return Step(graph, frozenset(keys[cut:]), frozenset(keys[1:cut]), experts, dict(zip(keys[cut:], names, strict=True)))
+    return Step(
+        graph,
+        frozenset(keys[cut:]),
+        frozenset(keys[1:cut]),
+        experts,
+        dict(zip(keys[cut:], names, strict=True)),
+    )
 
 
 @dataclass
@@ -75,7 +82,7 @@ class _Slot:
     def put(self, array: mx.array) -> None:
         if isinstance(self.owner, Transformer):
             self.owner.update(tree_unflatten([(self.name, array)]))
-        elif isinstance(self.owner, BlankExperts):
+        elif hasattr(self.owner, "banks"):
             _, bank, part = self.name.split(".")
             changed = getattr(self.owner, bank)._replace(**{part: array})
             object.__setattr__(self.owner, bank, changed)
@@ -83,9 +90,14 @@ class _Slot:
             setattr(self.owner, self.name, array)
 
 
-def _slots(model: Transformer) -> Iterator[_Slot]:
+def named(model: Any) -> list[tuple[str, mx.array]]:
+    """Parameters of a module with their paths."""
+    return [(name, array) for name, array in dict(tree_flatten(model.parameters())).items()]
+
+
+def slots(model: Transformer) -> Iterator[_Slot]:
     """Parameters, expert banks, and the tables of hash layers, which are no parameters."""
-    for name, array in tree_flatten(model.parameters()):
+    for name, array in named(model):
         yield _Slot(model, name, array)
     for block in model.blocks:
         experts = block.ffn.experts

@@ -9,10 +9,10 @@ from typing import Any
 from unittest import mock
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from bench.count.fusion import recorded
-from bench.count.ours import Step, whole_step
+from bench.count.ours import Step, named, whole_step
 from bench.count.shapes import blank
 from bench.count.trace import as_on_metal, trace
 
@@ -36,13 +36,12 @@ def _a_mac() -> Iterator[None]:
 
 
 def trace_peer(config: dict[str, Any], *, context: int, rows: int) -> tuple[Step, int]:
-    """As `trace_ours`, and the dispatches that its use of `mx.compile` saves. config: official config.json."""
+    """As `trace_ours`, and the dispatches that its `mx.compile` saves. config: the official config.json."""
     with _a_mac(), as_on_metal(), recorded() as calls:
         model = _model(config)
         caches = model.make_cache()
         fields = [field for cache in caches for field in _fill(cache, config, context)]
-        names = [name for name, _ in tree_flatten(model.parameters())]
-        weights = [array for _, array in tree_flatten(model.parameters())]
+        names, weights = zip(*named(model), strict=True)
 
         def step(tokens: mx.array, *arrays: mx.array) -> list[mx.array]:
             for (owner, name), array in zip(fields, arrays, strict=False):
@@ -53,22 +52,22 @@ def trace_peer(config: dict[str, Any], *, context: int, rows: int) -> tuple[Step
 
         arguments = [mx.zeros((1, rows), mx.int32), *(getattr(o, n) for o, n in fields), *weights]
         graph = trace(step, arguments)
-    return whole_step(graph, len(fields), config["n_routed_experts"], names), calls.saved()
+    return whole_step(graph, len(fields), config["n_routed_experts"], list(names)), calls.saved()
 
 
 def _model(config: dict[str, Any]) -> Any:
-    from mlx import nn
+    from mlx.nn.layers.quantized import quantize
     from mlx_vlm.models.deepseek_v4.config import ModelConfig
     from mlx_vlm.models.deepseek_v4.language import LanguageModel
 
     model = LanguageModel(ModelConfig.from_dict(config | {"compress_ratios": _ratios(config)}))
     keep_wide = model.cast_predicate
-    wide = {name: array for name, array in tree_flatten(model.parameters()) if not keep_wide(name)}
+    wide = {name: array for name, array in named(model) if not keep_wide(name)}
     model.eval()
     model.set_dtype(mx.bfloat16)
     model.update(tree_unflatten(list(wide.items())))
     stored = _as_stored(model)
-    nn.quantize(model, class_predicate=lambda path, module: stored(path, module))
+    quantize(model, class_predicate=lambda path, module: stored(path, module))
     return model
 
 

@@ -30,8 +30,8 @@ def table(ledger: dict[str, Any]) -> str:
     """Markdown: counts, bytes, predicted launch time, and the roofline at four bandwidths."""
     bandwidths = " | ".join(f"{b} GB/s" for b in BANDWIDTHS)
     lines = [
-        f"| context | step | path | dispatches | copies | metadata | host syncs | weights GB | cache MB | other MB "
-        f"| predicted launch ms | predicted ms at {bandwidths} |",
+        "| context | step | path | dispatches | copies | metadata | host syncs | weights GB | cache MB "
+        f"| other MB | predicted launch ms | predicted ms at {bandwidths} |",
         "|---" * (11 + len(BANDWIDTHS)) + "|",
     ]
     for context, steps in ledger["contexts"].items():
@@ -40,14 +40,15 @@ def table(ledger: dict[str, Any]) -> str:
     detail = ledger["detail"]
     lines += [
         "",
-        "Launch: 2.4 to 2.75 us per dependent dispatch and 20 us per command buffer of 50, as reported for an "
-        "M3 Ultra. Bandwidth columns: all bytes at that speed, nothing else. Predicted, not measured.",
+        "Launch: 2.4 to 2.75 us per dependent dispatch and 20 us per command buffer of 50, as reported for "
+        "an M3 Ultra. Bandwidth columns: all bytes at that speed, nothing else. Predicted, not measured.",
         "",
         f"Reference, decode at {next(iter(ledger['contexts']))}: "
-        f"{detail['dispatches_sinkhorn']} of the dispatches are the Sinkhorn iterations. A step that completes a "
-        f"CSA group takes {detail['dispatches_closing_csa']}, one that completes an HCA group as well "
-        f"{detail['dispatches_closing_csa_and_hca']}; the mean over 128 steps is {detail['dispatches_mean']}. "
-        f"With numerics `exact`: {detail['dispatches_exact_numerics']}.",
+        f"{detail['dispatches_sinkhorn']} of the dispatches are the Sinkhorn iterations. A step that "
+        f"completes a CSA group takes {detail['dispatches_closing_csa']}, one that completes an HCA "
+        "group as well "
+        f"{detail['dispatches_closing_csa_and_hca']}; the mean over 128 steps is "
+        f"{detail['dispatches_mean']}. With numerics `exact`: {detail['dispatches_exact_numerics']}.",
         f"mlx-vlm: {ledger['decode']['mlx_vlm']['source']}. Kernels: {ledger['absent']['kernels']}.",
     ]
     return "\n".join(lines)
@@ -96,7 +97,8 @@ def plot(ledger: dict[str, Any]) -> str:
         f'<rect width="{width}" height="{height}" fill="white"/>',
         '<text x="10" y="20" font-size="14">Predicted ms per decoded token, M3 Ultra (819 GB/s), '
         "not measured</text>",
-        '<rect x="10" y="30" width="12" height="12" fill="#4477aa"/><text x="28" y="41">bytes at bandwidth</text>',
+        '<rect x="10" y="30" width="12" height="12" fill="#4477aa"/>'
+        '<text x="28" y="41">bytes at bandwidth</text>',
         '<rect x="180" y="30" width="12" height="12" fill="#ee8866"/>'
         '<text x="198" y="41">launching dispatches at 2.75 us</text>',
     ]

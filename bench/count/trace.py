@@ -89,7 +89,7 @@ def _primitive(event: dict[str, Any]) -> Primitive:
 
 def _tag(name: str, inputs: list[mx.array], shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
     """One primitive called `name`. It can be traced anywhere and run nowhere."""
-    kernel = mx.fast.metal_kernel(
+    kernel: Any = mx.fast.metal_kernel(
         name=TAG + name, input_names=[f"i{n}" for n in range(len(inputs))], output_names=["out"], source=";"
     )
     outputs: list[mx.array] = kernel(

@@ -76,12 +76,12 @@ class Prompts:
         return Conversation(messages, thinking_mode=think != "off", reasoning_effort=self.effort[think])
 
     def talk(self, said: Iterable[tuple[Role, str]], think: Think) -> Conversation:
-        """A conversation of (role, text) pairs, without the thinking of earlier answers."""
-        return self.conversation([_MESSAGES[role](text) for role, text in said], think)
+        """A conversation of (role, text) pairs, without earlier answers' thinking. Raises InputError."""
+        return self.conversation([_message(role, text) for role, text in said], think)
 
     def ask(self, text: str, think: Think) -> Conversation:
-        """A conversation of one user message."""
-        return self.conversation([UserMessage(text)], think)
+        """A conversation of one user message. Raises InputError."""
+        return self.conversation([_message("user", text)], think)
 
     def encode(self, conversation: Conversation) -> list[int]:
         """The prompt's token ids, ending where the assistant's turn begins."""
@@ -100,3 +100,10 @@ class Prompts:
                 next="use the tokenizer.json of the official checkpoint",
             )
         return ids[0]
+
+
+def _message(role: Role, text: str) -> Message:
+    try:
+        return _MESSAGES[role](text)
+    except UnicodeEncodeError:  # bytes of a command line or file that were no UTF-8
+        raise InputError("the prompt is not text: it holds bytes that are not UTF-8") from None

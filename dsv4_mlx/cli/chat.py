@@ -65,6 +65,7 @@ def chat(
         EngineOptions(context=context, numerics=numerics.value),
         SamplingOptions(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p),
         max_tokens,
+        data_folder() / "states",
     )
     options = ChatOptions(str(folder), system, think.value, seed, resume, write_crash_log)
     code = talk(speaker, data_folder(), options, terminal_environment(), question=asked, plain=plain)

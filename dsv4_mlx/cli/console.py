@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 Progress = Callable[[int, int], None]
@@ -12,11 +12,16 @@ _EVERY = 5.0  # seconds between lines when stderr is no terminal
 
 
 @contextmanager
-def progress(title: str, unit: str = "bytes", *, quiet: bool = False) -> Iterator[Progress]:
-    """A callback (done, total) that shows how far the work is. `unit` is "bytes" or "tokens"."""
+def progress(
+    title: str, unit: str = "bytes", *, quiet: bool = False, plain: bool = False
+) -> Iterator[Progress]:
+    """A callback (done, total) that shows how far the work is. `unit` is "bytes" or "tokens".
+
+    `plain`: lines of text, on a terminal too.
+    """
     if quiet:
         yield lambda done, total: None
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and not plain:
         yield from _bar(title, unit)
     else:
         yield _lines(title, unit)
@@ -70,7 +75,7 @@ def size(count: float) -> str:
     return f"{count:.2f} TB"
 
 
-def table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """A table on stdout: drawn on a terminal, tab-separated elsewhere. The first column is left-aligned."""
     if not sys.stdout.isatty():
         print("\t".join(header))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import sys
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,6 +35,9 @@ from dsv4_mlx.cli.sampling import (
 )
 from dsv4_mlx.cli.sources import model_folder
 
+if TYPE_CHECKING:
+    from dsv4_mlx.chat.answer import Piece
+
 
 def generate(
     model: ModelArgument,
@@ -56,6 +60,7 @@ def generate(
     seed: SeedOption = None,
     context: ContextOption = None,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
+    plain: Annotated[bool, typer.Option("--plain", help="No bar that moves: lines of text only.")] = False,
 ) -> None:
     """Answer one question: thinking on stderr, the answer on stdout, both as they come.
 
@@ -66,6 +71,7 @@ def generate(
     from dsv4_mlx.cli.piped import question
     from dsv4_mlx.engine import Engine, EngineOptions, SamplingOptions
     from dsv4_mlx.engine.generate import answer
+    from dsv4_mlx.terminal.awake import Awake
 
     asked = question(prompt) or ""
     seed = secrets.randbits(32) if seed is None else seed
@@ -83,14 +89,22 @@ def generate(
         stop_strings=tuple(stop or ()),
     )
     options = EngineOptions(context=context, numerics=numerics.value)
-    with progress("loading") as loading:
-        engine = Engine.open(model_folder(model), options, loading)
-    session = engine.session()
-    pieces = answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens)
+    with Awake():
+        with progress("loading", plain=plain) as loading:
+            engine = Engine.open(model_folder(model), options, loading)
+        session = engine.session()
+        _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens))
+
+
+def _say(pieces: Iterable[Piece]) -> None:
+    """Thinking to stderr, the rest to stdout; on a terminal without what would steer it."""
+    from dsv4_mlx.terminal.attach import printable
+
     thinking = False
     for piece in pieces:
         if piece.kind == "answer" and thinking:
             print(file=sys.stderr, flush=True)
         thinking = piece.kind == "thinking"
-        print(piece.text, end="", flush=True, file=sys.stderr if thinking else sys.stdout)
+        stream = sys.stderr if thinking else sys.stdout
+        print(printable(piece.text) if stream.isatty() else piece.text, end="", flush=True, file=stream)
     print(flush=True, file=sys.stderr if thinking else sys.stdout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -36,14 +35,14 @@ def logits(
 
     Example: dsv4-mlx logits demo --tokens prompts.json --out logits.npz --numerics exact --chunk 128
     """
-    import numpy as np
-
     from dsv4_mlx.engine import Engine, EngineOptions
     from dsv4_mlx.engine.score import score
 
     prompts = read_prompts(tokens)
     if out.parent != Path() and not out.parent.is_dir():
         raise InputError(f"there is no folder {str(out.parent)!r} to write to", where=out)
+    if out.is_dir():
+        raise InputError(f"{str(out)!r} is a folder", next="give the name of a file to write")
     with progress("loading") as loading:
         engine = Engine.open(
             model_folder(model), EngineOptions(context=context, numerics=numerics.value), loading
@@ -53,15 +52,27 @@ def logits(
         for i, prompt in enumerate(prompts):
             arrays[str(i)] = score(engine, prompt, chunk=chunk, decode=decode)
             show(i + 1, len(prompts))
+    write(out, arrays)
+    print(f"{len(prompts)} prompts, {sum(map(len, prompts))} tokens -> {out}", file=sys.stderr)
+
+
+def write(out: Path, arrays: dict[str, Any]) -> None:
+    """Write an npz file under a temporary name and rename it. Raises MachineError."""
+    import numpy as np
+
+    temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=out.parent, suffix=".tmp", delete=False) as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, out)
-    except OSError as error:
-        Path(file.name).unlink(missing_ok=True)
+            temporary = Path(file.name)
+            np.savez(file, **arrays)
+        temporary.chmod(0o644)
+        temporary.replace(out)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise MachineError(f"the logits can't be written: {error.strerror}", where=out) from None
-    print(f"{len(prompts)} prompts, {sum(map(len, prompts))} tokens -> {out}", file=sys.stderr)
 
 
 def read_prompts(path: Path) -> list[list[int]]:

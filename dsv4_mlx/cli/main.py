@@ -66,14 +66,20 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code; messages have gone to stderr."""
     arguments = arguments or ["--help"]
+    command = typer.main.get_command(app)
     try:
-        code = typer.main.get_command(app).main(args=arguments, prog_name="dsv4-mlx", standalone_mode=False)
+        # Not command.main(): it turns a closed pipe and Ctrl-C into exits of its own before we see them.
+        with command.make_context("dsv4-mlx", list(arguments)) as context:
+            code = command.invoke(context)
+        sys.stdout.flush()  # here, where a closed pipe is still ours to handle
         return code if isinstance(code, int) else 0
+    except typer.Exit as ended:
+        return ended.exit_code
     except Dsv4Error as error:
         return _fail(str(error), error.exit_code)
     except TyperException as error:
         return _usage(error)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", EXIT_INTERRUPT)
     except BrokenPipeError:
         # The reader of a pipe has gone: nobody is left to tell. Python's own flush at exit must not fail.

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from dsv4_mlx.chat.answer import Answer
-from dsv4_mlx.engine import Engine, EngineOptions, SamplingOptions, Session, generate
+from dsv4_mlx.engine import Engine, EngineOptions, SamplingOptions, Session, generate, saved
 from dsv4_mlx.engine.machine import memory_in_use
+from dsv4_mlx.errors import Dsv4Error
 from dsv4_mlx.terminal.speaker import Asked, Facts, Listener, Progress, Role, Spoken, Think
+
+READING = 0.5e9  # bytes a second that a disk reads at least, and that are checked
+LONG = 256  # tokens of a prefill that say how fast prefill is
+KEPT = 8  # saved states
 
 
 class EngineSpeaker:
-    """A Speaker: one Engine and one Session, made and used in the thread that calls `open`."""
+    """A Speaker: one Engine and one Session, made and used in the thread that calls `open`.
+
+    `states`: the folder for saved states; None keeps none.
+    """
 
     def __init__(
         self,
@@ -22,15 +32,19 @@ class EngineSpeaker:
         options: EngineOptions,
         sampling: SamplingOptions,
         max_tokens: int | None,
+        states: Path | None = None,
     ) -> None:
         self._folder, self._options = folder, options
         self._sampling, self._max_tokens = sampling, max_tokens
+        self._states, self._who = states, ""
+        self._rate = 0.0  # tokens a second that the last long prefill computed
         self._engine: Engine | None = None
         self._session: Session | None = None
 
     def open(self, progress: Progress) -> Facts:
         self._engine = Engine.open(self._folder, self._options, progress)
         self._session = self._engine.session()
+        self._who = saved.identity(self._folder, self._options.numerics, self._session)
         return Facts(self._folder.name, self._engine.context)
 
     def count(self, messages: Sequence[Spoken], think: Think) -> int:
@@ -49,7 +63,11 @@ class EngineSpeaker:
         room = session.room_after(prompt)
         limit = room if self._max_tokens is None else min(room, self._max_tokens)
 
+        started = time.monotonic()
+
         def prefill(done: int, total: int) -> None:
+            if done >= LONG:
+                self._rate = done / (time.monotonic() - started)
             listener.prefill(done, total, session.reused)
 
         count = 0
@@ -65,10 +83,26 @@ class EngineSpeaker:
         return "length" if cut else "stop"
 
     def keep(self, key: str, messages: Sequence[Spoken], think: Think) -> None:
-        """Nothing is kept: a conversation that is taken up again is prefilled."""
+        """Save the state where reading it back is much cheaper than prefilling again."""
+        if self._states is None or self._session is None or not self._rate:
+            return
+        session, prompts = self._session, self._opened()[0].prompts
+        with suppress(OSError, RuntimeError, Dsv4Error):
+            following = [*_pairs(messages), ("user", "?")]
+            length = saved.point_to_save(session, prompts.encode(prompts.talk(following, think)))
+            if not length:
+                return
+            reading = saved.saved_bytes(session, length) / READING
+            if length / self._rate < 2 * reading + 1:
+                return
+            self._states.mkdir(parents=True, exist_ok=True, mode=0o700)
+            saved.save(session, length, self._states / f"{key}.safetensors", self._who)
+            saved.prune(self._states, KEPT)
 
     def recall(self, key: str) -> int:
-        return 0
+        if self._states is None or self._session is None:
+            return 0
+        return saved.load(self._session, self._states / f"{key}.safetensors", self._who)
 
     def _opened(self) -> tuple[Engine, Session]:
         if self._engine is None or self._session is None:

@@ -17,7 +17,7 @@ from dsv4_mlx.reference.attend import Rows
 
 
 class Attention(Module):
-    """MODEL 3.3. Low-rank queries, one key/value head of `head_dim` shared by all heads."""
+    """docs/model.md 3.3. Low-rank queries, one key/value head of `head_dim` shared by all heads."""
 
     def __init__(
         self, config: ModelConfig, ratio: int, prefix: str, source: TensorSource, ops: Ops, numerics: Numerics

@@ -16,7 +16,7 @@ from dsv4_mlx.reference.hc_pre import Mix
 
 
 class HyperConnection(Module):
-    """Mixes C streams into a sublayer's input and its output back into the streams (MODEL 3.2)."""
+    """Mixes C streams into a sublayer's input and its output back into the streams (docs/model.md 3.2)."""
 
     def __init__(
         self, config: ModelConfig, prefix: str, kind: str, norm: str, source: TensorSource, ops: Ops

@@ -14,7 +14,7 @@ from dsv4_mlx.reference.attend import Rows
 
 
 class Indexer(Module):
-    """Scores every compressed row with small heads and keeps the best `index_topk` per query (MODEL 3.5)."""
+    """Scores compressed rows with small heads; keeps the best `index_topk` per query (docs/model.md 3.5)."""
 
     def __init__(
         self, config: ModelConfig, prefix: str, source: TensorSource, ops: Ops, numerics: Numerics

@@ -12,7 +12,7 @@ from dsv4_mlx.reference.expert_ffn import swiglu
 
 
 class MoE(Module):
-    """MODEL 3.6. `hashed`: the experts come from a table by token id, the weights from the router."""
+    """docs/model.md 3.6. `hashed`: the experts come from a table by token id, the weights from the router."""
 
     def __init__(self, config: ModelConfig, hashed: bool, block: str, source: TensorSource, ops: Ops) -> None:
         super().__init__()

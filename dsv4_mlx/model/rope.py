@@ -16,7 +16,7 @@ _KEPT = 4  # blocks kept: sequences that run side by side are at different posit
 
 
 def frequencies(width: int, base: float, yarn: Yarn | None) -> npt.NDArray[np.float32]:
-    """Angle per position of each channel pair, [width / 2] (MODEL 3.3). No factor on cos and sin (trap 2)."""
+    """Angle per position of each channel pair, [width / 2] (docs/model.md 3.3)."""
     pairs = np.arange(0, width, 2, dtype=np.float32)
     plain: npt.NDArray[np.float32] = (
         np.float32(1.0) / np.power(np.float32(base), pairs / np.float32(width))
@@ -77,6 +77,6 @@ def plain_table(config: ModelConfig) -> RopeTable:
 
 
 def compressed_table(config: ModelConfig) -> RopeTable:
-    """Layers with compression: base 160000 and YaRN, for everything the layer rotates (trap 1)."""
+    """Layers with compression: base 160000 and YaRN, for everything the layer rotates."""
     freqs = frequencies(config.rope_dim, config.compress_rope_theta, config.yarn)
     return RopeTable(freqs, max(config.head_dim, config.index_dim))  # rows of both widths are rotated

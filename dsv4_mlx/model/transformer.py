@@ -14,7 +14,7 @@ from dsv4_mlx.ops import Numerics, Ops
 
 
 class Head(Module):
-    """Streams -> one row -> norm: what the vocabulary projection reads (MODEL 3.7)."""
+    """Streams -> one row -> norm: what the vocabulary projection reads (docs/model.md 3.7)."""
 
     def __init__(self, config: ModelConfig, prefix: str, source: TensorSource, ops: Ops) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Head(Module):
 
 
 class DraftBlock(Module):
-    """The MTP block: from the trunk's streams at t and token t + 1 to logits for t + 2 (MODEL 3.8).
+    """The MTP block: from the trunk's streams at t and token t + 1 to logits for t + 2 (docs/model.md 3.8).
 
     One more layer, with a window of its own; embedding and vocabulary projection are the trunk's.
     """

@@ -22,7 +22,7 @@ class Rows(NamedTuple):
 
 
 def attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
-    """q [B, T, H, K] float32, scaled -> [B, T, H, K] float32. Keys are values (MODEL 3.3 step 5).
+    """q [B, T, H, K], scaled -> [B, T, H, K] in q's dtype. Keys are values (docs/model.md 3.3 step 5).
 
     `p_n = exp(s_n) / (sum_n exp(s_n) + exp(sink_h))`, s = q . row, sinks [H] float32 unscaled.
     Scores, softmax and sums are float32. Gathered rows are taken a block of queries at a time.
@@ -41,6 +41,7 @@ def attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) 
 
 
 def _attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
+    dtype, q = q.dtype, q.astype(mx.float32)
     near = window.rows.astype(mx.float32)[:, None]  # [B, 1, S, K]: all queries and heads share the rows
     scores = [_scores(q, near, window.mask)]
     far = None
@@ -53,7 +54,9 @@ def _attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array)
     p = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1)
     span = near.shape[2]
     out = p[..., :span] @ near
-    return out if far is None else mx.addmm(out, p[..., span:-1], far)
+    if far is not None:
+        out = mx.addmm(out, p[..., span:-1], far)
+    return out.astype(dtype)
 
 
 def _scores(q: mx.array, rows: mx.array, mask: mx.array | None) -> mx.array:

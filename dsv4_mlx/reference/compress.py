@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
 from dsv4_mlx.reference.rotate import rotate
@@ -16,8 +18,9 @@ def compress(
     overlap: bool,
     first: bool,
     eps: float,
+    turn: Callable[[mx.array, mx.array], mx.array] = rotate,
 ) -> mx.array:
-    """Pool, norm and rotate whole groups (MODEL 3.4); rounding is the caller's.
+    """Pool, norm and rotate whole groups (docs/model.md 3.4); rounding is the caller's.
 
     values, gates [B, G, P, c * K] float32, gates with the position bias added; weight [K]
     float32; table complex64 [G', >= K / 2] of the emitted rows. Returns [B, G', K] float32.
@@ -33,7 +36,7 @@ def compress(
         gates = _overlapped(gates, width, first, -mx.inf)
     pooled = mx.sum(values * mx.softmax(gates, axis=2), axis=2)
     rows = mx.fast.rms_norm(pooled, weight, eps)
-    return rotate(rows, table)
+    return turn(rows, table)
 
 
 def _overlapped(x: mx.array, width: int, first: bool, fill: float) -> mx.array:

@@ -25,7 +25,7 @@ class Bank(NamedTuple):
 
 
 def swiglu(gate_up: mx.array, limit: float) -> mx.array:
-    """[..., 2 I], gate first -> silu(min(gate, limit)) * clamp(up, -limit, limit), [..., I] (MODEL 3.6)."""
+    """[..., 2 I], gate first -> silu(min(gate, limit)) * clamp(up, +-limit), [..., I] (docs/model.md 3.6)."""
     gate, up = mx.split(mx.minimum(gate_up, limit), 2, axis=-1)
     return gate * mx.sigmoid(gate) * mx.maximum(up, -limit)
 

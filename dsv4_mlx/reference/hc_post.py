@@ -8,9 +8,9 @@ from dsv4_mlx.reference.hc_pre import Mix
 
 
 def hc_post(x: mx.array, out: mx.array, mix: Mix) -> mx.array:
-    """x [B, T, C, D] float32, out [B, T, D] -> `x'[k] = post[k] * out + sum_j comb[j, k] * x[j]`, float32.
+    """x [B, T, C, D], out [B, T, D] -> `x'[k] = post[k] * out + sum_j comb[j, k] * x[j]`, in x's dtype.
 
-    The sum runs over comb's first index (MODEL 3.2, trap 11).
+    The sum runs over comb's first index (docs/model.md 3.2). Float32 inside.
     """
     added = mix.half_post[..., None] * out[..., None, :].astype(mx.float32)
-    return mx.addmm(added, mix.comb.swapaxes(-1, -2), x, beta=2.0)
+    return mx.addmm(added, mix.comb.swapaxes(-1, -2), x.astype(mx.float32), beta=2.0).astype(x.dtype)

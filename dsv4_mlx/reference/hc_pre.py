@@ -26,19 +26,20 @@ def hc_pre(
     hc_eps: float,
     norm_eps: float,
 ) -> tuple[mx.array, Mix]:
-    """Streams x [B, T, C, D] float32 -> (input of the sublayer [B, T, D] float32, Mix).
+    """Streams x [B, T, C, D] -> (input of the sublayer [B, T, D] in x's dtype, Mix).
 
     fn [(2 + C) * C, C * D] float32 already holds the three scales; base [(2 + C) * C] float32;
-    weight [D] float32 of the RMSNorm that follows. MODEL 3.2: `pre = sigmoid + eps`, `post = 2 sigmoid`,
-    comb = Sinkhorn of C x C scores.
+    weight [D] of the RMSNorm that follows. docs/model.md 3.2: `pre = sigmoid + eps`, `post = 2 sigmoid`,
+    comb = Sinkhorn of C x C scores. Float32 inside.
     """
     batch, rows, streams, width = x.shape
-    normed = mx.fast.rms_norm(x.reshape(batch, rows, streams * width), None, norm_eps)
+    v = x.astype(mx.float32)
+    normed = mx.fast.rms_norm(v.reshape(batch, rows, streams * width), None, norm_eps)
     mixes = mx.addmm(base, normed, fn.T)  # [B, T, (2 + C) * C]
     gates = mx.sigmoid(mixes[..., : 2 * streams])
     comb = sinkhorn(mixes[..., 2 * streams :], streams, iterations, hc_eps)
-    u = (gates[..., None, :streams] + hc_eps) @ x  # [B, T, 1, C] @ [B, T, C, D]
-    u = mx.fast.rms_norm(u.reshape(batch, rows, width), weight, norm_eps)
+    u = (gates[..., None, :streams] + hc_eps) @ v  # [B, T, 1, C] @ [B, T, C, D]
+    u = mx.fast.rms_norm(u.reshape(batch, rows, width).astype(x.dtype), weight, norm_eps)
     return u, Mix(gates[..., streams:], comb)
 
 

@@ -10,7 +10,7 @@ _BLOCK = 1 << 25  # score elements [T, heads, N] alive at once: 128 MB
 def index_scores(q: mx.array, weights: mx.array, keys: mx.array) -> mx.array:
     """q [B, T, H, K] and weights [B, T, H] (signed) float32, keys [B, N, K] -> scores [B, T, N] float32.
 
-    `score[t, e] = sum_h weights[t, h] * relu(q[t, h] . keys[e])` (MODEL 3.5): relu per head, then the sum.
+    `score[t, e] = sum_h weights[t, h] * relu(q[t, h] . keys[e])` (docs/model.md 3.5): relu, then the sum.
     The official scale of the weights is left out: it is positive and changes no order.
     """
     products = mx.maximum(q @ keys.astype(mx.float32)[:, None].swapaxes(-1, -2), 0.0)

@@ -11,7 +11,7 @@ def route(
     """x [B, T, D], gate [E, D], bias [E], both float32 -> (ids uint32, weights float32), each [B, T, A].
 
     `p = sqrt(softplus(x . gate^T))`; the A largest of p + bias are chosen, best first, a tie to the smaller
-    id; the weights are `scale * p / sum of chosen p`: the bias never enters them (MODEL 3.6).
+    id; the weights are `scale * p / sum of chosen p`: the bias never enters them (docs/model.md 3.6).
     """
     p = _scores(x, gate)
     ids = mx.stop_gradient(mx.argsort(-(p + bias), axis=-1)[..., :count])

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from pygments.token import Comment, String
 from rich.segment import Segment
 
+from dsv4_mlx.terminal.lexers import lexer, usable
 from dsv4_mlx.terminal.paint import Line, Painter, plain
 
 CODE_LIVE = 6  # lines of a code block that stay live
@@ -87,7 +89,7 @@ class Flow:
         out: list[Line] = []
         for part in self._finished():
             out += self._out(part)
-        lines = self._rest(self._render_tail())
+        lines = self._rest(self._render_tail(patient=True))
         if lines and self._gap:
             out.append([])
         self.live, self._tail = [], ""
@@ -191,10 +193,10 @@ class Flow:
 
     # -- the live rest -------------------------------------------------------------------------------
 
-    def _render_tail(self) -> list[Line]:
+    def _render_tail(self, patient: bool = False) -> list[Line]:
         if self._language is not None:
-            return self.painter.code(self._tail, self._language) if self._tail.strip() else []
-        return self.painter.markdown(self._tail)
+            return self.painter.code(self._tail, self._language, patient) if self._tail.strip() else []
+        return self.painter.markdown(self._tail, patient)
 
     def _rest(self, lines: list[Line]) -> list[Line]:
         """What has not gone out yet of the live block's lines."""
@@ -222,14 +224,9 @@ def _first(token: Token) -> int:
 
 def _calm_line(lines: list[str], most: int, language: str) -> int:
     """The last line up to `most` after which no string or comment is open; 0 if there is none."""
-    from pygments.lexers import get_lexer_by_name
-    from pygments.token import Comment, String
-    from pygments.util import ClassNotFound
-
-    try:
-        lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
-    except ClassNotFound:
-        return most
+    found = lexer(language)
+    if found is None:
+        return most if usable(language, patient=False) == language else 0
     ends = []
     position = 0
     for line in lines[:most]:
@@ -237,7 +234,7 @@ def _calm_line(lines: list[str], most: int, language: str) -> int:
         ends.append(position)
     open_at: set[int] = set()
     at = 0
-    for kind, text in lexer.get_tokens("".join(lines)):
+    for kind, text in found.get_tokens("".join(lines)):
         if kind in String or kind in Comment:
             open_at.update(end for end in ends if at < end < at + len(text))
         at += len(text)

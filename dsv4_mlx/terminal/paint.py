@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import ClassVar
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from rich.cells import cell_len
 from rich.color import ColorType
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -21,6 +22,8 @@ from rich.style import Style
 from rich.syntax import Syntax
 from rich.text import Text
 from rich.theme import Theme
+
+from dsv4_mlx.terminal.lexers import PLAIN, usable
 
 Line = list[Segment]
 Fragments = list[tuple[str, str]]
@@ -54,6 +57,12 @@ class _Code(CodeBlock):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield code(str(self.text).rstrip("\n"), self.lexer_name)
 
+    @classmethod
+    def create(cls, markdown: Markdown, token: Token) -> _Code:
+        name = (token.info or "").partition(" ")[0] or PLAIN
+        patient = not isinstance(markdown, _Markdown) or markdown.patient
+        return cls(usable(name, patient), markdown.code_theme)
+
 
 class _Heading(Heading):
     LEVEL_ALIGN: ClassVar = dict.fromkeys(("h1", "h2", "h3", "h4", "h5", "h6"), "left")
@@ -66,6 +75,7 @@ class _Markdown(Markdown):
         "code_block": _Code,
         "heading_open": _Heading,
     }
+    patient = True
 
 
 _EMPTY = _Markdown("", hyperlinks=False, code_theme="ansi_dark")
@@ -87,13 +97,14 @@ class Painter:
             no_color=not color, theme=_THEME, legacy_windows=False, _environ={},
         )  # fmt: skip
 
-    def markdown(self, source: str) -> list[Line]:
+    def markdown(self, source: str, patient: bool = True) -> list[Line]:
+        """`patient` waits for a highlighter that isn't ready; else its code is shown plain."""
         parsed = copy.copy(_EMPTY)  # making one builds a parser, which costs more than most texts
-        parsed.markup, parsed.parsed = source, PARSER.parse(source)
+        parsed.markup, parsed.parsed, parsed.patient = source, PARSER.parse(source), patient
         return self._lines(parsed)
 
-    def code(self, source: str, language: str) -> list[Line]:
-        return self._lines(code(source, language))
+    def code(self, source: str, language: str, patient: bool = True) -> list[Line]:
+        return self._lines(code(source, usable(language, patient)))
 
     def text(self, text: str, style: str = "") -> list[Line]:
         return self._lines(Text(text, style=style, overflow="fold"))

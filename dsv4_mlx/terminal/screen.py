@@ -34,6 +34,7 @@ from dsv4_mlx.terminal.figures import span, thought
 from dsv4_mlx.terminal.flow import Flow
 from dsv4_mlx.terminal.history import LineHistory
 from dsv4_mlx.terminal.keys import bindings
+from dsv4_mlx.terminal.lexers import begin_common
 from dsv4_mlx.terminal.output import HeldOutput
 from dsv4_mlx.terminal.paint import Fragments, Line, Painter, fragments
 from dsv4_mlx.terminal.paste import Pastes
@@ -43,7 +44,7 @@ from dsv4_mlx.terminal.status import progress, status
 from dsv4_mlx.terminal.thinking import Thinking
 
 RATE = 10.0  # drawings a second
-SHARE = 0.014  # of a core that drawing an answer may take
+SHARE = 0.012  # of a core that drawing an answer may take
 SLOWEST = 0.5  # seconds between drawings at most
 IDLE = 0.1  # seconds between looks while nothing happens
 PANE = 5  # lines of running thinking
@@ -108,6 +109,7 @@ class Screen:
     def run(self, chat: Chat) -> int:
         """Start the chat and serve it until it ends."""
         self.chat = chat
+        begin_common()
         chat.start()
         for problem in self.history.problems:
             self.problem(problem)

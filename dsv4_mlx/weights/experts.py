@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from dsv4_mlx.manifest import ExpertTable
+from dsv4_mlx.errors import InputError
+from dsv4_mlx.manifest import SEGMENT_ITEM_BYTES, ExpertTable
 from dsv4_mlx.reference.expert_ffn import Bank
 
 # format -> (mode, bits, group) as MLX names them
@@ -59,9 +62,14 @@ def _joined(records: mx.array, table: ExpertTable, names: list[str]) -> mx.array
     if not segments:
         return None
     first = segments[0]
+    for before, after in pairwise(segments):
+        if after.offset != before.offset + before.bytes or after.shape[1] != first.shape[1]:
+            raise InputError(
+                f"expert segments {before.name} and {after.name} of {table.file} are no neighbours"
+            )
     rows = sum(s.shape[0] for s in segments)
     columns = first.shape[1]
-    size = {"U32": 4, "U8": 1, "BF16": 2}[first.dtype]
+    size = SEGMENT_ITEM_BYTES[first.dtype]
     dtype = {"U32": mx.uint32, "U8": mx.uint8, "BF16": mx.bfloat16}[first.dtype]
     whole = records if dtype == mx.uint32 else records.view(dtype)
     stride = table.record_bytes // size

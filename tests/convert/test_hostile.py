@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hostile import CASES, Case, poke
+from official.damage import poke
+from official.hostile import CASES, Case
 
 from dsv4_mlx.convert import convert
 from dsv4_mlx.errors import Dsv4Error, InputError, MachineError, UsageError

@@ -41,18 +41,25 @@ def test_blocks_bound_memory(recipe: str, tmp_path: Path) -> None:
 PEAK = """
 import json, resource, sys
 from pathlib import Path
-from dsv4_mlx.convert import convert
+from dsv4_mlx.convert import convert, verify
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 before = peak()
 summary = convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
-print(json.dumps({"peak": peak() - before, "seconds": summary.seconds, "bytes": summary.bytes}))
+converting = peak() - before
+report = verify(Path(sys.argv[2]), Path(sys.argv[1]))
+print(json.dumps({
+    "convert_peak": converting, "verify_peak": peak() - before, "bytes": summary.bytes,
+    "convert_seconds": summary.seconds, "verify_seconds": report.seconds,
+    "ok": report.ok, "lossless": report.lossless,
+    "errors": {part: error.relative for part, error in report.errors.items() if error.relative},
+}))
 """
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("recipe", ["native", "4bit"])
 def test_a_true_size_layer(recipe: str, tmp_path: Path) -> None:
-    """3.6 GB in one layer: at most 2 GiB above the interpreter."""
+    """3.6 GB in one layer: at most 2 GiB above the interpreter; `verify` proves every tensor."""
     config = cut(release_config("flash", true_size=True), layers=1)
     config |= {"num_nextn_predict_layers": 0, "compress_ratios": [0], "vocab_size": 4096}
     write_checkpoint(tmp_path / "source", config)
@@ -61,4 +68,5 @@ def test_a_true_size_layer(recipe: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     print(facts)
-    assert facts["peak"] <= 2 * 2**30
+    assert facts["convert_peak"] <= 2 * 2**30 and facts["verify_peak"] <= 2 * 2**30
+    assert facts["ok"] and facts["lossless"] == (recipe == "native")

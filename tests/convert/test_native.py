@@ -7,11 +7,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from decoding import RawFile, mx_values, official_tensors, official_values, same_bits
+from official.decoding import RawFile, mx_values, official_tensors, official_values, same_bits
 from safetensors import safe_open
 
 from dsv4_mlx.convert import convert
@@ -78,16 +79,16 @@ def test_mlx_reads_the_same_values(checkpoints: Folder, tmp_path: Path) -> None:
     manifest = read_manifest(target)
     for weight, record in manifest.tensors.items():
         if record.format == "mxfp8":
-            arrays = mx.load(str(target / record.file))
-            parts = [arrays[record.parts[part]] for part in ("weight", "scales")]
-            values = mx.dequantize(*parts, mode="mxfp8", group_size=32, bits=8, dtype=mx.float32)
+            arrays: Any = mx.load(str(target / record.file))
+            codes, scales = (arrays[record.parts[part]] for part in ("weight", "scales"))
+            values = mx.dequantize(codes, scales, mode="mxfp8", group_size=32, bits=8, dtype=mx.float32)
             assert np.array_equal(np.array(values, dtype=np.float64), official_values(official, weight)), (
                 weight
             )
-    name, (codes, scales, shape) = next(iter(experts_of(manifest, target).items()))
-    words = mx.array(np.frombuffer(codes, dtype=np.uint32).reshape(shape[0], -1))
-    steps = mx.array(np.frombuffer(scales, dtype=np.uint8).reshape(shape[0], -1))
-    values = mx.dequantize(words, steps, mode="mxfp4", group_size=32, bits=4, dtype=mx.float32)
+    name, (words, steps, shape) = next(iter(experts_of(manifest, target).items()))
+    codes = mx.array(np.frombuffer(words, dtype=np.uint32).reshape(shape[0], -1))
+    scales = mx.array(np.frombuffer(steps, dtype=np.uint8).reshape(shape[0], -1))
+    values = mx.dequantize(codes, scales, mode="mxfp4", group_size=32, bits=4, dtype=mx.float32)
     assert np.array_equal(np.array(values, dtype=np.float64), official_values(official, name))
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from decoding import official_tensors, official_values
-from hostile import poke
+from official.damage import poke
+from official.decoding import official_tensors, official_values
 
 from dsv4_mlx.convert import convert, verify
 from dsv4_mlx.convert.identity import identify
@@ -62,11 +62,12 @@ def exact_errors(source: Path, target: Path) -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
     for weight, record in read_manifest(target).tensors.items():
         if record.format == "affine4":
-            arrays = mx.load(str(target / record.file))
+            arrays: Any = mx.load(str(target / record.file))
             assert arrays[record.parts["scales"]].dtype == mx.bfloat16
-            parts = [arrays[record.parts[part]] for part in ("weight", "scales", "biases")]
-            parts[1:] = [part.astype(mx.float32) for part in parts[1:]]
-            values = np.array(mx.dequantize(*parts, group_size=64, bits=4), dtype=np.float64)
+            codes, scales, biases = (arrays[record.parts[part]] for part in ("weight", "scales", "biases"))
+            scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+            decoded = mx.dequantize(codes, scales, biases, group_size=64, bits=4)
+            values = np.array(decoded, dtype=np.float64)
             expected = official_values(official, weight)
             if isinstance(expected, tuple):
                 bits = np.frombuffer(expected[2], dtype=np.uint16).astype(np.uint32) << 16

@@ -116,6 +116,7 @@ def test_a_draw_depends_on_seed_and_position_only() -> None:
     row = logits()
     alone = [Sampler(SamplingOptions(seed=4))(row, range(n)) for n in range(200)]
     assert [Sampler(SamplingOptions(seed=4))(row, range(n)) for n in reversed(range(200))] == alone[::-1]
+    assert len(set(alone)) > 10
     assert [Sampler(SamplingOptions(seed=5))(row, range(n)) for n in range(200)] != alone
     np.random.seed(0)
     assert Sampler(SamplingOptions(seed=4))(row, range(199)) == alone[-1]

@@ -187,6 +187,15 @@ def test_a_snapshot_ahead_can_be_restored_before_anything_is_written(
     assert same(walk(session, ahead), expected)
 
 
+def test_after_a_fork_snapshots_belong_to_who_took_them(model: Transformer, rng: np.random.Generator) -> None:
+    session = at(model, token_ids(rng, 20))
+    twin = session.fork()
+    session.advance(9)
+    mine = session.snapshot()
+    assert session.holds(mine)
+    assert not twin.holds(mine)
+
+
 def test_a_snapshot_of_another_session_is_refused(model: Transformer, rng: np.random.Generator) -> None:
     tokens = token_ids(rng, 20)
     one, two = at(model, tokens), at(model, tokens)

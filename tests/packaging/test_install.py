@@ -7,8 +7,11 @@ the `pytest` script: started another way, Python would import the checkout.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -53,15 +56,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tested(installed: Path) -> Path:
-    """The same with the tools for tests, versions of the environment that runs this."""
-    pip(installed, *(f"{name}=={version(name)}" for name in ("pytest", "hypothesis", "mypy")))
+    """The same with the tools for tests, in the versions of the environment that runs this."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    names = [re.match(r"[\w-]+", need) for need in settings["dependency-groups"]["dev"]]
+    pip(installed, *(f"{name[0]}=={version(name[0])}" for name in names if name))
     return installed
-
-
-def version(name: str) -> str:
-    from importlib.metadata import version as of
-
-    return of(name)
 
 
 def environment(folder: Path, *packages: str) -> Path:

@@ -45,23 +45,28 @@ def arrays(rng: np.random.Generator) -> dict[str, Array]:
     }
 
 
+def hidden(seen: Array) -> mx.array:
+    """What is added to the scores."""
+    return mx.array(np.where(seen, np.float32(0), np.float32(-np.inf)))
+
+
 def spread(seen: Array) -> Array:
     return np.broadcast_to(seen, (B, *seen.shape))
 
 
 def test_window_only(arrays: dict[str, Array]) -> None:
     a = arrays
-    window = Rows(mx.array(a["near"]), mx.array(a["near_seen"]))
-    found = attend(mx.array(a["q"]), window, None, mx.array(a["sinks"]), 0.25)
+    window = Rows(mx.array(a["near"]), hidden(a["near_seen"]))
+    found = attend(0.25 * mx.array(a["q"]), window, None, mx.array(a["sinks"]))
     expected = slow(a["q"], a["near"], spread(a["near_seen"]), a["sinks"], 0.25, None, None)
     assert_close(np.array(found), expected, OP, "attention")
 
 
 def test_window_and_compressed_rows(arrays: dict[str, Array]) -> None:
     a = arrays
-    window = Rows(mx.array(a["near"]), mx.array(a["near_seen"]))
-    compressed = Rows(mx.array(a["far"]), mx.array(a["far_seen"]))
-    found = attend(mx.array(a["q"]), window, compressed, mx.array(a["sinks"]), 0.25)
+    window = Rows(mx.array(a["near"]), hidden(a["near_seen"]))
+    compressed = Rows(mx.array(a["far"]), hidden(a["far_seen"]))
+    found = attend(0.25 * mx.array(a["q"]), window, compressed, mx.array(a["sinks"]))
     far = np.broadcast_to(a["far"][:, None], (B, T, N, K))
     expected = slow(a["q"], a["near"], spread(a["near_seen"]), a["sinks"], 0.25, far, spread(a["far_seen"]))
     assert_close(np.array(found), expected, OP, "attention")
@@ -72,9 +77,9 @@ def test_picked_rows(arrays: dict[str, Array], rng: np.random.Generator) -> None
     a = arrays
     picks = np.stack([[rng.permutation(N)[:4] for _ in range(T)] for _ in range(B)]).astype(np.uint32)
     seen = rng.random((B, T, 4)) < 0.7
-    window = Rows(mx.array(a["near"]), mx.array(a["near_seen"]))
-    compressed = Rows(mx.array(a["far"]), mx.array(seen), mx.array(picks))
-    found = attend(mx.array(a["q"]), window, compressed, mx.array(a["sinks"]), 0.25)
+    window = Rows(mx.array(a["near"]), hidden(a["near_seen"]))
+    compressed = Rows(mx.array(a["far"]), hidden(seen), mx.array(picks))
+    found = attend(0.25 * mx.array(a["q"]), window, compressed, mx.array(a["sinks"]))
     far = np.stack([a["far"][b][picks[b]] for b in range(B)])
     expected = slow(a["q"], a["near"], spread(a["near_seen"]), a["sinks"], 0.25, far, seen)
     assert_close(np.array(found), expected, OP, "attention")
@@ -84,9 +89,9 @@ def test_none_means_all_visible(arrays: dict[str, Array]) -> None:
     a = arrays
     sinks, q = mx.array(a["sinks"]), mx.array(a["q"])
     near, far = mx.array(a["near"]), mx.array(a["far"])
-    everything = Rows(near, mx.ones((T, S), mx.bool_)), Rows(far, mx.ones((T, N), mx.bool_))
-    expected = attend(q, *everything, sinks, 0.25)
-    assert_bits(np.array(attend(q, Rows(near, None), Rows(far, None), sinks, 0.25)), np.array(expected))
+    everything = Rows(near, mx.zeros((T, S))), Rows(far, mx.zeros((T, N)))
+    expected = attend(q, *everything, sinks)
+    assert_bits(np.array(attend(q, Rows(near, None), Rows(far, None), sinks)), np.array(expected))
 
 
 def test_picking_every_row_is_seeing_every_row(arrays: dict[str, Array]) -> None:
@@ -94,17 +99,17 @@ def test_picking_every_row_is_seeing_every_row(arrays: dict[str, Array]) -> None
     q, sinks = mx.array(a["q"]), mx.array(a["sinks"])
     window, far = Rows(mx.array(a["near"]), None), mx.array(a["far"])
     picks = mx.array(np.broadcast_to(np.arange(N, dtype=np.uint32), (B, T, N)))
-    direct = attend(q, window, Rows(far, None), sinks, 0.25)
-    assert_close(np.array(attend(q, window, Rows(far, None, picks), sinks, 0.25)), np.array(direct), OP)
+    direct = attend(q, window, Rows(far, None), sinks)
+    assert_close(np.array(attend(q, window, Rows(far, None, picks), sinks)), np.array(direct), OP)
 
 
 def test_nothing_visible_gives_zero(arrays: dict[str, Array]) -> None:
     """All weight goes to the sink, which has no value."""
     a = arrays
-    window = Rows(mx.array(a["near"]), mx.zeros((T, S), mx.bool_))
-    compressed = Rows(mx.array(a["far"]), mx.zeros((T, N), mx.bool_))
+    window = Rows(mx.array(a["near"]), mx.full((T, S), -mx.inf))
+    compressed = Rows(mx.array(a["far"]), mx.full((T, N), -mx.inf))
     for far in (None, compressed):
-        found = np.array(attend(mx.array(a["q"]), window, far, mx.array(a["sinks"]), 0.25))
+        found = np.array(attend(0.25 * mx.array(a["q"]), window, far, mx.array(a["sinks"])))
         assert (found == 0).all()
 
 
@@ -112,23 +117,23 @@ def test_invisible_rows_weigh_nothing(arrays: dict[str, Array]) -> None:
     """What an invisible row holds can't matter, even when it would win the softmax."""
     a = arrays
     a["near_seen"][:, 3] = False
-    sinks, q, seen = mx.array(a["sinks"]), mx.array(a["q"]), mx.array(a["near_seen"])
-    before = attend(q, Rows(mx.array(a["near"]), seen), None, sinks, 0.25)
+    sinks, q, seen = mx.array(a["sinks"]), mx.array(a["q"]), hidden(a["near_seen"])
+    before = attend(q, Rows(mx.array(a["near"]), seen), None, sinks)
     a["near"][:, 3] = 1e3
-    after = attend(q, Rows(mx.array(a["near"]), seen), None, sinks, 0.25)
+    after = attend(q, Rows(mx.array(a["near"]), seen), None, sinks)
     assert_bits(np.array(after), np.array(before))
 
 
 def test_sinks_are_not_scaled() -> None:
     """One row with score 0 and a sink of ln 3: the row gets a quarter."""
     q, row = mx.zeros((1, 1, 1, 4)), mx.ones((1, 1, 4))
-    found = attend(q, Rows(row, None), None, mx.array([np.log(3.0)], mx.float32), 0.01)
+    found = attend(q, Rows(row, None), None, mx.array([np.log(3.0)], mx.float32))
     assert np.array(found).ravel() == pytest.approx([0.25] * 4)
 
 
 def test_large_scores_do_not_overflow() -> None:
     q, rows = mx.full((1, 1, 1, 4), 1e4), mx.array([[[1e4] * 4, [-1e4] * 4]])
-    found = np.array(attend(q, Rows(rows, None), None, mx.array([0.0]), 1.0))
+    found = np.array(attend(q, Rows(rows, None), None, mx.array([0.0])))
     assert np.array_equal(found, np.full((1, 1, 1, 4), 1e4, np.float32))
 
 
@@ -137,9 +142,9 @@ def test_blocks_of_queries_change_nothing(
 ) -> None:
     a = arrays
     picks = mx.array(rng.integers(0, N, (B, T, 4)).astype(np.uint32))
-    seen = mx.array(rng.random((B, T, 4)) < 0.7)
-    window = Rows(mx.array(a["near"]), mx.array(a["near_seen"]))
-    arguments = mx.array(a["q"]), window, Rows(mx.array(a["far"]), seen, picks), mx.array(a["sinks"]), 0.25
+    seen = hidden(rng.random((B, T, 4)) < 0.7)
+    window = Rows(mx.array(a["near"]), hidden(a["near_seen"]))
+    arguments = mx.array(a["q"]), window, Rows(mx.array(a["far"]), seen, picks), mx.array(a["sinks"])
     whole = attend(*arguments)
     monkeypatch.setattr(module, "_BLOCK", 2 * 4 * K)
     assert_close(np.array(attend(*arguments)), np.array(whole), OP, "in blocks of two queries")
@@ -149,4 +154,4 @@ def test_result_has_the_dtype_of_the_queries(arrays: dict[str, Array]) -> None:
     a = arrays
     q = mx.array(a["q"]).astype(mx.bfloat16)
     window = Rows(mx.array(a["near"]).astype(mx.bfloat16), None)
-    assert attend(q, window, None, mx.array(a["sinks"]), 0.25).dtype == mx.bfloat16
+    assert attend(q, window, None, mx.array(a["sinks"])).dtype == mx.bfloat16

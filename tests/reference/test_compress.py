@@ -18,6 +18,12 @@ def table(positions: Array, pairs: int) -> Array:
     return np.exp(1j * angles).astype(np.complex64)
 
 
+def whole(turn: Array, width: int) -> mx.array:
+    """The table of all channels: unrotated ones first."""
+    ones = np.ones((len(turn), width // 2 - turn.shape[1]), np.complex64)
+    return mx.array(np.concatenate([ones, turn], axis=1))
+
+
 def finished(pooled: Array, weight: Array, turn: Array) -> Array:
     """Norm, then rotation of the last channels: pooled [K], turn complex [R / 2]."""
     row = pooled / np.sqrt((pooled**2).mean() + EPS) * weight
@@ -46,7 +52,7 @@ def test_separate_groups(rng: np.random.Generator, groups: int, ratio: int) -> N
         mx.array(values),
         mx.array(gates),
         mx.array(weight),
-        mx.array(turn),
+        whole(turn, 24),
         overlap=False,
         first=True,
         eps=EPS,
@@ -87,7 +93,7 @@ def test_overlapping_groups(rng: np.random.Generator, groups: int, first: bool) 
         mx.array(values),
         mx.array(gates),
         mx.array(weight),
-        mx.array(turn),
+        whole(turn, 24),
         overlap=True,
         first=first,
         eps=EPS,
@@ -99,7 +105,7 @@ def test_overlapping_groups(rng: np.random.Generator, groups: int, first: bool) 
 def test_the_first_row_has_no_predecessor(rng: np.random.Generator) -> None:
     """One group at position 0: the overlap half of its own channels plays no part."""
     values, gates = arrays(rng, 1, 4, 16)
-    weight, turn = mx.ones(8), mx.array(table(np.zeros(1), 2))
+    weight, turn = mx.ones(8), whole(table(np.zeros(1), 2), 8)
 
     def row() -> Array:
         return np.array(
@@ -117,12 +123,12 @@ def test_cut_between_groups_changes_nothing(rng: np.random.Generator) -> None:
     weight, turn = mx.array(rng.standard_normal(24).astype(np.float32)), table(np.arange(6) * 4, 3)
 
     def rows(start: int, end: int, first: bool) -> Array:
-        made = mx.array(turn[start if first else start + 1 : end])
+        made = whole(turn[start if first else start + 1 : end], 24)
         v, g = mx.array(values[:, start:end]), mx.array(gates[:, start:end])
         return np.array(compress(v, g, weight, made, overlap=True, first=first, eps=EPS))
 
-    whole = rows(0, 6, True)
-    assert_close(np.concatenate([rows(0, 2, True), rows(1, 6, False)], axis=1), whole, OP)
+    uncut = rows(0, 6, True)
+    assert_close(np.concatenate([rows(0, 2, True), rows(1, 6, False)], axis=1), uncut, OP)
 
 
 def test_gates_are_per_channel_and_saturate() -> None:

@@ -56,14 +56,14 @@ def test_pre_against_numpy(arrays: dict[str, Array]) -> None:
     pre, post = sigmoid(m[..., :C]) + 1e-6, 2 * sigmoid(m[..., C : 2 * C])
     comb = np.array([slow_sinkhorn(s.reshape(C, C), 20, 1e-6) for s in m[..., 2 * C :].reshape(-1, C * C)])
     assert_close(np.array(u), rms(np.einsum("btc,btcd->btd", pre, x)) * a["weight"], OP, "input")
-    assert_close(np.array(mix.post), post, OP, "post")
+    assert_close(2 * np.array(mix.half_post), post, OP, "post")
     assert_close(np.array(mix.comb), comb.reshape(2, 5, C, C), OP, "comb")
 
 
 def test_post_sums_over_the_first_index(arrays: dict[str, Array], rng: np.random.Generator) -> None:
     x, out = arrays["x"], arrays["out"]
     post, comb = rng.random((2, 5, C)).astype(np.float32), rng.random((2, 5, C, C)).astype(np.float32)
-    found = hc_post(mx.array(x), mx.array(out), Mix(mx.array(post), mx.array(comb)))
+    found = hc_post(mx.array(x), mx.array(out), Mix(mx.array(post / 2), mx.array(comb)))
     expected = post[..., None].astype(float) * out[..., None, :] + np.einsum(
         "btjk,btjd->btkd", comb, x.astype(float)
     )
@@ -74,7 +74,7 @@ def test_post_moves_a_stream_where_comb_says() -> None:
     x = mx.array(np.arange(4, dtype=np.float32).reshape(1, 1, 4, 1) + 1)
     comb = np.zeros((1, 1, 4, 4), np.float32)
     comb[0, 0, 0, 3] = 1  # from stream 0 to stream 3
-    found = hc_post(x, mx.array([[[10.0]]]), Mix(mx.array([[[0.0, 1.0, 0.0, 0.0]]]), mx.array(comb)))
+    found = hc_post(x, mx.array([[[10.0]]]), Mix(mx.array([[[0.0, 0.5, 0.0, 0.0]]]), mx.array(comb)))
     assert np.array(found).ravel().tolist() == [0, 10, 0, 1]
 
 
@@ -121,7 +121,7 @@ def test_streams_in_bfloat16_are_mixed_in_float32(arrays: dict[str, Array]) -> N
     x = mx.array(arrays["x"]).astype(mx.bfloat16)
     fn, base = mx.array(arrays["fn"]), mx.array(arrays["base"])
     u, mix = hc_pre(x, fn, base, mx.array(arrays["weight"]).astype(mx.bfloat16), **PRE)
-    assert (u.dtype, mix.post.dtype, mix.comb.dtype) == (mx.bfloat16, mx.float32, mx.float32)
+    assert (u.dtype, mix.half_post.dtype, mix.comb.dtype) == (mx.bfloat16, mx.float32, mx.float32)
     wide, exact = hc_pre(x.astype(mx.float32), fn, base, mx.array(arrays["weight"]), **PRE)
     assert_close(np.array(mix.comb), np.array(exact.comb), OP, "comb")
     assert hc_post(x, u, mix).dtype == mx.bfloat16

@@ -21,6 +21,11 @@ def case(rng: np.random.Generator, batch: int, rows: int, heads: int, width: int
     )
 
 
+def hidden(seen: np.ndarray) -> mx.array:
+    """What is added to the scores."""
+    return mx.array(np.where(seen, np.float32(0), np.float32(-np.inf)))
+
+
 def scores(q: np.ndarray, weights: np.ndarray, keys: np.ndarray) -> np.ndarray:
     products = np.einsum("bthk,bnk->bthn", q.astype(np.float64), keys.astype(np.float64))
     return np.einsum("bth,bthn->btn", weights.astype(np.float64), np.maximum(products, 0))
@@ -71,7 +76,7 @@ def test_invisible_rows_come_last(rng: np.random.Generator) -> None:
     weights = -np.abs(weights)
     seen = np.array([0, 1, 3, 7, 12, 20])
     visible = np.arange(20) < seen[:, None]
-    picks = np.array(index_select(mx.array(q), mx.array(weights), mx.array(keys), mx.array(visible), 7))
+    picks = np.array(index_select(mx.array(q), mx.array(weights), mx.array(keys), hidden(visible), 7))
     expected = scores(q, weights, keys)[0]
     for t, number in enumerate(seen):
         kept = min(7, number)
@@ -82,7 +87,7 @@ def test_invisible_rows_come_last(rng: np.random.Generator) -> None:
 
 def test_blocks_of_queries_change_nothing(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     q, weights, keys = case(rng, 2, 11, 16, 32, 30)
-    visible = mx.array(np.arange(30) < np.arange(11)[:, None] + 8)
+    visible = hidden(np.arange(30) < np.arange(11)[:, None] + 8)
     arrays = mx.array(q), mx.array(weights), mx.array(keys), visible
     whole = np.array(index_select(*arrays, 8))
     monkeypatch.setattr(module, "_BLOCK", 16 * 30 * 3)

@@ -18,7 +18,7 @@ from dsv4_mlx.synthetic import release_config
 
 def test_neighbouring_channels_turn_together() -> None:
     """(a, b) -> (a cos - b sin, a sin + b cos), last channels only."""
-    table = mx.array(np.exp(1j * np.array([[np.pi / 2, np.pi]])).astype(np.complex64))
+    table = mx.array(np.exp(1j * np.array([[0, np.pi / 2, np.pi]])).astype(np.complex64))
     found = np.array(rotate(mx.array([[7.0, 8.0, 1.0, 2.0, 3.0, 4.0]]), table))
     assert found[0] == pytest.approx([7, 8, -2, 1, -3, -4], abs=1e-6)
 
@@ -27,7 +27,8 @@ def test_neighbouring_channels_turn_together() -> None:
 def test_against_numpy_and_back(rng: np.random.Generator, kept: int) -> None:
     x = rng.standard_normal((2, 9, 3, kept + 16)).astype(np.float32)
     angles = rng.standard_normal((9, 8)) * 1000
-    table = mx.array(np.exp(1j * angles).astype(np.complex64))[:, None]
+    factors = np.concatenate([np.ones((9, kept // 2)), np.exp(1j * angles)], axis=1)
+    table = mx.array(factors.astype(np.complex64))[:, None]
     turned = rotate(mx.array(x), table)
     pairs = (x[..., kept::2] + 1j * x[..., kept + 1 :: 2].astype(np.float64)) * np.exp(1j * angles)[:, None]
     expected = np.concatenate(
@@ -68,15 +69,17 @@ def test_tables_are_exact_far_out() -> None:
     """The angle is a float32 product; its cosine is that of exactly this number, even at a million."""
     freqs = np.array([1.0, 0.7, 1e-4], np.float32)
     positions = np.array([0, 1, 511, 512, 65_537, 1_048_575])
-    found = np.array(RopeTable(freqs).at(positions))
+    found = np.array(RopeTable(freqs, 8).at(positions))
+    assert (found[:, 0] == 1).all()
     angles = (positions.astype(np.float32)[:, None] * freqs).astype(np.float64)
-    assert np.abs(found - np.exp(1j * angles)).max() < 1e-7
+    assert np.abs(found[:, 1:] - np.exp(1j * angles)).max() < 1e-7
 
 
 @pytest.mark.parametrize("start", [0, 1, 500, 511, 512, 5000])
 @pytest.mark.parametrize("count", [1, 13, 512, 1500])
 def test_cached_rows_are_the_same_rows(start: int, count: int) -> None:
-    table = RopeTable(np.array([1.0, 0.01], np.float32))
+    table = RopeTable(np.array([1.0, 0.01], np.float32), 6)
     for _ in range(2):
         expected = table.at(np.arange(start, start + count))
-        assert mx.array_equal(table.rows(start, count), expected)
+        forward, inverse = table.rows(start, count)
+        assert mx.array_equal(forward, expected) and mx.array_equal(inverse, mx.conjugate(expected))

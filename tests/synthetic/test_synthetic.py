@@ -200,7 +200,7 @@ def test_tokenizer(small: Path) -> None:
     text = "Hello, naïve wörld! 1234567 世界テスト\n\n  if x_1 >= 2: 🙂\tend"
     encoded = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.decode(encoded.ids, skip_special_tokens=False) == text
-    assert max(encoded.ids) < tokenizer.token_to_id(MARKERS[0])
+    assert max(encoded.ids) < (tokenizer.token_to_id(MARKERS[0]) or 0)
 
 
 def test_tokenizer_splits_as_the_official_one(small: Path) -> None:

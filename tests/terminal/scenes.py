@@ -46,9 +46,10 @@ def answer(question: str, asked: Asked) -> Reply:
         return Reply(words("answer", "done"), prefill=100, prefill_delay=0.05)
     if text.startswith("slow"):
         return Reply(words("answer", "".join(f"word{i} " for i in range(600))), delay=0.02)
-    if text.startswith("think"):
+    if text.startswith(("think", "ponder")):
+        delay = 0.02 if text.startswith("ponder") else 0.003
         thoughts = "".join(f"thought number {i} is here.\n" for i in range(30))
-        return Reply([*words("thinking", thoughts), *words("answer", "The **answer** is 42.")], delay=0.003)
+        return Reply([*words("thinking", thoughts), *words("answer", "The **answer** is 42.")], delay=delay)
     if text.startswith("wide"):
         return Reply([*WIDE * 3, ("answer", "\n\nall")], delay=0.01)
     if text.startswith("long line"):
@@ -78,6 +79,6 @@ def answer(question: str, asked: Asked) -> Reply:
 SCENES: dict[str, Callable[[], Scripted]] = {
     "quick": lambda: Scripted(answer),
     "small": lambda: Scripted(answer, context=500),
-    "loading": lambda: Scripted(answer, load_steps=100, load_delay=0.05),
+    "loading": lambda: Scripted(answer, load_steps=100, load_delay=0.025),
     "broken": lambda: Scripted(answer, load_error=MachineError("the disk failed", next="check it")),
 }

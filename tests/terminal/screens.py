@@ -22,7 +22,7 @@ PATIENCE = 20.0  # seconds until something that should happen has failed to
 CTRL_C, CTRL_D, CTRL_L, CTRL_T, ESCAPE, ENTER = "\x03", "\x04", "\x0c", "\x14", "\x1b", "\r"
 
 
-class Display(pyte.HistoryScreen):  # type: ignore[misc]
+class Display(pyte.HistoryScreen):
     """pyte drops the rest of a text after a joiner or a vowel sign without width; a terminal doesn't."""
 
     def draw(self, data: str) -> None:
@@ -33,7 +33,12 @@ class Person:
     """Types keys and reads the screen."""
 
     def __init__(
-        self, command: list[str], columns: int = 80, rows: int = 24, env: dict[str, str] | None = None
+        self,
+        command: list[str],
+        columns: int = 80,
+        rows: int = 24,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         path = f"{ROOT}:{ROOT / 'tests'}"
         environment = {
@@ -41,7 +46,12 @@ class Person:
             "TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONPATH": path, **(env or {}),
         }  # fmt: skip
         self.child = pexpect.spawn(
-            command[0], command[1:], dimensions=(rows, columns), env=environment, timeout=PATIENCE
+            command[0],
+            command[1:],
+            dimensions=(rows, columns),
+            env=environment,
+            timeout=PATIENCE,
+            cwd=cwd,
         )
         self.child.delaybeforesend = None
         self.screen = Display(columns, rows, history=20_000, ratio=0.5)
@@ -56,6 +66,8 @@ class Person:
     ) -> None:
         if kind is not None:
             print(self.everything())
+        if self.child.isalive():
+            self.child.kill(signal.SIGKILL)
         self.child.close(force=True)
 
     def look(self, seconds: float = 0.02) -> None:
@@ -144,4 +156,4 @@ def chat(
     env: dict[str, str] | None = None,
 ) -> Person:
     """The chat with a scripted engine."""
-    return Person([sys.executable, str(RUN), scene, str(folder), *options], *size, env=env)
+    return Person([sys.executable, str(RUN), scene, str(folder), *options], *size, env=env, cwd=folder)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import errno
+import shutil
 from pathlib import Path
 
 import pytest
 
-from dsv4_mlx.terminal import clipboard
 from dsv4_mlx.terminal.commands import COMMANDS, is_command
 from terminal.fakes import Talk
 from terminal.screens import chat
@@ -91,11 +91,16 @@ def test_read_refuses_with_the_reason(talk: Talk, tmp_path: Path) -> None:
     assert not talk.chat.attachments
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_read_refuses_what_it_may_not_read(talk: Talk, tmp_path: Path) -> None:
+def test_read_refuses_what_it_may_not_read(
+    talk: Talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "secret"
     file.write_text("x")
-    file.chmod(0)
+
+    def denied(path: Path) -> bytes:  # root may read everything, so permissions alone would not do
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
     talk.says(f"/read {file}")
     assert "Permission denied" in talk.shown.problems[-1]
 
@@ -172,7 +177,7 @@ def test_retry_undo_and_edit(talk: Talk) -> None:
 
 
 def test_tokens_stats_and_copy(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clipboard.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     talk.says("/stats")
     assert talk.shown.notes[-1] == "no answer yet"
     talk.says("/copy")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from subprocess import run
+from subprocess import DEVNULL, run
 
 import pytest
 
@@ -22,7 +22,9 @@ MAIN = [sys.executable, "-m", "dsv4_mlx"]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    write_checkpoint(folder / "official", small_config(), 0)
+    layers = {"num_hidden_layers": 3, "compress_ratios": [0, 4, 128], "num_hash_layers": 1}
+    config = {**small_config(), **layers, "num_nextn_predict_layers": 0}
+    write_checkpoint(folder / "official", config, 0)
     convert(folder / "official", folder / "converted", "native")
     return folder / "converted"
 
@@ -58,7 +60,9 @@ def speaker(model: Path, max_tokens: int) -> EngineSpeaker:
 
 
 def test_a_stopped_prefill_and_a_stopped_answer_leave_a_sound_session(model: Path) -> None:
-    asked = Asked((Spoken("user", "many words of a long question " * 45),), "on", 7)
+    # A prefill is cut where an assistant's turn opens, 256 tokens after the last cut at the earliest.
+    said = (Spoken("user", "many words " * 70), Spoken("assistant", "yes"), Spoken("user", "more"))
+    asked = Asked(said, "on", 7)
     whole = Heard()
     assert speaker(model, 6).reply(asked, whole) == "length"
     assert len(whole.prefills) >= 2 and whole.said
@@ -94,7 +98,7 @@ def test_chat_in_a_terminal(model: Path, tmp_path: Path) -> None:
     assert messages[0]["text"] == "hello" and messages[1]["tokens"] == 30
 
 
-@pytest.mark.parametrize("command", ["generate", "chat"])
+@pytest.mark.parametrize("command", ["generate", pytest.param("chat", marks=pytest.mark.long)])
 def test_a_pipe_goes_before_the_prompt(model: Path, tmp_path: Path, command: str) -> None:
     def answers(options: list[str], piped: bytes) -> bytes:
         more = ["--max-tokens", "8", "--seed", "3", "--temperature", "0", "--think", "off"]
@@ -118,13 +122,17 @@ def test_a_pipe_goes_before_the_prompt(model: Path, tmp_path: Path, command: str
     ],
 )
 def test_bad_pipes(model: Path, piped: bytes | None, options: list[str], message: str) -> None:
-    given = {"input": piped} if piped is not None else {"stdin": -3}  # -3: nothing, not a pipe
-    found = run([*MAIN, "generate", str(model), *options], capture_output=True, **given)  # type: ignore[call-overload]
+    command = [*MAIN, "generate", str(model), *options]
+    if piped is None:
+        found = run(command, capture_output=True, stdin=DEVNULL)
+    else:
+        found = run(command, capture_output=True, input=piped)
     assert found.returncode == 2 and message in found.stderr.decode(), found.stderr
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("", "MODEL is empty"), ("nowhere", "there is no folder"), ("empty", "not a finished")]
+    ("name", "message"),
+    [("", "MODEL is empty"), ("nowhere", "there is no folder"), ("empty", "not a finished")],
 )
 def test_a_missing_or_unfinished_model(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -133,3 +141,33 @@ def test_a_missing_or_unfinished_model(tmp_path: Path, name: str, message: str) 
         person.sees("error: ")
         person.ends(2)
         assert message in person.text().replace("\n", " ") and "next:" in person.text()
+
+
+@pytest.mark.long
+def test_a_resumed_conversation_takes_its_state_from_disk(model: Path, tmp_path: Path) -> None:
+    said = (Spoken("user", "many words " * 70), Spoken("assistant", "yes"))
+    asked = Asked((*said, Spoken("user", "more")), "on", 7)
+    options = (model, EngineOptions(context=4096), SamplingOptions(), 6, tmp_path / "states")
+    first, second = EngineSpeaker(*options), EngineSpeaker(*options)
+    first.open(lambda done, total: None)
+    whole = Heard()
+    first.reply(asked, whole)
+    first._rate = 1e9  # a prefill so fast that no disk is worth it
+    first.keep("key", said, "on")
+    assert not (tmp_path / "states").exists()
+    first._rate = 10.0
+    first.keep("key", said, "on")
+    second.open(lambda done, total: None)
+    assert second.recall("other") == 0
+    restored = second.recall("key")
+    assert restored >= 256
+    again = Heard()
+    second.reply(asked, again)
+    assert again.prefills[0][2] == restored and again.said == whole.said
+
+
+def test_generate_in_a_terminal_is_plain_on_request(model: Path) -> None:
+    options = ["-p", "hello", "--max-tokens", "8", "--seed", "1", "--plain"]
+    with Person([*MAIN, "generate", str(model), *options]) as person:
+        person.ends()
+        assert person.text() and b"\x1b" not in bytes(person.raw)

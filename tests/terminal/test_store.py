@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from dsv4_mlx.errors import InputError, MachineError
-from dsv4_mlx.terminal import store as store_module
 from dsv4_mlx.terminal.conversation import Conversation, Message
 from dsv4_mlx.terminal.history import KEPT, REWRITE, LineHistory
 from dsv4_mlx.terminal.store import NewerError, Store
@@ -56,7 +55,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     talk.says("second")
     talk.says("third")
     said = [problem for problem in talk.shown.problems if "No space left on device" in problem]

@@ -1,0 +1,88 @@
+"""The main path: tokens out, until something ends it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from checkpoints import Checkpoints
+from small_model import MARKERS, new_session, tiny_model, token_ids
+from tokenizers import Tokenizer
+
+from dsv4_mlx.chat.prompt import THINK, Think
+from dsv4_mlx.engine import Engine, SamplingOptions, generate
+from dsv4_mlx.engine.generate import answer
+from dsv4_mlx.errors import DoesNotFit
+from dsv4_mlx.model.transformer import Transformer
+
+PROMPT = token_ids(np.random.default_rng(9), 40)
+GREEDY = SamplingOptions(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    return tiny_model()
+
+
+def test_greedy_takes_the_largest_logit_each_time(model: Transformer) -> None:
+    found = list(generate(new_session(model), PROMPT, GREEDY, max_tokens=12))
+    session, expected = new_session(model), []
+    logits = session.sync(PROMPT)
+    for _ in range(12):
+        expected.append(int(np.argmax(logits)))
+        logits = session.advance(expected[-1])
+    assert found == expected
+
+
+def test_a_seed_decides_the_tokens(model: Transformer) -> None:
+    def tokens(seed: int) -> list[int]:
+        return list(generate(new_session(model), PROMPT, SamplingOptions(seed=seed), max_tokens=20))
+
+    assert tokens(3) == tokens(3)
+    assert tokens(3) != tokens(4)
+
+
+def test_tokens_continue_where_a_shorter_run_stopped(model: Transformer) -> None:
+    """Draws go by position: asking in two parts gives the same as asking once."""
+    options = SamplingOptions(seed=8)
+    whole = list(generate(new_session(model), PROMPT, options, max_tokens=15))
+    session = new_session(model)
+    first = list(generate(session, PROMPT, options, max_tokens=6))
+    assert first + list(generate(session, PROMPT + first, options, max_tokens=9)) == whole
+
+
+def test_end_of_sentence_stops_and_is_left_out(model: Transformer) -> None:
+    always = SamplingOptions(temperature=0, logit_bias={MARKERS.end: 900.0})
+    assert list(generate(new_session(model), PROMPT, always)) == []
+    never = SamplingOptions(seed=1, logit_bias={MARKERS.end: -900.0})
+    assert len(list(generate(new_session(model), PROMPT, never, max_tokens=30))) == 30
+
+
+def test_the_context_ends_an_answer(model: Transformer) -> None:
+    never = SamplingOptions(seed=1, logit_bias={MARKERS.end: -900.0})
+    session = new_session(model, context=50)
+    assert len(list(generate(session, PROMPT, never))) == 10
+    with pytest.raises(DoesNotFit):
+        list(generate(session, PROMPT * 2, never))
+
+
+def test_the_caller_can_stop(model: Transformer) -> None:
+    session = new_session(model)
+    tokens = generate(session, PROMPT, SamplingOptions(seed=1), max_tokens=100)
+    first = [next(tokens) for _ in range(3)]
+    del tokens
+    assert session.tokens[: len(PROMPT) + 2] == PROMPT + first[:2]
+
+
+@pytest.mark.parametrize("think", THINK)
+def test_an_answer_says_what_the_tokens_say(checkpoints: Checkpoints, engine: Engine, think: Think) -> None:
+    """All text comes out, in pieces of the right kind: a thinking mode starts with thinking."""
+    options = SamplingOptions(seed=2)
+    pieces = list(answer(engine, engine.session(), "Why?", think, options, max_tokens=30))
+    prompt = engine.prompts.encode(engine.prompts.ask("Why?", think))
+    ids = list(generate(engine.session(), prompt, options, max_tokens=30))
+    assert pieces and pieces[0].kind == ("answer" if think == "off" else "thinking")
+    said = "".join(piece.text for piece in pieces)
+    whole = Tokenizer.from_file(str(checkpoints.converted("small") / "tokenizer.json"))
+    markers = {engine.prompts.markers.end_think, engine.prompts.markers.think}
+    expected = whole.decode([i for i in ids if i not in markers], skip_special_tokens=False)
+    assert said.replace("\ufffd", "") == expected.replace("\ufffd", "")

@@ -1,0 +1,149 @@
+"""Sessions go on: what `sync` reuses, and that reuse changes no bit."""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from checkpoints import run
+from compare import PARTITION, assert_bits, assert_close
+from small_model import MARKERS, new_session, tiny_model, token_ids
+
+from dsv4_mlx.engine import Engine
+from dsv4_mlx.engine.cuts import cuts
+from dsv4_mlx.engine.score import score
+from dsv4_mlx.engine.session import Session, check_logits, common_prefix
+from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError
+from dsv4_mlx.model.transformer import Transformer
+
+TOKENS = token_ids(np.random.default_rng(1), 1300)
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    return tiny_model()
+
+
+def test_sync_is_a_prefill_cut_by_the_rule(model: Transformer) -> None:
+    session = new_session(model)
+    logits = session.sync(TOKENS)
+    expected = run(model, TOKENS, cuts(TOKENS, MARKERS))
+    assert (session.tokens, session.reused) == (TOKENS, 0)
+    assert_close(logits, expected[-1], PARTITION)
+
+
+def test_the_same_sequence_costs_nothing(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = new_session(model)
+    logits = session.sync(TOKENS[:600])
+    monkeypatch.setattr(Session, "_step", lambda *_: pytest.fail("computed again"))
+    assert_bits(session.sync(TOKENS[:600]), logits)
+    assert session.reused == 600
+
+
+@pytest.mark.parametrize("shared", [0, 100, 511, 512, 700, 1024, 1100, 1299])
+def test_another_end_is_bit_equal_to_a_cold_start(model: Transformer, shared: int) -> None:
+    """A session goes back to a cut at most, so a restored prompt is cut like a cold one."""
+    other = TOKENS[:shared] + token_ids(np.random.default_rng(2), 1250 - min(shared, 1200))
+    warm, cold = new_session(model), new_session(model)
+    warm.sync(TOKENS)
+    expected = cold.sync(other)
+    assert_bits(warm.sync(other), expected, "restored")
+    assert warm.reused == max((cut for cut in (512, 1024) if cut <= shared), default=0)
+    for token in TOKENS[:3]:
+        assert_bits(warm.advance(token), cold.advance(token), "decoded after it")
+
+
+def test_a_longer_prompt_after_a_short_one(model: Transformer) -> None:
+    """The first ended between cuts, so its end is a cut of its own: tolerance, not bits."""
+    warm, cold = new_session(model), new_session(model)
+    warm.sync(TOKENS[:530])
+    logits = warm.sync(TOKENS[:700])
+    assert warm.reused == 530
+    assert_close(logits, cold.sync(TOKENS[:700]), PARTITION)
+
+
+def test_a_prefix_of_what_was_seen(model: Transformer) -> None:
+    warm, cold = new_session(model), new_session(model)
+    warm.sync(TOKENS)
+    expected = cold.sync(TOKENS[:900])
+    assert_bits(warm.sync(TOKENS[:900]), expected)
+    assert (warm.reused, warm.tokens) == (512, TOKENS[:900])
+    assert_bits(warm.sync(TOKENS[:512]), new_session(model).sync(TOKENS[:512]), "up to a cut exactly")
+
+
+def test_decoded_tokens_are_part_of_the_sequence(model: Transformer) -> None:
+    session = new_session(model)
+    session.sync(TOKENS[:50])
+    for token in TOKENS[50:60]:
+        last = session.advance(token)
+    assert_bits(session.sync(TOKENS[:60]), last)
+    assert session.reused == 60
+    assert_close(last, new_session(model).sync(TOKENS[:60]), PARTITION)
+
+
+def test_progress_counts_to_the_end(model: Transformer) -> None:
+    session, seen = new_session(model), []
+    session.sync(TOKENS[:700])
+    session.sync(TOKENS[:1300], lambda done, total: seen.append((done, total)))
+    assert seen == [(324, 600), (600, 600)]
+
+
+@pytest.mark.parametrize("wrong", [[], [0, 384], [-1]])
+def test_bad_tokens_are_refused_before_anything_changes(model: Transformer, wrong: list[int]) -> None:
+    session = new_session(model)
+    logits = session.sync(TOKENS[:20])
+    with pytest.raises(InputError):
+        session.sync(wrong)
+    assert session.tokens == TOKENS[:20]
+    assert_bits(session.sync(TOKENS[:20]), logits)
+
+
+def test_the_context_is_a_limit(model: Transformer) -> None:
+    session = new_session(model, context=30)
+    assert session.room_after(TOKENS[:28]) == 2 and session.room_after(TOKENS[:40]) == 0
+    with pytest.raises(DoesNotFit, match="31 tokens, the context holds 30"):
+        session.sync(TOKENS[:31])
+    session.sync(TOKENS[:29])
+    session.advance(9)
+    with pytest.raises(DoesNotFit, match="full"):
+        session.advance(9)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0])
+def test_a_silent_device_failure_is_an_error(value: float) -> None:
+    """Metal out of memory shows as NaN, infinity or zeros."""
+    row = np.ones(8, np.float32)
+    check_logits(row, 3)
+    row[:] = value if value == 0 else row
+    row[2] = value
+    with pytest.raises(ModelOutputError, match="token 3"):
+        check_logits(row, 3)
+
+
+def test_a_failing_model_is_noticed_in_sync_and_score(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = engine.session()
+    broken = mx.full((engine.config.vocab_size,), mx.nan)
+    monkeypatch.setattr(Transformer, "logits", lambda self, x, last=False: broken[None, None])
+    with pytest.raises(ModelOutputError):
+        session.sync([5, 6])
+    with pytest.raises(ModelOutputError):
+        score(engine, [5, 6])
+
+
+@pytest.mark.parametrize(("chunk", "decode"), [(None, 0), (16, 5), (500, 41)])
+def test_score_is_every_row(engine: Engine, chunk: int | None, decode: int) -> None:
+    tokens = token_ids(np.random.default_rng(4), 40)
+    rows = score(engine, tokens, chunk=chunk, decode=decode)
+    assert rows.shape == (40, engine.config.vocab_size) and rows.dtype == np.float32
+    ends = {*range(chunk or 1000, 40 - decode, chunk or 1000), *range(max(0, 40 - decode), 40)}
+    assert_bits(rows, run(engine.model, tokens, ends), "cut at the same places")
+
+
+def test_common_prefix() -> None:
+    assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
+    assert common_prefix([1, 2], [1, 2, 3]) == common_prefix([1, 2, 3], [1, 2]) == 2
+    assert common_prefix([], [1]) == 0

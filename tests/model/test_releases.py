@@ -1,0 +1,35 @@
+"""Every release's config: written, converted, loaded, run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from checkpoints import Checkpoints, decode, run
+from compare import LOGITS, PARTITION, assert_close
+
+from dsv4_mlx.ops import EXACT, REFERENCE
+from dsv4_mlx.weights.load import open_model
+
+LAYERS = {"flash": (43, 0), "pro": (61, 128), "0731": (43, 0)}  # and the first layer's ratio
+
+
+@pytest.mark.parametrize("release", LAYERS)
+def test_every_release_runs(checkpoints: Checkpoints, release: str) -> None:
+    opened = open_model(checkpoints.converted(release), REFERENCE, EXACT)
+    layers, ratio = LAYERS[release]
+    assert (opened.config.layers, opened.config.ratio(0)) == (layers, ratio)
+    assert (
+        opened.config.checkpoint == opened.manifest.checkpoint == ("0731" if release == "0731" else "april")
+    )
+    assert len(opened.model.drafts) == (0 if release == "0731" else 1)  # its drafter is stored, not run
+    tokens = np.random.default_rng(1).integers(0, opened.config.vocab_size, 12)
+    whole = run(opened.model, tokens)
+    assert np.isfinite(whole).all() and whole.std() > 0.1
+    assert_close(decode(opened.model, tokens, 8), whole, PARTITION, release)
+
+
+def test_release_against_numpy(checkpoints: Checkpoints) -> None:
+    """61 layers with HCA first: what no golden has."""
+    tokens = np.random.default_rng(2).integers(0, 640, 9)
+    expected = checkpoints.numpy_model("pro").logits(tokens)
+    assert_close(run(checkpoints.model("pro"), tokens), expected, LOGITS, "pro")
