@@ -14,7 +14,7 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
-from dsv4_mlx.ops import REFERENCE, Ops
+from dsv4_mlx.ops import TRAINABLE, Ops
 from dsv4_mlx.reference.attend import Rows
 from dsv4_mlx.reference.expert_ffn import Bank
 from dsv4_mlx.reference.index_select import index_scores
@@ -79,17 +79,6 @@ def _permute_vjp(primals: Any, cotangent: mx.array, out: mx.array) -> Any:
 def permute(x: mx.array, order: mx.array, inverse: mx.array) -> mx.array:
     """Rows of x in another order; the gradient is the inverse permutation instead of a scatter."""
     return mx.take(x, order, axis=0)
-
-
-def _rotate_vjp(primals: Any, cotangent: mx.array, out: mx.array) -> Any:
-    # A rotation's adjoint is its inverse. MLX has no gradient for the reference's view as complex numbers.
-    _, table = primals
-    return REFERENCE.rotate(cotangent, mx.conjugate(table)), mx.zeros_like(table)
-
-
-@_differentiable(_rotate_vjp)
-def rotate(x: mx.array, table: mx.array) -> mx.array:
-    return REFERENCE.rotate(x, table)
 
 
 def expert_ffn(
@@ -164,15 +153,13 @@ def training_ops(window: int, watch: Watch) -> Ops:
     def route(
         x: mx.array, gate: mx.array, bias: mx.array, *, count: int, scale: float
     ) -> tuple[mx.array, mx.array]:
-        # The choice has no gradient; the weights of what was chosen have.
-        ids, _ = REFERENCE.route(*map(mx.stop_gradient, (x, gate, bias)), count=count, scale=scale)
-        ids = mx.stop_gradient(ids)
+        ids, shares = TRAINABLE.route(x, gate, bias, count=count, scale=scale)
         watch.loads.append(ids)
-        return REFERENCE.route_hashed(x, gate, ids, scale=scale)
+        return ids, shares
 
     return replace(
-        REFERENCE, attend=attend, index_select=index_select, expert_ffn=expert_ffn,
-        compress=_compress, route=route, rotate=rotate, name="training",
+        TRAINABLE, attend=attend, index_select=index_select, expert_ffn=expert_ffn,
+        compress=_compress, route=route, name="training",
     )  # fmt: skip
 
 
@@ -188,7 +175,7 @@ def _compress(
     weights = exp(gates - mx.stop_gradient(mx.max(gates, axis=2, keepdims=True)))
     pooled = mx.sum(values * weights, axis=2) / mx.sum(weights, axis=2)
     rows = mx.fast.rms_norm(pooled, weight, eps)
-    return rotate(rows, table)
+    return TRAINABLE.rotate(rows, table)
 
 
 def _overlapped(x: mx.array, width: int, fill: float) -> mx.array:
