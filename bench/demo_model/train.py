@@ -13,6 +13,7 @@ import random
 import shutil
 import time
 from collections import defaultdict
+from dataclasses import replace
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ def run(rank: int, options: argparse.Namespace, shared_name: str | None, barrier
         seconds = elapsed_before + time.monotonic() - started
         # What a worker decides on must be the same in all: the clock is averaged with the gradients.
         plan = plan_at(progress["share"], optimiser.step)
+        plan = replace(plan, rate=plan.rate * options.peak)
         r = random.Random(f"{options.seed}:{optimiser.step}:{rank}")
         kind = choose(plan, r)
         batch = make(kind, progress["stage"], options.tokens, r, renderer)
@@ -202,6 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=0, help="stop after this many updates")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens a batch and worker")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--peak", type=float, default=1.0, help="scales the learning rates")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, help="begin with an official checkpoint and its tokenizer")
     options = parser.parse_args(arguments)
