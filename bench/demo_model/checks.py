@@ -15,6 +15,8 @@ from bench.demo_model.tasks import FACTS, TOOLS, Use, in_json, memory, needle, t
 from dsv4_mlx.chat.prompt import Think
 from dsv4_mlx.engine import Engine
 
+BEYOND = 500  # characters: more than a window of 64 tokens, a word being about one
+
 
 @dataclass
 class Score:
@@ -85,12 +87,17 @@ def _ends_well(turn: Turn, wanted: str | None) -> bool:
 
 
 def ask_needle(engine: Engine, r: random.Random, count: int, length: int) -> Score:
-    """One question about a key that stands once among others in a text; names never trained."""
+    """One question about a key that stands once among others in a text; names never trained.
+
+    It stands beyond the window: near the end the window alone would find it.
+    """
     score = Score()
-    for _ in range(count):
+    while score.asked < count:
         dialogue = needle(r, length, 8, 1, seen=False)
+        text, wanted = dialogue.messages[0].content or "", dialogue.messages[-1].content or ""
+        if len(text) - text.index(wanted) < BEYOND:
+            continue
         turn = say(engine, conversation(engine, dialogue, dialogue.messages[:1]))
-        wanted = dialogue.messages[-1].content
         score.count(_ends_well(turn, wanted), f"{wanted!r}: {turn.answer!r}")
     return score
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -20,7 +21,6 @@ from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.official import Weight, inventory
 from dsv4_mlx.ops import NUMERICS, REFERENCE, Ops
 from dsv4_mlx.reference.attend import Rows, attend
-from dsv4_mlx.weights.experts import FloatExperts
 from dsv4_mlx.weights.floats import FloatTensors
 from dsv4_mlx.weights.load import open_model
 
@@ -65,9 +65,10 @@ class Bfloat16Tensors(FloatTensors):
     def float_linear(self, name: str, shape: tuple[int, int]) -> Linear:
         return super().linear(name, shape)
 
-    def experts(self, block: str) -> FloatExperts:
-        full = super().experts(block)
-        return FloatExperts(full.gate_up.astype(mx.bfloat16), full.down.astype(mx.bfloat16))
+
+def _float_experts(x: mx.array, *rest: Any) -> mx.array:
+    """MLX multiplies gathered matrices in float32 only on the CPU; what goes in has been rounded."""
+    return REFERENCE.expert_ffn(x.astype(mx.float32), *rest)
 
 
 def _near_only(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
@@ -87,7 +88,8 @@ def converted(folder: Path, ops: Ops = REFERENCE, numerics: str = "official") ->
 
 def floats(values: Values, like: Engine, source: type[FloatTensors] = FloatTensors) -> Engine:
     """Plain weights, unconverted, behind the same engine."""
-    model = Transformer(like.config, source(values), REFERENCE, NUMERICS["official"])
+    ops = replace(REFERENCE, expert_ffn=_float_experts)
+    model = Transformer(like.config, source(values), ops, NUMERICS["official"])
     model.eval()
     mx.eval(dict(model))
     return Engine(like.config, like.manifest, model, like.prompts, CONTEXT)
