@@ -10,8 +10,8 @@ from bench.demo_model.loss import Stage
 # Shares of batches by kind. Retrieval and copying first: the facts are easy once those exist.
 OPENING = {"repeat": 0.18, "needle": 0.42, "tool": 0.15, "qa_off": 0.15, "qa_on": 0.1}
 MIDDLE = {
-    "needle": 0.62, "tool": 0.13, "tool2": 0.06, "qa_off": 0.04, "qa_on": 0.04, "qa_max": 0.07,
-    "repeat": 0.01, "memory": 0.02, "json": 0.01,
+    "needle": 0.4, "tool": 0.18, "tool2": 0.14, "qa_off": 0.06, "qa_on": 0.06, "qa_max": 0.1, "repeat": 0.01,
+    "memory": 0.03, "json": 0.02,
 }  # fmt: skip
 
 
