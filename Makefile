@@ -34,7 +34,7 @@ demo: $(READY)
 	"$(BIN)/dsv4-mlx" demo
 
 test: $(READY)
-	"$(BIN)/python" -m pytest
+	"$(BIN)/python" -m pytest -n 2 --dist loadfile
 
 test-long: $(READY)
 	"$(BIN)/python" tests/run_long.py

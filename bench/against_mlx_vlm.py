@@ -32,8 +32,8 @@ from dsv4_mlx.synthetic.configs import release_config  # noqa: E402
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 1024, "num_hidden_layers": 12, "compress_ratios": [0, 0] + [4, 128] * 5 + [0],
-    "n_routed_experts": 32, "num_attention_heads": 8, "head_dim": 512, "q_lora_rank": 256, "o_groups": 2,
-    "o_lora_rank": 256, "moe_intermediate_size": 512, "index_n_heads": 16, "vocab_size": 2048,
+    "n_routed_experts": 32, "num_attention_heads": 8, "head_dim": 512, "q_lora_rank": 128, "o_groups": 2,
+    "o_lora_rank": 128, "moe_intermediate_size": 256, "index_n_heads": 16, "vocab_size": 1024,
 }  # fmt: skip
 Engine = Ours | Theirs
 
@@ -42,9 +42,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python bench/against_mlx_vlm.py")
     parser.add_argument("--json", type=Path, help="write the result there")
     parser.add_argument("--rounds", type=int, default=5, help="of each measurement; default 5")
-    parser.add_argument("--prompt", type=int, default=32, help="tokens prefilled; default 32")
-    parser.add_argument("--tokens", type=int, default=6, help="tokens decoded per round; default 6")
-    parser.add_argument("--checked", type=int, default=24, help="tokens compared with the oracle; default 24")
+    parser.add_argument("--prompt", type=int, default=16, help="tokens prefilled; default 16")
+    parser.add_argument("--tokens", type=int, default=4, help="tokens decoded per round; default 4")
+    parser.add_argument("--checked", type=int, default=16, help="tokens compared with the oracle; default 16")
     options = parser.parse_args()
     config = release_config("flash", true_size=True) | SHAPE
     with tempfile.TemporaryDirectory() as folder:
@@ -69,6 +69,9 @@ def compare(engines: dict[str, Engine], options: argparse.Namespace) -> dict[str
         for name, engine in engines.items():
             prefill = timed(lambda engine=engine: engine.start(prompt))  # type: ignore[misc]
             steps = [timed(lambda engine=engine, t=t: engine.step(t)) for t in range(options.tokens)]  # type: ignore[misc]
+            print(
+                f"round {turn} {name}: prefill {prefill:.2f} s, decode {median(steps):.3f} s", file=sys.stderr
+            )
             if turn:
                 totals[name]["prefill"].append(prefill)
                 totals[name]["decode"].append(median(steps))
@@ -81,7 +84,8 @@ def compare(engines: dict[str, Engine], options: argparse.Namespace) -> dict[str
     for _ in range(options.rounds):
         for name in engines:
             for step, run in work[name].items():
-                inside[name][step].append(timed(run))
+                repeats = options.tokens if step == "decode" else 1  # as often as the steps themselves
+                inside[name][step].append(median(timed(run) for _ in range(repeats)))
     for name in engines:
         result["seconds"][name] = {
             step: split(median(totals[name][step]), median(inside[name][step])) for step in totals[name]

@@ -32,7 +32,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         total = tokens + len(PROMPT)
-        samples = watch(tiny_engine(Path(folder), total), total, GROWTH, every=500, said=say)
+        engine = tiny_engine(Path(folder), total)
+        samples = watch(engine, total, GROWTH, every=500, before=0, said=say)
     kept = [s for i, s in enumerate(samples) if s.arrays or i in (0, len(samples) - 1)]
     kept += [s for a, b in zip(samples, samples[1:], strict=False) if a.active != b.active for s in (a, b)]
     kept = sorted(set(kept), key=lambda sample: sample.tokens)

@@ -20,6 +20,7 @@ from dsv4_mlx.errors import InputError, MachineError
 from dsv4_mlx.manifest import ALIGNMENT
 from dsv4_mlx.official import ITEM_BYTES
 
+MOST_DIMENSIONS = 8  # the official ones have at most 2; a product of many is a number nobody can print
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -122,6 +123,8 @@ class _Check:
             raise _damaged(self.path, f"{name} has the impossible shape {shape!r}")
         if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
             raise _damaged(self.path, f"{name} has the impossible offsets {offsets!r}")
+        if len(shape) > MOST_DIMENSIONS:
+            raise _damaged(self.path, f"{name} has {len(shape)} dimensions, far too many")
         expected, given = math.prod(shape) * ITEM_BYTES[dtype], offsets[1] - offsets[0]
         if given != expected:
             raise _damaged(

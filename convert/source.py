@@ -20,6 +20,7 @@ from dsv4_mlx.errors import InputError, MachineError
 INDEX = "model.safetensors.index.json"
 REQUIRED = ("config.json", "tokenizer.json")  # copied unchanged
 OPTIONAL = ("generation_config.json", "tokenizer_config.json")  # copied where present
+LONGEST_NAME = 255  # bytes, of any file system in use
 LARGEST_TEXT = 2**28  # bytes; the official index is 5 MB, the tokenizer 8 MB
 
 
@@ -50,6 +51,7 @@ def open_source(folder: Path) -> Source:
         )
     config = parse_config(_text(folder, "config.json").decode("utf-8", "replace"), folder / "config.json")
     texts = {name: _text(folder, name) for name in REQUIRED}
+    _check_tokenizer(folder / "tokenizer.json", texts["tokenizer.json"])
     texts |= {name: _text(folder, name) for name in OPTIONAL if (folder / name).exists()}
     index = _text(folder, INDEX)
     weight_map, total = _parse_index(folder / INDEX, index)
@@ -60,14 +62,24 @@ def open_source(folder: Path) -> Source:
 
 def inside(folder: Path, name: str) -> Path:
     """The file `name` of this folder. Raises InputError if the name or a link leads out of it."""
-    if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+    if (
+        not name
+        or not name.isprintable()
+        or len(name.encode()) > LONGEST_NAME
+        or name in (".", "..")
+        or "/" in name
+        or "\\" in name
+    ):
         raise InputError(
             f"the index names the file {name!r}, expected a plain name in its own folder",
             where=folder / INDEX,
             next="use the index of the official checkpoint",
         )
     path = folder / name
-    real, home = path.resolve(), folder.resolve()
+    try:
+        real, home = path.resolve(), folder.resolve()
+    except RuntimeError:  # Python 3.11 and 3.12; later ones leave it to the next to open it
+        raise InputError(f"{name} is a link that leads to itself", where=path) from None
     allowed = [home]
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")
@@ -83,6 +95,8 @@ def inside(folder: Path, name: str) -> Path:
 def _text(folder: Path, name: str) -> bytes:
     path = inside(folder, name)
     try:
+        if path.is_fifo():  # reading it would wait for ever
+            raise InputError(f"{name} is a pipe, expected a file", where=path)
         if path.stat().st_size > LARGEST_TEXT:
             raise InputError(f"{name} has {path.stat().st_size} bytes, far too many", where=path)
         return path.read_bytes()
@@ -96,7 +110,19 @@ def _text(folder: Path, name: str) -> bytes:
         raise MachineError(f"{name} can't be read: {error.strerror or error}", where=path) from None
 
 
-def _parse_index(path: Path, text: bytes) -> tuple[dict[str, str], int | None]:
+def _check_tokenizer(path: Path, text: bytes) -> None:
+    """Far from proof that it works, but an empty or cut file shows before hours of converting."""
+    try:
+        sound = isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        sound = False
+    if not sound:
+        raise InputError(
+            "tokenizer.json is damaged: it is not a JSON object", where=path, next="download this file again"
+        )
+
+
+def _parse_index(path: Path, text: bytes) -> tuple[dict[str, str], float | None]:
     """The index's tensor -> shard map and total size."""
 
     def wrong(why: str) -> InputError:
@@ -120,10 +146,12 @@ def _parse_index(path: Path, text: bytes) -> tuple[dict[str, str], int | None]:
             raise wrong(f"it places {tensor} in {shard!r}")
     metadata = raw.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return weight_map, total if isinstance(total, int) else None
+    return weight_map, total if isinstance(total, (int, float)) else None
 
 
-def _compare(folder: Path, weight_map: dict[str, str], total: int | None, shards: dict[str, Header]) -> None:
+def _compare(
+    folder: Path, weight_map: dict[str, str], total: float | None, shards: dict[str, Header]
+) -> None:
     """Index and shards must describe the same tensors; each tensor must be in one shard only."""
     seen: dict[str, str] = {}
     problems: list[str] = []

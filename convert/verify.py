@@ -168,8 +168,8 @@ def _texts(model: Path, manifest: Manifest) -> Iterator[Damage]:
     for name, digest in texts.items():
         try:
             found = hashlib.sha256((model / Path(name).name).read_bytes()).hexdigest()
-        except OSError as error:
-            yield Damage(name, "", f"can't be read: {error.strerror or error}")
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            yield Damage(name, "", f"can't be read: {getattr(error, 'strerror', None) or error}")
             continue
         if found != digest:
             yield Damage(name, "", "is not the file that was copied from the source")
@@ -185,6 +185,9 @@ def _structure(plan: Plan, manifest: Manifest, headers: dict[str, Header | str])
         yield Damage(
             "manifest.json", f"{prefix}.ffn.experts", "is missing" if prefix in blocks else "is unknown"
         )
+    sizes = {name: size for name, size in manifest.files.items() if name.endswith(".safetensors")}
+    if sizes != {file.name: file.size for file in plan.files}:
+        yield Damage("manifest.json", "", "the list of files is not the one that config and recipe demand")
     for file in plan.files:
         header = headers[file.name]
         if isinstance(header, str):

@@ -85,6 +85,12 @@ FLOATS = {
     "rope_theta": "rope_theta",
     "compress_rope_theta": "compress_rope_theta",
 }
+# Far above every release. Beyond them a damaged number would cost hours or all memory before it shows.
+LARGEST = {
+    "max_position_embeddings": 2**31 - 1, "original_max_position_embeddings": 2**31 - 1, "vocab_size": 2**24,
+    "num_hidden_layers": 512, "n_routed_experts": 4096, "hc_mult": 64, "hc_sinkhorn_iters": 1000,
+}  # fmt: skip
+LARGEST_OTHER = 2**20
 STRUCTURED = ("compress_ratios", "rope_scaling", "quantization_config")
 QUANTIZATION = {
     "quant_method": "fp8",
@@ -189,6 +195,8 @@ class ModelConfig:
     def read(folder: Path) -> ModelConfig:
         """Read `folder/config.json`. Raises InputError."""
         path = folder / "config.json"
+        if path.is_fifo():  # reading it would wait for ever
+            raise InputError("config.json is a pipe, expected a file", where=path)
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -202,8 +210,15 @@ class ModelConfig:
 
 def parse_config(text: str, where: object) -> ModelConfig:
     """`config.json` text -> ModelConfig. Raises InputError that names the key."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise InputError("config.json has a key twice", where=where, next="download the file again")
+        return found
+
     try:
-        raw = json.loads(text)
+        raw = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:  # a number of 5000 digits is a plain ValueError
         raise InputError(
             f"config.json is not JSON: {error}", where=where, next="download the file again"
@@ -268,16 +283,17 @@ class _Reader:
 
     def integer(self, source: dict[str, Any], key: str, lowest: int = 0) -> int:
         value = source[key]
-        if isinstance(value, bool) or not isinstance(value, int) or value < lowest or value > 2**31 - 1:
-            raise self.fail(f"{key} is {value!r}, expected a whole number from {lowest}")
+        most = LARGEST.get(key, LARGEST_OTHER)
+        if type(value) is not int or not lowest <= value <= most:
+            raise self.fail(f"{key} is {value!r}, expected a whole number from {lowest} to {most}")
         return value
 
     def number(self, source: dict[str, Any], key: str) -> float:
         value = source[key]
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.fail(f"{key} is {value!r}, expected a number")
-        if not math.isfinite(value) or value <= 0:
-            raise self.fail(f"{key} is {value!r}, expected a positive number")
+        if not 1e-37 <= value <= 1e37:  # what float32 holds
+            raise self.fail(f"{key} is {value!r}, expected a positive number from 1e-37 to 1e37")
         return float(value)
 
     def yarn(self) -> Yarn:
@@ -294,7 +310,7 @@ class _Reader:
 
     def ratios(self, layers: int, mtp_layers: int, checkpoint: Checkpoint) -> tuple[int, ...]:
         raw = self.raw["compress_ratios"]
-        if not isinstance(raw, list) or any(isinstance(r, bool) or r not in (0, 4, 128) for r in raw):
+        if not isinstance(raw, list) or any(type(r) is not int or r not in (0, 4, 128) for r in raw):
             raise self.fail(f"compress_ratios is {raw!r}, expected a list of 0, 4 and 128")
         extra = len(raw) - layers
         allowed = {mtp_layers} if checkpoint == "april" else {mtp_layers, 3}
@@ -307,7 +323,8 @@ class _Reader:
 
     def drafter(self, layers: int) -> Drafter:
         targets = self.raw["dspark_target_layer_ids"]
-        if not isinstance(targets, list) or not targets or any(t not in range(layers) for t in targets):
+        known = isinstance(targets, list) and all(type(t) is int and 0 <= t < layers for t in targets)
+        if not known or not targets:
             raise self.fail(f"dspark_target_layer_ids is {targets!r}, expected layers below {layers}")
         blocks = len(targets)
         if self.raw.get("n_mtp_layers", blocks) != blocks:

@@ -101,6 +101,8 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Read and check `folder/manifest.json`. Raises InputError."""
     path = folder / NAME
+    if path.is_fifo():  # reading it would wait for ever
+        raise InputError("manifest.json is a pipe, expected a file", where=path)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -109,7 +111,9 @@ def read_manifest(folder: Path) -> Manifest:
             where=folder,
             next="convert the official checkpoint: dsv4-mlx convert SOURCE TARGET",
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"manifest.json can't be read: {error.strerror}", where=path) from None
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it can't be read as JSON ({error})") from None
     if not isinstance(raw, dict) or "format" not in raw:
         raise _damaged(path, "it is not an object with a format number")
@@ -129,7 +133,7 @@ def read_manifest(folder: Path) -> Manifest:
             files={str(name): int(size) for name, size in raw["files"].items()},
             made_by=str(raw["made_by"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _damaged(path, f"a field is missing or wrong ({type(error).__name__}: {error})") from None
 
 
@@ -141,8 +145,15 @@ def _checkpoint(name: object) -> str:
 
 def _tensor(raw: dict[str, Any]) -> TensorRecord:
     return TensorRecord(
-        _inside(raw["file"]), raw["format"], tuple(raw["shape"]), dict(raw["parts"]), dict(raw["digests"])
-    )
+        _inside(raw["file"]), str(raw["format"]), tuple(raw["shape"]), _texts(raw["parts"]),
+        _texts(raw["digests"]),
+    )  # fmt: skip
+
+
+def _texts(raw: dict[str, Any]) -> dict[str, str]:
+    if "weight" not in raw or not all(isinstance(value, str) for value in raw.values()):
+        raise ValueError(f"{raw!r} is not a text for the weight and each of its parts")
+    return dict(raw)
 
 
 def _experts(raw: dict[str, Any]) -> ExpertTable:
@@ -151,7 +162,7 @@ def _experts(raw: dict[str, Any]) -> ExpertTable:
         for s in raw["segments"]
     )
     table = ExpertTable(
-        _inside(raw["file"]), raw["format"], int(raw["count"]), int(raw["record_bytes"]), segments,
+        _inside(raw["file"]), str(raw["format"]), int(raw["count"]), int(raw["record_bytes"]), segments,
         tuple(raw["digests"]),
     )  # fmt: skip
     for segment in segments:
@@ -175,7 +186,7 @@ def _fits(segment: Segment, record_bytes: int) -> bool:
 
 
 def _inside(name: object) -> str:
-    if not isinstance(name, str) or "/" in name or "\\" in name or name in ("", ".", ".."):
+    if not isinstance(name, str) or "/" in name or "\\" in name or "\0" in name or name in ("", ".", ".."):
         raise ValueError(f"file {name!r} is not a plain name in this folder")
     return name
 

@@ -41,9 +41,17 @@ def tiny_engine(folder: Path, context: int) -> Engine:
 
 
 def watch(
-    engine: Engine, tokens: int, growth: int, every: int, said: Callable[[Sample], None] | None = None
+    engine: Engine,
+    tokens: int,
+    growth: int,
+    every: int,
+    before: int,
+    said: Callable[[Sample], None] | None = None,
 ) -> list[Sample]:
-    """Generate until the session has `tokens` tokens; a sample per step, arrays counted each `every`."""
+    """Generate until the session has `tokens` tokens; a sample per step, arrays counted each `every`.
+
+    `before`: what others held when the engine was opened, as `held_by_others` says. It is left out.
+    """
     session = engine.session(growth)
     sampler = Sampler(SamplingOptions(seed=1), prompt=len(PROMPT))
     samples = []
@@ -55,11 +63,18 @@ def watch(
         length = len(session.tokens)
         state = state_bytes(engine.config, length, engine.model.dtype.size, growth)
         arrays = reachable_arrays() if length % every == 0 else None
-        sample = Sample(length, mx.get_active_memory(), mx.get_cache_memory(), fixed + state.total, arrays)
+        active = mx.get_active_memory() - before
+        sample = Sample(length, active, mx.get_cache_memory(), fixed + state.total, arrays)
         samples.append(sample)
         if said is not None:
             said(sample)
     return samples
+
+
+def held_by_others() -> int:
+    """Active memory once everything that can be let go of is."""
+    gc.collect()
+    return mx.get_active_memory()
 
 
 def fixed_bytes(engine: Engine) -> int:

@@ -43,6 +43,10 @@ def logits(
         raise InputError(f"there is no folder {str(out.parent)!r} to write to", where=out)
     if out.is_dir():
         raise InputError(f"{str(out)!r} is a folder", next="give the name of a file to write")
+    if out.exists() and not out.is_file():
+        raise InputError(f"{str(out)!r} is no ordinary file", next="give the name of a file to write")
+    if out.exists() and out.samefile(tokens):
+        raise InputError("--out is the file of the tokens", where=out, next="give another name")
     with progress("loading") as loading:
         engine = Engine.open(
             model_folder(model), EngineOptions(context=context, numerics=numerics.value), loading

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 from typer.exceptions import TyperException
@@ -25,6 +27,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+PATH_ERRORS = (
+    errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOENT,
+)  # fmt: skip
 
 
 def _version(asked: bool) -> None:
@@ -59,6 +66,9 @@ for command in COMMANDS:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command line; exits with the codes of errors.py."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # started with >&-: the next file opened would take its place
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - to the end
     signal.signal(signal.SIGTERM, _terminated)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
@@ -83,8 +93,10 @@ def run(arguments: list[str]) -> int:
         return _fail("interrupted", EXIT_INTERRUPT)
     except BrokenPipeError:
         # The reader of a pipe has gone: nobody is left to tell. Python's own flush at exit must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output(sys.stdout)
         return 0
+    except OSError as error:
+        return _system(error)
     except Exception:
         return _bug()
 
@@ -96,8 +108,26 @@ def _usage(error: TyperException) -> int:
     return _fail(f"{message}\n  next: {path} --help", 2)
 
 
+def _drop_output(stream: TextIO) -> None:
+    """What the stream still holds goes nowhere: Python's flush at exit would fail once more."""
+    with suppress(OSError, ValueError):  # a stand-in for stdout has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _system(error: OSError) -> int:
+    """What no command has put into words: a path that can't be one or may not be used, else the machine."""
+    if error.errno is None:
+        return _bug()
+    _drop_output(sys.stdout)
+    where = "" if error.filename is None else f"\n  in   {error.filename}"
+    return _fail(f"{error.strerror}{where}", 2 if error.errno in PATH_ERRORS else 3)
+
+
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    try:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    except OSError:  # nobody reads it: the code still says what happened
+        _drop_output(sys.stderr)
     return code
 
 

@@ -7,7 +7,7 @@ import select
 import stat
 import sys
 
-from dsv4_mlx.errors import UsageError
+from dsv4_mlx.errors import InputError, UsageError
 from dsv4_mlx.terminal.attach import joined, text_of
 
 _PATIENCE = 2.0  # seconds of silence after which the wait is explained
@@ -25,6 +25,10 @@ def question(prompt: str | None) -> str:
             next="give one with -p TEXT, or pipe text in",
         )
     text = joined(piped or "", prompt or "")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of the command line that were no UTF-8
+        raise InputError("the prompt is not text: it holds bytes that are not UTF-8") from None
     if not text:
         raise UsageError("the prompt is empty", next="give one with -p TEXT, or pipe text in")
     return text

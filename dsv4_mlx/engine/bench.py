@@ -73,7 +73,7 @@ def frontiers(
     """Measure at `contexts`, each followed by `decode` tokens. Raises UsageError as check_plan."""
     check_plan(contexts, decode, engine.context)
     prompt = random_prompt(engine, contexts[-1])
-    _pass(engine, prompt, [min(WARM_UP, contexts[0])], 2, clock)
+    _pass(engine, prompt, [min(WARM_UP, contexts[0])], min(2, decode), clock)
     passes = []
     for i in range(repeats):
         passes.append(_pass(engine, prompt, contexts, decode, clock))

@@ -18,6 +18,7 @@ from dsv4_mlx.chat.prompt import Think
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.engine.session import Session
+from dsv4_mlx.errors import DoesNotFit
 
 Progress = Callable[[int, int], None]  # prompt tokens done, in all
 
@@ -57,9 +58,17 @@ def answer(
     max_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Piece]:
-    """One question, one answer: yields pieces of thinking and answer as the model says them."""
+    """One question, one answer: yields pieces of thinking and answer as the model says them.
+
+    Raises as `generate`, and DoesNotFit for a prompt that leaves no room for an answer.
+    """
     conversation = engine.prompts.ask(text, think)
     prompt = engine.prompts.encode(conversation)
+    if len(prompt) == session.context:
+        raise DoesNotFit(
+            f"the prompt has {len(prompt)} tokens and fills the context: an answer has no room",
+            next="shorten the prompt, or give a larger --context",
+        )
     parser = Answer(conversation, engine.prompts.tokenizer, list(options.stop_strings))
     count, limit = 0, max_tokens
     for token in generate(session, prompt, options, max_tokens=limit, progress=progress):

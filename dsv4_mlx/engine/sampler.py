@@ -49,7 +49,7 @@ class SamplingOptions:
         _require(self.top_k >= 0, "top-k", self.top_k, "0 (all) or more")
         _require(0 <= self.min_p <= 1, "min-p", self.min_p, "0 to 1")
         factor = self.repetition_penalty
-        _require(0 < factor <= 100, "repetition-penalty", factor, "above 0, up to 100")
+        _require(0.01 <= factor <= 100, "repetition-penalty", factor, "0.01 to 100")
         _require(abs(self.presence_penalty) <= 100, "presence-penalty", self.presence_penalty, "-100 to 100")
         _require(
             abs(self.frequency_penalty) <= 100, "frequency-penalty", self.frequency_penalty, "-100 to 100"

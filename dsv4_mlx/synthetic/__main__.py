@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dsv4_mlx.config import parse_config
-from dsv4_mlx.errors import EXIT_INTERRUPT, Dsv4Error, InputError, UsageError
+from dsv4_mlx.errors import EXIT_INTERRUPT, Dsv4Error, InputError, MachineError, UsageError
 from dsv4_mlx.official import inventory
 from dsv4_mlx.synthetic.configs import cut, release_config, small_config
 from dsv4_mlx.synthetic.write import write_checkpoint
@@ -27,7 +28,7 @@ EXAMPLES = """examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code. Errors go to stderr."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m dsv4_mlx.synthetic",
         description="Write a random checkpoint in the official DeepSeek V4 layout.",
         epilog=EXAMPLES,
@@ -45,16 +46,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--true-size", action="store_true", help="the true widths of --like instead of small ones"
     )
-    options = parser.parse_args(arguments)
     try:
-        _run(options)
+        _run(parser.parse_args(arguments))
+        sys.stdout.flush()
     except Dsv4Error as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("error: interrupted; the folder is incomplete", file=sys.stderr)
         return EXIT_INTERRUPT
+    except OSError as error:  # standard output is full or closed
+        print(f"error: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor at exit
+        return MachineError.exit_code
     return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, next=f"{self.prog} --help")
 
 
 def _run(options: argparse.Namespace) -> None:

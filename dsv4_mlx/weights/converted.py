@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import mlx.core as mx
 
+from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.errors import InputError, MachineError
 from dsv4_mlx.manifest import ExpertTable, Manifest, TensorRecord
 from dsv4_mlx.model.tensors import Linear
-from dsv4_mlx.weights.experts import QUANTISED, ResidentExperts
+from dsv4_mlx.weights.experts import QUANTISED, ResidentExperts, layout, segments_differ
 
+FLOATS = (mx.bfloat16, mx.float32)
 CONVERT_AGAIN = "convert the official checkpoint again"
 
 
@@ -26,6 +29,8 @@ def open_shard(folder: Path, file: str, manifest: Manifest) -> dict[str, mx.arra
     if found != size:
         message = f"the file has {found} bytes, the manifest says {size}"
         raise InputError(message, where=path, next=CONVERT_AGAIN)
+    if not os.access(path, os.R_OK):
+        raise InputError("you may not read this file of the model", where=path, next=f"chmod u+r {path}")
     try:
         arrays = mx.load(str(path), format="safetensors")
     except (RuntimeError, ValueError) as error:
@@ -40,8 +45,8 @@ def open_shard(folder: Path, file: str, manifest: Manifest) -> dict[str, mx.arra
 class ConvertedTensors:
     """TensorSource over the files that `manifest` lists. Arrays are lazy: evaluating one reads it."""
 
-    def __init__(self, folder: Path, manifest: Manifest, dtype: mx.Dtype) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, folder: Path, manifest: Manifest, config: ModelConfig, dtype: mx.Dtype) -> None:
+        self.folder, self.manifest, self.config = folder, manifest, config
         self._dtype = dtype
         self._files: dict[str, dict[str, mx.array]] = {}
         self._left = set(manifest.tensors)
@@ -64,7 +69,11 @@ class ConvertedTensors:
         return self._raw(f"{name}.weight", (size,)).astype(self._dtype)
 
     def table(self, name: str, shape: tuple[int, ...]) -> mx.array:
-        return self._raw(name, shape).astype(mx.int32)
+        ids = self._raw(name, shape, (mx.int64,))
+        if mx.any((ids < 0) | (ids >= self.config.experts)).item():
+            # Products with matrices beyond the last would read memory that is not the model's.
+            raise self._bad(f"{name} names an expert outside 0 to {self.config.experts - 1}")
+        return ids.astype(mx.int32)
 
     def experts(self, block: str) -> ResidentExperts:
         table = self.manifest.experts.get(block)
@@ -73,6 +82,10 @@ class ConvertedTensors:
         self._blocks_left.discard(block)
         if table.format not in QUANTISED:
             raise self._bad(f"experts of {block} have format {table.format!r}, expected {sorted(QUANTISED)}")
+        if table.count != self.config.experts:
+            raise self._bad(f"{block} has {table.count} experts, config.json asks for {self.config.experts}")
+        if segments_differ(table, self.config.expert_width, self.config.hidden_size):
+            raise self._bad(f"the expert segments of {block} are not those that config.json asks for")
         return ResidentExperts(self._records(block, table), table, self._dtype)
 
     def finish(self, kept: str | None = None) -> None:
@@ -91,23 +104,33 @@ class ConvertedTensors:
     def _linear(self, name: str, shape: tuple[int, int], dtype: mx.Dtype) -> Linear:
         record = self._record(f"{name}.weight", shape)
         parts = {part: self._array(record.file, key) for part, key in record.parts.items()}
-        if record.format == "raw":
-            return Linear(parts["weight"].astype(dtype))
-        if record.format not in QUANTISED:
+        if record.format != "raw" and record.format not in QUANTISED:
             raise self._bad(f"{name} has format {record.format!r}, expected raw or {sorted(QUANTISED)}")
+        if record.format == "raw":
+            self._check_raw(name, parts["weight"], shape, FLOATS, record.file)
+            return Linear(parts["weight"].astype(dtype))
+        found = {part: (array.dtype, array.shape) for part, array in parts.items()}
+        if found != layout(record.format, *shape):
+            raise self._bad(f"{name} is stored as {found}, which is not {record.format}", record.file)
         mode, bits, group = QUANTISED[record.format]
         if mode == "affine":
             parts |= {part: parts[part].astype(dtype) for part in ("scales", "biases")}
         return Linear(**parts, mode=mode, bits=bits, group=group)
 
-    def _raw(self, name: str, shape: tuple[int, ...]) -> mx.array:
+    def _raw(self, name: str, shape: tuple[int, ...], dtypes: tuple[mx.Dtype, ...] = FLOATS) -> mx.array:
         record = self._record(name, shape)
         if record.format != "raw":
             raise self._bad(f"{name} has format {record.format!r}, expected raw")
         array = self._array(record.file, record.parts["weight"])
-        if array.shape != shape:
-            raise self._bad(f"{name} has shape {list(array.shape)}, expected {list(shape)}", record.file)
+        self._check_raw(name, array, shape, dtypes, record.file)
         return array
+
+    def _check_raw(
+        self, name: str, array: mx.array, shape: tuple[int, ...], dtypes: tuple[mx.Dtype, ...], file: str
+    ) -> None:
+        if array.shape != shape or array.dtype not in dtypes:
+            found = f"{array.dtype} {list(array.shape)}"
+            raise self._bad(f"{name} is {found}, expected {dtypes[0]} {list(shape)}", file)
 
     def _record(self, name: str, shape: tuple[int, ...]) -> TensorRecord:
         record = self.manifest.tensors.get(name)

@@ -14,6 +14,31 @@ from dsv4_mlx.reference.expert_ffn import Bank
 # format -> (mode, bits, group) as MLX names them
 QUANTISED = {"mxfp4": ("mxfp4", 4, 32), "mxfp8": ("mxfp8", 8, 32), "affine4": ("affine", 4, 64)}
 
+DTYPES = {mx.uint32: "U32", mx.uint8: "U8", mx.bfloat16: "BF16"}  # as segments name them
+
+
+def layout(format: str, rows: int, columns: int) -> dict[str, tuple[mx.Dtype, tuple[int, int]]]:
+    """Part -> dtype and shape of a quantised matrix [rows, columns] as MLX takes it."""
+    mode, bits, group = QUANTISED[format]
+    codes = (mx.uint32, (rows, columns * bits // 32))
+    scale = (mx.bfloat16 if mode == "affine" else mx.uint8, (rows, columns // group))
+    return {"weight": codes, "scales": scale} | ({"biases": scale} if mode == "affine" else {})
+
+
+def segments_differ(table: ExpertTable, width: int, hidden: int) -> bool:
+    """Whether the records are not those of experts hidden -> width -> hidden. Views are not checked again."""
+    expected = {}
+    for name, (rows, columns) in {
+        "gate": (width, hidden),
+        "up": (width, hidden),
+        "down": (hidden, width),
+    }.items():
+        for part, (dtype, shape) in layout(table.format, rows, columns).items():
+            expected[f"{name}_{'codes' if part == 'weight' else part}"] = DTYPES[dtype], shape
+    return {s.name: (s.dtype, s.shape) for s in table.segments} != expected or len(expected) != len(
+        table.segments
+    )
+
 
 class ResidentExperts:
     """The experts of a layer as views of one array [E, record]: nothing is copied or rearranged.
@@ -70,7 +95,7 @@ def _joined(records: mx.array, table: ExpertTable, names: list[str]) -> mx.array
     rows = sum(s.shape[0] for s in segments)
     columns = first.shape[1]
     size = SEGMENT_ITEM_BYTES[first.dtype]
-    dtype = {"U32": mx.uint32, "U8": mx.uint8, "BF16": mx.bfloat16}[first.dtype]
+    dtype = next(kind for kind, name in DTYPES.items() if name == first.dtype)
     whole = records if dtype == mx.uint32 else records.view(dtype)
     stride = table.record_bytes // size
     return mx.as_strided(whole, (table.count, rows, columns), (stride, columns, 1), first.offset // size)

@@ -39,7 +39,13 @@ def open_model(folder: Path, ops: Ops, numerics: Numerics, progress: Progress | 
     """Read a converted folder. Raises InputError for anything that is not what the manifest says."""
     manifest = read_manifest(folder)
     config = ModelConfig.read(folder)
-    source = ConvertedTensors(folder, manifest, activation_dtype())
+    if manifest.checkpoint != config.checkpoint:
+        raise InputError(
+            f"manifest.json says checkpoint {manifest.checkpoint}, config.json is of {config.checkpoint}",
+            where=folder,
+            next=CONVERT_AGAIN,
+        )
+    source = ConvertedTensors(folder, manifest, config, activation_dtype())
     model = Transformer(config, source, ops, numerics)
     source.finish(kept=None if config.drafter is None else "mtp.")  # the drafter is stored, not run
     total = sum(size for name, size in manifest.files.items() if name.endswith(".safetensors"))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 Damage = Callable[[Path], None]
 
 
@@ -71,6 +73,26 @@ def another_format(folder: Path) -> None:
     manifest(folder, lambda m: m.update(format=99))
 
 
+@case("manifest.json is damaged")
+def manifest_holds_infinity(folder: Path) -> None:
+    manifest(folder, lambda m: m["experts"]["layers.0"].update(count=float("inf")))
+
+
+@case("manifest.json is damaged")
+def parts_that_are_no_names(folder: Path) -> None:
+    manifest(folder, lambda m: m["tensors"]["layers.2.attn.wq_b.weight"].update(parts={"weight": [1]}))
+
+
+@case("manifest.json is damaged")
+def parts_without_a_weight(folder: Path) -> None:
+    manifest(folder, lambda m: m["tensors"]["embed.weight"].update(parts={}))
+
+
+@case("plain name")
+def file_name_with_a_zero_byte(folder: Path) -> None:
+    manifest(folder, lambda m: m["tensors"]["embed.weight"].update(file="a\0b"))
+
+
 @case("checkpoint")
 def unknown_checkpoint(folder: Path) -> None:
     manifest(folder, lambda m: m.update(checkpoint="may"))
@@ -115,6 +137,70 @@ def tensor_too_many(folder: Path) -> None:
 @case("no experts of layers.1")
 def experts_missing_from_the_manifest(folder: Path) -> None:
     manifest(folder, lambda m: m["experts"].pop("layers.1"))
+
+
+def stored(folder: Path, name: str, change: Callable[[mx.array], mx.array]) -> None:
+    """Change a tensor's values and keep the manifest's sizes right."""
+    file = json.loads((folder / "manifest.json").read_text())["tensors"][name]["file"]
+    arrays = mx.load(str(folder / file))
+    assert isinstance(arrays, dict)
+    arrays[name] = change(arrays[name])
+    mx.eval(list(arrays.values()))
+    mx.save_safetensors(str(folder / file), arrays)
+    manifest(folder, lambda m: m["files"].update({file: (folder / file).stat().st_size}))
+
+
+@case("tid2eid names an expert outside 0 to 7")
+def table_of_experts_that_are_not(folder: Path) -> None:
+    """Taken at its word this would read memory that is not the model's."""
+    stored(folder, "layers.0.ffn.gate.tid2eid", lambda ids: ids + 10**6)
+
+
+@case("which is not mxfp8")
+def matrix_with_too_few_rows(folder: Path) -> None:
+    stored(folder, "layers.2.attn.wq_b.weight", lambda codes: codes[:4])
+
+
+@case("is mlx.core.int64")
+def floats_that_are_integers(folder: Path) -> None:
+    stored(folder, "embed.weight", lambda values: values.astype(mx.int64))
+
+
+@case("which is not mxfp4")
+def another_known_format(folder: Path) -> None:
+    manifest(folder, lambda m: m["tensors"]["layers.2.attn.wq_b.weight"].update(format="mxfp4"))
+
+
+@case("expected mlx.core.bfloat16")
+def codes_called_raw(folder: Path) -> None:
+    manifest(folder, lambda m: m["tensors"]["layers.2.attn.wq_b.weight"].update(format="raw"))
+
+
+@case("which is not mxfp8")
+def matrix_without_scales(folder: Path) -> None:
+    manifest(folder, lambda m: m["tensors"]["layers.2.attn.wq_b.weight"]["parts"].pop("scales"))
+
+
+@case("expert segments of layers.0")
+def record_without_scales(folder: Path) -> None:
+    """Computed without them the codes are other numbers, with no sign of it."""
+    manifest(folder, lambda m: m["experts"]["layers.0"]["segments"].pop(2))
+
+
+@case("expert segments of layers.0")
+def experts_of_another_format(folder: Path) -> None:
+    manifest(folder, lambda m: m["experts"]["layers.0"].update(format="affine4"))
+
+
+@case("has 4 experts, config.json asks for 8")
+def fewer_experts_than_the_router_names(folder: Path) -> None:
+    manifest(folder, lambda m: m["experts"]["layers.2"].update(count=4))
+
+
+@case("config.json is of april")
+def another_checkpoint_than_the_config(folder: Path) -> None:
+    """It would choose other words for the effort."""
+    manifest(folder, lambda m: m.update(checkpoint="0731"))
 
 
 @case("format 'int3'")
@@ -163,6 +249,37 @@ def config_holds_an_endless_number(folder: Path) -> None:
     path.write_text(path.read_text().replace('"vocab_size": 640', f'"vocab_size": {"9" * 5000}'))
 
 
+@case("rope_theta is 1000")
+def config_holds_a_number_beyond_floats(folder: Path) -> None:
+    edit(folder / "config.json", lambda c: c.update(rope_theta=10**400))
+
+
+@case("rms_norm_eps is 1e-320")
+def config_holds_a_number_that_float32_loses(folder: Path) -> None:
+    edit(folder / "config.json", lambda c: c.update(rms_norm_eps=1e-320))
+
+
+@case("compress_ratios is")
+def config_has_fractions_for_ratios(folder: Path) -> None:
+    edit(folder / "config.json", lambda c: c.update(compress_ratios=[float(r) for r in c["compress_ratios"]]))
+
+
+@case("hc_sinkhorn_iters is 2147483647")
+def config_asks_for_endless_work(folder: Path) -> None:
+    edit(folder / "config.json", lambda c: c.update(hc_sinkhorn_iters=2**31 - 1))
+
+
+@case("n_routed_experts is 2147483647")
+def config_asks_for_all_memory(folder: Path) -> None:
+    edit(folder / "config.json", lambda c: c.update(n_routed_experts=2**31 - 1))
+
+
+@case("a key twice")
+def config_has_a_key_twice(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("{", '{"head_dim": 32,', 1))
+
+
 @case("missing head_dim")
 def config_lacks_a_key(folder: Path) -> None:
     edit(folder / "config.json", lambda c: c.pop("head_dim"))
@@ -208,3 +325,9 @@ def segments_out_of_order(folder: Path) -> None:
         up["offset"], gate["offset"] = gate["offset"], up["offset"]
 
     manifest(folder, swap)
+
+
+@case("manifest.json can't be read: Is a directory")
+def manifest_is_a_folder(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").mkdir()

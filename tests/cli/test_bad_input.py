@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,10 @@ Output = pytest.CaptureFixture[str]
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+    return {
+        p.name: hashlib.sha256(p.read_bytes() if p.is_file() else b"").hexdigest()
+        for p in sorted(folder.iterdir())
+    }
 
 
 def refused(arguments: list[str], output: Output, says: str, code: int = 2) -> None:
@@ -88,6 +94,13 @@ def test_bad_tokens(
         (["logits", "MODEL", "--tokens", "tokens.json", "--out", "x.npz", "--numerics", "f"], "--numerics"),
         (["logits", "MODEL", "--tokens", "tokens.json", "--out", "x.npz", "--context", "0"], "context is 0"),
         (["logits", "MODEL", "--tokens", "tokens.json"], "--out"),
+        (["logits", "MODEL", "--tokens", "tokens.json", "--out", "tokens.json"], "file of the tokens"),
+        (["logits", "MODEL", "--tokens", "tokens.json", "--out", "x" * 300], "name too long"),
+        (["info", "x" * 300], "name too long"),
+        (["convert", "OFFICIAL", "x" * 300], "name too long"),
+        (["generate", "MODEL", "-p", "x", "--context", "5"], "fills the context"),
+        (["generate", "MODEL", "-p", "x", "--repetition-penalty", "1e-40"], "repetition-penalty is 1e-40"),
+        (["chat", "MODEL", "-p", "\udcff"], "not text"),
         (["generate", "MODEL", "-p", "hello", "--context", "3"], "context holds 3"),
         (["generate", "MODEL", "-p", ""], "empty"),
         (["generate", "MODEL", "-p", "\udcff"], "not text"),
@@ -157,3 +170,42 @@ def test_logits_that_cannot_be_written(
         patch.setattr("numpy.savez", full)
         refused([*arguments, str(tmp_path / "x.npz")], capsys, "No space left", code=3)
     assert [path.name for path in tmp_path.iterdir()] == ["tokens.json"]
+
+
+def test_logits_do_not_replace_a_device(checkpoints: Checkpoints, tmp_path: Path, capsys: Output) -> None:
+    """A pipe stands for /dev/null, which root would have lost."""
+    tokens, pipe = tmp_path / "tokens.json", tmp_path / "pipe"
+    tokens.write_text("[[0]]")
+    os.mkfifo(pipe)
+    arguments = ["logits", str(checkpoints.converted("small")), "--tokens", str(tokens), "--out", str(pipe)]
+    refused(arguments, capsys, "no ordinary file")
+    assert pipe.is_fifo()
+
+
+def test_output_that_cannot_be_written(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """In a process of its own: Python flushes once more when it ends."""
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    command = [sys.executable, "-m", "dsv4_mlx", "info", str(checkpoints.converted("small"))]
+    with full.open("w") as out:
+        found = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+        refusal = [sys.executable, "-m", "dsv4_mlx", "info", "no/such"]
+        assert subprocess.run(refusal, stderr=out, check=False).returncode == 2
+    assert (found.returncode, found.stderr) == (3, "error: No space left on device\n")
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    found = subprocess.run(closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_a_crash_is_logged_where_it_can_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Output
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("dsv4_mlx.cli.sources.Path", None)
+    assert run(["info", "x"]) == 70
+    log = Path(capsys.readouterr().err.split("with the file ")[1].strip())
+    assert "Traceback" in log.read_text()
+    log.unlink()

@@ -138,3 +138,9 @@ def test_a_plan_must_fit_the_context() -> None:
         check_plan([10], 7, 16)
     with pytest.raises(UsageError, match="growing"):
         check_plan([], 1, 16)
+
+
+def test_the_smallest_plan_fits_its_own_context(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is decoded before anything is measured needs no more room than what is measured."""
+    assert run(["bench", str(folder), "--context", "1", "--decode", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["frontiers"][0]["context"] == 1

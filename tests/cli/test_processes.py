@@ -20,10 +20,14 @@ def folder(checkpoints: Checkpoints) -> str:
     return str(checkpoints.converted("small"))
 
 
-def start(arguments: list[str], **more: object) -> subprocess.Popen[bytes]:
+def start(arguments: list[str], stdout: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [*COMMAND, *arguments], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(), **more
-    )  # type: ignore[call-overload,no-any-return]
+        [*COMMAND, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
 
 
 def environment() -> dict[str, str]:

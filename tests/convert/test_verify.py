@@ -286,3 +286,21 @@ def test_source_damaged_since(model: Path, source: Path) -> None:
     assert {damage.tensor for damage in report.damage} == set(changed.values())
     assert all("the source has changed" in damage.what for damage in report.damage)
     assert verify(model).ok
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m.update(files={}), "list of files"),
+        (lambda m: m["files"].update({"embed.safetensors": -1}), "list of files"),
+        (lambda m: m["source"]["texts"].update({"a\0b": "x"}), "can't be read"),
+    ],
+)
+def test_a_manifest_that_names_other_files(
+    change: Callable[[dict[str, Any]], object], says: str, converted: Converted, tmp_path: Path
+) -> None:
+    target = Path(shutil.copytree(converted("small", "native")[1], tmp_path / "target"))
+    manifest = json.loads((target / "manifest.json").read_text())
+    change(manifest)
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    assert any(says in damage.what for damage in verify(target).damage)

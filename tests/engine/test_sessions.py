@@ -64,6 +64,17 @@ def test_a_longer_prompt_after_a_short_one(model: Transformer) -> None:
     assert_close(logits, cold.sync(TOKENS[:700]), PARTITION)
 
 
+def test_the_end_of_a_prompt_is_no_restart_point(model: Transformer) -> None:
+    """Else what a session was asked before would decide where a later prompt is cut."""
+    warm, cold = new_session(model), new_session(model)
+    warm.sync(TOKENS[:530])
+    warm.sync(TOKENS[:700])
+    other = TOKENS[:600] + TOKENS[:50]
+    expected = cold.sync(other)
+    assert_bits(warm.sync(other), expected)
+    assert warm.reused == 512
+
+
 def test_a_prefix_of_what_was_seen(model: Transformer) -> None:
     warm, cold = new_session(model), new_session(model)
     warm.sync(TOKENS)

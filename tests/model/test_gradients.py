@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
 from checkpoints import run
 from compare import assert_bits
+from mlx.nn.losses import cross_entropy
+from mlx.nn.utils import value_and_grad
 from mlx.utils import tree_flatten, tree_unflatten
 from small_model import tiny_model, token_ids
 
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import TRAINABLE
 
-IDS = mx.array([token_ids(np.random.default_rng(6), 140)])
+TOKENS = token_ids(np.random.default_rng(6), 140)
+IDS = mx.array([TOKENS])
 
 
 def loss(model: Transformer) -> mx.array:
     logits = model(IDS[:, :-1], model.new_state())
-    return nn.losses.cross_entropy(logits, IDS[:, 1:], reduction="mean")
+    return cross_entropy(logits, IDS[:, 1:], reduction="mean")
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +31,12 @@ def model() -> Transformer:
 
 @pytest.fixture(scope="module")
 def gradients(model: Transformer) -> dict[str, mx.array]:
-    _, found = nn.value_and_grad(model, loss)(model)  # type: ignore[arg-type]
-    return dict(tree_flatten(found))  # type: ignore[arg-type]
+    _, found = value_and_grad(model, loss)(model)
+    return dict(tree_flatten(found))
 
 
 def test_trainable_ops_give_the_same_bits(model: Transformer) -> None:
-    assert_bits(run(model, IDS[0].tolist(), [9, 130]), run(tiny_model(), IDS[0].tolist(), [9, 130]))
+    assert_bits(run(model, TOKENS, [9, 130]), run(tiny_model(), TOKENS, [9, 130]))
 
 
 def test_every_parameter_has_a_finite_gradient(model: Transformer, gradients: dict[str, mx.array]) -> None:
@@ -69,8 +71,8 @@ def test_gradients_are_derivatives(part: str) -> None:
     All experts and all rows are taken: a choice that flips between the two sides would be a step.
     """
     model = tiny_model(ops=TRAINABLE, index_topk=64, num_experts_per_tok=4)
-    _, found = nn.value_and_grad(model, loss)(model)  # type: ignore[arg-type]
-    gradient = dict(tree_flatten(found))[part]  # type: ignore[arg-type]
+    _, found = value_and_grad(model, loss)(model)
+    gradient = dict(tree_flatten(found))[part]
     value = dict(tree_flatten(model.trainable_parameters()))[part]  # type: ignore[no-untyped-call]
     size = mx.sqrt(mx.sum(gradient * gradient))
     step, sides = 2e-3 / float(size), []

@@ -8,11 +8,17 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import Checkpoints, run
-from compare import LOGITS, OFFICIAL_MEDIAN, assert_close, assert_official
+from compare import LOGITS, OFFICIAL_MEDIAN, OFFICIAL_TOP1, assert_close, assert_official
 from oracle import goldens
 from oracle.cases import CASES, Case
 
 Note = Callable[[str, object], None]
+
+
+# With 64 index heads of 128 so many values are rounded that some lie on a rounding edge of any prompt. A
+# difference of 1e-7 then becomes one step of Q4, and everything after it differs: whole runs of that case
+# agree on tokens only, and its values are compared a layer at a time.
+CHAOTIC = {"heads"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -20,9 +26,33 @@ def test_whole_model(checkpoints: Checkpoints, case: Case, record_property: Note
     tokens = case.official.tokens(case.config["vocab_size"])
     expected = checkpoints.numpy_model(case.name, "official").logits(tokens)
     logits = run(checkpoints.model(case.name, "official"), tokens)
-    median, share = assert_official(logits, expected, case.name)
-    record_property("median difference, std", f"{median:.1e}")
+    if case.name in CHAOTIC:
+        share = float(np.mean(logits.argmax(-1) == expected.argmax(-1)))
+        assert share >= OFFICIAL_TOP1
+    else:
+        median, share = assert_official(logits, expected, case.name)
+        record_property("median difference, std", f"{median:.1e}")
     record_property("same first token", f"{share:.1%}")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_each_layer(checkpoints: Checkpoints, case: Case, record_property: Note) -> None:
+    """Every layer on the numpy model's own input: no layer inherits another's rounding."""
+    tokens = case.official.tokens(case.config["vocab_size"])
+    model = checkpoints.model(case.name, "official")
+    streams = list(checkpoints.numpy_model(case.name, "official").layers(tokens))
+    state, plan = model.new_state(), model.planner.plan(0, len(tokens))
+    state.reserve(len(tokens))
+    ids = mx.array(np.asarray(tokens, np.int32)[None])
+    worst = 0.0
+    for layer, block in enumerate(model.blocks):
+        x = mx.array(streams[layer].astype(np.float32)[None])
+        actual = np.array(block(x, ids, state.layers[layer], plan))[0]
+        expected = streams[layer + 1]
+        median = float(np.median(np.abs(actual - expected)) / expected.std())
+        assert median <= OFFICIAL_MEDIAN, f"layer {layer}"
+        worst = max(worst, median)
+    record_property("worst layer's median difference, std", f"{worst:.1e}")
 
 
 @pytest.mark.parametrize("name", goldens.names())

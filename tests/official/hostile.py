@@ -356,3 +356,44 @@ def config_disagrees_with_the_tensors(folder: Path) -> None:
 @case("missing")
 def config_promises_more_experts(folder: Path) -> None:
     edit_json(folder / "config.json", lambda c: c.update(n_routed_experts=16))
+
+
+# --- what would hang, or break the program itself ---------------------------------------------------
+
+
+@case("is a pipe")
+def config_is_a_pipe(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+
+
+@case("leads")
+def shard_is_a_link_to_itself(folder: Path) -> None:
+    path = shard(folder)
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+@case("expected a plain name")
+def name_longer_than_a_file_system_takes(folder: Path) -> None:
+    edit_json(folder / INDEX, lambda index: index["weight_map"].update({"embed.weight": "x" * 300}))
+
+
+@case("expected a plain name")
+def name_that_is_no_text(folder: Path) -> None:
+    edit_json(folder / INDEX, lambda index: index["weight_map"].update({"embed.weight": "\ud800"}))
+
+
+@case("promises inf bytes")
+def endless_total(folder: Path) -> None:
+    edit_json(folder / INDEX, lambda index: index["metadata"].update(total_size=float("inf")))
+
+
+@case("tokenizer.json is damaged")
+def empty_tokenizer(folder: Path) -> None:
+    os.truncate(folder / "tokenizer.json", 0)
+
+
+@case("far too many")
+def shape_of_endless_dimensions(folder: Path) -> None:
+    edit_header(shard(folder), lambda h: h["layers.0.attn_norm.weight"].update(shape=[2**62] * 500))

@@ -38,6 +38,8 @@ class Trace:
 
     def choice(self, kind: str, scores: Array, count: int) -> None:
         """Note the gap between the last chosen and the first left-out score, relative to the largest."""
+        if count >= len(scores):
+            return  # nothing is left out
         ranked = np.sort(scores)[::-1]
         margin = float((ranked[count - 1] - ranked[count]) / max(np.abs(ranked).max(), 1e-30))
         if kind == "index":

@@ -15,7 +15,7 @@ EPS = 1e-6
 
 def table(positions: Array, pairs: int) -> Array:
     angles = positions[:, None] * (0.7 ** np.arange(pairs))
-    return np.exp(1j * angles).astype(np.complex64)
+    return np.asarray(np.exp(1j * angles), dtype=np.complex64)
 
 
 def whole(turn: Array, width: int) -> mx.array:

@@ -28,7 +28,7 @@ def hidden(seen: np.ndarray) -> mx.array:
 
 def scores(q: np.ndarray, weights: np.ndarray, keys: np.ndarray) -> np.ndarray:
     products = np.einsum("bthk,bnk->bthn", q.astype(np.float64), keys.astype(np.float64))
-    return np.einsum("bth,bthn->btn", weights.astype(np.float64), np.maximum(products, 0))
+    return np.asarray(np.einsum("bth,bthn->btn", weights.astype(np.float64), np.maximum(products, 0)))
 
 
 def test_scores_against_numpy(rng: np.random.Generator) -> None:

@@ -276,3 +276,11 @@ def test_help_has_an_example() -> None:
         [sys.executable, "-m", "dsv4_mlx.synthetic", "--help"], capture_output=True, text=True, check=True
     )
     assert "python -m dsv4_mlx.synthetic /tmp/small" in done.stdout
+
+
+def test_misspelt_options_are_refused_like_everything_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "x"), "--like", "flush"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and "--help" in err and not (tmp_path / "x").exists()
