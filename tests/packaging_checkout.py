@@ -13,6 +13,7 @@ FILES = (
     "pyproject.toml", ".gitignore", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile",
 )  # fmt: skip
 IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*_cache", "*.safetensors", "*.tmp", ".hypothesis")
+DEMO = ROOT / "dsv4_mlx" / "demo"
 IN_WHEEL = {"dsv4_mlx": "dsv4_mlx", "convert": "dsv4_mlx/convert", "metal": "dsv4_mlx/metal"}
 
 
@@ -20,6 +21,8 @@ def copy(target: Path) -> Path:
     """The checkout's files without what tools left in it."""
     for part in PARTS:
         shutil.copytree(ROOT / part, target / part, ignore=IGNORED)
+    if DEMO.is_dir():  # the only weights that belong to the checkout
+        shutil.copytree(DEMO, target / DEMO.relative_to(ROOT), dirs_exist_ok=True)
     for name in FILES:
         shutil.copy(ROOT / name, target / name)
     return target

@@ -15,9 +15,11 @@ from dsv4_mlx.cli.console import progress
 from dsv4_mlx.cli.options import cache_folder
 from dsv4_mlx.errors import InputError, MachineError
 
-PROMPT = "What is a sliding window?"
-TOKENS = 24
-RECORD = "demo.json"  # the digests of what the demo has made
+PROMPT = "What is the sliding window?"
+TOKENS = 120
+RECORD = "demo.json"  # the digests of what the demo has made, and of what it was made from
+MODEL_ID = "dsv4-demo"
+SHIPPED = Path(__file__).resolve().parent.parent / "demo"  # the trained checkpoint, official layout
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ def demo(
         typer.Option("--dir", metavar="DIR", help="Where to build. Default: the user's cache folder."),
     ] = None,
 ) -> None:
-    """Build a small official checkpoint, convert it and generate in each mode: the whole path in a minute.
+    """Convert the small model that ships with this package and ask it in each mode: a minute, no download.
 
-    Its weights are random, so what it says means nothing; that it runs is the point.
+    It knows this program and little else. MODEL may be `demo` in every command.
 
     Example: dsv4-mlx demo --dir /tmp/dsv4-demo
     """
@@ -47,36 +49,51 @@ def demo(
 
     built = build(folder if folder is not None else cache_folder() / "demo")
     note = "  (reused)" if built.reused else ""
-    print(f"official checkpoint  {built.checkpoint}{note}")
+    print(f"official checkpoint  {built.checkpoint}")
     print(f"converted model      {built.model}{note}")
+    if not trained():
+        print("this package carries no trained weights: they are random, and what it says means nothing")
     with progress("loading") as loading:
         engine = Engine.open(built.model, EngineOptions(), loading)
+    print(f"\n{PROMPT}")
     for think in THINK:
-        options = SamplingOptions(seed=1)
-        pieces = answer(engine, engine.session(), PROMPT, think, options, max_tokens=TOKENS)
-        said = "".join(piece.text for piece in pieces)
-        print(f"\n--think {think}, {TOKENS} tokens of random weights:\n  {said!r}")
+        options = SamplingOptions(temperature=0.0)
+        pieces = list(answer(engine, engine.session(), PROMPT, think, options, max_tokens=TOKENS))
+        said = {kind: "".join(p.text for p in pieces if p.kind == kind) for kind in ("thinking", "answer")}
+        print(f"\n--think {think}")
+        for kind, text in said.items():
+            if text:
+                print(f"  {kind}: {text if trained() else repr(text)}")
     print(f"\nnext: dsv4-mlx info {built.model}", flush=True)
 
 
-def build(folder: Path) -> Demo:
-    """Make the demonstration's checkpoint and model in `folder`, or find them there undamaged.
+def trained() -> bool:
+    """Whether the package carries the demo's trained weights."""
+    return (SHIPPED / "config.json").is_file()
 
-    Raises InputError rather than touch folders of those names that it has not made.
+
+def build(folder: Path) -> Demo:
+    """Convert the demo's checkpoint into `folder`, or find that done and undamaged.
+
+    Without trained weights a random checkpoint is written first. Raises InputError rather than touch
+    folders of those names that it has not made.
     """
     from dsv4_mlx.convert import convert
     from dsv4_mlx.synthetic import small_config, write_checkpoint
 
-    checkpoint, model, record = folder / "official", folder / "converted", folder / RECORD
-    if _intact(folder):
+    checkpoint = SHIPPED if trained() else folder / "official"
+    model, record = folder / MODEL_ID, folder / RECORD
+    if _intact(checkpoint, model, record):
         return Demo(checkpoint, model, reused=True)
     try:
-        _clear(folder, (checkpoint, model))
-        record.write_text("{}\n", encoding="utf-8")  # from here on both folders are ours to delete
-        write_checkpoint(checkpoint, small_config(), 0)
+        ours = (model,) if trained() else (model, checkpoint)
+        _clear(folder, ours)
+        record.write_text("{}\n", encoding="utf-8")  # from here on those folders are ours to delete
+        if not trained():
+            write_checkpoint(checkpoint, small_config(), 0)
         with progress("converting") as show:
             convert(checkpoint, model, progress=lambda done, total, file: show(done, total))
-        record.write_text(json.dumps(_digests(folder), indent=1) + "\n", encoding="utf-8")
+        record.write_text(json.dumps(_digests(checkpoint, model), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise MachineError(
             f"the demo can't be built here: {error.strerror}", where=folder, next="choose a folder with --dir"
@@ -98,17 +115,19 @@ def _clear(folder: Path, ours: tuple[Path, ...]) -> None:
         shutil.rmtree(old)
 
 
-def _intact(folder: Path) -> bool:
+def _intact(checkpoint: Path, model: Path, record: Path) -> bool:
     """Whether every byte of both folders is what an earlier run has recorded."""
     try:
-        recorded = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return bool(recorded) and bool(recorded == _digests(folder))
+        recorded = json.loads(record.read_text(encoding="utf-8"))
+        return bool(recorded) and bool(recorded == _digests(checkpoint, model))
     except (OSError, ValueError):
         return False
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for name in ("official", "converted") for path in (folder / name).rglob("*"))
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-    }
+def _digests(checkpoint: Path, model: Path) -> dict[str, str]:
+    found = {}
+    for name, folder in (("official", checkpoint), ("converted", model)):
+        for path in sorted(folder.rglob("*")):
+            at = f"{name}/{path.relative_to(folder).as_posix()}"
+            found[at] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found

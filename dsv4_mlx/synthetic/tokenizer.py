@@ -4,7 +4,7 @@ passes and the same markers, under small ids."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from string import ascii_lowercase
 
@@ -58,7 +58,12 @@ def tokenizer_json(vocab_size: int) -> str:
         raise InputError(
             f"vocab_size is {vocab_size}, the synthetic tokenizer has no more than {len(parts)} merges"
         )
-    words += [*parts, *MARKERS]
+    return tokenizer_document(list(parts.values()))
+
+
+def tokenizer_document(merges: Sequence[tuple[str, str]]) -> str:
+    """The file's text with these merges, in the byte alphabet, between the bytes and the markers."""
+    words = [BOS, EOS, PAD, *sorted(ByteLevel.alphabet()), *("".join(pair) for pair in merges), *MARKERS]
     vocabulary = {word: index for index, word in enumerate(words)}
     special = [
         {
@@ -84,7 +89,7 @@ def tokenizer_json(vocab_size: int) -> str:
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocabulary,
-            "merges": [list(pair) for pair in parts.values()],
+            "merges": [list(pair) for pair in merges],
         },
     }  # fmt: skip
     return json.dumps(document, ensure_ascii=False, indent=1) + "\n"

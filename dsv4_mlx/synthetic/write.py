@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.errors import InputError, MachineError
 from dsv4_mlx.official import ITEM_BYTES, Tensor, Weight, inventory
 from dsv4_mlx.synthetic.tokenizer import tokenizer_json
-from dsv4_mlx.synthetic.values import tensor_bytes
+from dsv4_mlx.synthetic.values import Bytes, tensor_bytes
 
 INDEX = "model.safetensors.index.json"
 # Serialisation order of the safetensors library: widest types first, then by name.
@@ -21,6 +21,7 @@ DTYPE_ORDER = ("I64", "F32", "BF16", "F8_E8M0", "F8_E4M3", "I8")
 GENERATION = {"bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 1.0, "top_p": 1.0}
 
 Progress = Callable[[int, int], None]
+Values = Callable[[Weight, Tensor], Iterator[Bytes]]
 
 
 def write_checkpoint(
@@ -33,7 +34,18 @@ def write_checkpoint(
     Raises InputError for an unusable config or a folder that is not empty, MachineError if writing fails.
     """
     model = parse_config(json.dumps(config), "the given config")
-    tokenizer = tokenizer_json(model.vocab_size)
+
+    def values(weight: Weight, tensor: Tensor) -> Iterator[Bytes]:
+        return tensor_bytes(model, weight, tensor, seed)
+
+    return write_official(out, config, tokenizer_json(model.vocab_size), values, progress=progress)
+
+
+def write_official(
+    out: Path, config: dict[str, Any], tokenizer: str, values: Values, *, progress: Progress | None = None
+) -> ModelConfig:
+    """As `write_checkpoint`, with the text of tokenizer.json and every tensor's bytes from the caller."""
+    model = parse_config(json.dumps(config), "the given config")
     shards = inventory(model).shards()
     total = sum(tensor.bytes for shard in shards for weight in shard for tensor in weight.tensors())
     done = 0
@@ -54,7 +66,7 @@ def write_checkpoint(
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             for weight in shard:
                 where |= {tensor.name: name for tensor in weight.tensors()}
-            _write_shard(out / name, model, shard, seed, advance)
+            _write_shard(out / name, shard, values, advance)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
@@ -76,15 +88,13 @@ def _make_empty(out: Path) -> None:
         raise InputError("the folder is not empty", where=out, next="give a new or empty folder")
 
 
-def _write_shard(
-    path: Path, config: ModelConfig, shard: list[Weight], seed: int, advance: Callable[[int], None]
-) -> None:
+def _write_shard(path: Path, shard: list[Weight], values: Values, advance: Callable[[int], None]) -> None:
     entries = [(weight, tensor) for weight in shard for tensor in weight.tensors()]
     entries.sort(key=lambda entry: (DTYPE_ORDER.index(entry[1].dtypes[0]), entry[1].name))
     with path.open("wb") as file:
         file.write(_header([tensor for _, tensor in entries]))
         for weight, tensor in entries:
-            for block in tensor_bytes(config, weight, tensor, seed):
+            for block in values(weight, tensor):
                 file.write(block.data)
                 advance(block.size)
         file.flush()
