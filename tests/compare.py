@@ -20,6 +20,10 @@ PARTITION = 5e-5  # one prompt cut in different ways
 ORACLE = 3e-5  # the numpy model against transformers: leaves a runtime most of LOGITS
 OFFICIAL_MEDIAN = 1e-5  # with simulated quantisation, against the numpy model: median difference
 OFFICIAL_TOP1 = 0.99  # and share of positions with the same first token
+# With 64 index heads of 128 so many values are rounded that some lie on a rounding edge of any prompt. A
+# difference of 1e-7 then becomes one step of Q4, and everything after it differs: whole runs of this case
+# agree on tokens only, and its values are compared a layer at a time.
+CHAOTIC = {"heads"}
 OP = 2e-6  # one float32 op against float64 numpy, in standard deviations of the result
 
 

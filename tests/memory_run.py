@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,17 @@ def watch(
         if said is not None:
             said(sample)
     return samples
+
+
+def watch_alone(folder: Path, context: int, tokens: int, growth: int, every: int) -> list[Sample]:
+    """`watch` on the smallest model in a process of its own: other tests' arrays come and go as they like."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(_watch_here, (folder, context, tokens, growth, every))
+
+
+def _watch_here(folder: Path, context: int, tokens: int, growth: int, every: int) -> list[Sample]:
+    before = held_by_others()
+    return watch(tiny_engine(folder, context), tokens, growth, every, before)
 
 
 def held_by_others() -> int:

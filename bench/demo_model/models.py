@@ -86,10 +86,12 @@ def converted(folder: Path, ops: Ops = REFERENCE, numerics: str = "official") ->
     return Engine(opened.config, manifest, opened.model, Prompts(folder, manifest.checkpoint), CONTEXT)
 
 
-def floats(values: Values, like: Engine, source: type[FloatTensors] = FloatTensors) -> Engine:
+def floats(
+    values: Values, like: Engine, source: type[FloatTensors] = FloatTensors, numerics: str = "official"
+) -> Engine:
     """Plain weights, unconverted, behind the same engine."""
     ops = replace(REFERENCE, expert_ffn=_float_experts)
-    model = Transformer(like.config, source(values), ops, NUMERICS["official"])
+    model = Transformer(like.config, source(values), ops, NUMERICS[numerics])
     model.eval()
     mx.eval(dict(model))
     return Engine(like.config, like.manifest, model, like.prompts, CONTEXT)

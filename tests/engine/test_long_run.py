@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from memory_run import Sample, held_by_others, tiny_engine, watch
+from memory_run import Sample, watch_alone
 
 from dsv4_mlx.engine.engine import CACHE_LIMIT
 from dsv4_mlx.model.state import GROWTH
@@ -28,15 +28,13 @@ def check(samples: Sequence[Sample], growth: int, slack: int) -> None:
 
 
 def test_memory_is_fixed_between_growth_steps(tmp_path: Path) -> None:
-    before = held_by_others()
-    samples = watch(tiny_engine(tmp_path, 1024), 400, growth=128, every=37, before=before)
+    samples = watch_alone(tmp_path, 1024, 400, growth=128, every=37)
     assert len({sample.active for sample in samples}) == 4
     check(samples, 128, ROUNDING)
 
 
 @pytest.mark.long
 def test_twenty_thousand_tokens(tmp_path: Path) -> None:
-    before = held_by_others()
-    samples = watch(tiny_engine(tmp_path, 32_768), 20_041, growth=GROWTH, every=500, before=before)
+    samples = watch_alone(tmp_path, 32_768, 20_041, growth=GROWTH, every=500)
     assert len({sample.active for sample in samples}) == 2
     check(samples, GROWTH, 0)

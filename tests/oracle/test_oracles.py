@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compare import ORACLE, assert_close, assert_logits, assert_official
+from compare import CHAOTIC, ORACLE, assert_close, assert_logits, assert_official
 from numpy.typing import NDArray
 
 from oracle import goldens
@@ -101,7 +101,7 @@ def test_changed_checkpoint_is_refused(tmp_path: Path) -> None:
         goldens.checkpoint(other, tmp_path)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [c for c in CASES if c.name not in CHAOTIC], ids=lambda case: case.name)
 def test_official_numerics_survive_float32(library: Library, case: Case) -> None:
     """What is asked of a runtime can be met: the same formulas in float32 meet it, `exact` ones don't."""
     loaded = library[case.name]
