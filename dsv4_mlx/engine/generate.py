@@ -2,6 +2,7 @@
 
     messages --Prompts.encode--> ids                                     chat/prompt.py
         ids --session.sync--> logits after the prompt     prefill        engine/session.py
+     logits --Constraint.allow--> logits     where one is given         engine/constraint.py
      logits --sample--> id                                               engine/sampler.py
          id --session.advance--> logits                   decode         engine/session.py
          id --Answer.push--> pieces of thinking and answer               chat/answer.py
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 
 from dsv4_mlx.chat.answer import Answer, Piece
 from dsv4_mlx.chat.prompt import Think
+from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.engine.session import Session
@@ -30,20 +32,24 @@ def generate(
     *,
     max_tokens: int | None = None,
     progress: Progress | None = None,
+    constraint: Constraint | None = None,
 ) -> Iterator[int]:
     """Yield token ids until one that stops, `max_tokens`, the end of the context, or the caller is done.
 
-    The stopping token is not yielded. Stop strings are the caller's: see `answer`. Raises DoesNotFit for a
-    prompt longer than the context, InputError and UsageError for ids that the model has not.
+    The stopping token is not yielded. Stop strings are the caller's: see `answer`. A `constraint` is used
+    up: it is left where the answer ends. Raises DoesNotFit for a prompt longer than the context,
+    InputError and UsageError for ids that the model has not.
     """
     options.check(session.model.config.vocab_size)
     room = session.room_after(prompt) if max_tokens is None else min(max_tokens, session.room_after(prompt))
     sampler = Sampler(options, prompt=len(prompt))
     logits = session.sync(prompt, progress)
     for _ in range(room):
-        token = sampler(logits, session.tokens)
+        token = sampler(logits if constraint is None else constraint.allow(logits), session.tokens)
         if token in session.stop_ids or token in options.stop_ids:
             return
+        if constraint is not None:
+            constraint.accept(token)
         yield token
         logits = session.advance(token)
 
