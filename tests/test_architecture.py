@@ -27,7 +27,7 @@ PARTS: dict[str, set[str]] = {
     "engine": {"weights", "model", "ops", "chat", "config", "manifest", "platforms", "errors"},
     "convert": {"config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
-    "serving": {"engine", "chat", "model", "errors"},
+    "serving": {"engine", "chat", "model", "config", "manifest", "errors"},
     "terminal": {"errors"},
     "adapters": {"engine", "model", "official", "errors"},
     "cli": {"terminal", "manifest", "engine", "chat", "convert", "synthetic", "platforms", "errors"},
