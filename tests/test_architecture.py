@@ -27,6 +27,7 @@ PARTS: dict[str, set[str]] = {
     "engine": {"weights", "model", "ops", "chat", "config", "manifest", "platforms", "errors"},
     "convert": {"config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
+    "serving": {"engine", "chat", "model", "errors"},
     "terminal": {"errors"},
     "adapters": {"engine", "model", "official", "errors"},
     "cli": {"terminal", "manifest", "engine", "chat", "convert", "synthetic", "platforms", "errors"},
@@ -48,6 +49,7 @@ OUTSIDE: dict[str, set[str]] = {
     "engine": {"mlx", "numpy"},
     "convert": {"numpy", "mlx"},
     "synthetic": {"numpy", "tokenizers"},
+    "serving": {"mlx", "numpy", "deepseek_recipe"},
     "terminal": {"rich", "prompt_toolkit", "markdown_it", "pygments"},  # no mlx: it starts fast
     # the one place that may load mlx-lm and transformers
     "adapters": {"mlx", "mlx_lm", "transformers", "tokenizers", "deepseek_recipe"},
