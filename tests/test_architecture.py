@@ -25,6 +25,7 @@ PARTS: dict[str, set[str]] = {
     "weights": {"model", "manifest", "config", "ops", "reference", "errors"},
     "chat": {"errors"},
     "engine": {"weights", "model", "ops", "chat", "config", "manifest", "platforms", "errors"},
+    "constrain": {"engine", "chat", "errors"},
     "convert": {"config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
     "terminal": {"errors"},
@@ -46,6 +47,7 @@ OUTSIDE: dict[str, set[str]] = {
     "weights": {"mlx", "numpy"},
     "chat": {"deepseek_recipe"},
     "engine": {"mlx", "numpy"},
+    "constrain": {"numpy", "llguidance"},
     "convert": {"numpy", "mlx"},
     "synthetic": {"numpy", "tokenizers"},
     "terminal": {"rich", "prompt_toolkit", "markdown_it", "pygments"},  # no mlx: it starts fast
