@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
+from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.convert.direct import InFile
-from dsv4_mlx.convert.source import Source
 from dsv4_mlx.errors import InputError, MachineError
 
 

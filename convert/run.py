@@ -17,15 +17,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dsv4_mlx.checkpoint.identity import identify
+from dsv4_mlx.checkpoint.names import match
+from dsv4_mlx.checkpoint.source import Source, open_source
 from dsv4_mlx.convert import target as folder
 from dsv4_mlx.convert.finish import Effort, Status, Summary, build_manifest, check_finished, summarise
-from dsv4_mlx.convert.identity import identify
 from dsv4_mlx.convert.journal import Journal, Task
-from dsv4_mlx.convert.names import match
 from dsv4_mlx.convert.plan import FilePlan, Plan, make_plan
 from dsv4_mlx.convert.reader import SourceReader
 from dsv4_mlx.convert.recipe import find_recipe
-from dsv4_mlx.convert.source import Source, open_source
 from dsv4_mlx.convert.stream import BLOCK, Streamer, check_block
 from dsv4_mlx.convert.work import work_for
 from dsv4_mlx.errors import InputError

@@ -87,7 +87,7 @@ class Manifest:
 
     recipe: str
     checkpoint: str  # "april" or "0731": decides effort words and drafters
-    source: dict[str, Any]  # identity of the official checkpoint: see convert/source.py
+    source: dict[str, Any]  # identity of the official checkpoint: see checkpoint/identity.py
     tensors: dict[str, TensorRecord]
     experts: dict[str, ExpertTable]  # by block prefix: "layers.0", ..., "mtp.0"
     files: dict[str, int]  # every file of the folder but this one -> bytes
