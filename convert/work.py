@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dsv4_mlx.checkpoint.check import check_bytes
+from dsv4_mlx.checkpoint.direct import PAGE
 from dsv4_mlx.checkpoint.native import SEGMENT_SOURCE, expand_scales
+from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.source import Source
-from dsv4_mlx.convert.direct import PAGE
 from dsv4_mlx.convert.encode import affine4, decode_bf16, decode_fp8
 from dsv4_mlx.convert.plan import FilePlan, Records, Target
-from dsv4_mlx.convert.reader import SourceReader
 from dsv4_mlx.official import FP8_BLOCK
 
 Bytes = npt.NDArray[np.uint8]

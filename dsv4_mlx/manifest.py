@@ -109,7 +109,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(
             "there is no manifest.json: this is not a finished conversion",
             where=folder,
-            next="convert the official checkpoint: dsv4-mlx convert SOURCE TARGET",
+            next="give an official checkpoint, or convert one: dsv4-mlx convert SOURCE TARGET",
         ) from None
     except OSError as error:
         raise InputError(f"manifest.json can't be read: {error.strerror}", where=path) from None

@@ -15,12 +15,12 @@ from dsv4_mlx.engine.machine import memory_limit
 from dsv4_mlx.engine.memory import largest_context, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import DoesNotFit, UsageError
-from dsv4_mlx.manifest import Manifest, read_manifest
+from dsv4_mlx.manifest import Manifest
 from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import NUMERICS, REFERENCE
 from dsv4_mlx.platforms import check_supported
-from dsv4_mlx.weights.load import activation_dtype, open_model
+from dsv4_mlx.weights.load import activation_dtype, find_model, open_model
 
 CACHE_LIMIT = 256 << 20  # freed buffers MLX may keep for reuse: enough for a step, too little to grow
 
@@ -46,17 +46,20 @@ class Engine:
     def open(
         folder: Path, options: EngineOptions | None = None, progress: Callable[[int, int], None] | None = None
     ) -> Engine:
-        """Open a converted folder. `progress(done, total)` counts bytes. Raises Dsv4Error."""
+        """Open a converted folder or an official checkpoint. Raises Dsv4Error.
+
+        `progress(done, total)` counts bytes.
+        """
         check_supported()
         options = options or EngineOptions()
         if options.numerics not in NUMERICS:
             raise UsageError(f"numerics is {options.numerics!r}, expected one of {sorted(NUMERICS)}")
-        manifest, config = read_manifest(folder), ModelConfig.read(folder)
-        context = fitting_context(config, manifest, options.context)
-        prompts = Prompts(folder, manifest.checkpoint)
+        stored = find_model(folder)
+        context = fitting_context(stored.config, stored.manifest, options.context)
+        prompts = Prompts(folder, stored.manifest.checkpoint)
         mx.set_cache_limit(CACHE_LIMIT)
-        opened = open_model(folder, REFERENCE, NUMERICS[options.numerics], progress)
-        return Engine(opened.config, manifest, opened.model, prompts, context)
+        opened = open_model(stored, REFERENCE, NUMERICS[options.numerics], progress)
+        return Engine(opened.config, opened.manifest, opened.model, prompts, context)
 
     def session(self, growth: int = GROWTH) -> Session:
         """A new, empty token sequence, whose row buffers grow by `growth` tokens."""

@@ -70,9 +70,7 @@ def converted_records(folder: Path, table: ExpertTable, size: int) -> RecordMap:
             where=path,
             next="convert the official checkpoint again",
         )
-    ranges = [
-        (Range(0, start + e * table.record_bytes, table.record_bytes, 0),) for e in range(table.count)
-    ]
+    ranges = [(Range(0, start + e * table.record_bytes, table.record_bytes, 0),) for e in range(table.count)]
     return RecordMap((path,), (size,), table, tuple(ranges))
 
 
