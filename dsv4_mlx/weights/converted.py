@@ -10,8 +10,9 @@ import mlx.core as mx
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.errors import InputError, MachineError
 from dsv4_mlx.manifest import ExpertTable, Manifest, TensorRecord
-from dsv4_mlx.model.tensors import Linear
+from dsv4_mlx.model.tensors import ExpertSource, Linear
 from dsv4_mlx.weights.experts import QUANTISED, ResidentExperts, layout, segments_differ
+from dsv4_mlx.weights.records import Paged, converted_records
 
 FLOATS = (mx.bfloat16, mx.float32)
 CONVERT_AGAIN = "convert the official checkpoint again"
@@ -45,7 +46,15 @@ def open_shard(folder: Path, file: str, manifest: Manifest) -> dict[str, mx.arra
 class ConvertedTensors:
     """TensorSource over the files that `manifest` lists. Arrays are lazy: evaluating one reads it."""
 
-    def __init__(self, folder: Path, manifest: Manifest, config: ModelConfig, dtype: mx.Dtype) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        config: ModelConfig,
+        dtype: mx.Dtype,
+        paged: Paged | None = None,
+    ) -> None:
+        self._paged = paged
         self.folder, self.manifest, self.config = folder, manifest, config
         self._dtype = dtype
         self._files: dict[str, dict[str, mx.array]] = {}
@@ -75,7 +84,7 @@ class ConvertedTensors:
             raise self._bad(f"{name} names an expert outside 0 to {self.config.experts - 1}")
         return ids.astype(mx.int32)
 
-    def experts(self, block: str) -> ResidentExperts:
+    def experts(self, block: str) -> ExpertSource:
         table = self.manifest.experts.get(block)
         if table is None:
             raise self._bad(f"the manifest has no experts of {block}")
@@ -86,7 +95,11 @@ class ConvertedTensors:
             raise self._bad(f"{block} has {table.count} experts, config.json asks for {self.config.experts}")
         if segments_differ(table, self.config.expert_width, self.config.hidden_size):
             raise self._bad(f"the expert segments of {block} are not those that config.json asks for")
-        return ResidentExperts(self._records(block, table), table, self._dtype)
+        records = self._records(block, table)
+        if self._paged is not None:
+            size = self.manifest.files[table.file]
+            return self._paged(block, converted_records(self.folder, table, size))
+        return ResidentExperts(records, table, self._dtype)
 
     def finish(self, kept: str | None = None) -> None:
         """Every tensor of the folder must have been taken, but those whose names start with `kept`.

@@ -17,6 +17,8 @@ from dsv4_mlx.model.block import Block
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import Numerics, Ops
 from dsv4_mlx.weights.converted import CONVERT_AGAIN, ConvertedTensors, open_shard
+from dsv4_mlx.weights.experts import ResidentExperts
+from dsv4_mlx.weights.records import Paged
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -35,8 +37,17 @@ def activation_dtype() -> mx.Dtype:
     return mx.bfloat16 if mx.metal.is_available() else mx.float32
 
 
-def open_model(folder: Path, ops: Ops, numerics: Numerics, progress: Progress | None = None) -> Opened:
-    """Read a converted folder. Raises InputError for anything that is not what the manifest says."""
+def open_model(
+    folder: Path,
+    ops: Ops,
+    numerics: Numerics,
+    progress: Progress | None = None,
+    paged: Paged | None = None,
+) -> Opened:
+    """Read a converted folder. Raises InputError for anything that is not what the manifest says.
+
+    `paged` makes the source of each block's routed experts; None reads them all into memory.
+    """
     manifest = read_manifest(folder)
     config = ModelConfig.read(folder)
     if manifest.checkpoint != config.checkpoint:
@@ -45,10 +56,12 @@ def open_model(folder: Path, ops: Ops, numerics: Numerics, progress: Progress | 
             where=folder,
             next=CONVERT_AGAIN,
         )
-    source = ConvertedTensors(folder, manifest, config, activation_dtype())
+    source = ConvertedTensors(folder, manifest, config, activation_dtype(), paged)
     model = Transformer(config, source, ops, numerics)
     source.finish(kept=None if config.drafter is None else "mtp.")  # the drafter is stored, not run
     total = sum(size for name, size in manifest.files.items() if name.endswith(".safetensors"))
+    if paged is not None:
+        total -= sum(table.count * table.record_bytes for table in manifest.experts.values())
     done = 0
     for arrays in _pieces(model):
         mx.eval(arrays)
@@ -89,9 +102,8 @@ def _pieces(model: Transformer) -> Iterator[list[mx.array]]:
 
 
 def _block(block: Block) -> Iterator[list[mx.array]]:
-    records = getattr(block.ffn.experts, "records", None)
-    if records is not None:
-        yield [records]
+    if isinstance(block.ffn.experts, ResidentExperts):
+        yield [block.ffn.experts.records]
     yield _arrays(block)
 
 

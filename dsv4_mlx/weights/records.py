@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import ExpertTable
+from dsv4_mlx.model.tensors import ExpertSource
+
+# (block, its records) -> experts that are read when they are needed, in place of all of them in memory
+Paged = Callable[[str, "RecordMap"], ExpertSource]
 
 HEADER_LENGTH = 8  # bytes at the start of a safetensors file that say how long its header is
 
@@ -70,9 +74,7 @@ def converted_records(folder: Path, table: ExpertTable, size: int) -> RecordMap:
             where=path,
             next="convert the official checkpoint again",
         )
-    ranges = [
-        (Range(0, start + e * table.record_bytes, table.record_bytes, 0),) for e in range(table.count)
-    ]
+    ranges = [(Range(0, start + e * table.record_bytes, table.record_bytes, 0),) for e in range(table.count)]
     return RecordMap((path,), (size,), table, tuple(ranges))
 
 
