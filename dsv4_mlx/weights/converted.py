@@ -75,6 +75,7 @@ class ConvertedModel:
 
     def record_map(self, block: str) -> RecordMap:
         table = self.manifest.experts[block]
+        self.arrays(lambda _: None).records(block, table)  # the header must say so too
         return converted_records(self.folder, table, self.manifest.files[table.file])
 
     def arrays(self, advance: Advance) -> ConvertedArrays:

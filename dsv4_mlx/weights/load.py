@@ -20,7 +20,9 @@ from dsv4_mlx.model.block import Block
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import Numerics, Ops
 from dsv4_mlx.weights.converted import ConvertedModel
+from dsv4_mlx.weights.experts import ResidentExperts
 from dsv4_mlx.weights.official import OfficialModel
+from dsv4_mlx.weights.records import Paged
 from dsv4_mlx.weights.stored import StoredModel
 from dsv4_mlx.weights.tensors import StoredTensors
 
@@ -48,9 +50,20 @@ def find_model(folder: Path) -> StoredModel:
     return ConvertedModel(folder)
 
 
-def open_model(stored: StoredModel, ops: Ops, numerics: Numerics, progress: Progress | None = None) -> Opened:
-    """Read a model. Raises InputError for anything that is not what its manifest or headers say."""
+def open_model(
+    stored: StoredModel,
+    ops: Ops,
+    numerics: Numerics,
+    progress: Progress | None = None,
+    paged: Paged | None = None,
+) -> Opened:
+    """Read a model. Raises InputError for anything that is not what its manifest or headers say.
+
+    `paged` makes the source of each block's routed experts; None reads them all into memory.
+    """
     total = sum(size for name, size in stored.manifest.files.items() if name.endswith(".safetensors"))
+    if paged is not None:
+        total -= sum(table.count * table.record_bytes for table in stored.manifest.experts.values())
     read = done = 0
 
     def reached(count: int) -> None:
@@ -65,7 +78,7 @@ def open_model(stored: StoredModel, ops: Ops, numerics: Numerics, progress: Prog
         reached(read)
 
     with closing(stored.arrays(advance)) as arrays:
-        source = StoredTensors(stored, arrays, activation_dtype())
+        source = StoredTensors(stored, arrays, activation_dtype(), paged)
         model = Transformer(stored.config, source, ops, numerics)
         source.finish(kept=None if stored.config.drafter is None else "mtp.")  # stored, not run
         evaluated = 0
@@ -91,9 +104,8 @@ def _pieces(model: Transformer) -> Iterator[list[mx.array]]:
 
 
 def _block(block: Block) -> Iterator[list[mx.array]]:
-    records = getattr(block.ffn.experts, "records", None)
-    if records is not None:
-        yield [records]
+    if isinstance(block.ffn.experts, ResidentExperts):
+        yield [block.ffn.experts.records]
     yield _arrays(block)
 
 

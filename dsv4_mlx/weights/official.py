@@ -80,7 +80,8 @@ class OfficialModel:
             for e in experts
         )
         paths = tuple(self.folder / shard for shard in shards)
-        return RecordMap(paths, tuple(self.source.shards[s].size for s in shards), layout, ranges)
+        sizes = tuple(self.source.shards[shard].size for shard in shards)
+        return RecordMap(paths, sizes, layout, ranges, checked=False)
 
     def block(self, prefix: str) -> Block:
         """A layer or draft block of the official table."""

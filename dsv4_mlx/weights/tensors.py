@@ -6,9 +6,10 @@ import mlx.core as mx
 
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import TensorRecord
-from dsv4_mlx.model.tensors import Linear
+from dsv4_mlx.model.tensors import ExpertSource, Linear
 from dsv4_mlx.weights.converted import CONVERT_AGAIN
 from dsv4_mlx.weights.experts import QUANTISED, ResidentExperts, layout, segments_differ
+from dsv4_mlx.weights.records import Paged
 from dsv4_mlx.weights.stored import ArraySource, StoredModel
 
 FLOATS = (mx.bfloat16, mx.float32)
@@ -17,7 +18,10 @@ FLOATS = (mx.bfloat16, mx.float32)
 class StoredTensors:
     """TensorSource over a stored model, whose manifest is held against what config.json asks for."""
 
-    def __init__(self, stored: StoredModel, arrays: ArraySource, dtype: mx.Dtype) -> None:
+    def __init__(
+        self, stored: StoredModel, arrays: ArraySource, dtype: mx.Dtype, paged: Paged | None = None
+    ) -> None:
+        self._stored, self._paged = stored, paged
         self.folder, self.manifest, self.config = stored.folder, stored.manifest, stored.config
         self._arrays, self._dtype = arrays, dtype
         self._left = set(self.manifest.tensors)
@@ -46,7 +50,7 @@ class StoredTensors:
             raise self._bad(f"{name} names an expert outside 0 to {self.config.experts - 1}")
         return ids.astype(mx.int32)
 
-    def experts(self, block: str) -> ResidentExperts:
+    def experts(self, block: str) -> ExpertSource:
         table = self.manifest.experts.get(block)
         if table is None:
             raise self._bad(f"the manifest has no experts of {block}")
@@ -57,6 +61,8 @@ class StoredTensors:
             raise self._bad(f"{block} has {table.count} experts, config.json asks for {self.config.experts}")
         if segments_differ(table, self.config.expert_width, self.config.hidden_size):
             raise self._bad(f"the expert segments of {block} are not those that config.json asks for")
+        if self._paged is not None:
+            return self._paged(block, self._stored.record_map(block))
         return ResidentExperts(self._arrays.records(block, table), table, self._dtype)
 
     def finish(self, kept: str | None = None) -> None:
