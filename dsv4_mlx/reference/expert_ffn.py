@@ -40,7 +40,12 @@ def expert_ffn(
     """
     hidden = swiglu(_bank_product(x[..., None, None, :], gate_up, ids).astype(mx.float32), limit)
     hidden = (hidden * weights[..., None, None]).astype(x.dtype)
-    return mx.sum(_bank_product(hidden, down, ids).squeeze(-2).astype(mx.float32), axis=-2)
+    return add_in_order(_bank_product(hidden, down, ids).squeeze(-2))
+
+
+def add_in_order(products: mx.array) -> mx.array:
+    """[B, T, A, D] -> float32 [B, T, D]: what a token's experts give, added in the order of its list."""
+    return mx.sum(products.astype(mx.float32), axis=-2)
 
 
 def _bank_product(x: mx.array, bank: Bank, ids: mx.array) -> mx.array:
