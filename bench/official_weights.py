@@ -9,13 +9,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-<<<<<<< HEAD
 from dsv4_mlx.model.tensors import ExpertProduct, Linear
-from dsv4_mlx.reference.expert_ffn import Bank
-=======
-from dsv4_mlx.model.tensors import Linear
 from dsv4_mlx.operands import Bank
->>>>>>> f28e795d404e1bd77efe0e6b0b948a52268e522d
 
 FP8_BLOCK, GROUP = 128, 32
 

@@ -25,8 +25,16 @@ PARTS: dict[str, set[str]] = {
     "ops": {"reference", "kernels", "operands", "errors"},
     "model": {"config", "ops", "reference", "operands", "errors"},
     "weights": {
-        "model", "checkpoint", "official", "manifest", "config", "ops", "reference", "operands", "errors",
-    },
+        "model",
+        "checkpoint",
+        "official",
+        "manifest",
+        "config",
+        "ops",
+        "reference",
+        "operands",
+        "errors",
+    },  # fmt: skip
     "paging": {"weights", "model", "manifest", "config", "ops", "reference", "operands", "errors"},
     "chat": {"errors"},
     "engine": {"paging", "weights", "model", "ops", "chat", "config", "manifest", "platforms", "errors"},

@@ -7,13 +7,8 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from dsv4_mlx.config import ModelConfig
-<<<<<<< HEAD
 from dsv4_mlx.model.tensors import ExpertProduct, Linear
-from dsv4_mlx.reference.expert_ffn import Bank
-=======
-from dsv4_mlx.model.tensors import Linear
 from dsv4_mlx.operands import Bank
->>>>>>> f28e795d404e1bd77efe0e6b0b948a52268e522d
 
 GROUP = 32  # columns that share a scale in mxfp8 and mxfp4
 BF16_MATRICES = ("embed", "head")  # besides the indexer's weights_proj: stored as they came
