@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class _Generator:
             self.all_of,
             self.ref,
         ]
-        make = self.rng.choice(simple if depth == 0 else [*simple, *deep, *deep])
+        make: Callable[[int], Node] = self.rng.choice(simple if depth == 0 else [*simple, *deep, *deep])
         return make(depth - 1)
 
     def string(self, depth: int) -> Node:

@@ -162,10 +162,12 @@ def test_compiling_has_a_time_limit(speaker: Speaker, monkeypatch: pytest.Monkey
     grammars = Grammars(speaker.folder, speaker.size, speaker.prompts.markers, seconds=0.3)
     grammars.load()
     release = time.monotonic() + 3
-    monkeypatch.setattr(
-        "dsv4_mlx.constrain.grammars._regex",
-        lambda pattern: time.sleep(max(0.0, release - time.monotonic())) or "start: /a/",
-    )
+
+    def slow_regex(pattern: str) -> str:
+        time.sleep(max(0.0, release - time.monotonic()))
+        return "start: /a/"
+
+    monkeypatch.setattr("dsv4_mlx.constrain.grammars._regex", slow_regex)
     with ThreadPoolExecutor(2) as pool:
         slow = [pool.submit(grammars.constraint, Regex("slow"), thinking=False) for _ in range(2)]
         for one in slow:

@@ -114,7 +114,8 @@ def parsed(speaker: Speaker, tokens: list[int], thinking: bool = False) -> tuple
     if not stream.finished:
         chunks += stream.push(InferenceChunk.finish(InferenceFinishReason.Stop))
         chunks += stream.finish()
-    text, calls = "", {}
+    text = ""
+    calls: dict[int, tuple[str, str]] = {}
     for chunk in chunks:
         for choice in json.loads(chunk.to_json())["choices"]:
             delta = choice["delta"]
