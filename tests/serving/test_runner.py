@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -14,7 +15,7 @@ from dsv4_mlx.errors import InputError, ModelOutputError
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.serving.job import Finished, Job, Prefill, Started, Token, Unavailable
 from dsv4_mlx.serving.runner import Runner, WorkerOptions
-from serving.tiny import ENDLESS, Heard, TinyBackend, add, drain, job, runner
+from serving.tiny import ENDLESS, Heard, ScriptedBackend, TinyBackend, add, drain, job, runner
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,8 @@ def test_jobs_are_interleaved(backend: TinyBackend, rng: np.random.Generator) ->
     times = itertools.count()
     one = Runner(backend, WorkerOptions(active=2), lambda: float(next(times)))  # every step costs the same
     for name in "ab":
-        add(one, job(token_ids(rng, 20), 30), Heard(lambda _, name=name: order.append(name)))
+        heard = Heard(functools.partial(lambda name, _: order.append(name), name))
+        add(one, job(token_ids(rng, 20), 30), heard)
     drain(one)
     half = order[: len(order) // 2]
     assert abs(half.count("a") - half.count("b")) <= 4
@@ -249,6 +251,25 @@ def test_memory_for_one_long_job_serialises_long_ones(model: Transformer, rng: n
             new_session(model, 1040), list(asked.prompt), asked.sampling, max_tokens=asked.max_tokens
         )
         assert each.end == Finished("length") and each.tokens == list(expected)
+
+
+def test_a_job_that_needs_anothers_memory_waits_and_goes_on(
+    model: Transformer, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two jobs come in because they could end one after another; side by side they do not fit."""
+    for room in ("policy", "pool"):
+        monkeypatch.setattr(f"dsv4_mlx.serving.{room}.SMALL", 8)
+    backend = ScriptedBackend(model, context=512, growth=128)
+    cost = backend.limits(2).cost
+    backend.budget = cost(128) + cost(384)
+    one = runner(backend, active=2)
+    jobs = [job(token_ids(rng, 20), 240, seed=seed) for seed in (1, 2)]
+    heard = [add(one, each)[1] for each in jobs]
+    waited = False
+    while one.active or len(one.waiting):
+        one.step()
+        waited |= any(entry.blocked for entry in one.active)
+    assert waited and [each.tokens for each in heard] == [backend.script(each) for each in jobs]
 
 
 @pytest.mark.usefixtures("small_is_512")

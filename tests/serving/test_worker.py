@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -28,11 +29,11 @@ def model() -> Transformer:
 
 def started(backend: TinyBackend, **options: int) -> Worker:
     worker = Worker(backend, WorkerOptions(**options)).start()
-    until(lambda: worker.state == "ready")
+    until(lambda: str(worker.state) == "ready")
     return worker
 
 
-def until(condition, seconds: float = 30) -> None:  # type: ignore[no-untyped-def]
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came to that"
@@ -76,11 +77,16 @@ def test_loading_is_said_and_can_be_left(model: Transformer) -> None:
     with pytest.raises(Unavailable, match="still loading"):
         worker.submit(job([9]), Heard())
     go.set()
-    until(lambda: worker.state == "ready")
+    until(lambda: str(worker.state) == "ready")
     assert worker.probe(10).answered
     worker.close(0)
     other = TinyBackend(model)
-    other.before_open = lambda progress: (time.sleep(0.05), progress(1, 2))[0]  # type: ignore[misc]
+
+    def briefly(progress: Progress) -> None:
+        time.sleep(0.05)
+        progress(1, 2)
+
+    other.before_open = briefly
     left = Worker(other).start()
     assert left.close(0) and left.state == "closed"
 
