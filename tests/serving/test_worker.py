@@ -134,7 +134,6 @@ def test_a_full_queue_is_refused(model: Transformer, rng: np.random.Generator) -
         (Job((9,), logprobs=21), UsageError),
         (Job((9,), max_tokens=-1), UsageError),
         (Job((9,), think_budget=-1), UsageError),
-        (Job((9,), opening=(384,)), InputError),
         (Job((9,), SamplingOptions(logit_bias={384: 1.0})), UsageError),
     ],
 )
