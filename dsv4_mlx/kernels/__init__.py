@@ -4,8 +4,8 @@ A wrapper knows no reference: what it computes is compared with it from outside,
 machine, over the cases it names.
 """
 
-from dsv4_mlx.kernels import hc_post
+from dsv4_mlx.kernels import compress, hc_post, latents, query_heads
 
-ALL = (hc_post.OP,)
+ALL = (hc_post.OP, latents.OP, query_heads.OP, compress.OP)
 
 __all__ = ["ALL"]
