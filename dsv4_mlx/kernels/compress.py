@@ -38,7 +38,7 @@ def compress(
             source,
             weight,
             row.floats(table),
-            numbers(places, offset, max(rows, 1), int(overlap and not first)),
+            numbers(places, offset, rows, int(overlap and not first)),
             scalars(eps),
         ),
         grid=(threads * batch * rows, 1, 1),
@@ -69,9 +69,9 @@ def refuses(
     dtype: mx.Dtype,
 ) -> str | None:
     if source.dtype != mx.float32 or weight.dtype != mx.float32 or dtype not in FLOATS:
-        return (
-            f"tokens are {source.dtype}, the weight {weight.dtype}, rows {dtype}; expected floats, two of 32"
-        )
+        return f"tokens are {source.dtype}, the weight {weight.dtype}, rows {dtype}; the first two float32"
+    if table.shape[0] < 1:
+        return "there is no group, expected at least one"
     return row.refuses(weight.shape[0], table, rounding)
 
 
@@ -85,7 +85,6 @@ def cases() -> list[Case]:
         ("csa, true widths", (1, 16, 8, 1), 4, 512, False, Rounding("q8", 448, 64), mx.bfloat16),
         ("hca, one row across the ring's end", (1, 136, 16, 1), 128, 64, False, q8, mx.bfloat16),
         ("hca, 33 rows", (1, 33 * 2, 0, 33), 2, 32, True, Rounding(), mx.float16),
-        ("no rows", (1, 16, 0, 0), 4, 64, True, Rounding(), mx.float32),
     ]
     plain = [_case(*one) for one in made]
     far = _case("hca, gates far apart", (1, 136, 0, 1), 128, 32, True, Rounding(), mx.float32, gates=300.0)

@@ -10,6 +10,8 @@ from dsv4_mlx.kernels.launch import Launch, Launcher, kernel, numbers, run, scal
 from dsv4_mlx.kernels.op import Case, KernelOp, Tolerance
 from dsv4_mlx.operands import Rounding
 
+_INPUTS = ("low", "q_norm", "kv_norm", "table", "numbers", "scalars")
+
 
 def latents(
     launcher: Launcher,
@@ -43,7 +45,7 @@ def refuses(
     low: mx.array, q_norm: mx.array, kv_norm: mx.array, table: mx.array, *, eps: float, rounding: Rounding
 ) -> str | None:
     if low.dtype not in FLOATS or q_norm.dtype != low.dtype or kv_norm.dtype != mx.float32:
-        return f"rows are {low.dtype}, norms {q_norm.dtype} and {kv_norm.dtype}; the first two alike, then float32"
+        return f"rows are {low.dtype}, norms {q_norm.dtype} and {kv_norm.dtype}: two alike, then float32"
     if q_norm.shape[0] < 8:
         return f"the latent has {q_norm.shape[0]} channels, expected 8 or more"
     return row.refuses(kv_norm.shape[0], table, rounding)

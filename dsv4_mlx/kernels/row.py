@@ -41,7 +41,7 @@ def refuses(width: int, table: mx.array, rounding: Rounding) -> str | None:
     if rest or lanes & (lanes - 1) or width % rounding.block or rounding.channels % rounding.block:
         return f"{rounding} of {width} channels needs blocks of a power of two times {lane} channels"
     if rounding.kind == "q4" and (width & (width - 1) or rounding.channels != width):
-        return f"a Hadamard transform of {width} channels, of which {rounding.channels}: needs 2^n and all of them"
+        return f"{rounding} of {width} channels, expected a power of two and all of them"
     return None
 
 
