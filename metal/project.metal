@@ -2,7 +2,7 @@
 //
 // x float [R, D], weight [N, D] of type T, bias float [P, N], numbers = [rows a sequence, P, phase] -> y float [R, N]
 // Template: T, N, D, COLUMNS a simdgroup, BIAS. Grid (32 * ceil(N / COLUMNS), R).
-#include "product.h"
+#include "matrix_vector.h"
 
 // body: project
   const uint lane = thread_index_in_simdgroup;
