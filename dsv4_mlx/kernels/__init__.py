@@ -4,8 +4,18 @@ A wrapper knows no reference: what it computes is compared with it from outside,
 machine, over the cases it names.
 """
 
-from dsv4_mlx.kernels import hc_post
+from dsv4_mlx.kernels import compress, hc_head, hc_post, hc_pre, latents, project, query_heads, route
 
-ALL = (hc_post.OP,)
+ALL = (
+    hc_pre.OP,
+    hc_post.OP,
+    hc_head.OP,
+    latents.OP,
+    query_heads.OP,
+    project.OP,
+    compress.OP,
+    route.OP,
+    route.HASHED,
+)
 
 __all__ = ["ALL"]
