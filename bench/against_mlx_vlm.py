@@ -36,6 +36,7 @@ SHAPE: dict[str, Any] = {
     "o_lora_rank": 128, "moe_intermediate_size": 256, "index_n_heads": 16, "vocab_size": 1024,
 }  # fmt: skip
 Engine = Ours | Theirs
+Step = tuple[str, Callable[[Engine], object]]
 
 
 def main() -> int:
@@ -75,11 +76,11 @@ def compare(engines: dict[str, Engine], options: argparse.Namespace) -> dict[str
     }
     taken: dict[str, list[dict[str, Seconds]]] = {"prefill": [], "decode": []}
     for turn in range(options.rounds + 1):  # the first warms up and is not counted
-        steps: list[tuple[str, Callable[[Engine], object]]] = [("prefill", lambda e: e.start(prompt))]
+        steps: list[Step] = [("prefill", lambda e: e.start(prompt))]
         steps += [("decode", lambda e, t=t: e.step(t)) for t in range(options.tokens)]  # type: ignore[misc]
         for n, (kind, step) in enumerate(steps):
             order = list(engines) if (turn + n) % 2 else list(engines)[::-1]
-            pair = {m: Seconds(timed(lambda m=m: step(engines[m])), timed(work[m][kind])) for m in order}  # type: ignore[misc]
+            pair = {name: Seconds(timed(step, engines[name]), timed(work[name][kind])) for name in order}
             if turn:
                 taken[kind].append(pair)
         print(f"round {turn} of {options.rounds}", file=sys.stderr)
@@ -121,10 +122,10 @@ def quartiles(values: list[float]) -> dict[str, float]:
     return {"median": middle, "quarter": low, "three_quarters": high}
 
 
-def timed(run: Callable[[], object]) -> float:
+def timed(run: Callable[..., object], *arguments: object) -> float:
     """CPU seconds of all threads of this process: what a neighbour on the machine takes is not in them."""
     start = time.process_time()
-    run()
+    run(*arguments)
     return time.process_time() - start
 
 

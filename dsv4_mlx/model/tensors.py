@@ -42,8 +42,8 @@ class Linear(Module):
         )  # fmt: skip
 
     def _decoded(self) -> mx.array:
-        """The matrix in float32. Float32 activations are the CPU's, whose product with mxfp8 codes decodes them
-        again for each row: decoding once is faster from the second row on (bench/LOG.md).
+        """The matrix in float32. Float32 activations are the CPU's, whose product with mxfp8 codes decodes
+        them again for each row: decoding once is faster from the second row on (bench/LOG.md).
         """
         return mx.dequantize(
             self.weight, self.scales, group_size=self.group, bits=self.bits, mode=self.mode, dtype=mx.float32
