@@ -36,6 +36,7 @@ PARTS: dict[str, set[str]] = {
         "errors",
     },  # fmt: skip
     "paging": {"weights", "model", "manifest", "config", "ops", "reference", "operands", "errors"},
+    "checking": {"kernels", "ops"},
     "chat": {"errors"},
     "engine": {"paging", "weights", "model", "ops", "chat", "config", "manifest", "platforms", "errors"},
     "constrain": {"engine", "chat", "errors"},
@@ -44,7 +45,18 @@ PARTS: dict[str, set[str]] = {
     "serving": {"engine", "chat", "model", "config", "manifest", "errors"},
     "terminal": {"errors"},
     "adapters": {"engine", "model", "official", "errors"},
-    "cli": {"terminal", "manifest", "engine", "chat", "convert", "synthetic", "platforms", "errors"},
+    "cli": {
+        "checking",
+        "ops",
+        "terminal",
+        "manifest",
+        "engine",
+        "chat",
+        "convert",
+        "synthetic",
+        "platforms",
+        "errors",
+    },
 }
 
 # part -> packages from outside that it may import
@@ -62,6 +74,7 @@ OUTSIDE: dict[str, set[str]] = {
     "model": {"mlx", "numpy"},
     "weights": {"mlx", "numpy"},
     "paging": {"mlx", "numpy"},
+    "checking": {"mlx"},
     "chat": {"deepseek_recipe"},
     "engine": {"mlx", "numpy"},
     "constrain": {"numpy", "llguidance"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import progress
+from dsv4_mlx.cli.kernels import chosen
 from dsv4_mlx.cli.options import (
     ContextOption,
     ExpertMemoryOption,
@@ -18,6 +19,8 @@ from dsv4_mlx.cli.options import (
     ModelArgument,
     NumericsMode,
     NumericsOption,
+    OpsMode,
+    OpsOption,
     ThinkMode,
     ThinkOption,
     VerifyReadsOption,
@@ -63,6 +66,7 @@ def generate(
     seed: SeedOption = None,
     context: ContextOption = None,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
+    ops: OpsOption = OpsMode.AUTO,
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
     verify_reads: VerifyReadsOption = False,
@@ -94,16 +98,18 @@ def generate(
         stop_ids=frozenset(stop_id or ()),
         stop_strings=tuple(stop or ()),
     )
+    folder = model_folder(model)
     options = EngineOptions(
         context=context,
         numerics=numerics.value,
+        ops=chosen(ops, plain=plain),
         expert_memory=expert_memory,
         expert_threads=expert_threads,
         verify_reads=verify_reads,
     )
     with Awake():
         with progress("loading", plain=plain) as loading:
-            engine = Engine.open(model_folder(model), options, loading)
+            engine = Engine.open(folder, options, loading)
         session = engine.session()
         _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens))
 
