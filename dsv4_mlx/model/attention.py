@@ -25,7 +25,7 @@ class Attention(Module):
         super().__init__()
         self.ops, self.numerics, self.ratio = ops, numerics, ratio
         self.heads, self.head_dim, self.nope = config.heads, config.head_dim, config.nope_dim
-        self.q_rank, self.groups, self.block = config.q_rank, config.o_groups, config.kv_block
+        self.q_rank, self.block = config.q_rank, config.kv_block
         self.eps, self.dtype = config.norm_eps, source.dtype
         hidden, width = config.hidden_size, config.heads * config.head_dim
         down = [
@@ -58,11 +58,8 @@ class Attention(Module):
         q = self.ops.rotate(mx.fast.rms_norm(q, self._scale, self.eps), rotation.forward[:, None])
         window = self._window(low[..., self.q_rank :], rotation, state, plan)
         compressed = self._compressed(x, rounded, qr, state, plan)
-        out = self.ops.attend(q, window, compressed, self.sinks)
-        out = self.ops.rotate(out, rotation.inverse[:, None]).astype(self.dtype)
-        grouped = out.reshape(batch, count, self.groups, -1).swapaxes(1, 2)  # [B, G, T, H / G * K]
-        low = self.wo_a(grouped).swapaxes(1, 2).reshape(batch, count, -1)
-        return self.wo_b(low)
+        out = self.ops.attend(q, window, compressed, self.sinks, rotation.inverse)
+        return self.wo_b(self.ops.group_project(out, self.wo_a.bank()))
 
     def _window(self, kv: mx.array, rotation: Rotation, state: LayerState, plan: Plan) -> Rows:
         """Norm, rotate and round the chunk's rows, store them, and return the rows its queries see."""
