@@ -44,7 +44,7 @@ class BlankTensors:
         return _quantised(shape, 8)
 
     def float_linear(self, name: str, shape: tuple[int, int]) -> Linear:
-        return Linear(self._blank(name, shape, mx.float32))
+        return Linear(self._blank(name, shape, mx.bfloat16))
 
     def vector(self, name: str, shape: tuple[int, ...]) -> mx.array:
         return self._blank(name, shape, mx.float32)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
 
-from dsv4_mlx.operands import Bank, Rows
+from dsv4_mlx.operands import Bank, Rounding, Rows
 from dsv4_mlx.ops import TRAINABLE, Ops
 from dsv4_mlx.reference.index_select import index_scores
+from dsv4_mlx.reference.round_trip import hadamard, q4, rounded
 
 NOTHING = -1e30
 Op = Callable[..., mx.array]
@@ -160,12 +162,22 @@ def training_ops(window: int, watch: Watch) -> Ops:
         return ids, shares
 
     return replace(
-        TRAINABLE, attend=attend, index_select=index_select, expert_ffn=expert_ffn,
-        compress=_compress, route=route, name="training",
+        TRAINABLE, attend=attend, index_select=index_select, expert_ffn=expert_ffn, route=route,
+        latents=partial(TRAINABLE.latents, round=_straight),
+        query_heads=partial(TRAINABLE.query_heads, round=_straight),
+        compress=partial(TRAINABLE.compress, pool=_pool, round=_straight), name="training",
     )  # fmt: skip
 
 
-def _compress(
+def _straight(x: mx.array, rounding: Rounding) -> mx.array:
+    """The round trip forward, the identity backward."""
+    if rounding.kind == "q4":
+        x = hadamard(x)
+        return x + mx.stop_gradient(q4(x, rounding.block) - x)
+    return x + mx.stop_gradient(rounded(x, rounding) - x)
+
+
+def _pool(
     values: mx.array, gates: mx.array, weight: mx.array, table: mx.array,
     *, overlap: bool, first: bool, eps: float,
 ) -> mx.array:  # fmt: skip

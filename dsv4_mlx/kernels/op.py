@@ -81,7 +81,8 @@ def disagreement(found: Any, expected: Any, tolerance: Tolerance) -> str | None:
 def _leaves(tree: Any) -> list[mx.array]:
     if isinstance(tree, mx.array):
         return [tree]
-    return [leaf for _, leaf in tree_flatten(tree) if leaf is not None]
+    pairs: list[tuple[str, Any]] = tree_flatten(tree)  # type: ignore[assignment]
+    return [leaf for _, leaf in pairs if leaf is not None]
 
 
 def _wrong(found: mx.array, expected: mx.array, tolerance: Tolerance) -> str | None:

@@ -7,6 +7,7 @@ from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.tensors import ExpertSource, Linear, TensorSource
+from dsv4_mlx.operands import Entry
 from dsv4_mlx.ops import Ops
 
 
@@ -16,9 +17,9 @@ class MoE(Module):
     def __init__(self, config: ModelConfig, hashed: bool, block: str, source: TensorSource, ops: Ops) -> None:
         super().__init__()
         self.ops, self.limit, self.scale = ops, config.swiglu_limit, config.routed_scale
-        self.count, self.hashed, self.dtype = config.experts_per_token, hashed, source.dtype
+        self.count, self.hashed = config.experts_per_token, hashed
         prefix, hidden, width = f"{block}.ffn", config.hidden_size, config.expert_width
-        self.gate = source.float_linear(f"{prefix}.gate", (config.experts, hidden)).weight
+        self.gate = ops.hold(source.float_linear(f"{prefix}.gate", (config.experts, hidden)).weight)
         if hashed:
             # Not a parameter: integers have no gradient.
             self._experts_of = source.table(f"{prefix}.gate.tid2eid", (config.vocab_size, self.count))
@@ -30,14 +31,16 @@ class MoE(Module):
         self.shared_down = source.linear(f"{prefix}.shared_experts.w2", (hidden, width))
         self.experts: ExpertSource = source.experts(block)
 
-    def __call__(self, x: mx.array, tokens: mx.array) -> mx.array:
-        """x [B, T, D] float32, tokens [B, T] (read by hash layers) -> [B, T, D] float32."""
+    def __call__(self, entry: Entry, tokens: mx.array) -> mx.array:
+        """From the normed input [B, T, D] and tokens [B, T] (read by hash layers) to [B, T, D] float32."""
         if self.hashed:
             ids = self._experts_of[tokens]
-            ids, weights = self.ops.route_hashed(x, self.gate, ids, scale=self.scale)
+            ids, weights = self.ops.route_hashed(entry.full, self.gate, ids, scale=self.scale)
         else:
-            ids, weights = self.ops.route(x, self.gate, self.bias, count=self.count, scale=self.scale)
+            ids, weights = self.ops.route(
+                entry.full, self.gate, self.bias, count=self.count, scale=self.scale
+            )
         gate_up, down, slots = self.experts.banks(ids)
-        x = x.astype(self.dtype)
+        x = entry.rounded
         shared = self.ops.shared_ffn(x, self.shared_gate_up.bank(), self.shared_down.bank(), self.limit)
         return self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit, shared)

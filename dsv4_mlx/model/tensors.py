@@ -102,7 +102,7 @@ class TensorSource(Protocol):
         """The matrix `name`.weight [out, in], ready to multiply activations."""
 
     def float_linear(self, name: str, shape: tuple[int, int]) -> Linear:
-        """A matrix whose product must be float32 whatever the activations are."""
+        """A matrix whose product must be float32 whatever the activations are: plain floats, as stored."""
 
     def vector(self, name: str, shape: tuple[int, ...]) -> mx.array:
         """The tensor `name`, as float32."""

@@ -10,6 +10,7 @@ from dsv4_mlx.model.block import Block
 from dsv4_mlx.model.plan import Plan, Planner
 from dsv4_mlx.model.state import GROWTH, ModelState
 from dsv4_mlx.model.tensors import Embedding, TensorSource
+from dsv4_mlx.operands import Streams
 from dsv4_mlx.ops import Numerics, Ops
 
 
@@ -39,6 +40,7 @@ class DraftBlock(Module):
         self, config: ModelConfig, index: int, prefix: str, source: TensorSource, ops: Ops, numerics: Numerics
     ) -> None:
         super().__init__()
+        self.ops = ops
         self.eps, self.dtype, width = config.norm_eps, source.dtype, config.hidden_size
         self.e_proj = source.linear(f"{prefix}.e_proj", (width, width))
         self.h_proj = source.linear(f"{prefix}.h_proj", (width, width))
@@ -55,7 +57,7 @@ class DraftBlock(Module):
         near = self.e_proj(mx.fast.rms_norm(embedded, self.enorm, self.eps).astype(self.dtype))
         far = self.h_proj(mx.fast.rms_norm(x, self.hnorm, self.eps).astype(self.dtype))
         x = (far + near[..., None, :]).astype(mx.float32)
-        return self.block(x, tokens, state.layers[self.index], plan)
+        return self.ops.hc_post(self.block(Streams(x), tokens, state.layers[self.index], plan))
 
 
 class Transformer(Module):
@@ -63,7 +65,7 @@ class Transformer(Module):
 
     def __init__(self, config: ModelConfig, source: TensorSource, ops: Ops, numerics: Numerics) -> None:
         super().__init__()
-        self.config, self.dtype = config, source.dtype
+        self.config, self.ops, self.dtype = config, ops, source.dtype
         table = (config.vocab_size, config.hidden_size)
         self.embed = Embedding(source.linear("embed", table), mx.float32)
         self.blocks = [Block(config, i, f"layers.{i}", source, ops, numerics) for i in range(config.layers)]
@@ -93,10 +95,11 @@ class Transformer(Module):
         plan = self.planner.plan(start, rows)
         h = self.embed(tokens)
         x = mx.broadcast_to(h[:, :, None], (*h.shape[:2], self.config.streams, h.shape[2]))
+        streams = Streams(x)
         for block, layer in zip(self.blocks, state.layers, strict=False):
-            x = block(x, tokens, layer, plan)
+            streams = block(streams, tokens, layer, plan)
         state.advance(rows)
-        return x
+        return self.ops.hc_post(streams)
 
     def logits(self, streams: mx.array, *, last: bool = False) -> mx.array:
         """Streams [B, T, C, D] float32 -> float32 logits of every row, or of the last."""

@@ -13,9 +13,18 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
+from dsv4_mlx.operands import Rounding
+
 _TINY_Q8 = 1e-4  # the official lower bounds of a block's largest value
 _TINY_Q4 = 6.0 * 2.0**-126
 _EXPONENT = 0x7F800000
+
+
+def rounded(x: mx.array, rounding: Rounding) -> mx.array:
+    """x [..., K] -> the round trip that `rounding` names, in x's dtype."""
+    if rounding.kind == "q8":
+        return q8_rows(x, rounding.channels, rounding.block)
+    return q4(hadamard(x), rounding.block) if rounding.kind == "q4" else x
 
 
 def q8(x: mx.array, block: int) -> mx.array:

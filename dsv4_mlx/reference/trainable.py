@@ -13,6 +13,8 @@ import mlx.core as mx
 from dsv4_mlx.reference import attend as attending
 from dsv4_mlx.reference import compress as compressing
 from dsv4_mlx.reference import index_select as selecting
+from dsv4_mlx.reference import latents as lowering
+from dsv4_mlx.reference import query_heads as querying
 from dsv4_mlx.reference import rotate as rotating
 from dsv4_mlx.reference import route as routing
 
@@ -42,9 +44,24 @@ def attend(*arguments: Any) -> mx.array:
     return attending.attend(*arguments, turn=rotate)
 
 
-def compress(*arrays: mx.array, **options: Any) -> mx.array:
+def latents(*arrays: mx.array, **options: Any) -> tuple[mx.array, mx.array]:
     """As the reference."""
-    return compressing.compress(*arrays, **options, turn=rotate)
+    return lowering.latents(*arrays, **options, turn=rotate)
+
+
+def query_heads(*arrays: mx.array, **options: Any) -> mx.array:
+    """As the reference."""
+    return querying.query_heads(*arrays, **options, turn=rotate)
+
+
+def compress(*arguments: Any, **options: Any) -> mx.array:
+    """As the reference."""
+    return compressing.compress(*arguments, **{"pool": pool_groups, **options})
+
+
+def pool_groups(*arrays: mx.array, **options: Any) -> mx.array:
+    """As the reference."""
+    return compressing.pool_groups(*arrays, **options, turn=rotate)
 
 
 def index_select(*arrays: Any) -> mx.array:
