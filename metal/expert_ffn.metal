@@ -1,70 +1,10 @@
-#include "quantised.h"
-#include "tile.h"
+#include "product.h"
 
 // The activation between the two products of an expert: silu of the gate, which is cut at `limit` from above,
 // times the up value, which is cut on both sides.
 inline float swiglu(float gate, float up, float limit) {
   gate = min(gate, limit);
   return gate / (1.0f + exp(-gate)) * clamp(up, -limit, limit);
-}
-
-// The matrix of expert `id` in a bank whose experts lie `strides[0]` elements apart; its rows have no gaps.
-template <typename S>
-Matrix<S> expert_matrix(
-    const device uint32_t* codes,
-    int64_t codes_stride,
-    const device S* scales,
-    int64_t scales_stride,
-    const device S* biases,
-    int64_t biases_stride,
-    uint id) {
-  Matrix<S> matrix;
-  matrix.codes = codes + id * codes_stride;
-  matrix.scales = scales + id * scales_stride;
-  matrix.biases = biases + id * biases_stride;
-  return matrix;
-}
-
-// A 32 x 32 tile of products, 32 rows of x with 32 rows of a matrix: four simdgroups of 128 threads make a
-// quarter each, four simdgroup matrices. `rows` are x's, width apart, of which `valid` exist.
-constant int PITCH = 36;  // of a staged row: 32 values and a gap against bank conflicts
-
-template <typename X>
-void stage_rows(const device X* x, const threadgroup uint* rows, uint valid, uint width, uint block, uint thread_index,
-                threadgroup float* to) {
-  const uint row = thread_index / 4;
-  const uint column = thread_index % 4 * 8;
-  for (uint i = 0; i < 8; i += 4) {
-    if (row < valid) {
-      const vec<X, 4> four = *(const device vec<X, 4>*)(x + ulong(rows[row]) * width + block * 32 + column + i);
-      for (uint j = 0; j < 4; j++) {
-        to[row * PITCH + column + i + j] = float(four[j]);
-      }
-    } else {
-      for (uint j = 0; j < 4; j++) {
-        to[row * PITCH + column + i + j] = 0.0f;
-      }
-    }
-  }
-}
-
-inline void multiply_quarter(
-    const threadgroup float* x,
-    const threadgroup float* w,
-    uint simdgroup_index,
-    thread simdgroup_matrix<float, 8, 8>* sums) {
-  const threadgroup float* rows = x + simdgroup_index / 2 * 16 * PITCH;
-  const threadgroup float* columns = w + simdgroup_index % 2 * 16 * PITCH;
-  for (uint k = 0; k < 32; k += 8) {
-    simdgroup_matrix<float, 8, 8> left[2], right[2];
-    for (uint i = 0; i < 2; i++) {
-      simdgroup_load(left[i], rows + i * 8 * PITCH + k, PITCH);
-      simdgroup_load(right[i], columns + i * 8 * PITCH + k, PITCH, ulong2(0, 0), true);
-    }
-    for (uint i = 0; i < 4; i++) {
-      simdgroup_multiply_accumulate(sums[i], left[i / 2], right[i % 2], sums[i]);
-    }
-  }
 }
 
 // body: gate_up
@@ -76,7 +16,7 @@ inline void multiply_quarter(
   const uint inner = codes_shape[1] / 2;
   const uint blocks = x_shape[2] / 32;
   const uint first = thread_position_in_grid.x / 32 * CHANNELS;
-  const Matrix<S> matrix = expert_matrix<S>(
+  const Matrix<S> matrix = matrix_of<S>(
       codes, codes_strides[0], scales, scales_strides[0], biases, biases_strides[0], uint(ids[pair]));
   const device X* from = x + ulong(pair / ids_shape[2]) * x_shape[2];
   float gate[CHANNELS], up[CHANNELS];
@@ -106,7 +46,7 @@ inline void multiply_quarter(
   }
   for (uint a = 0; a < chosen; a++) {
     const uint pair = token * chosen + a;
-    const Matrix<S> matrix = expert_matrix<S>(
+    const Matrix<S> matrix = matrix_of<S>(
         codes, codes_strides[0], scales, scales_strides[0], biases, biases_strides[0], uint(ids[pair]));
     float part[CHANNELS];
     row_products<MODE, BITS, GROUP, CHANNELS>(
@@ -181,7 +121,7 @@ inline void multiply_quarter(
   threadgroup uint rows[32];
   const device uint32_t* tile = tiles + threadgroup_position_in_grid.y * 3;
   const uint valid = tile[2] - tile[1];
-  if (valid == 0) {
+  if ((valid == 0) | (tile[0] >= uint(codes_shape[0]))) {  // an empty tile
     return;
   }
   const uint thread_index = thread_position_in_threadgroup.x;
@@ -189,7 +129,7 @@ inline void multiply_quarter(
   const uint inner = codes_shape[1] / 2;
   const uint blocks = width / 32;
   const uint first = threadgroup_position_in_grid.x * 32;
-  const Matrix<S> matrix = expert_matrix<S>(
+  const Matrix<S> matrix = matrix_of<S>(
       codes, codes_strides[0], scales, scales_strides[0], biases, biases_strides[0], tile[0]);
   if (thread_index < 32) {
     rows[thread_index] = thread_index < valid ? order[tile[1] + thread_index] / uint(ids_shape[1]) : 0;
@@ -233,7 +173,7 @@ inline void multiply_quarter(
   threadgroup uint rows[32];
   const device uint32_t* tile = tiles + threadgroup_position_in_grid.y * 3;
   const uint valid = tile[2] - tile[1];
-  if (valid == 0) {
+  if ((valid == 0) | (tile[0] >= uint(codes_shape[0]))) {  // an empty tile
     return;
   }
   const uint thread_index = thread_position_in_threadgroup.x;
@@ -241,7 +181,7 @@ inline void multiply_quarter(
   const uint width = codes_shape[1];
   const uint blocks = inner / 32;
   const uint first = threadgroup_position_in_grid.x * 32;
-  const Matrix<S> matrix = expert_matrix<S>(
+  const Matrix<S> matrix = matrix_of<S>(
       codes, codes_strides[0], scales, scales_strides[0], biases, biases_strides[0], tile[0]);
   if (thread_index < 32) {
     rows[thread_index] = thread_index < valid ? order[tile[1] + thread_index] : 0;

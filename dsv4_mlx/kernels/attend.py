@@ -142,23 +142,23 @@ def refuses(
 def cases() -> list[Case]:
     plain, far, picked = (0, 0), (33, 0), (40, 17)
     made = [
-        # name, batch, tokens, heads, width, window, (compressed, picks), dtype, size of scores
-        ("31 rows", 1, 1, 8, 64, 31, plain, mx.float32, 1.0),
-        ("32 rows, two heads", 1, 2, 2, 32, 32, plain, mx.float32, 1.0),
-        ("33 rows, nine heads", 2, 2, 9, 64, 33, plain, mx.float32, 1.0),
-        ("127 rows", 1, 1, 8, 128, 127, plain, mx.bfloat16, 1.0),
-        ("128 rows in all", 1, 1, 8, 64, 95, far, mx.float16, 1.0),
-        ("129 rows in two splits", 1, 3, 8, 64, 96, far, mx.float32, 1.0),
-        ("picked rows", 2, 2, 8, 64, 31, picked, mx.bfloat16, 1.0),
-        ("512 channels", 1, 1, 8, 512, 33, plain, mx.bfloat16, 1.0),
-        ("large scores", 1, 1, 8, 64, 33, far, mx.float32, 1e4),
-        ("tiny scores", 1, 1, 8, 64, 33, far, mx.float32, 1e-38),
-        ("many tokens", 1, 17, 9, 64, 33, far, mx.float32, 1.0),
-        ("many tokens, picked rows", 1, 17, 8, 64, 40, picked, mx.bfloat16, 1.0),
-        ("many tokens, window only", 2, 9, 17, 128, 31, plain, mx.float16, 1.0),
-        ("no tokens", 1, 0, 8, 64, 32, plain, mx.float32, 1.0),
+        # batch, tokens, heads, width, window, (compressed, picks), dtype, size of scores
+        ("31 rows", _arguments(1, 1, 8, 64, 31, plain, mx.float32, 1.0)),
+        ("32 rows, two heads", _arguments(1, 2, 2, 32, 32, plain, mx.float32, 1.0)),
+        ("33 rows, nine heads", _arguments(2, 2, 9, 64, 33, plain, mx.float32, 1.0)),
+        ("127 rows", _arguments(1, 1, 8, 128, 127, plain, mx.bfloat16, 1.0)),
+        ("128 rows in all", _arguments(1, 1, 8, 64, 95, far, mx.float16, 1.0)),
+        ("129 rows in two splits", _arguments(1, 3, 8, 64, 96, far, mx.float32, 1.0)),
+        ("picked rows", _arguments(2, 2, 8, 64, 31, picked, mx.bfloat16, 1.0)),
+        ("512 channels", _arguments(1, 1, 8, 512, 33, plain, mx.bfloat16, 1.0)),
+        ("large scores", _arguments(1, 1, 8, 64, 33, far, mx.float32, 1e4)),
+        ("tiny scores", _arguments(1, 1, 8, 64, 33, far, mx.float32, 1e-38)),
+        ("many tokens", _arguments(1, 17, 9, 64, 33, far, mx.float32, 1.0)),
+        ("many tokens, picked rows", _arguments(1, 17, 8, 64, 40, picked, mx.bfloat16, 1.0)),
+        ("many tokens, window only", _arguments(2, 9, 17, 128, 31, plain, mx.float16, 1.0)),
+        ("no tokens", _arguments(1, 0, 8, 64, 32, plain, mx.float32, 1.0)),
     ]
-    found = [Case(name, _arguments(*rest), tolerance=_TOLERANCES[rest[6]]) for name, *rest in made]
+    found = [Case(name, given, tolerance=_TOLERANCES[given[1].rows.dtype]) for name, given in made]
     hidden = _arguments(1, 2, 8, 64, 33, picked, mx.float32, 1.0, seen=0.0)
     everything = _arguments(1, 1, 8, 64, 33, far, mx.float32, 1.0, seen=None)
     return [

@@ -65,17 +65,17 @@ def refuses(q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | Non
 
 def cases() -> list[Case]:
     made = [
-        # name, batch, tokens, heads, width, rows, picks, dtype, queries see
-        ("31 rows", 1, 1, 8, 32, 31, 16, mx.float32, None),
-        ("32 rows, all wanted", 1, 1, 16, 32, 32, 32, mx.float32, None),
-        ("33 rows", 2, 2, 16, 32, 33, 16, mx.bfloat16, None),
-        ("127 rows, 64 heads", 1, 1, 64, 64, 127, 64, mx.bfloat16, None),
-        ("128 rows", 1, 1, 8, 32, 128, 1, mx.float32, None),
-        ("129 rows, some hidden", 1, 3, 8, 32, 129, 20, mx.float32, (0, 7, 129)),
-        ("many rows", 1, 1, 8, 32, 2500, 512, mx.float32, None),
-        ("no queries", 1, 0, 8, 32, 33, 16, mx.float32, None),
+        # batch, tokens, heads, width, rows, picks, dtype, queries see
+        ("31 rows", _arguments(1, 1, 8, 32, 31, 16, mx.float32, None)),
+        ("32 rows, all wanted", _arguments(1, 1, 16, 32, 32, 32, mx.float32, None)),
+        ("33 rows", _arguments(2, 2, 16, 32, 33, 16, mx.bfloat16, None)),
+        ("127 rows, 64 heads", _arguments(1, 1, 64, 64, 127, 64, mx.bfloat16, None)),
+        ("128 rows", _arguments(1, 1, 8, 32, 128, 1, mx.float32, None)),
+        ("129 rows, some hidden", _arguments(1, 3, 8, 32, 129, 20, mx.float32, (0, 7, 129))),
+        ("many rows", _arguments(1, 1, 8, 32, 2500, 512, mx.float32, None)),
+        ("no queries", _arguments(1, 0, 8, 32, 33, 16, mx.float32, None)),
     ]
-    found = [Case(name, _arguments(*rest), tolerance=Tolerance(any_order=True)) for name, *rest in made]
+    found = [Case(name, given, tolerance=Tolerance(any_order=True)) for name, given in made]
     equal = (mx.ones((1, 2, 8, 32)), mx.ones((1, 2, 8)), mx.ones((1, 600, 32)), None, 40)
     below = (-mx.ones((1, 1, 8, 32)), mx.ones((1, 1, 8)), mx.ones((1, 70, 32)), None, 33)
     steps = mx.floor(mx.arange(2200) % 7 / 2)[None, :, None] * mx.ones((1, 2200, 32))

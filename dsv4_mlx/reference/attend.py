@@ -21,7 +21,7 @@ def attend(
     *,
     turn: Callable[[mx.array, mx.array], mx.array] = rotate,
 ) -> mx.array:
-    """q [B, T, H, K], scaled -> [B, T, H, K] in the rows' dtype. Keys are values (docs/model.md 3.3, 5 and 6).
+    """q [B, T, H, K], scaled -> [B, T, H, K] in the rows' dtype. Keys are values (docs/model.md 3.3).
 
     `p_n = exp(s_n) / (sum_n exp(s_n) + exp(sink_h))`, s = q . row, sinks [H] float32 unscaled; the sums of
     values are turned back at the queries' positions by `inverse`, complex64 [T, >= K / 2].

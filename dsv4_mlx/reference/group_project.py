@@ -13,6 +13,7 @@ def group_project(x: mx.array, bank: Bank) -> mx.array:
 
     Group g is heads g * H / G and on; its matrix is number g, and its results stand together.
     """
-    batch, rows, _, _ = x.shape
-    grouped = x.reshape(batch, rows, bank.codes.shape[0], -1).swapaxes(1, 2)  # [B, G, T, H / G * K]
-    return matrix_product(grouped, bank).swapaxes(1, 2).reshape(batch, rows, -1)
+    batch, rows, heads, width = x.shape
+    groups, rank, _ = bank.codes.shape
+    grouped = x.reshape(batch, rows, groups, heads // groups * width).swapaxes(1, 2)
+    return matrix_product(grouped, bank).swapaxes(1, 2).reshape(batch, rows, groups * rank)

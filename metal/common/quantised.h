@@ -1,8 +1,10 @@
 // Weights as MLX packs them: a block is 32 neighbouring weights of a row, in BITS words of 32 bits, first
 // weight in the lowest bits. It lies in one group, so it has one scale (affine: and one bias).
-constant int MXFP4 = 0;   // e2m1, scale e8m0 (uint8) for 32
-constant int MXFP8 = 1;   // e4m3, scale e8m0 (uint8) for 32
-constant int AFFINE = 2;  // unsigned integers, scale and bias for GROUP
+enum {
+  MXFP4 = 0,   // e2m1, scale e8m0 (uint8) for 32
+  MXFP8 = 1,   // e4m3, scale e8m0 (uint8) for 32
+  AFFINE = 2,  // unsigned integers, scale and bias for GROUP
+};
 
 // E8M0: 2^(byte - 127); byte 0 is below the smallest normal float.
 inline float scale_of(uint8_t code) {
