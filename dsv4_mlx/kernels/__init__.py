@@ -4,8 +4,28 @@ A wrapper knows no reference: what it computes is compared with it from outside,
 machine, over the cases it names.
 """
 
-from dsv4_mlx.kernels import attend, expert_ffn, group_project, hc_post, index_select, shared_ffn
+from dsv4_mlx.kernels import (
+    attend,
+    compress,
+    expert_ffn,
+    group_project,
+    hc_post,
+    index_select,
+    latents,
+    query_heads,
+    shared_ffn,
+)
 
-ALL = (attend.OP, expert_ffn.OP, group_project.OP, hc_post.OP, index_select.OP, shared_ffn.OP)
+ALL = (
+    hc_post.OP,
+    latents.OP,
+    query_heads.OP,
+    compress.OP,
+    index_select.OP,
+    attend.OP,
+    group_project.OP,
+    expert_ffn.OP,
+    shared_ffn.OP,
+)
 
 __all__ = ["ALL"]

@@ -146,3 +146,9 @@ def _text(name: str) -> str:
 def numbers(*values: int) -> mx.array:
     """uint32 [n], n >= 1: numbers that change from call to call, which no template argument may carry."""
     return mx.array(values, mx.uint32)
+
+
+@cache
+def scalars(*values: float) -> mx.array:
+    """float32 [n], n >= 1: the model's constants, which are too few to change and no integers."""
+    return mx.array(values, mx.float32)

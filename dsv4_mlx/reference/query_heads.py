@@ -28,7 +28,7 @@ def query_heads(
     With `eps` each head is normed first, without a weight, and multiplied by the scale of the scores,
     K^-0.5. Without, as the indexer's queries, neither (docs/model.md 3.3, 3.5).
     """
-    q = q.astype(mx.float32).reshape(*q.shape[:2], heads, -1)
+    q = q.astype(mx.float32).reshape(*q.shape[:2], heads, q.shape[2] // heads)
     if eps is not None:
         q = mx.fast.rms_norm(q, _scale(q.shape[-1]), eps)
     return round(turn(q, table[:, None]), rounding)

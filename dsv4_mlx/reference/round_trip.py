@@ -57,7 +57,7 @@ def hadamard(x: mx.array) -> mx.array:
 
 def _scaled(x: mx.array, block: int, tiny: float, carry: int, exponent: int) -> tuple[mx.array, mx.array]:
     """x as blocks [..., n, block], divided by their scales [..., n, 1]: no value exceeds `top`."""
-    blocks = x.astype(mx.float32).reshape(*x.shape[:-1], -1, block)
+    blocks = x.astype(mx.float32).reshape(*x.shape[:-1], x.shape[-1] // block, block)
     largest = mx.maximum(mx.max(mx.abs(blocks), axis=-1, keepdims=True), tiny)
     scale = ((largest.view(mx.uint32) - ((exponent << 23) - carry)) & _EXPONENT).view(mx.float32)
     return blocks / scale, scale
