@@ -1,4 +1,4 @@
-#include "product.h"
+#include "bank.h"
 
 // The activation between the two products of an expert: silu of the gate, which is cut at `limit` from above,
 // times the up value, which is cut on both sides.

@@ -1,4 +1,4 @@
-#include "product.h"
+#include "bank.h"
 
 // body: rows
   // out[t, g] = matrix g times x[t, g]: x [N, G, I], G matrices of R rows and I columns -> out [N, G, R].

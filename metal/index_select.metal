@@ -96,7 +96,7 @@ inline uint order_of(float value) {
   // how many scores each value of them occurs; then it writes what lies above, and of its equals the first.
   // grid: (threads, R); threadgroup: any multiple of 32 up to 1024.
   constexpr uint BINS = 2048;
-  threadgroup atomic_uint bins[BINS];
+  threadgroup uint bins[BINS];
   threadgroup uint board[2 * 32];
   threadgroup uint found[2];  // the bits found so far; how many of the scores with these bits are wanted
   const uint row = threadgroup_position_in_grid.y;
@@ -113,20 +113,21 @@ inline uint order_of(float value) {
     const uint known = level == 0 ? 32 : level == 1 ? 21 : 10;  // bits below the ones found
     const uint values = level == 2 ? 1024 : 2048;
     for (uint i = index; i < BINS; i += threads) {
-      atomic_store_explicit(&bins[i], 0, memory_order_relaxed);
+      bins[i] = 0;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint n = index; n < total; n += threads) {
       const uint key = order_of(scores[ulong(row) * total + n]);
       if (level == 0 || key >> known == prefix) {
-        atomic_fetch_add_explicit(&bins[key >> shift & (values - 1)], 1, memory_order_relaxed);
+        threadgroup atomic_uint* bin = (threadgroup atomic_uint*)(bins + (key >> shift & (values - 1)));
+        atomic_fetch_add_explicit(bin, 1, memory_order_relaxed);
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     // Bins from the top: this thread's, those before them, and whether the wanted score is among its own.
     uint own = 0;
     for (uint i = 0; i < each; i++) {
-      own += atomic_load_explicit(&bins[BINS - 1 - (index * each + i)], memory_order_relaxed);
+      own += bins[BINS - 1 - (index * each + i)];
     }
     uint before = simd_prefix_exclusive_sum(own);
     if (thread_index_in_simdgroup == 31) {
@@ -138,11 +139,9 @@ inline uint order_of(float value) {
     }
     if (before < left && left <= before + own) {
       uint bin = BINS - 1 - index * each;
-      uint inside = atomic_load_explicit(&bins[bin], memory_order_relaxed);
-      while (before + inside < left) {
-        before += inside;
+      while (before + bins[bin] < left) {
+        before += bins[bin];
         bin--;
-        inside = atomic_load_explicit(&bins[bin], memory_order_relaxed);
       }
       found[0] = prefix << (known - shift) | bin;
       found[1] = left - before;
