@@ -31,7 +31,7 @@ inline float swiglu(float gate, float up, float limit) {
   }
 
 // body: down
-  // out[b, t] = start[b, t] + hidden[b, t, 0] times expert ids[b, t, 0] + ..., in the order of the list:
+  // out[b, t] = hidden[b, t, 0] times expert ids[b, t, 0] + ... + start[b, t], in the order of the list:
   // hidden [B, T, A, I], ids [B, T, A], start float32 [B, T, D] -> out float32 [B, T, D].
   // A simdgroup makes CHANNELS neighbouring values of one token.
   // grid: (32 x ceil(D / CHANNELS), B x T); threadgroup: 64.
@@ -42,7 +42,7 @@ inline float swiglu(float gate, float up, float limit) {
   const uint first = thread_position_in_grid.x / 32 * CHANNELS;
   float sums[CHANNELS];
   for (uint i = 0; i < CHANNELS; i++) {
-    sums[i] = START && first + i < width ? start[ulong(token) * width + first + i] : 0.0f;
+    sums[i] = 0.0f;
   }
   for (uint a = 0; a < chosen; a++) {
     const uint pair = token * chosen + a;
@@ -57,7 +57,8 @@ inline float swiglu(float gate, float up, float limit) {
   }
   for (uint i = 0; i < CHANNELS; i++) {
     if (thread_index_in_simdgroup == i && first + i < width) {
-      out[ulong(token) * width + first + i] = sums[i];
+      const ulong at = ulong(token) * width + first + i;
+      out[at] = START ? sums[i] + start[at] : sums[i];
     }
   }
 
@@ -212,14 +213,15 @@ inline float swiglu(float gate, float up, float limit) {
   }
 
 // body: sum
-  // out[n] = start[n] + y[n, 0] + y[n, 1] + ..., in this order: y float32 [N, A, D] -> [N, D].
+  // out[n] = y[n, 0] + y[n, 1] + ... + start[n], in this order: y float32 [N, A, D] -> [N, D].
   // grid: (D, N), a thread per value.
   const uint width = y_shape[2];
   const uint chosen = y_shape[1];
   const uint row = thread_position_in_grid.y;
   const uint channel = thread_position_in_grid.x;
-  float sum = START ? start[ulong(row) * width + channel] : 0.0f;
+  float sum = 0.0f;
   for (uint a = 0; a < chosen; a++) {
     sum += y[(ulong(row) * chosen + a) * width + channel];
   }
-  out[ulong(row) * width + channel] = sum;
+  const ulong at = ulong(row) * width + channel;
+  out[at] = START ? sum + start[at] : sum;

@@ -2,8 +2,8 @@
 
 Few tokens: two launches, a simdgroup for some channels of a (token, expert) pair. Many: the pairs are sorted
 by expert and multiplied in tiles of 32, so that an expert's weights are read once per tile; the results of a
-token are added in the order of its list, as for few. The number of tokens decides and nothing else: not how
-many experts there are, nor where they lie.
+token are added in the order of its list, as for few. The number of tokens of the chunk decides and nothing
+else: not how many experts there are, nor where they lie, nor how the pairs are grouped.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ def expert_ffn(
     down: Bank,
     limit: float,
     start: mx.array | None = None,
+    *,
+    chunk: int | None = None,
 ) -> mx.array:
     """As the reference: x [B, T, D], ids and weights [B, T, A] -> [B, T, D] float32."""
-    if x.shape[0] * x.shape[1] <= FEW:
+    if (chunk or x.shape[0] * x.shape[1]) <= FEW:
         return _few(launcher, x, ids, weights, gate_up, down, limit, start)
     order, tiles = _sorted(launcher, ids.reshape(-1), gate_up.codes.shape[0])
     return many(launcher, x, ids, weights, gate_up, down, limit, start, order, tiles)
@@ -153,13 +155,15 @@ def _float(value: float) -> mx.array:
 
 def refuses(
     x: mx.array, ids: mx.array, weights: mx.array, gate_up: Bank, down: Bank, limit: float,
-    start: mx.array | None = None,
+    start: mx.array | None = None, *, chunk: int | None = None,
 ) -> str | None:  # fmt: skip
     width, inner = x.shape[2], gate_up.codes.shape[-2] // 2
     if x.dtype not in FLOATS or weights.dtype != mx.float32:
         return f"x is {x.dtype} and weights {weights.dtype}, expected one of {FLOATS} and float32"
     if not mx.issubdtype(ids.dtype, mx.integer):
         return f"ids are {ids.dtype}, expected integers"
+    if chunk is not None and chunk < 1:
+        return f"the chunk has {chunk} tokens"
     if start is not None and (start.dtype != mx.float32 or start.shape != x.shape):
         return f"start is {start.dtype} {start.shape}, expected float32 {x.shape}"
     if gate_up.codes.ndim != 3 or down.codes.ndim != 3 or gate_up.codes.shape[-2] % 2:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.tensors import ExpertSource, Linear, TensorSource
-from dsv4_mlx.operands import Entry
+from dsv4_mlx.operands import Bank, Entry
 from dsv4_mlx.ops import Ops
 
 
@@ -40,7 +42,19 @@ class MoE(Module):
             ids, weights = self.ops.route(
                 entry.full, self.gate, self.bias, count=self.count, scale=self.scale
             )
-        gate_up, down, slots = self.experts.banks(ids)
         x = entry.rounded
         shared = self.ops.shared_ffn(x, self.shared_gate_up.bank(), self.shared_down.bank(), self.limit)
-        return self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit, shared)
+        product = partial(self._product, x.shape[0] * x.shape[1])
+        return self.experts.routed(product, x, ids, weights, shared)
+
+    def _product(
+        self,
+        chunk: int,
+        x: mx.array,
+        slots: mx.array,
+        weights: mx.array,
+        gate_up: Bank,
+        down: Bank,
+        start: mx.array | None,
+    ) -> mx.array:
+        return self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit, start, chunk=chunk)

@@ -25,15 +25,20 @@ def expert_ffn(
     down: Bank,
     limit: float,
     start: mx.array | None = None,
+    *,
+    chunk: int | None = None,
 ) -> mx.array:
     """x [B, T, D] through its experts ids [B, T, A] with weights float32 [B, T, A] -> [B, T, D] float32.
 
     The weight multiplies the hidden values, before the down projection; the A results are added in the
-    order of the list, to `start` [B, T, D] float32 where there is one.
+    order of the list, and then to `start` [B, T, D] float32 where there is one.
+
+    `chunk`: how many tokens the chunk has, if the rows here are a part of its (token, expert) pairs. Kernels
+    choose their order of summation by it; here it makes no difference.
     """
     hidden = swiglu(_bank_product(x[..., None, None, :], gate_up, ids).astype(mx.float32), limit)
     hidden = (hidden * weights[..., None, None]).astype(x.dtype)
-    routed = mx.sum(_bank_product(hidden, down, ids).squeeze(-2).astype(mx.float32), axis=-2)
+    routed = add_in_order(_bank_product(hidden, down, ids).squeeze(-2))
     return routed if start is None else routed + start
 
 
@@ -54,6 +59,11 @@ def matrix_product(x: mx.array, bank: Bank) -> mx.array:
         x, bank.codes, bank.scales, bank.biases, transpose=True,
         group_size=bank.group, bits=bank.bits, mode=bank.mode,
     )  # fmt: skip
+
+
+def add_in_order(products: mx.array) -> mx.array:
+    """[B, T, A, D] -> float32 [B, T, D]: what a token's experts give, added in the order of its list."""
+    return mx.sum(products.astype(mx.float32), axis=-2)
 
 
 def _bank_product(x: mx.array, bank: Bank, ids: mx.array) -> mx.array:
