@@ -9,7 +9,6 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.tensors import ExpertSource, Linear, TensorSource
 from dsv4_mlx.operands import Entry
 from dsv4_mlx.ops import Ops
-from dsv4_mlx.reference.expert_ffn import swiglu
 
 
 class MoE(Module):
@@ -43,6 +42,5 @@ class MoE(Module):
             )
         gate_up, down, slots = self.experts.banks(ids)
         x = entry.rounded
-        routed = self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit)
-        hidden = swiglu(self.shared_gate_up(x).astype(mx.float32), self.limit).astype(x.dtype)
-        return routed + self.shared_down(hidden).astype(mx.float32)
+        shared = self.ops.shared_ffn(x, self.shared_gate_up.bank(), self.shared_down.bank(), self.limit)
+        return self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit, shared)

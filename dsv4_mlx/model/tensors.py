@@ -51,6 +51,10 @@ class Linear(Module):
         """[G * out, in] -> [G, out, in]."""
         return self.like(**{name: a.reshape(groups, -1, a.shape[-1]) for name, a in self.parts().items()})
 
+    def bank(self) -> Bank:
+        """The weight as ops take it."""
+        return Bank(self.weight, self.get("scales"), self.get("biases"), self.mode, self.bits, self.group)
+
     @staticmethod
     def joined(parts: Sequence[Linear]) -> Linear:
         """Matrices that share their input, as one product: outputs side by side. All of one format."""
