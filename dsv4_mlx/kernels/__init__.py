@@ -9,23 +9,32 @@ from dsv4_mlx.kernels import (
     compress,
     expert_ffn,
     group_project,
+    hc_head,
     hc_post,
+    hc_pre,
     index_select,
     latents,
+    project,
     query_heads,
+    route,
     shared_ffn,
 )
 
 ALL = (
+    hc_pre.OP,
     hc_post.OP,
+    hc_head.OP,
     latents.OP,
     query_heads.OP,
+    project.OP,
     compress.OP,
     index_select.OP,
     attend.OP,
     group_project.OP,
-    expert_ffn.OP,
+    route.OP,
+    route.HASHED,
     shared_ffn.OP,
+    expert_ffn.OP,
 )
 
 __all__ = ["ALL"]

@@ -26,9 +26,7 @@ def latents(
     """As the reference: low [B, T, Q + K] -> ([B, T, Q], [B, T, K])."""
     (batch, rows), rank, width = low.shape[:2], q_norm.shape[0], kv_norm.shape[0]
     launch = Launch(
-        kernel(
-            "latents", "latents", ("low", "q_norm", "kv_norm", "table", "numbers", "scalars"), ("qr", "kv")
-        ),
+        kernel("latents", "latents", _INPUTS, ("qr", "kv")),
         (low, q_norm, kv_norm, row.floats(table), numbers(max(rows, 1)), scalars(eps)),
         grid=(2 * row.LANES, batch * rows, 1),
         threadgroup=(2 * row.LANES, 1, 1),
