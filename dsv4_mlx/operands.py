@@ -61,9 +61,11 @@ class Rows(NamedTuple):
 
 
 class Bank(NamedTuple):
-    """One matrix per expert. codes [E, out, in or packed in]; without `scales` it holds plain floats.
+    """Matrices, one per expert or group, or a single one without the first dimension.
 
-    mode "mxfp4" (group 32, scales uint8 E8M0) or "affine" (with `biases`); bits and group as MLX takes them.
+    codes [E, out, in or packed in]; without `scales` they are plain floats.
+    mode "mxfp4" or "mxfp8" (group 32, scales uint8 E8M0) or "affine" (with `biases`); bits and group as MLX
+    takes them.
     """
 
     codes: mx.array

@@ -9,11 +9,12 @@ import mlx.core as mx
 
 from dsv4_mlx import kernels
 from dsv4_mlx.kernels.launch import Launcher
-from dsv4_mlx.operands import Entry, Rounding, Streams
+from dsv4_mlx.operands import Bank, Entry, Rounding, Streams
 from dsv4_mlx.reference import trainable
 from dsv4_mlx.reference.attend import attend
 from dsv4_mlx.reference.compress import compress
-from dsv4_mlx.reference.expert_ffn import expert_ffn
+from dsv4_mlx.reference.expert_ffn import expert_ffn, shared_ffn
+from dsv4_mlx.reference.group_project import group_project
 from dsv4_mlx.reference.hc_head import hc_head
 from dsv4_mlx.reference.hc_post import hc_post
 from dsv4_mlx.reference.hc_pre import hc_pre
@@ -46,9 +47,11 @@ class Ops:
     compress: Callable[..., mx.array] = compress
     index_select: Callable[..., mx.array] = index_select
     attend: Callable[..., mx.array] = attend
+    group_project: Callable[[mx.array, Bank], mx.array] = group_project
     route: Callable[..., tuple[mx.array, mx.array]] = route
     route_hashed: Callable[..., tuple[mx.array, mx.array]] = route_hashed
     expert_ffn: Callable[..., mx.array] = expert_ffn
+    shared_ffn: Callable[[mx.array, Bank, Bank, float], mx.array] = shared_ffn
     hold: Callable[[mx.array], mx.array] = _float32
     name: str = field(default="reference")
 
@@ -58,6 +61,7 @@ TRAINABLE = Ops(
     latents=trainable.latents,
     query_heads=trainable.query_heads,
     rotate=trainable.rotate,
+    attend=trainable.attend,
     compress=trainable.compress,
     index_select=trainable.index_select,
     route=trainable.route,

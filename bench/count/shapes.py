@@ -29,7 +29,7 @@ class BlankExperts:
     def routed(
         self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
     ) -> mx.array:
-        return product(x, ids, weights, self.gate_up, self.down)
+        return product(x, ids, weights, self.gate_up, self.down, beside)
 
 
 @dataclass

@@ -83,7 +83,7 @@ def permute(x: mx.array, order: mx.array, inverse: mx.array) -> mx.array:
 
 
 def expert_ffn(
-    x: mx.array, ids: mx.array, weights: mx.array, gate_up: Bank, down: Bank, limit: float
+    x: mx.array, ids: mx.array, weights: mx.array, gate_up: Bank, down: Bank, limit: float, start: mx.array
 ) -> mx.array:
     """As the reference, an expert at a time over all its tokens. Reads the ids on the host."""
     batch, rows, width = x.shape
@@ -105,7 +105,7 @@ def expert_ffn(
             hidden = swiglu(sorted_x[a:b] @ gate_up.codes[expert].T, limit) * scale[a:b]
             parts.append(hidden @ down.codes[expert].T)
     out = permute(mx.concatenate(parts, axis=0), back, forward)
-    return mx.sum(out.reshape(batch, rows, chosen, width), axis=-2)
+    return mx.sum(out.reshape(batch, rows, chosen, width), axis=-2) + start
 
 
 @dataclass
@@ -131,8 +131,11 @@ class Watch:
 def training_ops(window: int, watch: Watch) -> Ops:
     """The ops of one forward pass."""
 
-    def attend(q: mx.array, near: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
-        return _attend(q, near.rows, compressed, sinks, window, watch)
+    def attend(
+        q: mx.array, near: Rows, compressed: Rows | None, sinks: mx.array, inverse: mx.array
+    ) -> mx.array:
+        out = _attend(q, near.rows, compressed, sinks, window, watch)
+        return TRAINABLE.rotate(out, inverse[:, None])
 
     def index_select(
         q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int

@@ -25,6 +25,7 @@ class Tolerance:
     relative: float = 1e-5
     share: float = 0.0
     step: float = 0.0
+    any_order: bool = False  # of the integers along the last axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,8 @@ def _wrong(found: mx.array, expected: mx.array, tolerance: Tolerance) -> str | N
     if found.size == 0:
         return None
     if not mx.issubdtype(found.dtype, mx.floating):
+        if tolerance.any_order:
+            found, expected = mx.sort(found, axis=-1), mx.sort(expected, axis=-1)
         count = _number(mx.sum(found != expected))
         return f"{count:.0f} of {found.size} numbers differ" if count else None
     a, b = found.astype(mx.float32), expected.astype(mx.float32)

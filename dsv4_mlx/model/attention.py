@@ -23,7 +23,7 @@ class Attention(Module):
     ) -> None:
         super().__init__()
         self.ops, self.ratio = ops, ratio
-        self.heads, self.groups = config.heads, config.o_groups
+        self.heads = config.heads
         self.rounding = numerics.rows(config.nope_dim, config.kv_block)
         self.eps, self.dtype = config.norm_eps, source.dtype
         hidden, width = config.hidden_size, config.heads * config.head_dim
@@ -46,7 +46,6 @@ class Attention(Module):
 
     def __call__(self, entry: Entry, state: LayerState, plan: Plan) -> mx.array:
         """From the normed input [B, T, D] to [B, T, D]; the state takes in the chunk's rows."""
-        batch, count, _ = entry.full.shape
         rotation = plan.compressed if self.ratio else plan.plain
         qr, kv = self.ops.latents(
             self.down(entry.rounded), self.q_norm, self.kv_norm, rotation.forward,
@@ -57,11 +56,8 @@ class Attention(Module):
         )
         window = self._window(kv, state, plan)
         compressed = self._compressed(entry, qr, state, plan)
-        out = self.ops.attend(q, window, compressed, self.sinks)
-        out = self.ops.rotate(out, rotation.inverse[:, None]).astype(self.dtype)
-        grouped = out.reshape(batch, count, self.groups, -1).swapaxes(1, 2)  # [B, G, T, H / G * K]
-        low = self.wo_a(grouped).swapaxes(1, 2).reshape(batch, count, -1)
-        return self.wo_b(low)
+        out = self.ops.attend(q, window, compressed, self.sinks, rotation.inverse)
+        return self.wo_b(self.ops.group_project(out, self.wo_a.bank()))
 
     @staticmethod
     def _window(kv: mx.array, state: LayerState, plan: Plan) -> Rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
@@ -9,7 +11,6 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.tensors import ExpertSource, Linear, TensorSource
 from dsv4_mlx.operands import Bank, Entry
 from dsv4_mlx.ops import Ops
-from dsv4_mlx.reference.expert_ffn import swiglu
 
 
 class MoE(Module):
@@ -42,11 +43,18 @@ class MoE(Module):
                 entry.full, self.gate, self.bias, count=self.count, scale=self.scale
             )
         x = entry.rounded
-        hidden = swiglu(self.shared_gate_up(x).astype(mx.float32), self.limit).astype(x.dtype)
-        shared = self.shared_down(hidden).astype(mx.float32)
-        return self.experts.routed(self._product, x, ids, weights, shared) + shared
+        shared = self.ops.shared_ffn(x, self.shared_gate_up.bank(), self.shared_down.bank(), self.limit)
+        product = partial(self._product, x.shape[0] * x.shape[1])
+        return self.experts.routed(product, x, ids, weights, shared)
 
     def _product(
-        self, x: mx.array, slots: mx.array, weights: mx.array, gate_up: Bank, down: Bank
+        self,
+        chunk: int,
+        x: mx.array,
+        slots: mx.array,
+        weights: mx.array,
+        gate_up: Bank,
+        down: Bank,
+        start: mx.array | None,
     ) -> mx.array:
-        return self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit)
+        return self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit, start, chunk=chunk)

@@ -61,6 +61,10 @@ class Linear(Module):
         """[G * out, in] -> [G, out, in]."""
         return self.like(**{name: a.reshape(groups, -1, a.shape[-1]) for name, a in self.parts().items()})
 
+    def bank(self) -> Bank:
+        """The weight as ops take it."""
+        return Bank(self.weight, self.get("scales"), self.get("biases"), self.mode, self.bits, self.group)
+
     @staticmethod
     def joined(parts: Sequence[Linear]) -> Linear:
         """Matrices that share their input, as one product: outputs side by side. All of one format."""
@@ -90,9 +94,9 @@ class Embedding(Module):
         )  # fmt: skip
 
 
-# x [B, T, D], indices [B, T, A] of matrices in the banks, weights [B, T, A], gate|up bank, down bank
-# -> float32 [B, T, D]; ops.expert_ffn but for the limit
-ExpertProduct = Callable[[mx.array, mx.array, mx.array, Bank, Bank], mx.array]
+# x [B, T, D], indices [B, T, A] of matrices in the banks, weights [B, T, A], gate|up bank, down bank, what the
+# sum is added to (or None) -> float32 [B, T, D]; ops.expert_ffn but for the limit
+ExpertProduct = Callable[[mx.array, mx.array, mx.array, Bank, Bank, mx.array | None], mx.array]
 
 
 class ExpertSource(Protocol):
@@ -103,7 +107,8 @@ class ExpertSource(Protocol):
     ) -> mx.array:
         """x [B, T, D] through its experts ids [B, T, A] with weights float32 [B, T, A] -> float32 [B, T, D].
 
-        `beside` is work of the same layer that needs no routed expert: it may be computed while they come.
+        The sum is added to `beside` [B, T, D] float32, work of the same layer that needs no routed expert: it
+        may be computed while they come.
         """
 
 

@@ -59,7 +59,7 @@ class PagedExperts:
         self._count(turn)
         self._give_up_advice(turn)
         if not turn.misses and not turn.early:
-            out = self._together(product, x, wanted, weights, turn)
+            out = self._together(product, x, wanted, weights, beside, turn)
         else:
             out = self._in_groups(product, x, wanted, weights, beside, turn)
         if wanted.shape[0] * wanted.shape[1] > FEW_ROWS:
@@ -96,11 +96,17 @@ class PagedExperts:
         self._finish()
 
     def _together(
-        self, product: ExpertProduct, x: mx.array, wanted: Ids, weights: mx.array, turn: Turn
+        self,
+        product: ExpertProduct,
+        x: mx.array,
+        wanted: Ids,
+        weights: mx.array,
+        beside: mx.array,
+        turn: Turn,
     ) -> mx.array:
         """Every expert is loaded: one product, as with all experts in memory."""
         epoch = self.table.use(turn.group())
-        out = product(x, self._slots(wanted), weights, *self.bank.banks())
+        out = product(x, self._slots(wanted), weights, *self.bank.banks(), beside)
         self._queued.append((epoch, out))
         return out
 
@@ -137,6 +143,7 @@ class PagedExperts:
                 self._slots(flat[at]).reshape(one),
                 weights[mx.array(at)].reshape(one),
                 *self.bank.banks(),
+                None,
             )[0]
             outs.append(out)
             self._queued.append((epoch, out))
@@ -147,7 +154,7 @@ class PagedExperts:
         back = np.empty(flat.size, np.int64)
         back[np.concatenate(rows)] = np.arange(flat.size)
         products = mx.concatenate(outs)[mx.array(back)]
-        return add_in_order(products.reshape(batch, tokens, count, -1))
+        return add_in_order(products.reshape(batch, tokens, count, -1)) + beside
 
     def _slots(self, experts: Ids) -> mx.array:
         slot_of = np.array(self.table.slot_of, np.int32)

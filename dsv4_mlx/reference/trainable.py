@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from dsv4_mlx.reference import attend as attending
 from dsv4_mlx.reference import compress as compressing
 from dsv4_mlx.reference import index_select as selecting
 from dsv4_mlx.reference import latents as lowering
@@ -36,6 +37,11 @@ def _rotated_back(
     """The derivative of a rotation is the rotation back; the table is a constant."""
     table = primals[1]
     return rotating.rotate(cotangent, mx.conjugate(table)), mx.zeros_like(table)
+
+
+def attend(*arguments: Any) -> mx.array:
+    """As the reference."""
+    return attending.attend(*arguments, turn=rotate)
 
 
 def latents(*arrays: mx.array, **options: Any) -> tuple[mx.array, mx.array]:

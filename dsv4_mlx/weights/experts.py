@@ -56,7 +56,7 @@ class ResidentExperts:
     def routed(
         self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
     ) -> mx.array:
-        return product(x, ids, weights, self.gate_up, self.down)
+        return product(x, ids, weights, self.gate_up, self.down, beside)
 
 
 class FloatExperts(Module):
@@ -69,7 +69,7 @@ class FloatExperts(Module):
     def routed(
         self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
     ) -> mx.array:
-        return product(x, ids, weights, Bank(self.gate_up), Bank(self.down))
+        return product(x, ids, weights, Bank(self.gate_up), Bank(self.down), beside)
 
 
 def _bank(records: mx.array, table: ExpertTable, names: tuple[str, ...], dtype: mx.Dtype) -> Bank:

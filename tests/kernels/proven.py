@@ -33,6 +33,7 @@ class Proven:
             output_shapes=launch.shapes,
             output_dtypes=launch.dtypes,
             template=launch.template,
+            ensure_row_contiguous=not launch.kernel.strided,
             check=self.check,
             schedules=self.schedules if self.check else 1,
         ).raise_findings()
