@@ -126,7 +126,10 @@ class PagedExperts:
                 self._read(expert)
             group = turn.group(worth)
             if not group:
-                self._wait(turn)
+                if turn.blocked and self._queued and not turn.reading:
+                    self._finish()
+                else:
+                    self._wait(turn)
                 continue
             at = np.flatnonzero(np.isin(flat, group))
             rows.append(at)
