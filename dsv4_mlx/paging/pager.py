@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import numpy as np
 
-from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.paging.experts import PagedExperts
 from dsv4_mlx.paging.policy import Lru
 from dsv4_mlx.paging.reading import DiskReader, Files, ReaderPool
 from dsv4_mlx.paging.sizing import ExpertMemory
 from dsv4_mlx.paging.stats import LayerStats
 from dsv4_mlx.weights.records import RecordMap
-
 
 THREADS = 2  # before a measurement says better
 
