@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import progress
+from dsv4_mlx.cli.console import progress, tell
 from dsv4_mlx.cli.options import (
     ContextOption,
     ExpertMemoryOption,
@@ -104,6 +104,7 @@ def generate(
     with Awake():
         with progress("loading", plain=plain) as loading:
             engine = Engine.open(model_folder(model), options, loading)
+        tell(engine.expert_memory)
         session = engine.session()
         _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens))
 

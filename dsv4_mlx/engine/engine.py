@@ -79,6 +79,11 @@ class Engine:
         )
         return Engine(config, manifest, opened.model, prompts, context, pager)
 
+    @property
+    def expert_memory(self) -> str:
+        """How many experts are in memory and why, for people; "" where all are."""
+        return "" if self.pager is None else f"experts: {self.pager.memory}"
+
     def session(self, growth: int = GROWTH) -> Session:
         """A new, empty token sequence, whose row buffers grow by `growth` tokens."""
         return Session(self.model, self.context, self.prompts.markers, growth)

@@ -34,7 +34,10 @@ Ids = npt.NDArray[np.int64]
 
 
 class PagedExperts:
-    """`records` in `slots` slots. `advise`: hears x and may give the next layer its advice (see Pager)."""
+    """`records` in `slots` slots.
+
+    `lookahead(x, ids)` is called once per run before ids are read: it may advise other layers.
+    """
 
     def __init__(
         self, records: RecordMap, slots: int, policy: Policy, pool: ReaderPool, dtype: mx.Dtype
@@ -43,7 +46,7 @@ class PagedExperts:
         self.bank = SlotBank(records, slots, dtype)
         self.table = SlotTable(slots, records.count)
         self.stats = LayerStats()
-        self.lookahead: Callable[[mx.array], Callable[[], None]] | None = None
+        self.lookahead: Callable[[mx.array, mx.array], None] | None = None
         self._reads: dict[int, Future[None]] = {}  # by expert: asked for and not reported to the table
         self._advised: set[int] = set()
         self._queued: list[tuple[int, mx.array]] = []  # epochs that may not be finished, and their outputs
@@ -52,6 +55,8 @@ class PagedExperts:
         self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
     ) -> mx.array:
         """As model.tensors.ExpertSource. Raises Dsv4Error when a record can't be read."""
+        if self.lookahead is not None:
+            self.lookahead(x, ids)
         wanted = np.array(ids)
         self._collect()
         self._finish()  # of the last run: done long ago, unless the caller has not evaluated it
@@ -126,7 +131,10 @@ class PagedExperts:
                 self._read(expert)
             group = turn.group(worth)
             if not group:
-                self._wait(turn)
+                if turn.blocked and self._queued and not turn.reading:
+                    self._finish()
+                else:
+                    self._wait(turn)
                 continue
             at = np.flatnonzero(np.isin(flat, group))
             rows.append(at)

@@ -9,7 +9,7 @@ from dsv4_mlx.paging.experts import PagedExperts
 from dsv4_mlx.paging.policy import Lru
 from dsv4_mlx.paging.reading import DiskReader, Files, ReaderPool
 from dsv4_mlx.paging.sizing import ExpertMemory
-from dsv4_mlx.paging.stats import LayerStats
+from dsv4_mlx.paging.stats import LayerStats, total
 from dsv4_mlx.weights.records import RecordMap
 
 THREADS = 2  # before a measurement says better
@@ -25,6 +25,7 @@ class Pager:
         self.files = Files()
         self.pool = ReaderPool(DiskReader(self.files, verify=verify), threads or THREADS)
         self.layers: dict[str, PagedExperts] = {}
+        self._seen: list[LayerStats] = []
 
     def paged(self, block: str, records: RecordMap) -> PagedExperts:
         """The source of a block's experts. Raises InputError, MachineError for a file that can't be read."""
@@ -43,6 +44,19 @@ class Pager:
     def stats(self) -> list[LayerStats]:
         """Counts of every layer so far, in the order of the layers."""
         return [layer.stats.copy() for layer in self.layers.values()]
+
+    def recently(self) -> str:
+        """What happened since the last call, for a status line; "" if no layer ran."""
+        now = self.stats()
+        new = [
+            after - before for after, before in zip(now, self._seen or [LayerStats()] * len(now), strict=True)
+        ]
+        self._seen = now
+        steps, all_layers = max((layer.runs for layer in new), default=0), total(new)
+        if not steps:
+            return ""
+        read = all_layers.bytes / steps / 1e6
+        return f"experts {all_layers.hit_rate:.0%} in memory, {read:,.0f} MB/token"
 
     def close(self) -> None:
         self.pool.close()
