@@ -15,14 +15,14 @@ from dsv4_mlx.engine.machine import memory_limit, page_cache_share
 from dsv4_mlx.engine.memory import largest_context, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import DoesNotFit, UsageError
-from dsv4_mlx.manifest import Manifest, read_manifest
+from dsv4_mlx.manifest import Manifest
 from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import NUMERICS, REFERENCE
 from dsv4_mlx.paging.pager import Pager
 from dsv4_mlx.paging.sizing import ExpertMemory, Experts, choose, parse
 from dsv4_mlx.platforms import check_supported
-from dsv4_mlx.weights.load import activation_dtype, open_model
+from dsv4_mlx.weights.load import activation_dtype, find_model, open_model
 
 CACHE_LIMIT = 256 << 20  # freed buffers MLX may keep for reuse: enough for a step, too little to grow
 
@@ -58,12 +58,16 @@ class Engine:
     def open(
         folder: Path, options: EngineOptions | None = None, progress: Callable[[int, int], None] | None = None
     ) -> Engine:
-        """Open a converted folder. `progress(done, total)` counts bytes. Raises Dsv4Error."""
+        """Open a converted folder or an official checkpoint. Raises Dsv4Error.
+
+        `progress(done, total)` counts bytes.
+        """
         check_supported()
         options = options or EngineOptions()
         if options.numerics not in NUMERICS:
             raise UsageError(f"numerics is {options.numerics!r}, expected one of {sorted(NUMERICS)}")
-        manifest, config = read_manifest(folder), ModelConfig.read(folder)
+        stored = find_model(folder)
+        config, manifest = stored.config, stored.manifest
         context, memory = fitting(config, manifest, options.context, options.expert_memory)
         prompts = Prompts(folder, manifest.checkpoint)
         mx.set_cache_limit(CACHE_LIMIT)
@@ -71,9 +75,9 @@ class Engine:
         if not memory.resident:
             pager = Pager(memory, options.expert_threads, activation_dtype(), verify=options.verify_reads)
         opened = open_model(
-            folder, REFERENCE, NUMERICS[options.numerics], progress, pager.paged if pager else None
+            stored, REFERENCE, NUMERICS[options.numerics], progress, pager.paged if pager else None
         )
-        return Engine(opened.config, manifest, opened.model, prompts, context, pager)
+        return Engine(config, manifest, opened.model, prompts, context, pager)
 
     @property
     def expert_memory(self) -> str:

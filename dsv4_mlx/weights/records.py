@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import ExpertTable
 from dsv4_mlx.model.tensors import ExpertSource
@@ -33,13 +35,15 @@ class RecordMap:
 
     `files` are the paths that Range.file counts; `sizes` what each must be long. An expert's ranges are in
     the order of the disk and none overlap. Bytes of a record that no range fills are padding.
-    `layout.digests` may be empty: then reads can't be verified.
+    `layout.digests` may be empty: then reads can't be verified. Bytes that are not `checked` no converter
+    has looked at: a record must pass `check_scales` before it is used.
     """
 
     files: tuple[Path, ...]
     sizes: tuple[int, ...]
     layout: ExpertTable
     ranges: tuple[tuple[Range, ...], ...]
+    checked: bool = True
 
     @property
     def count(self) -> int:
@@ -76,6 +80,18 @@ def converted_records(folder: Path, table: ExpertTable, size: int) -> RecordMap:
         )
     ranges = [(Range(0, start + e * table.record_bytes, table.record_bytes, 0),) for e in range(table.count)]
     return RecordMap((path,), (size,), table, tuple(ranges))
+
+
+def check_scales(records: RecordMap, expert: int, record: memoryview) -> None:
+    """Raises InputError if a scale of the record is byte 255: NaN by the standard, infinity in MLX."""
+    for segment in records.layout.segments:
+        scales = np.frombuffer(record, np.uint8, segment.bytes, segment.offset)
+        if segment.dtype == "U8" and int(scales.max()) == 255:
+            raise InputError(
+                f"{segment.name} of expert {expert} hold the scale byte 255, which is not a number",
+                where=records.files[records.ranges[expert][0].file],
+                next="download this file again",
+            )
 
 
 def joined(ranges: Sequence[Range]) -> list[list[Range]]:

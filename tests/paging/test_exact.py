@@ -56,6 +56,13 @@ def test_logits_are_those_of_the_whole_model(model: Model, memory: str, threads:
     assert counted.bytes == (counted.misses + counted.advised) * layers(engine)[0].records.record_bytes
 
 
+@pytest.mark.parametrize(("memory", "threads"), [("1x", 8), ("10%", 1), ("50%", 3), ("100%", 1)])
+def test_the_official_folder_gives_the_same_bits(model: Model, memory: str, threads: int) -> None:
+    """Six ranges per expert in place of one, and a matrix of other bytes around it."""
+    engine = model.official().open(memory, expert_threads=threads)
+    assert np.array_equal(model.score(engine), model.logits)
+
+
 def test_a_wrong_expert_would_be_seen(model: Model) -> None:
     engine = model.open("5x")
     assert engine.pager is not None
