@@ -24,12 +24,8 @@ from dsv4_mlx.engine.machine import description
 from dsv4_mlx.engine.memory import touched_state, touched_weights
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.errors import UsageError
-<<<<<<< HEAD
 from dsv4_mlx.paging.stats import LayerStats, total
-from dsv4_mlx.weights.load import tensor_bytes
-=======
 from dsv4_mlx.weights.load import find_model
->>>>>>> ac76a3ba81e62150c34d1abfdf867a01273a8c7c
 
 REPEATS = 3
 WARM_UP = 16  # tokens prefilled and 2 decoded before anything is measured
