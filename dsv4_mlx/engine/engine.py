@@ -77,6 +77,10 @@ class Engine:
         opened = open_model(
             stored, REFERENCE, NUMERICS[options.numerics], progress, pager.paged if pager else None
         )
+        if pager is not None:
+            pager.attach(opened.model)
+            if options.expert_threads is None:
+                pager.calibrate()
         return Engine(config, manifest, opened.model, prompts, context, pager)
 
     @property

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
@@ -58,6 +61,24 @@ class DraftBlock(Module):
         return self.block(x, tokens, state.layers[self.index], plan)
 
 
+class LayerLoop(Protocol):
+    """How a chunk goes through the layers. Whoever pages experts may bring another, of the same bits."""
+
+    def __call__(
+        self, blocks: Sequence[Block], x: mx.array, tokens: mx.array, state: ModelState, plan: Plan
+    ) -> mx.array:
+        """Streams x [B, T, C, D] of tokens [B, T], as planned -> the streams after the last block."""
+
+
+def layer_loop(
+    blocks: Sequence[Block], x: mx.array, tokens: mx.array, state: ModelState, plan: Plan
+) -> mx.array:
+    """One block after the other."""
+    for block, layer in zip(blocks, state.layers, strict=False):
+        x = block(x, tokens, layer, plan)
+    return x
+
+
 class Transformer(Module):
     """DeepSeek V4. Built from a source of tensors, which it takes one by one under their official names."""
 
@@ -74,6 +95,7 @@ class Transformer(Module):
             for i in range(config.draft_blocks)
         ]
         self.planner = Planner(config)
+        self.loop: LayerLoop = layer_loop
 
     def new_state(self, batch: int = 1, growth: int = GROWTH) -> ModelState:
         """The state before the first token; its row buffers grow by `growth` tokens."""
@@ -93,8 +115,7 @@ class Transformer(Module):
         plan = self.planner.plan(start, rows)
         h = self.embed(tokens)
         x = mx.broadcast_to(h[:, :, None], (*h.shape[:2], self.config.streams, h.shape[2]))
-        for block, layer in zip(self.blocks, state.layers, strict=False):
-            x = block(x, tokens, layer, plan)
+        x = self.loop(self.blocks, x, tokens, state, plan)
         state.advance(rows)
         return x
 

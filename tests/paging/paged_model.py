@@ -33,6 +33,10 @@ class Model:
             EngineOptions(context=512, numerics="exact", expert_memory=memory, **options),
         )
 
+    def official(self) -> Model:
+        """The checkpoint that the folder was converted from, as a model."""
+        return replace(self, folder=self.folder.parent / "official")
+
     def score(self, engine: Engine, chunk: int | None = 40) -> NDArray[np.float32]:
         return score(engine, self.tokens, chunk=chunk, decode=DECODED)
 

@@ -12,6 +12,7 @@ import pytest
 from paging.paged_model import EACH, EXPERTS, Model, make
 
 from dsv4_mlx.engine import Engine
+from dsv4_mlx.errors import MachineError
 from dsv4_mlx.paging.experts import PagedExperts
 from dsv4_mlx.paging.reading import RecordReader
 from dsv4_mlx.paging.stats import total
@@ -56,6 +57,13 @@ def test_logits_are_those_of_the_whole_model(model: Model, memory: str, threads:
     assert counted.bytes == (counted.misses + counted.advised) * layers(engine)[0].records.record_bytes
 
 
+@pytest.mark.parametrize(("memory", "threads"), [("1x", 8), ("10%", 1), ("50%", 3), ("100%", 1)])
+def test_the_official_folder_gives_the_same_bits(model: Model, memory: str, threads: int) -> None:
+    """Six ranges per expert in place of one, and a matrix of other bytes around it."""
+    engine = model.official().open(memory, expert_threads=threads)
+    assert np.array_equal(model.score(engine), model.logits)
+
+
 def test_a_wrong_expert_would_be_seen(model: Model) -> None:
     engine = model.open("5x")
     assert engine.pager is not None
@@ -70,15 +78,62 @@ def test_reads_may_end_in_any_order_and_advice_may_be_anything(model: Model, mem
     engine.pager.pool.reader = Late(engine.pager.pool.reader, seed)
     chance = random.Random(seed)
 
-    def advise(x: mx.array, ids: mx.array) -> None:
-        mx.eval(ids)
-        layer = chance.choice(layers(engine))
-        layer.advise(chance.sample(range(EXPERTS), chance.randrange(EXPERTS)))
+    class Anything:
+        def predict(self, x: mx.array) -> mx.array:
+            return mx.sum(x)
+
+        def advise(self, predicted: object) -> None:
+            others = [other for other in layers(engine) if other.lookahead is not self]
+            chance.choice(others).advise(chance.sample(range(EXPERTS), chance.randrange(EXPERTS)))
 
     for layer in layers(engine):
-        layer.lookahead = advise
+        layer.lookahead = Anything()
     assert np.array_equal(model.score(engine, chunk=30), model.score(model.open("100%"), chunk=30))
     assert total([layer.stats for layer in layers(engine)]).advised > 0
+
+
+class Always:
+    """A form that is never left, and how often a guess was short of experts."""
+
+    optimistic = True
+
+    def __init__(self) -> None:
+        self.lacking: list[int] = []
+
+    def learn(self, layers: int) -> None:
+        self.lacking.append(layers)
+
+
+@pytest.mark.parametrize(("memory", "right"), [("3x", False), ("19x", True)])
+def test_guessing_gives_the_same_bits(model: Model, memory: str, right: bool) -> None:
+    """Steps that were right to read nothing, and steps repaired from the first layer that was not."""
+    engine = model.open(memory)
+    engine.model.loop.form = form = Always()  # type: ignore[attr-defined]
+    session, whole = engine.session(), model.open("100%").session()
+    for count in (30, *range(31, 61)):
+        assert np.array_equal(session.sync(model.tokens[:count]), whole.sync(model.tokens[:count]))
+    assert len(form.lacking) == 30
+    assert any(form.lacking)
+    assert (0 in form.lacking) == right
+
+
+def test_a_read_that_fails_in_a_repair_leaves_the_program_usable(model: Model) -> None:
+    engine = model.open("3x")
+    assert engine.pager is not None
+    engine.model.loop.form = Always()  # type: ignore[attr-defined]
+    reader = engine.pager.pool.reader
+    session = engine.session()
+    first = session.sync(model.tokens[:20])
+
+    def broken(records: RecordMap, expert: int, into: memoryview) -> None:
+        raise MachineError("no disk")
+
+    engine.pager.pool.reader = broken
+    with pytest.raises(MachineError, match="no disk"):
+        for token in model.tokens[20:60]:
+            session.advance(token)
+    engine.pager.pool.reader = reader
+    assert np.array_equal(session.sync(model.tokens[:20]), first)
 
 
 def test_sequences_side_by_side(model: Model) -> None:
