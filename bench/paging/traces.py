@@ -43,7 +43,8 @@ class Drawn:
     plus what its neighbours share, plus what is its own; the highest `each` are taken.
 
     `topic` and `near` are standard deviations beside that of the token's own part, 1; `topic_tokens` and
-    `near_tokens` are how long they last. The preference is a normal number times `lasting`.
+    `near_tokens` are how long they last. The preference is `lasting` times an exponentially distributed
+    number: a few experts are asked for all the time, and none never.
     """
 
     lasting: float
@@ -54,12 +55,10 @@ class Drawn:
 
 
 # Fitted to what was published of this model: docs/paging-predictions.md has the figures side by side.
-SKEWED = Drawn(lasting=0.53, topic=0.6, topic_tokens=300, near=0.35, near_tokens=6)
+SKEWED = Drawn(lasting=0.53, topic=0.5, topic_tokens=2000, near=0.35, near_tokens=6)
 
 
-def drawn(
-    how: Drawn, tokens: int, layers: int, experts: int = 256, each: int = 6, seed: int = 0
-) -> Trace:
+def drawn(how: Drawn, tokens: int, layers: int, experts: int = 256, each: int = 6, seed: int = 0) -> Trace:
     """A trace with skew and drift. The first token is as any other: topics are in full swing."""
     rng = np.random.default_rng(seed)
     ids = np.empty((tokens, layers, each), np.int16)
