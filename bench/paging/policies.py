@@ -38,7 +38,7 @@ def traces() -> list[Trace]:
 
 
 def compare(trace: Trace, warm: int = WARM) -> dict[str, Any]:
-    """Hit rates by share of slots; `gap` is (policy - LRU) / (Belady - LRU), None where nobody has a choice."""
+    """Hit rates by share of slots; `gap` is (policy - LRU) / (Belady - LRU), None where none has a choice."""
     found = {}
     for share in SHARES:
         slots = max(1, round(share * trace.experts))
