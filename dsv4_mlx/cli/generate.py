@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import progress
+from dsv4_mlx.cli.console import progress, tell
 from dsv4_mlx.cli.kernels import chosen
 from dsv4_mlx.cli.options import (
     ContextOption,
@@ -110,6 +110,7 @@ def generate(
     with Awake():
         with progress("loading", plain=plain) as loading:
             engine = Engine.open(folder, options, loading)
+        tell(engine.expert_memory)
         session = engine.session()
         _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens))
 

@@ -30,7 +30,9 @@ class OpsMode(StrEnum):
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", envvar="DSV4_MODEL", help="A converted folder, or `demo`. Default: $DSV4_MODEL."
+        metavar="MODEL",
+        envvar="DSV4_MODEL",
+        help="A converted or official folder, a Hub id already downloaded, or `demo`. Default: $DSV4_MODEL.",
     ),
 ]
 ContextOption = Annotated[

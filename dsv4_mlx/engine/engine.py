@@ -78,7 +78,16 @@ class Engine:
         opened = open_model(
             stored, options.ops, NUMERICS[options.numerics], progress, pager.paged if pager else None
         )
+        if pager is not None:
+            pager.attach(opened.model)
+            if options.expert_threads is None:
+                pager.calibrate()
         return Engine(config, manifest, opened.model, prompts, context, pager)
+
+    @property
+    def expert_memory(self) -> str:
+        """How many experts are in memory and why, for people; "" where all are."""
+        return "" if self.pager is None else f"experts: {self.pager.memory}"
 
     def session(self, growth: int = GROWTH) -> Session:
         """A new, empty token sequence, whose row buffers grow by `growth` tokens."""

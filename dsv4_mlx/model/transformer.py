@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
@@ -60,6 +63,24 @@ class DraftBlock(Module):
         return self.ops.hc_post(self.block(Streams(x), tokens, state.layers[self.index], plan))
 
 
+class LayerLoop(Protocol):
+    """How a chunk goes through the layers. Whoever pages experts may bring another, of the same bits."""
+
+    def __call__(
+        self, blocks: Sequence[Block], streams: Streams, tokens: mx.array, state: ModelState, plan: Plan
+    ) -> Streams:
+        """Streams of tokens [B, T], as planned -> the streams after the last block."""
+
+
+def layer_loop(
+    blocks: Sequence[Block], streams: Streams, tokens: mx.array, state: ModelState, plan: Plan
+) -> Streams:
+    """One block after the other."""
+    for block, layer in zip(blocks, state.layers, strict=False):
+        streams = block(streams, tokens, layer, plan)
+    return streams
+
+
 class Transformer(Module):
     """DeepSeek V4. Built from a source of tensors, which it takes one by one under their official names."""
 
@@ -76,6 +97,7 @@ class Transformer(Module):
             for i in range(config.draft_blocks)
         ]
         self.planner = Planner(config)
+        self.loop: LayerLoop = layer_loop
 
     def new_state(self, batch: int = 1, growth: int = GROWTH) -> ModelState:
         """The state before the first token; its row buffers grow by `growth` tokens."""
@@ -95,9 +117,7 @@ class Transformer(Module):
         plan = self.planner.plan(start, rows)
         h = self.embed(tokens)
         x = mx.broadcast_to(h[:, :, None], (*h.shape[:2], self.config.streams, h.shape[2]))
-        streams = Streams(x)
-        for block, layer in zip(self.blocks, state.layers, strict=False):
-            streams = block(streams, tokens, layer, plan)
+        streams = self.loop(self.blocks, Streams(x), tokens, state, plan)
         state.advance(rows)
         return self.ops.hc_post(streams)
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -33,8 +35,27 @@ GROUP = 8  # experts computed together while others are still being read, in a r
 Ids = npt.NDArray[np.int64]
 
 
+class Lookahead(Protocol):
+    """Says early what another layer will need."""
+
+    def predict(self, x: mx.array) -> mx.array | None:
+        """From the input x [B, T, D] of this layer, expert ids to be computed beside this layer's."""
+
+    def advise(self, predicted: Ids) -> None:
+        """The ids, once this layer's own reads are on their way."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A run with whatever is loaded: `missing` bool [] is whether that was not enough for ids [B, T, A]."""
+
+    layer: PagedExperts
+    ids: mx.array
+    missing: mx.array
+
+
 class PagedExperts:
-    """`records` in `slots` slots. `advise`: hears x and may give the next layer its advice (see Pager)."""
+    """`records` in `slots` slots. While `guesses` is a list, runs don't wait, and add to it instead."""
 
     def __init__(
         self, records: RecordMap, slots: int, policy: Policy, pool: ReaderPool, dtype: mx.Dtype
@@ -43,7 +64,10 @@ class PagedExperts:
         self.bank = SlotBank(records, slots, dtype)
         self.table = SlotTable(slots, records.count)
         self.stats = LayerStats()
-        self.lookahead: Callable[[mx.array], Callable[[], None]] | None = None
+        self.lookahead: Lookahead | None = None
+        self.on_need: Callable[[set[int]], None] = lambda needed: None  # told what each run needs
+        self.guesses: list[Guess] | None = None
+        self._on_device: mx.array | None = None  # int32 [experts]: slots of loaded experts, -1 of others
         self._reads: dict[int, Future[None]] = {}  # by expert: asked for and not reported to the table
         self._advised: set[int] = set()
         self._queued: list[tuple[int, mx.array]] = []  # epochs that may not be finished, and their outputs
@@ -52,19 +76,37 @@ class PagedExperts:
         self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
     ) -> mx.array:
         """As model.tensors.ExpertSource. Raises Dsv4Error when a record can't be read."""
+        if self.guesses is not None:
+            return self._guess(self.guesses, product, x, ids, weights)
+        few = x.shape[0] * x.shape[1] <= FEW_ROWS
+        predicted = self.lookahead.predict(x) if few and self.lookahead is not None else None
+        if predicted is not None:
+            mx.eval(ids, predicted)
         wanted = np.array(ids)
         self._collect()
         self._finish()  # of the last run: done long ago, unless the caller has not evaluated it
         turn = Turn(self.table, self.policy, self.records.disk_order(_distinct(wanted)))
         self._count(turn)
+        self.on_need({*turn.hits, *turn.early, *turn.misses})
         self._give_up_advice(turn)
+        self._begin(turn)
+        if predicted is not None and self.lookahead is not None:
+            self.lookahead.advise(np.array(predicted))
         if not turn.misses and not turn.early:
             out = self._together(product, x, wanted, weights, beside, turn)
         else:
             out = self._in_groups(product, x, wanted, weights, beside, turn)
-        if wanted.shape[0] * wanted.shape[1] > FEW_ROWS:
+        if not few:
             self._finish()
         return out
+
+    def confirm(self, ids: mx.array) -> None:
+        """A guess was right: its experts, ids [B, T, A], count as used."""
+        experts = self.records.disk_order(_distinct(np.array(ids)))
+        self.on_need(set(experts))
+        self.policy.step(experts)
+        self.stats.runs += 1
+        self.stats.hits += len(experts)
 
     def advise(self, experts: Iterable[int]) -> None:
         """These experts may be needed soon: read those that are not here. Changes time, never a bit."""
@@ -94,6 +136,24 @@ class PagedExperts:
             wait(self._reads.values())
         self._collect()
         self._finish()
+
+    def _guess(
+        self, guesses: list[Guess], product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array
+    ) -> mx.array:
+        """No word from the host: what is not loaded is computed with another slot's bytes, and reported.
+
+        Whoever collects the guesses evaluates them before a slot is written again.
+        """
+        if self._on_device is None:
+            table = [slot if self.table.ready(e) else -1 for e, slot in enumerate(self.table.slot_of)]
+            self._on_device = mx.array(np.array(table, np.int32))
+        slots = self._on_device[ids]
+        guesses.append(Guess(self, ids, mx.any(slots < 0)))
+        return product(x, mx.maximum(slots, 0).astype(mx.uint32), weights, *self.bank.banks())
+
+    def _begin(self, turn: Turn) -> None:
+        for expert in turn.reads():
+            self._read(expert)
 
     def _together(
         self,
@@ -128,11 +188,13 @@ class PagedExperts:
         outs: list[mx.array] = []
         mx.async_eval(beside)  # type: ignore[no-untyped-call]
         while not turn.done:
-            for expert in turn.reads():
-                self._read(expert)
+            self._begin(turn)
             group = turn.group(worth)
             if not group:
-                self._wait(turn)
+                if turn.blocked and self._queued and not turn.reading:
+                    self._finish()
+                else:
+                    self._wait(turn)
                 continue
             at = np.flatnonzero(np.isin(flat, group))
             rows.append(at)
@@ -162,6 +224,7 @@ class PagedExperts:
 
     def _read(self, expert: int) -> None:
         slot = self.table.slot_of[expert]
+        self._on_device = None
         self.stats.bytes += self.records.read_bytes
         self._reads[expert] = self._pool.submit(self.records, expert, self.bank.memory(slot))
 
@@ -183,6 +246,7 @@ class PagedExperts:
         for expert in [e for e, future in self._reads.items() if future.done()]:
             future = self._reads.pop(expert)
             self._advised.discard(expert)
+            self._on_device = None
             error = None if future.cancelled() else read_failure(future)
             if error is None and not future.cancelled():
                 self.table.filled(expert)
