@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
@@ -43,6 +46,14 @@ class HyperConnection(Module):
         )  # fmt: skip
 
 
+class Chunk(NamedTuple):
+    """Streams x [B, T, C, D] of tokens [B, T], as planned."""
+
+    x: mx.array
+    tokens: mx.array
+    plan: Plan
+
+
 class Block(Module):
     """Layer `index` of the trunk, or a block after it."""
 
@@ -58,7 +69,22 @@ class Block(Module):
 
     def __call__(self, x: mx.array, tokens: mx.array, state: LayerState, plan: Plan) -> mx.array:
         """Streams x [B, T, C, D] -> streams, float32; tokens [B, T]."""
-        u, mix = self.attn_hc.pre(x)
-        x = self.ops.hc_post(x, self.attn(u, state, plan), mix)
-        u, mix = self.ffn_hc.pre(x)
-        return self.ops.hc_post(x, self.ffn(u, tokens), mix)
+        return self.several([Chunk(x, tokens, plan)], state, lambda i: None)[0]
+
+    def several(
+        self, chunks: Sequence[Chunk], state: LayerState, taken: Callable[[int], None]
+    ) -> list[mx.array]:
+        """Consecutive chunks: attention one after the other, the experts of all together -> their streams.
+
+        `taken(i)` is called when the state has taken chunk i in and not yet the next.
+        """
+        xs, mixes, inputs = [], [], []
+        for i, (x, _, plan) in enumerate(chunks):
+            u, mix = self.attn_hc.pre(x)
+            xs.append(self.ops.hc_post(x, self.attn(u, state, plan), mix))
+            taken(i)
+            u, mix = self.ffn_hc.pre(xs[-1])
+            inputs.append(u)
+            mixes.append(mix)
+        outs = self.ffn.several(inputs, [chunk.tokens for chunk in chunks])
+        return [self.ops.hc_post(x, out, mix) for x, out, mix in zip(xs, outs, mixes, strict=True)]

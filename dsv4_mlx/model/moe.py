@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.tensors import ExpertSource, Linear, TensorSource
+from dsv4_mlx.model.tensors import ExpertSource, Linear, Routed, TensorSource
 from dsv4_mlx.operands import Bank
 from dsv4_mlx.ops import Ops
 from dsv4_mlx.reference.expert_ffn import swiglu
@@ -34,6 +36,14 @@ class MoE(Module):
 
     def __call__(self, x: mx.array, tokens: mx.array) -> mx.array:
         """x [B, T, D] float32, tokens [B, T] (read by hash layers) -> [B, T, D] float32."""
+        return self.several([x], [tokens])[0]
+
+    def several(self, xs: Sequence[mx.array], tokens: Sequence[mx.array]) -> list[mx.array]:
+        """Chunks that may go through the experts together."""
+        chunks = [self._route(x, ids) for x, ids in zip(xs, tokens, strict=True)]
+        return self.experts.routed(self._product, chunks)
+
+    def _route(self, x: mx.array, tokens: mx.array) -> Routed:
         if self.hashed:
             ids = self._experts_of[tokens]
             ids, weights = self.ops.route_hashed(x, self.gate, ids, scale=self.scale)
@@ -41,10 +51,16 @@ class MoE(Module):
             ids, weights = self.ops.route(x, self.gate, self.bias, count=self.count, scale=self.scale)
         x = x.astype(self.dtype)
         hidden = swiglu(self.shared_gate_up(x).astype(mx.float32), self.limit).astype(x.dtype)
-        shared = self.shared_down(hidden).astype(mx.float32)
-        return self.experts.routed(self._product, x, ids, weights, shared) + shared
+        return Routed(x, ids, weights, self.shared_down(hidden).astype(mx.float32))
 
     def _product(
-        self, x: mx.array, slots: mx.array, weights: mx.array, gate_up: Bank, down: Bank
+        self,
+        x: mx.array,
+        slots: mx.array,
+        weights: mx.array,
+        gate_up: Bank,
+        down: Bank,
+        start: mx.array | None,
     ) -> mx.array:
-        return self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit)
+        routed = self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit)
+        return routed if start is None else routed + start
