@@ -13,7 +13,7 @@ from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.paging.ahead import HashLayers, look_ahead
 from dsv4_mlx.paging.experts import PagedExperts
 from dsv4_mlx.paging.governor import Governor, Pressure
-from dsv4_mlx.paging.policy import Lru
+from dsv4_mlx.paging.policy import Duel
 from dsv4_mlx.paging.reading import DiskReader, Files, ReaderPool
 from dsv4_mlx.paging.sizing import ExpertMemory
 from dsv4_mlx.paging.stats import LayerStats, total
@@ -59,7 +59,7 @@ class Pager:
                 next="convert it, or leave --verify-reads out",
             )
         slots = self.memory.slots_of(block)
-        layer = PagedExperts(records, slots, Lru(records.count), self.pool, self._dtype)
+        layer = PagedExperts(records, slots, Duel(records.count), self.pool, self._dtype)
         self.layers[block] = layer
         return layer
 

@@ -35,7 +35,8 @@ def bits(array: mx.array) -> Any:
 
 def arrays_of(model: Transformer) -> dict[str, mx.array]:
     """Every array of the model, the expert banks included."""
-    found = {name: value for name, value in tree_flatten(model.parameters()) if isinstance(value, mx.array)}
+    pairs: Any = tree_flatten(model.parameters())  # type: ignore[no-untyped-call]
+    found = {name: value for name, value in pairs if isinstance(value, mx.array)}
     for number, block in enumerate(model.blocks):
         found[f"records.{number}"] = block.ffn.experts.records  # type: ignore[attr-defined]
     return found
