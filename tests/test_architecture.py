@@ -42,7 +42,7 @@ PARTS: dict[str, set[str]] = {
     "constrain": {"engine", "chat", "errors"},
     "convert": {"checkpoint", "config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
-    "serving": {"engine", "chat", "model", "config", "manifest", "errors"},
+    "serving": {"engine", "weights", "chat", "model", "config", "errors"},
     "terminal": {"errors"},
     "adapters": {"engine", "model", "official", "errors"},
     "cli": {

@@ -129,11 +129,14 @@ def wanted(job: Job) -> Wanted:
     return Wanted(job.max_tokens, job.constraint, job.logprobs, job.think_budget, job.opening)
 
 
-def session_limits(config: ModelConfig, element: int, budget: int, count: int, context: int) -> Limits:
-    """Limits for sessions of `element`-byte numbers; the budget is at least one session of `context`."""
+def session_limits(
+    config: ModelConfig, element: int, budget: int, count: int, context: int, growth: int = GROWTH
+) -> Limits:
+    """Limits for sessions of `element`-byte numbers that grow by `growth` tokens; the budget is at least one
+    session of `context`."""
 
     def cost(tokens: int) -> int:
-        state = state_bytes(config, tokens, element, GROWTH)
+        state = state_bytes(config, tokens, element, growth)
         return state.total + RESTART_POINTS * state.fixed
 
     return Limits(max(budget, cost(context)), count, context, cost)

@@ -191,7 +191,7 @@ class Turns:
         return spans
 
     def _recall(self, keys: Sequence[str], message: Message, together: bool) -> _Turn | None:
-        """The turn that says the same and that `keys` name: all of them if `together`, else the first known."""
+        """The turn that says the same and that `keys` name: all of them if `together`, else any."""
         with self._lock:
             known = [self._by_key.get(key) for key in keys]
             if together and len(set(known)) != 1:
