@@ -44,7 +44,17 @@ PARTS: dict[str, set[str]] = {
     "serving": {"engine", "chat", "model", "errors"},
     "terminal": {"errors"},
     "adapters": {"engine", "model", "official", "errors"},
-    "cli": {"terminal", "manifest", "engine", "chat", "convert", "synthetic", "platforms", "errors"},
+    "cli": {
+        "terminal",
+        "manifest",
+        "engine",
+        "chat",
+        "constrain",
+        "convert",
+        "synthetic",
+        "platforms",
+        "errors",
+    },  # fmt: skip
 }
 
 # part -> packages from outside that it may import

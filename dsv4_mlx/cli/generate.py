@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import progress
+from dsv4_mlx.cli.form import JsonSchemaOption, RegexOption, asked_for, form, held
 from dsv4_mlx.cli.options import (
     ContextOption,
     ExpertMemoryOption,
@@ -61,6 +62,8 @@ def generate(
     stop: StopOption = None,
     stop_id: StopIdOption = None,
     seed: SeedOption = None,
+    json_schema: JsonSchemaOption = None,
+    regex: RegexOption = None,
     context: ContextOption = None,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
     expert_memory: ExpertMemoryOption = "auto",
@@ -80,6 +83,7 @@ def generate(
     from dsv4_mlx.terminal.awake import Awake
 
     asked = question(prompt) or ""
+    rule = form(json_schema, regex)
     seed = secrets.randbits(32) if seed is None else seed
     sampling = SamplingOptions(
         temperature=temperature,
@@ -103,9 +107,19 @@ def generate(
     )
     with Awake():
         with progress("loading", plain=plain) as loading:
-            engine = Engine.open(model_folder(model), options, loading)
-        session = engine.session()
-        _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens))
+            engine = Engine.open(folder := model_folder(model), options, loading)
+        constraint = held(engine, folder, rule, thinking=think is not ThinkMode.OFF)
+        pieces = answer(
+            engine,
+            engine.session(),
+            asked,
+            think.value,
+            sampling,
+            max_tokens=max_tokens,
+            constraint=constraint,
+            schema=asked_for(rule),
+        )
+        _say(pieces)
 
 
 def _say(pieces: Iterable[Piece]) -> None:
