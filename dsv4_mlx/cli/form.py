@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
@@ -24,7 +24,14 @@ RegexOption = Annotated[
 ]
 
 
-def form(schema: Path | None, pattern: str | None) -> Json | Regex | None:
+class Form(TypedDict):
+    """What holds an answer to its form, and the schema that the prompt shows the model."""
+
+    constraint: Constraint | None
+    schema: Any
+
+
+def rule_of(schema: Path | None, pattern: str | None) -> Json | Regex | None:
     """The rule that the two options make. Raises UsageError for both, InputError for a schema without use."""
     from dsv4_mlx.constrain.grammars import check
     from dsv4_mlx.constrain.rules import Json, Regex
@@ -38,24 +45,19 @@ def form(schema: Path | None, pattern: str | None) -> Json | Regex | None:
     return rule
 
 
-def asked_for(rule: Json | Regex | None) -> Any:
-    """The schema that the prompt shows the model; None for none."""
+def form(engine: Engine, folder: Path, rule: Json | Regex | None, *, thinking: bool) -> Form:
+    """The constraint of one answer. Raises InputError for a rule that can't be enforced."""
+    from dsv4_mlx.constrain.grammars import Grammars
     from dsv4_mlx.constrain.rules import Json
 
-    return json.loads(rule.schema) if isinstance(rule, Json) else None
-
-
-def held(engine: Engine, folder: Path, rule: Json | Regex | None, *, thinking: bool) -> Constraint | None:
-    """The constraint of an answer. Raises InputError for a rule that can't be enforced."""
-    from dsv4_mlx.constrain.grammars import Grammars
-
     if rule is None:
-        return None
+        return {"constraint": None, "schema": None}
     grammars = Grammars(folder, engine.config.vocab_size, engine.prompts.markers)
     try:
-        return grammars.constraint(rule, thinking=thinking)
+        constraint = grammars.constraint(rule, thinking=thinking)
     finally:
         grammars.close()
+    return {"constraint": constraint, "schema": json.loads(rule.schema) if isinstance(rule, Json) else None}
 
 
 def _text(schema: Path) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import progress
-from dsv4_mlx.cli.form import JsonSchemaOption, RegexOption, asked_for, form, held
+from dsv4_mlx.cli.form import JsonSchemaOption, RegexOption, form, rule_of
 from dsv4_mlx.cli.options import (
     ContextOption,
     ExpertMemoryOption,
@@ -83,7 +83,7 @@ def generate(
     from dsv4_mlx.terminal.awake import Awake
 
     asked = question(prompt) or ""
-    rule = form(json_schema, regex)
+    rule = rule_of(json_schema, regex)
     seed = secrets.randbits(32) if seed is None else seed
     sampling = SamplingOptions(
         temperature=temperature,
@@ -108,18 +108,9 @@ def generate(
     with Awake():
         with progress("loading", plain=plain) as loading:
             engine = Engine.open(folder := model_folder(model), options, loading)
-        constraint = held(engine, folder, rule, thinking=think is not ThinkMode.OFF)
-        pieces = answer(
-            engine,
-            engine.session(),
-            asked,
-            think.value,
-            sampling,
-            max_tokens=max_tokens,
-            constraint=constraint,
-            schema=asked_for(rule),
-        )
-        _say(pieces)
+        held = form(engine, folder, rule, thinking=think is not ThinkMode.OFF)
+        session = engine.session()
+        _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens, **held))
 
 
 def _say(pieces: Iterable[Piece]) -> None:

@@ -95,7 +95,6 @@ def answer(
     options: SamplingOptions,
     *,
     max_tokens: int | None = None,
-    progress: Progress | None = None,
     constraint: Constraint | None = None,
     schema: Any = None,
 ) -> Iterator[Piece]:
@@ -112,11 +111,10 @@ def answer(
             next="shorten the prompt, or give a larger --context",
         )
     parser = Answer(conversation, engine.prompts.tokenizer, list(options.stop_strings))
-    count, limit = 0, max_tokens
-    tokens = generate(session, prompt, options, max_tokens=limit, progress=progress, constraint=constraint)
-    for token in tokens:
+    count = 0
+    for token in generate(session, prompt, options, max_tokens=max_tokens, constraint=constraint):
         count += 1
         yield from parser.push(token)
         if parser.stopped:
             return
-    yield from parser.finish(length=limit is not None and count == limit)
+    yield from parser.finish(length=count == max_tokens)
