@@ -3,7 +3,7 @@
     python bench/constraint_cost.py [--tokenizer FOLDER] [--out bench/results/constraint_cost.json]
 
 FOLDER has a tokenizer.json of the official checkpoints; without it, a synthetic one of that size. Logits are
-random and the token is drawn from what is allowed: strings wander through the whole vocabulary. Its cost is the
+random and the token is drawn from what is allowed: strings wander through all tokens. Its cost is the
 processor time of this thread in `allow` and `accept`; a lone copy of the logits is timed beside it.
 """
 
