@@ -37,6 +37,16 @@ PARTS: dict[str, set[str]] = {
     },  # fmt: skip
     "paging": {"weights", "model", "manifest", "config", "ops", "reference", "operands", "errors"},
     "checking": {"kernels", "ops"},
+    "doctor": {
+        "checking",
+        "kernels",
+        "engine",
+        "paging",
+        "convert",
+        "synthetic",
+        "official",
+        "config",
+    },
     "chat": {"errors"},
     "engine": {"paging", "weights", "model", "ops", "chat", "config", "manifest", "platforms", "errors"},
     "constrain": {"engine", "chat", "errors"},
@@ -47,6 +57,7 @@ PARTS: dict[str, set[str]] = {
     "adapters": {"engine", "model", "official", "errors"},
     "cli": {
         "checking",
+        "doctor",
         "ops",
         "terminal",
         "manifest",
@@ -75,6 +86,7 @@ OUTSIDE: dict[str, set[str]] = {
     "weights": {"mlx", "numpy"},
     "paging": {"mlx", "numpy"},
     "checking": {"mlx"},
+    "doctor": {"mlx"},
     "chat": {"deepseek_recipe"},
     "engine": {"mlx", "numpy"},
     "constrain": {"numpy", "llguidance"},
