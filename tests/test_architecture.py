@@ -36,6 +36,17 @@ PARTS: dict[str, set[str]] = {
         "errors",
     },  # fmt: skip
     "paging": {"weights", "model", "manifest", "config", "ops", "reference", "operands", "errors"},
+    "checking": {"kernels", "ops"},
+    "doctor": {
+        "checking",
+        "kernels",
+        "engine",
+        "paging",
+        "convert",
+        "synthetic",
+        "official",
+        "config",
+    },
     "chat": {"errors"},
     "engine": {"paging", "weights", "model", "ops", "chat", "config", "manifest", "platforms", "errors"},
     "constrain": {"engine", "chat", "errors"},
@@ -45,6 +56,9 @@ PARTS: dict[str, set[str]] = {
     "terminal": {"errors"},
     "adapters": {"engine", "model", "official", "errors"},
     "cli": {
+        "checking",
+        "doctor",
+        "ops",
         "terminal",
         "manifest",
         "engine",
@@ -54,7 +68,7 @@ PARTS: dict[str, set[str]] = {
         "synthetic",
         "platforms",
         "errors",
-    },  # fmt: skip
+    },
 }
 
 # part -> packages from outside that it may import
@@ -72,6 +86,8 @@ OUTSIDE: dict[str, set[str]] = {
     "model": {"mlx", "numpy"},
     "weights": {"mlx", "numpy"},
     "paging": {"mlx", "numpy"},
+    "checking": {"mlx"},
+    "doctor": {"mlx"},
     "chat": {"deepseek_recipe"},
     "engine": {"mlx", "numpy"},
     "constrain": {"numpy", "llguidance"},

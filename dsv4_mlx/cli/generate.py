@@ -11,6 +11,7 @@ import typer
 
 from dsv4_mlx.cli.console import progress
 from dsv4_mlx.cli.form import JsonSchemaOption, RegexOption, form, rule_of
+from dsv4_mlx.cli.kernels import chosen
 from dsv4_mlx.cli.options import (
     ContextOption,
     ExpertMemoryOption,
@@ -19,6 +20,8 @@ from dsv4_mlx.cli.options import (
     ModelArgument,
     NumericsMode,
     NumericsOption,
+    OpsMode,
+    OpsOption,
     ThinkMode,
     ThinkOption,
     VerifyReadsOption,
@@ -66,6 +69,7 @@ def generate(
     regex: RegexOption = None,
     context: ContextOption = None,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
+    ops: OpsOption = OpsMode.AUTO,
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
     verify_reads: VerifyReadsOption = False,
@@ -84,7 +88,6 @@ def generate(
 
     asked = question(prompt) or ""
     rule = rule_of(json_schema, regex)
-    seed = secrets.randbits(32) if seed is None else seed
     sampling = SamplingOptions(
         temperature=temperature,
         top_p=top_p,
@@ -94,20 +97,22 @@ def generate(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
         logit_bias=logit_bias(bias),
-        seed=seed,
+        seed=secrets.randbits(32) if seed is None else seed,
         stop_ids=frozenset(stop_id or ()),
         stop_strings=tuple(stop or ()),
     )
+    folder = model_folder(model)
     options = EngineOptions(
         context=context,
         numerics=numerics.value,
+        ops=chosen(ops, plain=plain),
         expert_memory=expert_memory,
         expert_threads=expert_threads,
         verify_reads=verify_reads,
     )
     with Awake():
         with progress("loading", plain=plain) as loading:
-            engine = Engine.open(folder := model_folder(model), options, loading)
+            engine = Engine.open(folder, options, loading)
         held = form(engine, folder, rule, thinking=think is not ThinkMode.OFF)
         session = engine.session()
         _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens, **held))

@@ -34,10 +34,20 @@ class Linear(Module):
     def __call__(self, x: mx.array) -> mx.array:
         if not self.mode:
             return x @ self.weight.swapaxes(-1, -2)
+        if self.mode == "mxfp8" and x.dtype == mx.float32 and x.shape[-2] > 1:
+            return x @ self._decoded().swapaxes(-1, -2)
         return mx.quantized_matmul(
             x, self.weight, self.scales, self.get("biases"), transpose=True,
             group_size=self.group, bits=self.bits, mode=self.mode,
         )  # fmt: skip
+
+    def _decoded(self) -> mx.array:
+        """The matrix in float32. Float32 activations are the CPU's, whose product with mxfp8 codes decodes
+        them again for each row: decoding once is faster from the second row on (bench/LOG.md).
+        """
+        return mx.dequantize(
+            self.weight, self.scales, group_size=self.group, bits=self.bits, mode=self.mode, dtype=mx.float32
+        )
 
     def parts(self) -> dict[str, mx.array]:
         """weight and, where the format has them, scales and biases."""
