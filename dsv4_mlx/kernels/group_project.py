@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from dsv4_mlx.kernels.banks import FLOATS, INPUTS, bank_inputs, bank_loads, bank_refuses, bank_template
+from dsv4_mlx.kernels.expert_cases import HALF, narrow_bank
 from dsv4_mlx.kernels.expert_cases import bank as made_bank
 from dsv4_mlx.kernels.launch import Launch, Launcher, kernel, run
 from dsv4_mlx.kernels.op import Case, KernelOp, Tolerance
@@ -51,21 +52,29 @@ def refuses(x: mx.array, bank: Bank) -> str | None:
 
 def cases() -> list[Case]:
     made = [
-        # batch, tokens, heads, width, groups, rank, format, dtype
-        ("one row, mxfp8", _arguments(1, 1, 4, 64, 2, 31, "mxfp8", mx.float32)),
-        ("two rows, affine, 4 bits", _arguments(2, 1, 4, 64, 2, 33, "affine4", mx.float32)),
-        ("long rows", _arguments(1, 1, 8, 128, 1, 8, "mxfp8", mx.float32)),
-        ("31 rows, mxfp8", _arguments(1, 31, 2, 32, 2, 33, "mxfp8", mx.float32)),
-        ("33 rows, affine, 4 bits", _arguments(1, 33, 2, 64, 2, 31, "affine4", mx.float32)),
-        ("no rows", _arguments(1, 0, 2, 32, 2, 32, "mxfp8", mx.float32)),
+        # batch, tokens, heads, width, groups, rank, format
+        ("one row, mxfp8", _arguments(1, 1, 4, 64, 2, 31, "mxfp8")),
+        ("two rows, affine, 4 bits", _arguments(2, 1, 4, 64, 2, 33, "affine4")),
+        ("long rows", _arguments(1, 1, 8, 128, 1, 8, "mxfp8")),
+        ("31 rows, mxfp8", _arguments(1, 31, 2, 32, 2, 33, "mxfp8")),
+        ("33 rows, affine, 4 bits", _arguments(1, 33, 2, 64, 2, 31, "affine4")),
+        ("no rows", _arguments(1, 0, 2, 32, 2, 32, "mxfp8")),
     ]
-    return [Case(name, given, tolerance=Tolerance(1e-5)) for name, given in made]
+    found = [Case(name, given, tolerance=Tolerance(1e-5)) for name, given in made]
+    x, bank = _arguments(1, 2, 4, 64, 2, 33, "affine4")
+    half = x.astype(mx.bfloat16), narrow_bank(bank, mx.bfloat16)
+    tiles, eights = _arguments(1, 33, 2, 64, 2, 32, "mxfp8")
+    return [
+        *found,
+        Case("bfloat16", half, tolerance=HALF),
+        Case("33 rows, bfloat16", (tiles.astype(mx.bfloat16), eights), tolerance=HALF),
+    ]
 
 
 def _arguments(
-    batch: int, tokens: int, heads: int, width: int, groups: int, rank: int, name: str, dtype: mx.Dtype
+    batch: int, tokens: int, heads: int, width: int, groups: int, rank: int, name: str
 ) -> tuple[mx.array, Bank]:
-    x = mx.random.normal((batch, tokens, heads, width), key=mx.random.key(tokens + rank)).astype(dtype)
+    x = mx.random.normal((batch, tokens, heads, width), key=mx.random.key(tokens + rank))
     return x, made_bank(groups, rank, heads // groups * width, name, 5)
 
 

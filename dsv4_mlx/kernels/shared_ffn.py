@@ -7,6 +7,7 @@ from functools import lru_cache
 import mlx.core as mx
 
 from dsv4_mlx.kernels import expert_ffn
+from dsv4_mlx.kernels.expert_cases import HALF
 from dsv4_mlx.kernels.expert_cases import bank as made_bank
 from dsv4_mlx.kernels.launch import Launcher
 from dsv4_mlx.kernels.op import Case, KernelOp, Tolerance
@@ -54,7 +55,9 @@ def cases() -> list[Case]:
         ("two tokens, affine, 4 bits", _arguments(2, 64, 64, "affine4")),
         ("33 tokens, mxfp8", _arguments(33, 32, 64, "mxfp8")),
     ]
-    return [Case(name, given, tolerance=Tolerance(1e-5)) for name, given in made]
+    found = [Case(name, given, tolerance=Tolerance(1e-5)) for name, given in made]
+    x, *banks, limit = _arguments(1, 64, 64, "mxfp8")
+    return [*found, Case("bfloat16", (x.astype(mx.bfloat16), *banks, limit), tolerance=HALF)]
 
 
 def _arguments(tokens: int, width: int, inner: int, name: str) -> tuple[mx.array, Bank, Bank, float]:
