@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from dsv4_mlx.model.tensors import ExpertProduct, Linear
-from dsv4_mlx.reference.expert_ffn import Bank
+from dsv4_mlx.operands import Bank
 
 FP8_BLOCK, GROUP = 128, 32
 

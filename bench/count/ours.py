@@ -14,8 +14,8 @@ from bench.count.shapes import BlankExperts, BlankTensors, blank
 from bench.count.trace import Graph, as_on_metal, trace
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.operands import Bank
 from dsv4_mlx.ops import OFFICIAL, Numerics, Ops
-from dsv4_mlx.reference.expert_ffn import Bank
 from dsv4_mlx.synthetic.configs import release_config
 
 

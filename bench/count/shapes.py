@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.tensors import ExpertProduct, Linear
-from dsv4_mlx.reference.expert_ffn import Bank
+from dsv4_mlx.operands import Bank
 
 GROUP = 32  # columns that share a scale in mxfp8 and mxfp4
 BF16_MATRICES = ("embed", "head")  # besides the indexer's weights_proj: stored as they came

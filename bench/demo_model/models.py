@@ -18,8 +18,9 @@ from dsv4_mlx.engine import Engine
 from dsv4_mlx.model.tensors import Linear
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.official import Weight, inventory
+from dsv4_mlx.operands import Rows
 from dsv4_mlx.ops import NUMERICS, REFERENCE, Ops
-from dsv4_mlx.reference.attend import Rows, attend
+from dsv4_mlx.reference.attend import attend
 from dsv4_mlx.weights.floats import FloatTensors
 from dsv4_mlx.weights.load import find_model, open_model
 

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.machine import memory_limit, page_cache_share
+from dsv4_mlx.engine.machine import memory_limit, memory_pressure, page_cache_share
 from dsv4_mlx.engine.memory import largest_context, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import DoesNotFit, UsageError
@@ -73,7 +73,13 @@ class Engine:
         mx.set_cache_limit(CACHE_LIMIT)
         pager = None
         if not memory.resident:
-            pager = Pager(memory, options.expert_threads, activation_dtype(), verify=options.verify_reads)
+            pager = Pager(
+                memory,
+                options.expert_threads,
+                activation_dtype(),
+                verify=options.verify_reads,
+                sense=memory_pressure,
+            )
         opened = open_model(
             stored, REFERENCE, NUMERICS[options.numerics], progress, pager.paged if pager else None
         )

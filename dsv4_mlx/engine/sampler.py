@@ -119,7 +119,7 @@ class Sampler:
             keep &= _nucleus(np.where(keep, weights, 0.0), o.top_p)
         if o.min_p > 0:
             keep &= weights >= o.min_p  # the largest weight is 1
-        ids = np.flatnonzero(keep)
+        ids = np.flatnonzero(keep & (weights > 0))  # a constraint's -inf must not be drawn by rounding
         return ids, weights[ids]
 
 

@@ -7,8 +7,9 @@ from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.tensors import ExpertSource, Linear, TensorSource
+from dsv4_mlx.operands import Bank
 from dsv4_mlx.ops import Ops
-from dsv4_mlx.reference.expert_ffn import Bank, swiglu
+from dsv4_mlx.reference.expert_ffn import swiglu
 
 
 class MoE(Module):

@@ -8,7 +8,7 @@ from typing import Protocol
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from dsv4_mlx.reference.expert_ffn import Bank
+from dsv4_mlx.operands import Bank
 
 
 class Linear(Module):

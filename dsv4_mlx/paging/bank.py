@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from dsv4_mlx.reference.expert_ffn import Bank
+from dsv4_mlx.operands import Bank
 from dsv4_mlx.weights.experts import ResidentExperts
 from dsv4_mlx.weights.records import RecordMap
 

@@ -130,6 +130,18 @@ class PagedExperts:
             self.stats.advised += 1
             self._read(expert)
 
+    def resize(self, slots: int) -> None:
+        """Have `slots` slots from now on, in new memory. What the policy would give up last stays loaded."""
+        self.settle()
+        kept = self.table.loaded()
+        while len(kept) > slots:
+            kept.remove(self.policy.victim(kept))
+        bank, table = SlotBank(self.records, slots, self._dtype), SlotTable(slots, self.records.count)
+        for expert in kept:
+            bank.memory(table.claim(expert))[:] = self.bank.memory(self.table.slot_of[expert])
+            table.filled(expert)
+        self.bank, self.table, self._on_device = bank, table, None
+
     def settle(self) -> None:
         """Wait for all reads and all work; afterwards the bank may be replaced."""
         if self._reads:

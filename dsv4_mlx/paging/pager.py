@@ -12,6 +12,7 @@ from dsv4_mlx.errors import UsageError
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.paging.ahead import HashLayers, look_ahead
 from dsv4_mlx.paging.experts import PagedExperts
+from dsv4_mlx.paging.governor import Governor, Pressure
 from dsv4_mlx.paging.policy import Duel
 from dsv4_mlx.paging.reading import DiskReader, Files, ReaderPool
 from dsv4_mlx.paging.sizing import ExpertMemory
@@ -30,12 +31,19 @@ class Pager:
     """Makes PagedExperts for a model that is being opened (`paged`), then looks after them."""
 
     def __init__(
-        self, memory: ExpertMemory, threads: int | None, dtype: mx.Dtype, *, verify: bool = False
+        self,
+        memory: ExpertMemory,
+        threads: int | None,
+        dtype: mx.Dtype,
+        *,
+        verify: bool = False,
+        sense: Callable[[], Pressure] = lambda: Pressure.NORMAL,
     ) -> None:
         self.memory, self._dtype, self._verify = memory, dtype, verify
         self.files = Files()
         self.pool = ReaderPool(DiskReader(self.files, verify=verify), threads or THREADS)
         self.layers: dict[str, PagedExperts] = {}
+        self.governor, self.sense, self.clock = Governor(memory.slots), sense, time.monotonic
         self._seen: list[LayerStats] = []
 
     def paged(self, block: str, records: RecordMap) -> PagedExperts:
@@ -60,7 +68,23 @@ class Pager:
         for i, block in enumerate(model.blocks):
             if i and not block.ffn.hashed:
                 layers[i - 1].lookahead = look_ahead(block, layers[i])
-        model.loop = Steps(layers, known.advise)
+
+        def before(tokens: mx.array) -> None:
+            self.govern()
+            known.advise(tokens)
+
+        model.loop = Steps(layers, before)
+
+    def govern(self) -> None:
+        """Give memory back under pressure, take it again slowly. Between steps only: no work is queued."""
+        now = self.clock()
+        if not self.governor.due(now):
+            return
+        slots = self.governor.decide(self.sense(), now)
+        for block, layer in self.layers.items():
+            if layer.bank.slots != (wanted := min(slots, self.memory.slots_of(block))):
+                layer.resize(wanted)
+                mx.clear_cache()  # of the old bank, before the next layer's is made
 
     def calibrate(self, clock: Callable[[], float] = time.perf_counter) -> int:
         """Use as many reader threads as read fastest here; the number.

@@ -4,24 +4,11 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-
-class Bank(NamedTuple):
-    """One matrix per expert. codes [E, out, in or packed in]; without `scales` it holds plain floats.
-
-    mode "mxfp4" (group 32, scales uint8 E8M0) or "affine" (with `biases`); bits and group as MLX takes them.
-    """
-
-    codes: mx.array
-    scales: mx.array | None = None
-    biases: mx.array | None = None
-    mode: str = ""
-    bits: int = 0
-    group: int = 0
+from dsv4_mlx.operands import Bank
 
 
 def swiglu(gate_up: mx.array, limit: float) -> mx.array:

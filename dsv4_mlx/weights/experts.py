@@ -10,7 +10,7 @@ from mlx.nn.layers.base import Module
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import SEGMENT_ITEM_BYTES, ExpertTable
 from dsv4_mlx.model.tensors import ExpertProduct
-from dsv4_mlx.reference.expert_ffn import Bank
+from dsv4_mlx.operands import Bank
 
 # format -> (mode, bits, group) as MLX names them
 QUANTISED = {"mxfp4": ("mxfp4", 4, 32), "mxfp8": ("mxfp8", 8, 32), "affine4": ("affine", 4, 64)}

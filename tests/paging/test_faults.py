@@ -45,7 +45,7 @@ class Failing:
         self._read: Read = engine.pager.files.read
         self._wrong, self._code = wrong, code
         self.failed = 0
-        engine.pager.files.read = self  # type: ignore[method-assign, assignment]
+        engine.pager.files.read = self  # type: ignore[method-assign]
 
     def __call__(self, path: Path, offset: int, into: Sequence[memoryview]) -> None:
         if self._wrong():

@@ -1,0 +1,98 @@
+"""What is asked of the engine thread, and what it says back. No HTTP, no text: token ids in, token ids out.
+
+    Worker.submit(job, emit) -> Ticket
+    emit(Prefill)*  emit(Started)  emit(Token)*  emit(Finished)       in the worker's thread, in this order
+
+Every job ends with exactly one Finished, whatever happens; Started is missing if it ended before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dsv4_mlx.engine.constraint import Constraint
+from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.errors import Dsv4Error
+
+Reason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model turn.
+
+    `prompt`: token ids, ending where the turn begins. `max_tokens` None: what the context leaves.
+    `constraint` belongs to this job alone. `logprobs`: that many alternatives beside each token's own, 0 to
+    20; None for no log probabilities. `think_budget`: after so many tokens of thinking its end is forced.
+    `opening`: tokens forced where the answer begins: after the thinking, or at once if there is none.
+    `sampling.stop_strings` is not looked at: text is the caller's, who cancels the ticket.
+    `hint` groups jobs of one client for fairness; it is never a path or a key to anything.
+    """
+
+    prompt: tuple[int, ...]
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    max_tokens: int | None = None
+    constraint: Constraint | None = None
+    logprobs: int | None = None
+    think_budget: int | None = None
+    opening: tuple[int, ...] = ()
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """`done` of `total` prompt tokens are computed; `cached` more were known. First with done = 0."""
+
+    done: int
+    total: int
+    cached: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """The prompt is in; `cached` of its tokens needed no computation."""
+
+    cached: int
+
+
+@dataclass(frozen=True)
+class Token:
+    """One sampled token. Log probabilities are natural, of the model's own distribution: before bias,
+    penalties, constraint and temperature. `top`: the likeliest (id, log probability), best first."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """`stop`: the model ended its turn (that token is not emitted). `length`: max_tokens or the context.
+
+    `error` says why for reason "error": a Dsv4Error for what can be expected, anything else is a bug.
+    """
+
+    reason: Reason
+    error: BaseException | None = None
+
+
+Event = Prefill | Started | Token | Finished
+Emit = Callable[[Event], None]  # must not block and must not raise
+
+
+class QueueFull(Dsv4Error):
+    """Too many jobs wait already. `retry_after` in seconds."""
+
+    exit_code = 3
+
+    def __init__(self, waiting: int, retry_after: float) -> None:
+        super().__init__(f"{waiting} requests wait already", next="try again later")
+        self.retry_after = retry_after
+
+
+class Unavailable(Dsv4Error):
+    """The engine does not take jobs: it loads, it failed, or it is closing."""
+
+    exit_code = 3
