@@ -89,18 +89,12 @@ def generate(
     asked = question(prompt) or ""
     rule = rule_of(json_schema, regex)
     sampling = SamplingOptions(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=logit_bias(bias),
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, logit_bias=logit_bias(bias),
         seed=secrets.randbits(32) if seed is None else seed,
-        stop_ids=frozenset(stop_id or ()),
-        stop_strings=tuple(stop or ()),
-    )
+        stop_ids=frozenset(stop_id or ()), stop_strings=tuple(stop or ()),
+    )  # fmt: skip
     folder = model_folder(model)
     options = EngineOptions(
         context=context,
