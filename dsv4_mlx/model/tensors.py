@@ -95,7 +95,7 @@ class Embedding(Module):
 
 
 # rows of the chunk in all, x [B, T, D], indices [B, T, A] of matrices in the banks, weights [B, T, A],
-# gate|up bank, down bank, what the sum is added to or None -> float32 [B, T, D]; ops.expert_ffn but for the limit
+# gate|up bank, down bank, what the sum is added to or None -> float32 [B, T, D]; ops.expert_ffn but for limit
 ExpertProduct = Callable[[int, mx.array, mx.array, mx.array, Bank, Bank, mx.array | None], mx.array]
 
 
