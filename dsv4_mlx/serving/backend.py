@@ -126,7 +126,7 @@ class ModelBackend:
 
 
 def wanted(job: Job) -> Wanted:
-    return Wanted(job.max_tokens, job.constraint, job.logprobs, job.think_budget, job.opening)
+    return Wanted(job.max_tokens, job.constraint, job.logprobs, job.think_budget)
 
 
 def session_limits(

@@ -20,10 +20,10 @@ from deepseek_recipe import AssistantMessage, Conversation, ToolCall, ToolDefini
 from dsv4_mlx.chat.prompt import Markers, Prompts
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine import Session
-from dsv4_mlx.engine.forcing import thinks
 from dsv4_mlx.engine.generate import steps
 from dsv4_mlx.engine.machine import memory_limit
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
+from dsv4_mlx.engine.thinking import thinks
 from dsv4_mlx.engine.turn import Sampled
 from dsv4_mlx.errors import InputError, MachineError, UsageError
 from dsv4_mlx.model.state import ModelState
@@ -125,7 +125,6 @@ class ReplayBackend:
         limits = [len(script)] if turn.finish == "length" or turn.error is not None else []
         limits += [] if job.max_tokens is None else [job.max_tokens]
         asked = replace(wanted(job), max_tokens=min(limits, default=None))
-        forced = {prompts.markers.end_think, *job.opening}
         begun, count = 0.0, 0
         real = steps(session, job.prompt, job.sampling, asked)
         while True:
@@ -136,7 +135,7 @@ class ReplayBackend:
                     raise MachineError(turn.error) from None
                 return cast(Ended, end.value)
             if isinstance(step, Sampled):
-                if step.token != model.expected and step.token not in forced:
+                if step.token not in (model.expected, prompts.markers.end_think):
                     raise InputError(
                         "the request does not allow what the script says next",
                         where=turn.where,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -14,7 +15,7 @@ from dsv4_mlx.errors import InputError, ModelOutputError
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.serving.job import Finished, Job, Prefill, Started, Token, Unavailable
 from dsv4_mlx.serving.runner import Runner, WorkerOptions
-from serving.tiny import ENDLESS, Heard, TinyBackend, add, drain, job, runner
+from serving.tiny import ENDLESS, Heard, ScriptedBackend, TinyBackend, add, drain, job, runner
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,8 @@ def test_jobs_are_interleaved(backend: TinyBackend, rng: np.random.Generator) ->
     times = itertools.count()
     one = Runner(backend, WorkerOptions(active=2), lambda: float(next(times)))  # every step costs the same
     for name in "ab":
-        add(one, job(token_ids(rng, 20), 30), Heard(lambda _, name=name: order.append(name)))
+        heard = Heard(functools.partial(lambda name, _: order.append(name), name))
+        add(one, job(token_ids(rng, 20), 30), heard)
     drain(one)
     half = order[: len(order) // 2]
     assert abs(half.count("a") - half.count("b")) <= 4
@@ -251,6 +253,25 @@ def test_memory_for_one_long_job_serialises_long_ones(model: Transformer, rng: n
         assert each.end == Finished("length") and each.tokens == list(expected)
 
 
+def test_a_job_that_needs_anothers_memory_waits_and_goes_on(
+    model: Transformer, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two jobs come in because they could end one after another; side by side they do not fit."""
+    for room in ("policy", "pool"):
+        monkeypatch.setattr(f"dsv4_mlx.serving.{room}.SMALL", 8)
+    backend = ScriptedBackend(model, context=512, growth=128)
+    cost = backend.limits(2).cost
+    backend.budget = cost(128) + cost(384)
+    one = runner(backend, active=2)
+    jobs = [job(token_ids(rng, 20), 240, seed=seed) for seed in (1, 2)]
+    heard = [add(one, each)[1] for each in jobs]
+    waited = False
+    while one.active or len(one.waiting):
+        one.step()
+        waited |= any(entry.blocked for entry in one.active)
+    assert waited and [each.tokens for each in heard] == [backend.script(each) for each in jobs]
+
+
 @pytest.mark.usefixtures("small_is_512")
 def test_a_side_request_between_two_turns_costs_the_long_session_nothing(
     model: Transformer, rng: np.random.Generator
@@ -289,31 +310,17 @@ def test_log_probabilities_are_the_models_own(
             logits = session.advance(event.id).astype(np.float64)
 
 
-def test_thinking_ends_at_its_budget_and_the_answer_opens_as_told(
-    backend: TinyBackend, rng: np.random.Generator
-) -> None:
-    prompt = [*token_ids(rng, 30), MARKERS.assistant, MARKERS.think]
+def test_thinking_ends_at_its_budget(backend: TinyBackend, rng: np.random.Generator) -> None:
+    prompt = (*token_ids(rng, 30), MARKERS.assistant, MARKERS.think)
     one = runner(backend)
     never = SamplingOptions(seed=5, logit_bias={**ENDLESS, MARKERS.end_think: -900.0})
-    _, heard = add(one, Job(tuple(prompt), never, 20, think_budget=6, opening=(50, 51)))
+    _, heard = add(one, Job(prompt, never, 20, think_budget=6))
+    _, at_once = add(one, Job(prompt, never, 5, think_budget=0))
+    _, not_thinking = add(one, Job((*prompt[:-1], MARKERS.end_think), never, 5, think_budget=0))
     drain(one)
-    assert heard.tokens[6:9] == [MARKERS.end_think, 50, 51] and len(heard.tokens) == 20
-    assert MARKERS.end_think not in heard.tokens[:6]
-    at_once = Job((*prompt[:-1], MARKERS.end_think), never, 5, think_budget=1, opening=(50, 51))
-    _, heard = add(one, at_once)
-    drain(one)
-    assert heard.tokens[:2] == [50, 51] and MARKERS.end_think not in heard.tokens
-
-
-def test_a_turn_that_must_open_does_not_end_in_its_thinking(
-    backend: TinyBackend, rng: np.random.Generator
-) -> None:
-    prompt = (*token_ids(rng, 30), MARKERS.assistant, MARKERS.think)
-    ends = SamplingOptions(logit_bias={MARKERS.end: 900.0})
-    one = runner(backend)
-    _, heard = add(one, Job(prompt, ends, 20, opening=(50,)))
-    drain(one)
-    assert heard.tokens == [MARKERS.end_think, 50] and heard.end == Finished("stop")
+    assert heard.tokens.index(MARKERS.end_think) == 6 and heard.tokens.count(MARKERS.end_think) == 1
+    assert at_once.tokens.index(MARKERS.end_think) == 0 and at_once.tokens.count(MARKERS.end_think) == 1
+    assert MARKERS.end_think not in not_thinking.tokens
 
 
 def test_a_branch_holds_no_more_rows_than_it_needs(model: Transformer, rng: np.random.Generator) -> None:

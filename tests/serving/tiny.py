@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
-from small_model import MARKERS, new_session, tiny_model
+import numpy as np
+from small_model import MARKERS, new_session, tiny_model, token_ids
 
 from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.engine import SamplingOptions, Session
@@ -16,6 +17,7 @@ from dsv4_mlx.serving.backend import Progress, Run, session_limits, wanted
 from dsv4_mlx.serving.job import Event, Finished, Job, Prefill, Token
 from dsv4_mlx.serving.policy import Limits
 from dsv4_mlx.serving.pool import Reusable
+from dsv4_mlx.serving.replay import ScriptedModel
 from dsv4_mlx.serving.runner import Entry, Runner, WorkerOptions
 
 CONTEXT = 4096
@@ -26,8 +28,15 @@ ENDLESS = {MARKERS.end: -900.0}  # a bias: the turn goes on until a limit
 class TinyBackend:
     """As ModelBackend, of a model that is there already. `budget` 0: one session of the whole context."""
 
-    def __init__(self, model: Transformer | None = None, budget: int = 10**9, context: int = CONTEXT) -> None:
-        self.model, self.budget, self.context = model or tiny_model(), budget, context
+    def __init__(
+        self,
+        model: Transformer | None = None,
+        budget: int = 10**9,
+        context: int = CONTEXT,
+        growth: int = GROWTH,
+    ) -> None:
+        self.model, self.budget = model or tiny_model(), budget
+        self.context, self.growth = context, growth
         self.vocabulary = self.model.config.vocab_size
         self.before_open: Callable[[Progress], None] = lambda progress: None
         self.before_step: Callable[[Job], None] = lambda job: None
@@ -41,10 +50,10 @@ class TinyBackend:
         self.before_open(progress)
 
     def limits(self, count: int) -> Limits:
-        return session_limits(self.model.config, 4, self.budget, count, self.context, GROWTH)
+        return session_limits(self.model.config, 4, self.budget, count, self.context, self.growth)
 
     def session(self) -> Session:
-        return new_session(self.model, self.context, GROWTH)
+        return new_session(self.model, self.context, self.growth)
 
     def run(self, session: Reusable, job: Job) -> Run:
         self.before_step(job)
@@ -62,6 +71,23 @@ class TinyBackend:
 
     def recover(self) -> None:
         self.recovered += 1
+
+
+class ScriptedBackend(TinyBackend):
+    """Sessions that count tokens and compute nothing: for tests with many of them."""
+
+    def script(self, job: Job) -> list[int]:
+        """What the job says: as long as it may, depending on its seed."""
+        return token_ids(np.random.default_rng(job.sampling.seed), job.max_tokens or 0)
+
+    def run(self, session: Reusable, job: Job) -> Run:
+        model = ScriptedModel(self.model.config, self.script(job), len(job.prompt), MARKERS.end)
+        cast(Session, session).model = cast(Transformer, model)
+        return (yield from super().run(session, job))
+
+    def session(self) -> Session:
+        model = ScriptedModel(self.model.config, [], 0, MARKERS.end)
+        return Session(cast(Transformer, model), self.context, MARKERS, self.growth)
 
 
 class Heard:
