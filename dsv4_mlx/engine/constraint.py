@@ -8,6 +8,7 @@ The end of the turn is a token like any other: allowed exactly where what was sa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -40,23 +41,40 @@ class Constraint(Protocol):
         """An independent constraint at the same point; for drafts that may be refused, and for branches."""
 
 
-class AfterThinking:
-    """Free thinking, then `inner`: it begins after the `end_think` token. The turn can't end before."""
+class Without:
+    """Everything but `tokens`."""
 
-    def __init__(self, inner: Constraint, end_think: int, end: int) -> None:
-        self.inner, self.end_think, self.end = inner, end_think, end
+    finished = False
+
+    def __init__(self, tokens: Iterable[int]) -> None:
+        self.tokens = np.array(sorted(tokens), np.int64)
+
+    def allow(self, logits: Floats) -> Floats:
+        logits = logits.copy()
+        logits[self.tokens] = -np.inf
+        return logits
+
+    def accept(self, token: int) -> None:
+        """Every token leaves it as it is."""
+
+    def fork(self) -> Without:
+        return self
+
+
+class AfterThinking:
+    """Thinking without the tokens in `forbidden`, then `inner`: it begins after the `end_think` token."""
+
+    def __init__(self, inner: Constraint, end_think: int, forbidden: Iterable[int]) -> None:
+        self.inner, self.end_think = inner, end_think
         self.thinking = True
+        self._free = Without(forbidden)
 
     @property
     def finished(self) -> bool:
         return not self.thinking and self.inner.finished
 
     def allow(self, logits: Floats) -> Floats:
-        if not self.thinking:
-            return self.inner.allow(logits)
-        logits = logits.copy()
-        logits[self.end] = -np.inf
-        return logits
+        return self._free.allow(logits) if self.thinking else self.inner.allow(logits)
 
     def accept(self, token: int) -> None:
         if not self.thinking:
@@ -65,6 +83,6 @@ class AfterThinking:
             self.thinking = False
 
     def fork(self) -> AfterThinking:
-        twin = AfterThinking(self.inner.fork(), self.end_think, self.end)
-        twin.thinking = self.thinking
+        twin = AfterThinking(self.inner.fork(), self.end_think, ())
+        twin.thinking, twin._free = self.thinking, self._free
         return twin

@@ -1,0 +1,85 @@
+"""A grammar and where an answer stands in it."""
+
+from __future__ import annotations
+
+import numpy as np
+from llguidance import LLMatcher
+
+from dsv4_mlx.constrain.vocabulary import Vocabulary
+from dsv4_mlx.engine.constraint import Constraint, Floats
+from dsv4_mlx.errors import InputError, ModelOutputError
+
+
+class Matched:
+    """The answer follows a grammar, from its first token to its last."""
+
+    def __init__(self, vocabulary: Vocabulary, matcher: LLMatcher) -> None:
+        self.vocabulary = vocabulary
+        self._matcher = matcher
+        self._mask = np.zeros((vocabulary.size + 31) // 32, np.int32)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self._matcher.is_stopped())
+
+    def allow(self, logits: Floats) -> Floats:
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        if self._matcher.is_error():
+            raise ModelOutputError(
+                f"the grammar can't go on: {first_line(self._matcher.get_error())}",
+                next="use a simpler schema or pattern",
+            )
+        bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little", count=self.vocabulary.size)
+        masked = np.full_like(logits, -np.inf)
+        np.copyto(masked[: len(bits)], logits[: len(bits)], where=bits.view(np.bool_))
+        return masked
+
+    def accept(self, token: int) -> None:
+        # Asked first: a refused token would leave the matcher in an error it never leaves.
+        if self._matcher.validate_tokens([token]) != 1 or not self._matcher.consume_token(token):
+            raise InputError(f"token {token} may not follow here: the grammar does not allow it")
+
+    def fork(self) -> Matched:
+        return Matched(self.vocabulary, self._matcher.deep_copy())
+
+
+class TextThenCalls:
+    """Free text; a `<` and the marker begin a block of tool calls, which follows its grammar to the end."""
+
+    def __init__(self, vocabulary: Vocabulary, dsml: int, block: Constraint) -> None:
+        self.vocabulary, self.dsml, self.block = vocabulary, dsml, block
+        self.calling = False
+        self._opened = False  # the text ends with "<"
+
+    @property
+    def finished(self) -> bool:
+        return self.calling and self.block.finished
+
+    def allow(self, logits: Floats) -> Floats:
+        if self.calling:
+            return self.block.allow(logits)
+        if self._opened:
+            return logits
+        logits = logits.copy()
+        logits[self.dsml] = -np.inf
+        return logits
+
+    def accept(self, token: int) -> None:
+        if self.calling:
+            self.block.accept(token)
+        elif token == self.dsml:
+            if not self._opened:
+                raise InputError("the marker of tool calls may not follow here, expected a < before it")
+            self.calling = True
+        else:
+            self._opened = self.vocabulary.text(token).endswith(b"<")
+
+    def fork(self) -> TextThenCalls:
+        twin = TextThenCalls(self.vocabulary, self.dsml, self.block.fork())
+        twin.calling, twin._opened = self.calling, self._opened
+        return twin
+
+
+def first_line(message: str) -> str:
+    """The first line that says something."""
+    return next((line.strip() for line in message.splitlines() if line.strip()), "no reason given")
