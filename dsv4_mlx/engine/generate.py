@@ -1,32 +1,74 @@
 """THE MAIN PATH: prompt -> tokens -> prefill -> decode -> text. Start reading here.
 
     messages --Prompts.encode--> ids                                     chat/prompt.py
-        ids --session.sync--> logits after the prompt     prefill        engine/session.py
-     logits --Constraint.allow--> logits     where one is given         engine/constraint.py
+        ids --session.prefill--> logits after the prompt  prefill        engine/session.py
+     logits --Constraint.allow--> logits         where one is given      engine/constraint.py
      logits --sample--> id                                               engine/sampler.py
          id --session.advance--> logits                   decode         engine/session.py
          id --Answer.push--> pieces of thinking and answer               chat/answer.py
 
-`sync` and `advance` run the same forward pass, model/transformer.py, over more rows or one.
+`prefill` and `advance` run the same forward pass, model/transformer.py, over more rows or one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Literal
 
 from dsv4_mlx.chat.answer import Answer, Piece
 from dsv4_mlx.chat.prompt import Think
 from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.forcing import Forcing
+from dsv4_mlx.engine.likelihood import likelihood
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
-from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.session import Session, TokenSequence
+from dsv4_mlx.engine.turn import Prefilled, Sampled, Wanted
 from dsv4_mlx.errors import DoesNotFit
 
 Progress = Callable[[int, int], None]  # prompt tokens done, in all
 
 
+def steps(
+    session: TokenSequence, prompt: Sequence[int], options: SamplingOptions, wanted: Wanted
+) -> Generator[Prefilled | Sampled, None, Literal["stop", "length"]]:
+    """The one loop: prefill cut by cut, then token by token; returns what ended it.
+
+    It may be left or paused at any yield; the session then holds what was computed. The stopping token is
+    not yielded, and the session does not take it in. Raises DoesNotFit for a prompt longer than the
+    context, InputError and UsageError for ids that the model has not.
+    """
+    options.check(session.vocabulary)
+    markers, constraint = session.markers, wanted.constraint
+    room = session.room_after(prompt)
+    room = room if wanted.max_tokens is None else min(wanted.max_tokens, room)
+    sampler = Sampler(options, prompt=len(prompt))
+    forcing = Forcing(prompt, markers, wanted.think_budget, wanted.opening)
+    for done, total in session.prefill(prompt):
+        yield Prefilled(done, total)
+    for _ in range(room):
+        logits = session.logits
+        token = forcing.token
+        if token is None:
+            token = sampler(logits if constraint is None else constraint.allow(logits), session.tokens)
+        if token == markers.end or token in options.stop_ids:
+            forced = forcing.instead_of_end()
+            if forced is None:
+                return "stop"
+            token = forced
+        forcing.accept(token)
+        if constraint is not None:
+            constraint.accept(token)
+        if wanted.logprobs is None:
+            yield Sampled(token)
+        else:
+            yield Sampled(token, *likelihood(logits, token, wanted.logprobs))
+        session.advance(token)
+    return "length"
+
+
 def generate(
-    session: Session,
+    session: TokenSequence,
     prompt: list[int],
     options: SamplingOptions,
     *,
@@ -36,22 +78,13 @@ def generate(
 ) -> Iterator[int]:
     """Yield token ids until one that stops, `max_tokens`, the end of the context, or the caller is done.
 
-    The stopping token is not yielded. Stop strings are the caller's: see `answer`. A `constraint` is used
-    up: it is left where the answer ends. Raises DoesNotFit for a prompt longer than the context,
-    InputError and UsageError for ids that the model has not.
+    The stopping token is not yielded. Stop strings are the caller's: see `answer`. Raises as `steps`.
     """
-    options.check(session.model.config.vocab_size)
-    room = session.room_after(prompt) if max_tokens is None else min(max_tokens, session.room_after(prompt))
-    sampler = Sampler(options, prompt=len(prompt))
-    logits = session.sync(prompt, progress)
-    for _ in range(room):
-        token = sampler(logits if constraint is None else constraint.allow(logits), session.tokens)
-        if token in session.stop_ids or token in options.stop_ids:
-            return
-        if constraint is not None:
-            constraint.accept(token)
-        yield token
-        logits = session.advance(token)
+    for step in steps(session, prompt, options, Wanted(max_tokens, constraint)):
+        if isinstance(step, Sampled):
+            yield step.token
+        elif progress is not None and step.done:
+            progress(step.done, step.total)
 
 
 def answer(

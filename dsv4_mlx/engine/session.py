@@ -5,6 +5,7 @@ A session only goes on: `sync` and `advance` add tokens. Three ways lead back.
     take_back(k)          the last k tokens, at most SLACK (8), are forgotten; costs nothing
     snapshot, restore     any number of tokens; a snapshot costs a copy of the rings (18 MB at full size)
     fork                  a second session from here; whichever writes first copies the rows
+    branch(tokens)        a second session, of what can be kept of this one for another sequence
 
 A snapshot leaves the compressed rows where they are, in the session. It holds while the session writes
 beyond it only; once the session has gone back before it and written something else, `restore` refuses.
@@ -13,8 +14,9 @@ To keep two branches at once, fork.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -26,7 +28,8 @@ from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, UsageError
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
 from dsv4_mlx.model.transformer import Transformer
 
-RESTART_POINTS = 4  # snapshots kept, the latest cuts; 18 MB each at full size
+RESTART_POINTS = 12  # snapshots kept; 18 MB each at full size
+LATEST = 4  # of them, the latest cuts are kept whatever lies before
 Logits = npt.NDArray[np.float32]
 
 
@@ -40,6 +43,25 @@ class SessionSnapshot:
     logits: Logits | None
 
 
+class TokenSequence(Protocol):
+    """What the decode loop needs of a session; as in Session."""
+
+    tokens: list[int]
+    markers: Markers
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def logits(self) -> Logits: ...
+
+    def room_after(self, tokens: Sequence[int]) -> int: ...
+
+    def prefill(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]: ...
+
+    def advance(self, token: int) -> Logits: ...
+
+
 class Session:
     """Hand it the whole token sequence; it computes what it has not seen. Not for use by two threads.
 
@@ -48,7 +70,6 @@ class Session:
 
     def __init__(self, model: Transformer, context: int, markers: Markers, growth: int = GROWTH) -> None:
         self.model, self.context, self.markers, self.growth = model, context, markers, growth
-        self.stop_ids = frozenset({markers.end})
         self.tokens: list[int] = []
         self.reused = 0  # tokens of the last `sync` that needed no computation
         self._state: ModelState = model.new_state(growth=growth)
@@ -59,26 +80,58 @@ class Session:
         """Tokens that can follow `tokens`."""
         return max(0, self.context - len(tokens))
 
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below this."""
+        return self.model.config.vocab_size
+
     def sync(self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None) -> Logits:
         """Make `tokens` the sequence; float32 logits [V] after its last token.
 
         What the session has in common with it is kept: all of it where the sequence is only longer, else
         up to the last restart point, which lies at a cut. Raises as check_tokens.
         """
+        for done, total in self.prefill(tokens):
+            if progress is not None and done:
+                progress(done, total)
+        return self.logits
+
+    def prefill(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """`sync` cut by cut: yields (tokens computed, to compute), first with 0, then after each cut.
+
+        The caller may stop after any cut: the session is then as far as it got, and a later `sync` goes on
+        from there, cut alike. At the end `logits` are those of the last token.
+        """
         tokens = [int(token) for token in tokens]
-        check_tokens(tokens, self.model.config.vocab_size, self.context)
+        check_tokens(tokens, self.vocabulary, self.context)
         self.reused = self._keep(tokens)
-        if self.reused == len(tokens) and self._logits is not None:
-            return self._logits
-        marks = cuts(tokens, self.markers)
-        start = len(self.tokens)
+        start, marks = len(self.tokens), cuts(tokens, self.markers)
+        yield 0, len(tokens) - start
         for end in [*(cut for cut in marks if start < cut < len(tokens)), len(tokens)]:
-            logits = self._step(tokens[len(self.tokens) : end])
-            if end in marks:
-                self._restart = [*self._restart, self._state.snapshot()][-RESTART_POINTS:]
-            if progress is not None:
-                progress(end - start, len(tokens) - start)
-        return logits
+            if end == len(self.tokens):
+                return  # all of it was known
+            self._step(tokens[len(self.tokens) : end])
+            if end < len(tokens) or (marks and end == marks[-1]):
+                self._restart = thinned([*self._restart, self._state.snapshot()])
+            yield end - start, len(tokens) - start
+
+    @property
+    def logits(self) -> Logits:
+        """float32 [V] after the last token; read-only. Raises UsageError when empty, or after `take_back`."""
+        if self._logits is None:
+            raise UsageError("there are no logits here", next="sync or advance first")
+        return self._logits
+
+    def keeps(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens` a `sync` of them would not compute."""
+        return self._keepable(tokens)[0]
+
+    def branch(self, tokens: Sequence[int]) -> Session:
+        """An independent session that holds what this one could keep of `tokens`, and no rows beyond it."""
+        twin = self.fork()
+        twin._keep(list(tokens))
+        twin._state.shrink()
+        return twin
 
     def advance(self, token: int) -> Logits:
         """Append one token; float32 logits [V] after it. Raises InputError, DoesNotFit."""
@@ -128,8 +181,7 @@ class Session:
     def fork(self) -> Session:
         """An independent session that has seen the same tokens."""
         twin = Session(self.model, self.context, self.markers, self.growth)
-        twin.stop_ids, twin.reused = self.stop_ids, self.reused
-        twin.tokens, twin._logits = list(self.tokens), self._logits
+        twin.reused, twin.tokens, twin._logits = self.reused, list(self.tokens), self._logits
         twin._state, twin._restart = self._state.fork(), list(self._restart)
         return twin
 
@@ -148,20 +200,24 @@ class Session:
         self._logits = row
         return row
 
+    def _keepable(self, tokens: Sequence[int]) -> tuple[int, Snapshot | None]:
+        """How many of `tokens` can be kept, and the point to go back to for it; None to stay, or for 0."""
+        shared = common_prefix(self.tokens, tokens)
+        if shared == len(self.tokens) and (shared < len(tokens) or self._logits is not None):
+            return shared, None
+        usable = [point for point in self._restart if point.length <= shared and point.length < len(tokens)]
+        return (usable[-1].length, usable[-1]) if usable else (0, None)
+
     def _keep(self, tokens: list[int]) -> int:
         """Go back to the last point that `tokens` continues from; how many tokens that keeps."""
-        shared = common_prefix(self.tokens, tokens)
-        complete = shared == len(tokens) and self._logits is not None
-        if shared == len(self.tokens) and (shared < len(tokens) or complete):
-            return shared
-        usable = [point for point in self._restart if point.length <= shared and point.length < len(tokens)]
-        if usable:
-            self._state.restore(usable[-1])
-            self._cut_to(self._state.length)
-        else:
+        kept, point = self._keepable(tokens)
+        if point is not None:
+            self._state.restore(point)
+            self._cut_to(kept)
+            self._logits = None
+        elif kept < len(self.tokens):
             self._forget()
-        self._logits = None
-        return len(self.tokens)
+        return kept
 
     def _forget(self) -> None:
         self._state = self.model.new_state(growth=self.growth)
@@ -186,12 +242,32 @@ def check_tokens(tokens: Sequence[int], vocabulary: int, context: int) -> None:
         )
 
 
+def thinned(points: Sequence[Snapshot]) -> list[Snapshot]:
+    """At most RESTART_POINTS of `points`, in order: the latest, and before them about evenly spread ones.
+
+    A later prompt may share any part of this one, such as an agent's instructions.
+    """
+    kept = list(points)
+    while len(kept) > RESTART_POINTS:
+        old = kept[:-LATEST]
+        starts = [0, *(point.length for point in old[:-1])]
+        ends = [*(point.length for point in old[1:]), kept[-LATEST].length]
+        gaps = [end - start for start, end in zip(starts, ends, strict=True)]
+        del kept[gaps.index(min(gaps))]
+    return kept
+
+
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many leading tokens two sequences share."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+    a, b = list(a), list(b)
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # slices compare fast: what is below low is equal
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def check_logits(row: Logits, position: int) -> None:

@@ -64,6 +64,9 @@ class Rows:
             empty = mx.zeros((batch, missing, width), self.buffer.dtype)
             self.buffer = mx.concatenate([self.buffer, empty], axis=1)
 
+    def shrink(self, capacity: int) -> None:
+        self.buffer = mx.contiguous(self.buffer[:, :capacity])
+
     def write(self, rows: mx.array, start: int) -> None:
         self.buffer[:, start : start + rows.shape[1]] = rows
 
@@ -138,6 +141,16 @@ class ModelState:
             for rows in (layer.rows, layer.index_rows):
                 if rows is not None:
                     rows.grow(self.capacity // layer.ratio)
+
+    def shrink(self) -> None:
+        """Give back what `reserve` made beyond the present length; a buffer that shrinks is copied."""
+        capacity = -(-self.length // self.growth) * self.growth
+        if capacity < self.capacity:
+            self.capacity = capacity
+            for layer in self.layers:
+                for rows in (layer.rows, layer.index_rows):
+                    if rows is not None:
+                        rows.shrink(capacity // layer.ratio)
 
     def arrays(self) -> list[mx.array]:
         """Every array of the state: evaluate them each step, or lazy graphs pile up."""
