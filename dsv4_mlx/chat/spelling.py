@@ -83,6 +83,12 @@ class Spelling:
             self._decoded[id] = decoder.text
         return self._decoded[id]
 
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, markers as the checkpoint spells them."""
+        decoder = PlainText(self)
+        decoder.push(ids)
+        return self.original(decoder.whole())
+
     def original(self, text: str) -> str:
         """`text` with markers as the checkpoint spells them."""
         return self._private.sub(lambda found: self._texts[int(found[1])], text)

@@ -20,7 +20,9 @@ def parse(raw: bytes, limits: Limits) -> Body:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise invalid(f"the body is not UTF-8: byte {error.start} can't be read", code="invalid_json") from None
+        raise invalid(
+            f"the body is not UTF-8: byte {error.start} can't be read", code="invalid_json"
+        ) from None
     try:
         value = json.loads(text, parse_constant=_constant, parse_float=_float, parse_int=_int)
     except RecursionError:
@@ -58,7 +60,9 @@ def _too_deep(limits: Limits) -> Refusal:
 def _whole(value: Any) -> Any:
     """`value` without lone surrogates."""
     if isinstance(value, str):
-        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return (
+            value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        )
     if isinstance(value, list):
         return [_whole(one) for one in value]
     if isinstance(value, dict):

@@ -186,7 +186,9 @@ def _form(body: Body, messages: list[Body]) -> tuple[Body, Json | Regex | None]:
         if not isinstance(schema, dict):
             raise invalid("response_format.json_schema has no schema", "response_format")
         described = {"name": "answer", **record(asked, "json_schema")}
-        return {"response_format": {**asked, "json_schema": described}}, Json(json.dumps(schema), strict=described.get("strict") is True)
+        return {"response_format": {**asked, "json_schema": described}}, Json(
+            json.dumps(schema), strict=described.get("strict") is True
+        )
     if kind == "regex":
         pattern = asked.get("regex", asked.get("pattern"))
         if not isinstance(pattern, str):

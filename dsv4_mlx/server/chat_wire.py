@@ -42,7 +42,9 @@ class ChatWire(Wire):
     def whole(self, given: Body) -> Body:
         choice = given["choices"][0]
         message = choice["message"]
-        calls = [call for call in message.pop("tool_calls", None) or [] if is_object(call["function"]["arguments"])]
+        calls = [
+            call for call in message.pop("tool_calls", None) or [] if is_object(call["function"]["arguments"])
+        ]
         for call in calls:
             call.pop("index", None)
         if calls:
@@ -142,6 +144,8 @@ def _legacy(logprobs: Body | None, at: int) -> Body | None:
     return {
         "tokens": [entry["token"] for entry in entries],
         "token_logprobs": [entry["logprob"] for entry in entries],
-        "top_logprobs": [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries],
+        "top_logprobs": [
+            {top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries
+        ],
         "text_offset": offsets,
     }

@@ -70,7 +70,13 @@ def _prompt(given: Any, facts: Facts) -> str | list[int]:
 
 def _ids(before: str | list[int], suffix: str, spelling: Spelling, raw: bool) -> list[int]:
     start = [id for id in (spelling.id(SpecialToken.Bos.default_str()),) if id is not None]
-    ids = before if isinstance(before, list) else spelling.encode_raw(before) if raw else spelling.encode(before)
+    ids = (
+        before
+        if isinstance(before, list)
+        else spelling.encode_raw(before)
+        if raw
+        else spelling.encode(before)
+    )
     if not suffix:
         return ids if ids[:1] == start else [*start, *ids]
     begin, hole, end = (spelling.id(marker) for marker in FIM)

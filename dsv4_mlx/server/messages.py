@@ -81,7 +81,11 @@ def _tools(body: Body, limits: Limits) -> list[Body]:
     for tool in records(body, "tools", limits.tools):
         if tool.get("type", "custom") in ("custom", "function"):
             text(tool, "name")
-            kept = {k: tool[k] for k in ("name", "description", "input_schema", "strict") if tool.get(k) is not None}
+            kept = {
+                k: tool[k]
+                for k in ("name", "description", "input_schema", "strict")
+                if tool.get(k) is not None
+            }
             found.append(with_schema(kept, "input_schema"))
     return found
 
@@ -111,7 +115,9 @@ def _answered(messages: list[Body]) -> list[Body]:
             waiting = []
         out.append(message)
         if message.get("role") == "assistant":
-            waiting = [str(b.get("id")) for b in _blocks(message.get("content")) if b.get("type") == "tool_use"]
+            waiting = [
+                str(b.get("id")) for b in _blocks(message.get("content")) if b.get("type") == "tool_use"
+            ]
     if waiting:
         out.append({"role": "user", "content": [_result(id) for id in waiting]})
     return out
@@ -143,7 +149,9 @@ def _handles(messages: list[Body], conversation: Conversation) -> dict[int, str]
         for m in messages
         if m.get("role") == "assistant"
     ]
-    return {i: handle for i, handle in zip(at, signed, strict=True) if handle} if len(at) == len(signed) else {}
+    return (
+        {i: handle for i, handle in zip(at, signed, strict=True) if handle} if len(at) == len(signed) else {}
+    )
 
 
 def _wanted(body: Body) -> Json | None:

@@ -43,7 +43,11 @@ class MessagesWire(Wire):
     def event(self, given: Body) -> list[str]:
         if given["type"] == "ping" or given["type"] == "message_start" and self._opened:
             return []
-        if given["type"] == "message_delta" and self.unfinished and given["delta"]["stop_reason"] == "tool_use":
+        if (
+            given["type"] == "message_delta"
+            and self.unfinished
+            and given["delta"]["stop_reason"] == "tool_use"
+        ):
             given["delta"]["stop_reason"] = "max_tokens"
         return [frame(given, given["type"])]
 

@@ -90,7 +90,9 @@ def _items(body: Body, limits: Limits) -> list[Body]:
     given = body.get("input", "")
     if isinstance(given, str):
         return [{"role": "user", "content": given}] if given or not body.get("instructions") else []
-    items = [{k: v for k, v in item.items() if v is not None} for item in records(body, "input", limits.messages)]
+    items = [
+        {k: v for k, v in item.items() if v is not None} for item in records(body, "input", limits.messages)
+    ]
     if any(item.get("type") == "item_reference" for item in items):
         raise unsupported("item_reference: this server stores no items; send the full input", "input")
     return _answered([_item(item) for item in items])
@@ -145,7 +147,9 @@ def _function(tool: Body, name: str) -> Body:
 def _even(declared: list[Body]) -> list[Body]:
     if len({tool.get("strict") is True for tool in _functions(declared)}) < 2:
         return declared
-    plain = [{**tool, "tools": evenly_strict(tool["tools"])} if "tools" in tool else tool for tool in declared]
+    plain = [
+        {**tool, "tools": evenly_strict(tool["tools"])} if "tools" in tool else tool for tool in declared
+    ]
     return [{name: value for name, value in tool.items() if name != "strict"} for tool in plain]
 
 
@@ -163,7 +167,9 @@ def _shown_choice(body: Body) -> Body:
 
 
 def _reasoning(body: Body, thinking: Thinking) -> Body:
-    return {k: v for k, v in record(body, "reasoning").items() if k in ("effort", "summary") and v is not None}
+    return {
+        k: v for k, v in record(body, "reasoning").items() if k in ("effort", "summary") and v is not None
+    }
 
 
 def _logprobs(body: Body) -> int | None:
@@ -189,7 +195,9 @@ def _form(body: Body, items: list[Body]) -> tuple[Body, Json | None]:
             raise invalid("text.format has no schema", "text")
         wanted = Json(json.dumps(form["schema"]), strict=form.get("strict") is True)
         return {"text": {**given, "format": {"name": "answer", **form}}}, wanted
-    raise invalid(f"text.format.type is {str(kind)[:40]!r}, expected text, json_object or json_schema", "text")
+    raise invalid(
+        f"text.format.type is {str(kind)[:40]!r}, expected text, json_object or json_schema", "text"
+    )
 
 
 def _handles(items: list[Body], conversation: Conversation) -> dict[int, str]:

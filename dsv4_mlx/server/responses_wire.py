@@ -52,7 +52,9 @@ class ResponsesWire(Wire):
     def whole(self, given: Body) -> Body:
         self._complete(given)
         if self.unfinished:
-            given["output"] = [i for i in given["output"] if i["type"] != "function_call" or is_object(i["arguments"])]
+            given["output"] = [
+                i for i in given["output"] if i["type"] != "function_call" or is_object(i["arguments"])
+            ]
         return given
 
     def said(self) -> Said:
@@ -65,7 +67,10 @@ class ResponsesWire(Wire):
     def failed(self, refusal: Refusal, request_id: str) -> list[str]:
         frames = [] if self._opened is not None else self.open(0)
         assert self._opened is not None  # noqa: S101 - just done
-        error = {"code": "rate_limit_exceeded" if refusal.status == 429 else "server_error", "message": str(refusal)}
+        error = {
+            "code": "rate_limit_exceeded" if refusal.status == 429 else "server_error",
+            "message": str(refusal),
+        }
         failed = {**self._opened, "status": "failed", "error": error}
         return [*frames, *self._numbered({"type": "response.failed", "response": failed})]
 

@@ -13,7 +13,9 @@ from dsv4_mlx.server.refusal import invalid
 SEEDS = 1 << 63
 
 
-def sampling(body: Body, *, thinking: bool, mode: Literal["client", "deepseek"], vocabulary: int) -> SamplingOptions:
+def sampling(
+    body: Body, *, thinking: bool, mode: Literal["client", "deepseek"], vocabulary: int
+) -> SamplingOptions:
     """The client's values where it gives them, else the checkpoint's own: temperature 1, no cut.
 
     mode "deepseek": while thinking, only seed and logit_bias are the client's. Raises Refusal 400.
@@ -44,6 +46,8 @@ def _bias(body: Body, vocabulary: int) -> dict[int, float]:
     found: dict[int, float] = {}
     for token in given:
         if not token.isascii() or not token.isdigit() or len(token) > 9 or int(token) >= vocabulary:
-            raise invalid(f"logit_bias names {token[:40]!r}, expected a token id below {vocabulary}", "logit_bias")
+            raise invalid(
+                f"logit_bias names {token[:40]!r}, expected a token id below {vocabulary}", "logit_bias"
+            )
         found[int(token)] = number(given, token, -100, 100, 0.0)
     return found

@@ -1,7 +1,7 @@
 """One turn on the wire: sampled tokens in, the events of its protocol out, and the whole answer at the end.
 
-    open -> keep_alive* -> started -> token* -> finish | failed        for a stream, each a list of frames
-    answer()                                                           the JSON of a plain response
+open -> keep_alive* -> started -> token* -> finish | failed        for a stream, each a list of frames
+answer()                                                           the JSON of a plain response
 """
 
 from __future__ import annotations
