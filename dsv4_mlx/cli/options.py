@@ -62,6 +62,12 @@ def data_folder() -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "share") / "dsv4-mlx"
 
 
+def config_folder() -> Path:
+    """Where other programs keep their settings, on every system that follows XDG and by custom on macOS."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    return Path(base) if os.path.isabs(base) else Path.home() / ".config"
+
+
 def terminal_environment() -> dict[str, str]:
     """What the environment says about the terminal."""
     names = ("TERM", "NO_COLOR", "LC_ALL", "LC_CTYPE", "LANG")
