@@ -28,7 +28,7 @@ PARTS: dict[str, set[str]] = {
     "constrain": {"engine", "chat", "errors"},
     "convert": {"config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
-    "serving": {"engine", "chat", "model", "errors"},
+    "serving": {"engine", "chat", "model", "config", "manifest", "errors"},
     "terminal": {"errors"},
     "adapters": {"engine", "model", "official", "errors"},
     "cli": {"terminal", "manifest", "engine", "chat", "convert", "synthetic", "platforms", "errors"},
