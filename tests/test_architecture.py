@@ -29,9 +29,21 @@ PARTS: dict[str, set[str]] = {
     "convert": {"config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
     "serving": {"engine", "chat", "model", "config", "manifest", "errors"},
+    "server": {"serving", "constrain", "engine", "chat", "config", "manifest", "errors"},
     "terminal": {"errors"},
     "adapters": {"engine", "model", "official", "errors"},
-    "cli": {"terminal", "manifest", "engine", "chat", "convert", "synthetic", "platforms", "errors"},
+    "cli": {
+        "server",
+        "serving",
+        "terminal",
+        "manifest",
+        "engine",
+        "chat",
+        "convert",
+        "synthetic",
+        "platforms",
+        "errors",
+    },  # fmt: skip
 }
 
 # part -> packages from outside that it may import
@@ -52,6 +64,7 @@ OUTSIDE: dict[str, set[str]] = {
     "convert": {"numpy", "mlx"},
     "synthetic": {"numpy", "tokenizers"},
     "serving": {"mlx", "numpy", "deepseek_recipe"},
+    "server": {"uvicorn", "deepseek_recipe"},  # no mlx: the engine thread owns it
     "terminal": {"rich", "prompt_toolkit", "markdown_it", "pygments"},  # no mlx: it starts fast
     # the one place that may load mlx-lm and transformers
     "adapters": {"mlx", "mlx_lm", "transformers", "tokenizers", "deepseek_recipe"},

@@ -114,7 +114,9 @@ def _continue(old: str | None, server: Server) -> str:
     if at is None and not any(line.startswith("models") for line in lines):
         return "\n".join([*lines, "models:", *_continue_models(server, "  ")]) + "\n"
     if at is None:
-        raise InputError("its `models` are not a plain list", next="add by hand what is printed without --write")
+        raise InputError(
+            "its `models` are not a plain list", next="add by hand what is printed without --write"
+        )
     items = (line for line in lines[at + 1 :] if line.lstrip().startswith("- "))
     first = next(items, "  - ")
     indent = first[: len(first) - len(first.lstrip())]
@@ -156,7 +158,8 @@ def _merged(old: str | None, ours: Mapping[str, Any]) -> str:
         given = None
     if not isinstance(given, dict):
         raise InputError(
-            "it is not plain JSON (perhaps it has comments)", next="add by hand what is printed without --write"
+            "it is not plain JSON (perhaps it has comments)",
+            next="add by hand what is printed without --write",
         )
     return json.dumps(_into(given, ours), indent=2, ensure_ascii=False) + "\n"
 
@@ -172,7 +175,9 @@ def _into(given: dict[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
 
 CLIENTS: dict[str, Client] = {
     "opencode": Client(
-        lambda home, config: config / "opencode" / "opencode.json", _opencode, "start opencode: the model is chosen"
+        lambda home, config: config / "opencode" / "opencode.json",
+        _opencode,
+        "start opencode: the model is chosen",
     ),
     "continue": Client(
         lambda home, config: home / ".continue" / "config.yaml",
@@ -182,7 +187,7 @@ CLIENTS: dict[str, Client] = {
     "zed": Client(
         lambda home, config: config / "zed" / "settings.json",
         _zed,
-        "give the key in Zed's provider settings or as DSV4_MLX_API_KEY, then choose the model in the agent panel",
+        "give a key in Zed's provider settings or as DSV4_MLX_API_KEY, then choose the model",
     ),
     "claude": Client(
         lambda home, config: home / ".claude" / f"{ID}.json",
@@ -190,6 +195,8 @@ CLIENTS: dict[str, Client] = {
         f"start it with: claude --settings ~/.claude/{ID}.json",
     ),
     "codex": Client(
-        lambda home, config: home / ".codex" / f"{ID}.config.toml", _codex, f"start it with: codex --profile {ID}"
+        lambda home, config: home / ".codex" / f"{ID}.config.toml",
+        _codex,
+        f"start it with: codex --profile {ID}",
     ),
 }

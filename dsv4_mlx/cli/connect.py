@@ -27,7 +27,9 @@ def connect(
     write: Annotated[
         bool, typer.Option("--write", help="Change the program's file: shows a diff and keeps a backup.")
     ] = False,
-    url: Annotated[str, typer.Option("--url", metavar="URL", help="Where the server is.")] = "http://127.0.0.1:8080",
+    url: Annotated[
+        str, typer.Option("--url", metavar="URL", help="Where the server is.")
+    ] = "http://127.0.0.1:8080",
     api_key: ApiKeyOption = None,
 ) -> None:
     """Print the settings with which an editor or agent uses the running server; --write puts them in place.
@@ -60,8 +62,12 @@ def ask_server(url: str, key: str | None) -> Server:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 401:
-            raise UsageError("the server asks for its API key", next="give --api-key or set DSV4_API_KEY") from None
-        raise MachineError(f"the server at {url} answers {error.code}", next="try again when it is ready") from None
+            raise UsageError(
+                "the server asks for its API key", next="give --api-key or set DSV4_API_KEY"
+            ) from None
+        raise MachineError(
+            f"the server at {url} answers {error.code}", next="try again when it is ready"
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise MachineError(
@@ -74,7 +80,7 @@ def ask_server(url: str, key: str | None) -> Server:
 
 
 def put(path: Path, client: Client, server: Server) -> None:
-    """Change `path`; the diff goes to stdout, the old file beside the new one. Raises InputError, MachineError."""
+    """Change `path`: the diff to stdout, the old file beside the new. Raises InputError, MachineError."""
     try:
         old = path.read_text(encoding="utf-8") if path.exists() else None
     except (OSError, UnicodeDecodeError) as error:

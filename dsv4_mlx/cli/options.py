@@ -43,6 +43,12 @@ MaxTokensOption = Annotated[
     int | None,
     typer.Option("--max-tokens", metavar="N", min=1, help="Stop after N tokens. Default: the context."),
 ]
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key", metavar="KEY", envvar="DSV4_API_KEY", show_envvar=True, help="The server's key."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
 
 

@@ -17,7 +17,6 @@ from dsv4_mlx.server.deliver import Counter, Left, Reply, body_of, exchange
 from dsv4_mlx.server.fields import flag, text
 from dsv4_mlx.server.guard import Head, check
 from dsv4_mlx.server.openapi import document
-from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.refusal import Refusal, from_error, invalid
 
 PROBE = 2.0  # seconds for the engine thread to say that it lives
@@ -48,15 +47,15 @@ Handler = Callable[[Request], Awaitable[None]]
 class App:
     """The ASGI application."""
 
-    def __init__(self, options: ServerOptions, counter: Counter, trained_context: int) -> None:
-        self.options, self.counter, self.trained = options, counter, trained_context
+    def __init__(self, counter: Counter) -> None:
         facts = counter.intake.facts
+        self.options, self.counter = facts.options, counter
         self._routes: dict[str, dict[str, Handler]] = {
             "/": {"GET": self._say(lambda: models.greeting(facts))},
             "/health": {"GET": self._health},
             "/healthz": {"GET": self._health},
             "/metrics": {"GET": self._metrics},
-            "/models": {"GET": self._say(lambda: models.listing(facts, self.trained))},
+            "/models": {"GET": self._say(lambda: models.listing(facts))},
             "/openapi.json": {"GET": self._say(document)},
             "/user/balance": {"GET": self._say(lambda: {"is_available": True, "balance_infos": []})},
             "/messages/count_tokens": {"POST": self._count},
@@ -96,7 +95,7 @@ class App:
         finally:
             named = route if route in self._routes else "other"
             agent = head.headers.get("user-agent", "")
-            self.counter.record.request(request_id, head.method, named, reply.status, agent, "")
+            self.counter.record.request(request_id, head.method, named, reply.status, agent, reply.detail)
 
     async def _refused(self, reply: Reply, refusal: Refusal, head: Head) -> None:
         if reply.status == 0:
@@ -134,7 +133,7 @@ class App:
     async def _model(self, request: Request) -> None:
         if request.head.method not in ("GET", "HEAD"):
             raise Refusal(405, "method_not_allowed", "models can be read only")
-        one = models.model(self.counter.intake.facts, self.trained)
+        one = models.model(self.counter.intake.facts)
         name = request.route.removeprefix("/models/")
         if name != one["id"]:
             raise Refusal(

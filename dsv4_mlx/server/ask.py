@@ -39,7 +39,8 @@ class Facts:
     model: str  # the id that is listed
     levels: Mapping[Level, Level]  # effort as said -> the word whose text this checkpoint was trained on
     vocabulary: int
-    context: int
+    context: int  # tokens of this server
+    trained: int  # tokens that the model was made for
 
 
 @dataclass(frozen=True)

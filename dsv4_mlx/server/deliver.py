@@ -17,9 +17,9 @@ from dsv4_mlx.server.intake import Intake
 from dsv4_mlx.server.options import Limits
 from dsv4_mlx.server.record import Record
 from dsv4_mlx.server.refusal import Family, Refusal, from_error
+from dsv4_mlx.server.service import Service
 from dsv4_mlx.server.wire import Wire
 from dsv4_mlx.serving.job import Event, Finished, Job, Prefill, Started, Token
-from dsv4_mlx.serving.worker import Worker
 
 FIRST_SIGN = 1.0  # seconds within which a stream says something
 STREAM = {
@@ -42,7 +42,7 @@ class Reply:
     limits: Limits
     headers: dict[str, str]
     status: int = 0
-    pieces: int = 0
+    detail: str = ""  # what the log says of it
 
     async def start(self, status: int, headers: dict[str, str]) -> None:
         self.status = status
@@ -51,7 +51,6 @@ class Reply:
         await self._out({"type": "http.response.start", "status": status, "headers": raw})
 
     async def piece(self, text: str, *, more: bool = True) -> None:
-        self.pieces += 1
         await self._out({"type": "http.response.body", "body": text.encode(), "more_body": more})
 
     async def whole(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
@@ -77,7 +76,7 @@ class Counter:
     """The service window: what every exchange needs."""
 
     intake: Intake
-    worker: Worker
+    worker: Service
     threads: Executor
     limits: Limits
     record: Record
@@ -188,7 +187,7 @@ async def exchange(
     finally:
         ticket.cancel()
         watch.cancel()
-        counter.record.turn(turn)
+        reply.detail = counter.record.turn(turn)
 
 
 async def _stream(turn: Exchange) -> None:
@@ -265,7 +264,7 @@ def too_large(limits: Limits) -> Refusal:
     return Refusal(413, "request_too_large", f"the body is larger than {limits.body} bytes")
 
 
-def _check_ready(worker: Worker) -> None:
+def _check_ready(worker: Service) -> None:
     if worker.state == "loading":
         raise Refusal(503, "unavailable", "the model is loading", retry_after=5)
     if worker.state != "ready":

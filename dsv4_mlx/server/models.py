@@ -14,8 +14,8 @@ _PARAMETERS = (
 )  # fmt: skip
 
 
-def model(facts: Facts, trained: int) -> Body:
-    """`trained`: the context that the model was made for."""
+def model(facts: Facts) -> Body:
+    """One entry of both families' lists."""
     context = facts.context
     name = "DeepSeek V4 Flash" if facts.model.startswith("deepseek") else facts.model
     return {
@@ -34,13 +34,13 @@ def model(facts: Facts, trained: int) -> Body:
         "max_completion_tokens": context,
         "input_modalities": ["text"],
         "supported_parameters": list(_PARAMETERS),
-        "meta": {"n_ctx": context, "n_ctx_train": trained},
+        "meta": {"n_ctx": context, "n_ctx_train": facts.trained},
     }
 
 
-def listing(facts: Facts, trained: int) -> Body:
+def listing(facts: Facts) -> Body:
     """Both families' list."""
-    one = model(facts, trained)
+    one = model(facts)
     return {"object": "list", "data": [one], "has_more": False, "first_id": one["id"], "last_id": one["id"]}
 
 

@@ -89,8 +89,8 @@ def _get(name: str, answer: Schema, *others: int) -> Schema:
     return {"get": {"operationId": name, "responses": {"200": _answer(answer), **_errors(_ERROR, *others)}}}
 
 
-def document() -> Schema:
-    """OpenAPI 3.1. Streams are left out: their events are the protocols' own."""
+def _bodies() -> tuple[Schema, Schema, Schema, Schema]:
+    """Of the four protocols."""
     no_stream: Schema = {"const": False}
     chat = _object(
         ["messages"],
@@ -127,6 +127,12 @@ def document() -> Schema:
         stream=no_stream,
         **{k: v for k, v in _SAMPLING.items() if k != "seed"},
     )
+    return chat, completion, responses, messages
+
+
+def document() -> Schema:
+    """OpenAPI 3.1. Streams are left out: their events are the protocols' own."""
+    chat, completion, responses, messages = _bodies()
     completed = _object(
         ["id", "object", "created", "model", "choices", "usage"],
         id=_TEXT,

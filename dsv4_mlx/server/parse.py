@@ -133,7 +133,7 @@ def _may_open_markup(spelling: Spelling, id: int) -> bool:
 
 
 def _rest_of_tag(text: str, marker: str) -> str:
-    """What is missing of a parameter's closing tag that was begun: unfinished, it would count as its value."""
+    """What is missing of a parameter's closing tag: cut off, the tag would count as part of the value."""
     if text.count(f"<{marker}parameter") <= text.count(f"</{marker}parameter>"):
         return ""
     closing, at = f"</{marker}parameter>", text.rfind("<")

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from dsv4_mlx.serving.worker import Worker
+from dsv4_mlx.server.service import Service
 
 if TYPE_CHECKING:
     from dsv4_mlx.server.deliver import Exchange
@@ -51,18 +51,24 @@ class Record:
         self.requests[path, status] += 1
         log.info("%s %s %s %d %s%s", request_id, method, path, status, printable(agent)[:60] or "-", detail)
 
-    def turn(self, turn: Exchange) -> None:
-        """Count one turn."""
+    def turn(self, turn: Exchange) -> str:
+        """Count one turn; what the log says of it."""
         if turn.ended == "client_disconnected":
             self.cancelled += 1
+        wire = turn.wire
+        said = f" prompt={wire.prompt_tokens} cached={wire.cached} new={len(turn.sampled)} end={turn.ended}"
         if turn.first_token is None:
-            return
-        self.first_token.add(turn.first_token - turn.began)
-        seconds = time.monotonic() - turn.first_token
+            return said
+        waited, seconds = turn.first_token - turn.began, time.monotonic() - turn.first_token
+        self.first_token.add(waited)
+        said += f" ttft={waited:.2f}s"
         if len(turn.sampled) > 1 and seconds > 0:
-            self.decode.add((len(turn.sampled) - 1) / seconds)
+            rate = (len(turn.sampled) - 1) / seconds
+            self.decode.add(rate)
+            said += f" {rate:.1f} tok/s"
+        return said
 
-    def metrics(self, worker: Worker) -> str:
+    def metrics(self, worker: Service) -> str:
         """Prometheus text."""
         stats = worker.stats()
         out = _counter("dsv4_requests_total", "Requests answered.")
@@ -85,10 +91,13 @@ class Record:
         for name, help, value in (
             ("dsv4_generation_tokens_total", "Tokens sampled.", stats.generated_tokens),
             ("dsv4_evictions_total", "Sessions given up for others.", stats.evictions),
+            ("dsv4_device_failures_total", "Steps that the device failed.", stats.failures),
             ("dsv4_refused_total", "Turns refused by a full queue.", stats.refused),
             ("dsv4_cancellations_total", "Clients that left before the end.", self.cancelled),
         ):
             out += [*_counter(name, help), f"{name} {value}"]
+        out += ["# HELP dsv4_memory_bytes Memory of the engine, by kind.", "# TYPE dsv4_memory_bytes gauge"]
+        out += [f'dsv4_memory_bytes{{kind="{kind}"}} {count}' for kind, count in sorted(stats.memory.items())]
         out += self.first_token.lines("dsv4_ttft_seconds", "From the request to its first token.")
         out += self.decode.lines("dsv4_decode_tokens_per_second", "Tokens per second after the first.")
         return "\n".join(out) + "\n"

@@ -56,9 +56,9 @@ class Refusal(Exception):
         """The JSON object of the answer, or of a stream's last event."""
         openai, anthropic = _TYPES[self.status]
         if family == "anthropic":
-            error = {"type": anthropic, "message": self.anthropic or self.message}
-            return {"type": "error", "error": error, "request_id": request_id}
-        error = {"message": self.message, "type": openai, "param": self.param, "code": self.code}
+            said = {"type": anthropic, "message": self.anthropic or self.message}
+            return {"type": "error", "error": said, "request_id": request_id}
+        error: dict[str, Any] = {"message": self.message, "type": openai, "param": self.param, "code": self.code}
         return {"error": {**error, **self.extra}}
 
 

@@ -25,8 +25,8 @@ _CALLS = {"function_call": "function_call_output", "custom_tool_call": "custom_t
 _CUSTOM = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
 _ECHOED = (
     "instructions", "max_output_tokens", "parallel_tool_calls", "reasoning", "text", "tool_choice", "tools",
-    "temperature", "top_p", "top_logprobs", "truncation", "user", "metadata", "service_tier", "prompt_cache_key",
-    "safety_identifier",
+    "temperature", "top_p", "top_logprobs", "truncation", "user", "metadata", "service_tier",
+    "prompt_cache_key", "safety_identifier",
 )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ class ResponsesWire(Wire):
 
 
 def with_bare_names(namespaces: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """The model sometimes leaves the namespace out: a local name that only one namespace has is understood."""
+    """The model may leave the namespace out: a local name that only one namespace has is understood."""
     counts = Counter(local for _, local in namespaces.values())
     bare = {local: (space, local) for space, local in namespaces.values() if counts[local] == 1}
     return {**bare, **namespaces}

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -17,7 +17,7 @@ from dsv4_mlx.errors import EXIT_INTERRUPT, EXIT_TERMINATED, MachineError, Usage
 from dsv4_mlx.server.app import App
 from dsv4_mlx.server.guard import is_loopback
 from dsv4_mlx.server.options import ServerOptions
-from dsv4_mlx.serving.worker import Worker
+from dsv4_mlx.server.service import Service
 
 HEADER_BYTES = 64 << 10
 IDLE_TIME = 75  # seconds that a connection without a request is kept
@@ -67,42 +67,49 @@ def listen(options: ServerOptions) -> list[socket.socket]:
     return bound
 
 
-def serve(app: App, options: ServerOptions, sockets: list[socket.socket], worker: Worker) -> int:
-    """Serve until a signal; its exit code. The worker is closed."""
+def serve(app: App, options: ServerOptions, sockets: list[socket.socket], worker: Service) -> int:
+    """Serve until a signal; its exit code. The worker is closed. Raises what made the engine unusable."""
     return asyncio.run(_serve(app, options, sockets, worker))
 
 
-async def _serve(app: App, options: ServerOptions, sockets: list[socket.socket], worker: Worker) -> int:
+async def _serve(app: App, options: ServerOptions, sockets: list[socket.socket], worker: Service) -> int:
     server = make_server(app, options)
-    stopped = asyncio.Event()
+    ended = asyncio.Event()
     codes: list[int] = []
 
     def stop(number: signal.Signals) -> None:
         if codes:
             os._exit(_CODES[number])  # asked a second time: now
         codes.append(_CODES[number])
-        stopped.set()
+        ended.set()
 
     loop = asyncio.get_running_loop()
     for number in _CODES:
         loop.add_signal_handler(number, stop, number)
     serving = asyncio.create_task(server.serve(sockets))
-    waiting = asyncio.create_task(stopped.wait())
-    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    grace = options.limits.grace
-    closing = loop.run_in_executor(None, worker.close, grace)
-    with suppress(TimeoutError):
-        await asyncio.wait_for(asyncio.shield(closing), grace + 5)
+    others = [asyncio.create_task(ended.wait()), asyncio.create_task(_broken(worker))]
+    await asyncio.wait({serving, *others}, return_when=asyncio.FIRST_COMPLETED)
+    failure = worker.error if worker.state == "unhealthy" else None
+    await loop.run_in_executor(None, worker.close, options.limits.grace)
     server.should_exit = True
-    waiting.cancel()
+    for task in others:
+        task.cancel()
     await serving
+    if failure is not None:
+        raise failure
     return codes[0] if codes else 0
+
+
+async def _broken(worker: Service) -> None:
+    """Returns when the engine can't be used any more: a server without one is better restarted."""
+    while worker.state != "unhealthy":
+        await asyncio.sleep(0.2)
 
 
 def make_server(app: App, options: ServerOptions) -> uvicorn.Server:
     """uvicorn, told to keep out of signals, logs and headers."""
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]  # its types spell ASGI's messages out, ours do not
+        app,
         http=_timed(options.limits.headers_time),
         loop="asyncio",
         ws="none",
@@ -135,7 +142,7 @@ def _timed(seconds: float) -> type[H11Protocol]:
             self.loop.call_later(seconds, self._close_if_silent)
 
         def _close_if_silent(self) -> None:
-            if self.cycle is None and not self.transport.is_closing():  # type: ignore[has-type]
+            if self.cycle is None and not self.transport.is_closing():
                 self.transport.close()
 
     return Timed
@@ -143,7 +150,7 @@ def _timed(seconds: float) -> type[H11Protocol]:
 
 def addresses(sockets: list[socket.socket], host: str) -> list[str]:
     """http://... of what is listened on."""
-    shown = {}
+    shown: dict[str, None] = {}
     for one in sockets:
         name, port = one.getsockname()[:2]
         name = host if host == "localhost" else f"[{name}]" if ":" in name else name

@@ -42,7 +42,7 @@ def grammars(prompts: Prompts) -> Iterator[Grammars]:
 
 @pytest.fixture
 def facts(prompts: Prompts) -> Facts:
-    return Facts(ServerOptions(), MODEL_ID, prompts.levels, VOCABULARY, 4096)
+    return Facts(ServerOptions(), MODEL_ID, prompts.levels, VOCABULARY, 4096, 4096)
 
 
 @dataclass
@@ -71,7 +71,7 @@ def start(prompts: Prompts, spelling: Spelling, grammars: Grammars) -> Iterator[
             FakeWorker(prompts, scripts or [Script("</think>hello")], context),
             PlainTurns(prompts),
         )
-        facts = Facts(options, MODEL_ID, prompts.levels, VOCABULARY, context)
+        facts = Facts(options, MODEL_ID, prompts.levels, VOCABULARY, context, 1 << 20)
         intake = Intake(facts, spelling, grammars, turns)
         threads = ThreadPoolExecutor(2)
         crashes: list[str] = []
@@ -80,7 +80,7 @@ def start(prompts: Prompts, spelling: Spelling, grammars: Grammars) -> Iterator[
             crashes.append(detail)
             return "crash.log"
 
-        app = App(options, Counter(intake, worker, threads, options.limits, Record(), crash), 1 << 20)
+        app = App(Counter(intake, worker, threads, options.limits, Record(), crash))
         sockets = listen(options)
         port = sockets[0].getsockname()[1]
         server = make_server(app, options)

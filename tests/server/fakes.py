@@ -12,7 +12,7 @@ from deepseek_recipe import Conversation
 
 from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.serving.job import Emit, Finished, Job, Prefill, Reason, Started, Token
-from dsv4_mlx.serving.turns import Rendered, Said
+from dsv4_mlx.serving.turns import Rendered, Said, Turns
 from dsv4_mlx.serving.worker import Health, State, Stats
 
 CHECKPOINT = Path(__file__).resolve().parent.parent.parent / "bench" / "demo_model" / "checkpoint"
@@ -45,6 +45,7 @@ class FakeWorker:
     def __init__(self, prompts: Prompts, scripts: Iterable[Script], context: int = 4096) -> None:
         self.prompts, self.scripts, self.context = prompts, list(scripts), context
         self.state: State = "ready"
+        self.error: BaseException | None = None
         self.loaded = (1, 1)
         self.jobs: list[Job] = []
         self.tickets: list[FakeTicket] = []
@@ -86,7 +87,7 @@ class FakeWorker:
         return Health(self.state, True, 0.0)
 
     def stats(self) -> Stats:
-        return Stats(0, 0, 1, 10, 100, len(self.jobs), {}, 0, 100, 40, 7, 0, 0)
+        return Stats(0, 0, 1, 10, 100, len(self.jobs), 0, {}, 100, 40, 7, 0, 0, 0, {})
 
     def close(self, grace: float) -> bool:
         self.state = "closed"
@@ -95,10 +96,11 @@ class FakeWorker:
         return True
 
 
-class PlainTurns:
+class PlainTurns(Turns):
     """Renders without remembering; keeps what it was told to remember."""
 
     def __init__(self, prompts: Prompts) -> None:
+        super().__init__(prompts)
         self.prompts = prompts
         self.made = 0
         self.remembered: list[tuple[tuple[int, ...], tuple[int, ...], Said, str]] = []
@@ -108,7 +110,7 @@ class PlainTurns:
         self.made += 1
         return f"{self.made:032x}"
 
-    def remember(self, prompt: Sequence[int], sampled: Sequence[int], said: Said, handle: str) -> None:
+    def remember(self, prompt: Sequence[int], sampled: Sequence[int], said: Said, handle: str = "") -> None:
         self.remembered.append((tuple(prompt), tuple(sampled), said, handle))
 
     def render(self, conversation: Conversation, handles: Mapping[int, str] | None = None) -> Rendered:
