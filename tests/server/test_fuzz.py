@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -23,7 +24,9 @@ from dsv4_mlx.serving.job import Token
 # Text that looks like markup, halves of it, and characters of several bytes.
 TRICKY = ("<", "</", "<｜DSML｜", "</｜DSML｜parameter>", "</think>", "<think>", "｜", "\n\n", "😀", "é", '"', "\\", "tool_calls>",
           "<｜end▁of▁sentence｜>", "{", "\u2028", "\x00", "\ue000")  # fmt: skip
-TEXT = st.lists(st.sampled_from(TRICKY) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=6)
+TEXT = st.lists(
+    st.sampled_from(TRICKY) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=6
+)
 PLAIN = TEXT.map(lambda parts: "".join(parts).strip())
 VALUE = (
     TEXT.map("".join)
@@ -50,18 +53,29 @@ def intake(prompts: Prompts, spelling: Spelling, grammars: Grammars) -> Intake:
     return Intake(facts, spelling, grammars, PlainTurns(prompts))
 
 
+@pytest.fixture(scope="module")
+def cutter(spelling: Spelling) -> Cutter:
+    return Cutter(spelling)
+
+
+@cache
 def asked(intake: Intake, protocol: Protocol, *, stream: bool) -> Ask:
     """A request with two tools."""
     names, schema = ("read", "write_file"), {"type": "object"}
     body: dict[str, Any] = {"stream": stream}
     if protocol == "chat":
         body["messages"] = [{"role": "user", "content": "q"}]
-        body["tools"] = [{"type": "function", "function": {"name": name, "parameters": schema}} for name in names]
+        body["tools"] = [
+            {"type": "function", "function": {"name": name, "parameters": schema}} for name in names
+        ]
     elif protocol == "messages":
         body |= {"messages": [{"role": "user", "content": "q"}], "max_tokens": 100}
         body["tools"] = [{"name": name, "input_schema": schema} for name in names]
     else:
-        body |= {"input": "q", "tools": [{"type": "function", "name": name, "parameters": schema} for name in names]}
+        body |= {
+            "input": "q",
+            "tools": [{"type": "function", "name": name, "parameters": schema} for name in names],
+        }
     return intake.read(protocol, json.dumps(body).encode())
 
 
@@ -80,13 +94,22 @@ def check_same(intake: Intake, cutter: Cutter, protocol: Protocol, turn: Turn, c
     run(plain, ids)
     for said in (wire.said(), plain.said()):
         calls = tuple((call.name, json.loads(call.arguments)) for call in said.calls)
-        assert (said.reasoning, said.content, calls) == (turn.reasoning, turn.content, turn.calls)
-    assert (read.reasoning, read.content) == (turn.reasoning, turn.content)
+        assert (said.reasoning, trimmed(said.content, turn), calls) == (
+            turn.reasoning,
+            turn.content,
+            turn.calls,
+        )
+    assert (read.reasoning, trimmed(read.content, turn)) == (turn.reasoning, turn.content)
     assert tuple(read.parsed()) == turn.calls
     usual = {"chat": "stop", "messages": "end_turn", "responses": "completed"}
     calling = {"chat": "tool_calls", "messages": "tool_use", "responses": "completed"}
     assert read.end == (calling if turn.calls else usual)[protocol]
     assert "\ue000" not in json.dumps(plain.answer()).replace("\\ue000", "", turn_marks(turn))
+
+
+def trimmed(content: str, turn: Turn) -> str:
+    """After a "<" the library leaves one of the two newlines before a block of calls in the text."""
+    return content.removesuffix("\n") if turn.calls and turn.content.endswith("<") else content
 
 
 def turn_marks(turn: Turn) -> int:
@@ -103,7 +126,8 @@ def check_cut_off(
     read = READERS[protocol](run(wire, kept, length=length))
     assert turn.reasoning.startswith(read.reasoning.rstrip("\ufffd"))
     thought = turn.reasoning.startswith(read.content.rstrip("\ufffd"))  # thinking that never ended is shown
-    assert turn.content.startswith(read.content.rstrip("\ufffd")) or (thought and not length)
+    content = trimmed(read.content, turn).rstrip("\ufffd")
+    assert turn.content.startswith(content) or (thought and not length)
     assert intake.spelling.markup not in json.dumps(read.__dict__, ensure_ascii=False)
     for (name, arguments), (expected, values) in zip(read.calls or [], turn.calls, strict=False):
         assert expected == name
@@ -122,35 +146,35 @@ def _arguments_text(values: dict[str, Any]) -> str:
 @settings(max_examples=500)
 @given(PROTOCOL, TURNS, CUTS)
 def test_same_message_however_cut(
-    intake: Intake, spelling: Spelling, protocol: Protocol, turn: Turn, cuts: list[int]
+    intake: Intake, cutter: Cutter, protocol: Protocol, turn: Turn, cuts: list[int]
 ) -> None:
-    check_same(intake, Cutter(spelling), protocol, turn, cuts)
+    check_same(intake, cutter, protocol, turn, cuts)
 
 
 @settings(max_examples=500)
 @given(PROTOCOL, TURNS, CUTS, st.floats(0, 1), st.booleans())
 def test_cut_off_anywhere(
-    intake: Intake, spelling: Spelling, protocol: Protocol, turn: Turn, cuts: list[int], at: float, length: bool
+    intake: Intake, cutter: Cutter, protocol: Protocol, turn: Turn, cuts: list[int], at: float, length: bool
 ) -> None:
-    check_cut_off(intake, Cutter(spelling), protocol, turn, cuts, at, length)
+    check_cut_off(intake, cutter, protocol, turn, cuts, at, length)
 
 
 @pytest.mark.long
 @settings(max_examples=5000)
 @given(PROTOCOL, TURNS, CUTS)
 def test_same_message_however_cut_long(
-    intake: Intake, spelling: Spelling, protocol: Protocol, turn: Turn, cuts: list[int]
+    intake: Intake, cutter: Cutter, protocol: Protocol, turn: Turn, cuts: list[int]
 ) -> None:
-    check_same(intake, Cutter(spelling), protocol, turn, cuts)
+    check_same(intake, cutter, protocol, turn, cuts)
 
 
 @pytest.mark.long
 @settings(max_examples=5000)
 @given(PROTOCOL, TURNS, CUTS, st.floats(0, 1), st.booleans())
 def test_cut_off_anywhere_long(
-    intake: Intake, spelling: Spelling, protocol: Protocol, turn: Turn, cuts: list[int], at: float, length: bool
+    intake: Intake, cutter: Cutter, protocol: Protocol, turn: Turn, cuts: list[int], at: float, length: bool
 ) -> None:
-    check_cut_off(intake, Cutter(spelling), protocol, turn, cuts, at, length)
+    check_cut_off(intake, cutter, protocol, turn, cuts, at, length)
 
 
 def test_the_checkpoint_has_the_markers(spelling: Spelling) -> None:
