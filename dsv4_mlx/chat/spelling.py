@@ -24,6 +24,7 @@ from deepseek_recipe import (
     SpecialToken,
     SpecialTokens,
     StreamProcessor,
+    ThinkingInitialStage,
     Tokenizer,
 )
 
@@ -57,6 +58,12 @@ class Spelling:
             dsml=self.markup,
             thinking_start=private.get(start.default_str()),
             thinking_end=self.special_end,
+        )
+        # for reading text as it is: nothing in it looks like these
+        self.unparsed = SpecialTokens(
+            dsml=f"\ue000{word}.d\ue001",
+            thinking_start=f"\ue000{word}.s\ue001",
+            thinking_end=f"\ue000{word}.e\ue001",
         )
         # tokens that structure prompts and are never part of an answer's text
         self.control = frozenset(added) - {self.dsml, self.think, self.end_think}
@@ -100,7 +107,11 @@ class PlainText:
     def __init__(self, spelling: Spelling) -> None:
         request = ConversationRequest(Conversation([], thinking_mode=False), ModelVersion.DeepseekV4Pro)
         generator = ChatCompletionRequest.chunk_generator(request, "text", "text")
-        options = ParsingOptions(parse_tool_calls=False, special_tokens=spelling.special)
+        options = ParsingOptions(
+            parse_tool_calls=False,
+            thinking_initial_stage=ThinkingInitialStage.ContentContinuation,  # keeps newlines at the start
+            special_tokens=spelling.unparsed,
+        )
         self._stream = StreamProcessor(generator, options, spelling.tokenizer)
         self._stream.push(InferenceChunk.ready())
         self.text = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deepseek_recipe import ChatCompletionRequest, SpecialToken
+from deepseek_recipe import ChatCompletionRequest, SpecialToken, ThinkingInitialStage
 
 from dsv4_mlx.chat.spelling import Spelling
 from dsv4_mlx.server.ask import NAME, Ask, Facts, conversion
@@ -36,6 +36,8 @@ def read(body: Body, facts: Facts, spelling: Spelling) -> Ask:
         "logprobs": logprobs is not None,
     }
     request = ChatCompletionRequest(given).convert(conversion(False))
+    parsing = request.parsing_options
+    parsing.thinking_initial_stage = ThinkingInitialStage.ContentContinuation  # newlines at the start count
     return Ask(
         protocol="completions",
         model=text(body, "model", facts.model),
@@ -44,7 +46,7 @@ def read(body: Body, facts: Facts, spelling: Spelling) -> Ask:
         sampling=sampling(body, thinking=False, mode="client", vocabulary=facts.vocabulary),
         max_tokens=most_tokens(body, "max_tokens") or DEFAULT_MOST,
         request=request,
-        parsing=request.parsing_options,
+        parsing=parsing,
         prompt=tuple(prompt),
         prompt_text=before if flag(body, "echo") and isinstance(before, str) else "",
         logprobs=logprobs,

@@ -65,8 +65,7 @@ class Parser:
             return self._stream.push(InferenceChunk.text("", 1))  # counted, and no part of the text
         if not self._tools:
             if id == spelling.dsml:
-                self._held, self._ended = [], True
-                return []
+                return self._without_markup()
             if _may_open_markup(spelling, id):
                 self._held.append((id, logprobs))
                 return []
@@ -101,9 +100,18 @@ class Parser:
                 self._markup = PlainText(spelling)
                 self._markup.push(spelling.encode("<"))  # the text before the marker ended so
             self._markup.push([id])
-            if self._one and self._markup.text.endswith(f"</{spelling.markup}invoke>"):
+            if self._one and f"</{spelling.markup}invoke>" in self._markup.text:
                 self._ended = True
         return chunks
+
+    def _without_markup(self) -> list[Chunk]:
+        """A call of a tool that was not offered: the turn ends with the text before it."""
+        self._ended = True
+        decoder = PlainText(self._spelling)
+        decoder.push([id for id, _ in self._held])
+        text = decoder.whole().removesuffix("<").rstrip("\n")
+        count, self._held = len(self._held), []
+        return self._stream.push(InferenceChunk.text(text, count))
 
     def _release(self) -> list[Chunk]:
         held, self._held = self._held, []
@@ -129,7 +137,7 @@ class Parser:
 
 def _may_open_markup(spelling: Spelling, id: int) -> bool:
     text = spelling.text(id)
-    return text.isspace() or text.endswith("<")
+    return text[-1:] in ("\n", "<")
 
 
 def _rest_of_tag(text: str, marker: str) -> str:
