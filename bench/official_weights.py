@@ -9,8 +9,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from dsv4_mlx.model.tensors import Linear
-from dsv4_mlx.reference.expert_ffn import Bank
+from dsv4_mlx.model.tensors import ExpertProduct, Linear
+from dsv4_mlx.operands import Bank
 
 FP8_BLOCK, GROUP = 128, 32
 
@@ -21,8 +21,10 @@ class Experts:
     def __init__(self, gate_up: Bank, down: Bank) -> None:
         self.gate_up, self.down = gate_up, down
 
-    def banks(self, ids: mx.array) -> tuple[Bank, Bank, mx.array]:
-        return self.gate_up, self.down, ids
+    def routed(
+        self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
+    ) -> mx.array:
+        return product(x, ids, weights, self.gate_up, self.down)
 
 
 class OfficialTensors:

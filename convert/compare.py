@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dsv4_mlx.checkpoint.native import MX_GROUP, SEGMENT_SOURCE
+from dsv4_mlx.checkpoint.reader import FolderReader, SourceReader
 from dsv4_mlx.convert.encode import decode_affine4, decode_bf16
-from dsv4_mlx.convert.plan import MX_GROUP, Placed, Records, Target
-from dsv4_mlx.convert.reader import FolderReader, SourceReader
-from dsv4_mlx.convert.work import SEGMENT_SOURCE, Rows
+from dsv4_mlx.convert.plan import Placed, Records, Target
+from dsv4_mlx.convert.work import Rows
 from dsv4_mlx.official import FP8_BLOCK
 
 Bytes = npt.NDArray[np.uint8]

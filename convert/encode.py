@@ -10,9 +10,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from dsv4_mlx.convert.plan import MX_GROUP
+from dsv4_mlx.checkpoint.native import MX_GROUP, expand_scales
 from dsv4_mlx.convert.recipe import AFFINE_BITS, AFFINE_GROUP
-from dsv4_mlx.official import FP8_BLOCK
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -34,12 +33,6 @@ E4M3_VALUES = _e4m3_values()
 def scale_values(codes: Bytes) -> Floats:
     """E8M0 bytes -> 2^(byte-127), exact in float32 for 0..254."""
     return np.ldexp(np.float32(1), codes.astype(np.int32) - 127)
-
-
-def expand_scales(scales: Bytes, rows: int, columns: int) -> Bytes:
-    """[ceil(rows/128), ceil(columns/128)] -> [rows, columns/32]: one scale per row and 32 columns."""
-    wide = np.repeat(scales, FP8_BLOCK // MX_GROUP, axis=1)[:, : columns // MX_GROUP]
-    return np.repeat(wide, FP8_BLOCK, axis=0)[:rows]
 
 
 def decode_fp8(codes: Bytes, scales: Bytes) -> Floats:

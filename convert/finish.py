@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dsv4_mlx
+from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.convert.journal import Task
 from dsv4_mlx.convert.plan import Plan, Records, Target
-from dsv4_mlx.convert.source import Source
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import ExpertTable, Manifest, TensorRecord, read_manifest
 from dsv4_mlx.official import Inventory

@@ -10,12 +10,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dsv4_mlx.checkpoint.native import MX_GROUP, record_bytes, record_segments
 from dsv4_mlx.convert.header import build_header
 from dsv4_mlx.convert.recipe import AFFINE_BITS, AFFINE_GROUP, Format, Recipe
 from dsv4_mlx.manifest import ALIGNMENT, Segment
-from dsv4_mlx.official import FP4_GROUP, ITEM_BYTES, Block, Inventory, Weight
-
-MX_GROUP = 32  # columns that share a scale in mxfp8 and mxfp4
+from dsv4_mlx.official import ITEM_BYTES, Block, Inventory, Weight
 
 
 @dataclass(frozen=True)
@@ -142,30 +141,10 @@ def _parts(
 
 
 def _records(name: str, block: Block) -> FilePlan:
-    segments = _segments(*block.experts[0])
-    used = segments[-1].offset + segments[-1].bytes
-    record = -(-used // ALIGNMENT) * ALIGNMENT
+    segments = record_segments(*block.experts[0])
+    record = record_bytes(segments)
     count = len(block.experts)
     # U32 because a U8 tensor of this size would exceed MLX's 2^31 elements.
     header = build_header([("experts", "U32", (count, record // 4))])
     records = Records(block.prefix, block.experts, segments, record, len(header))
     return FilePlan(name, header, len(header) + count * record, records=records)
-
-
-def _segments(gate: Weight, up: Weight, down: Weight) -> tuple[Segment, ...]:
-    """The ranges of one expert's record, in the order of manifest.SEGMENTS."""
-    segments: list[Segment] = []
-    offset = 0
-
-    def add(name: str, dtype: str, shape: tuple[int, int]) -> None:
-        nonlocal offset
-        size = math.prod(shape) * ITEM_BYTES[dtype]
-        segments.append(Segment(name, offset, size, shape, dtype))
-        offset += size
-
-    for names, weights in ((("gate", "up"), (gate, up)), (("down",), (down,))):
-        for name, weight in zip(names, weights, strict=True):
-            add(f"{name}_codes", "U32", (weight.shape[0], weight.shape[1] // 8))
-        for name, weight in zip(names, weights, strict=True):
-            add(f"{name}_scales", "U8", (weight.shape[0], weight.shape[1] // FP4_GROUP))
-    return tuple(segments)

@@ -17,8 +17,8 @@ from time import perf_counter, thread_time
 from types import TracebackType
 from typing import Any
 
-from dsv4_mlx.convert.direct import OutFile, aligned_buffer
-from dsv4_mlx.convert.reader import SourceReader
+from dsv4_mlx.checkpoint.direct import OutFile, aligned_buffer
+from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.convert.work import Piece, Work
 
 BLOCK = 16 * 2**20  # bytes per step

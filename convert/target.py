@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from dsv4_mlx.convert.direct import OutFile
+from dsv4_mlx.checkpoint.direct import OutFile
 from dsv4_mlx.errors import InputError, MachineError
 from dsv4_mlx.manifest import NAME as MANIFEST
 

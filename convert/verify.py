@@ -15,16 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dsv4_mlx.checkpoint.header import Header, read_header
+from dsv4_mlx.checkpoint.identity import identify
+from dsv4_mlx.checkpoint.names import match
+from dsv4_mlx.checkpoint.reader import FolderReader, SourceReader
+from dsv4_mlx.checkpoint.source import Source, open_source
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.convert.compare import Comparison, Damage, Deviation
 from dsv4_mlx.convert.finish import PartCost, part_costs
-from dsv4_mlx.convert.header import Header, read_header
-from dsv4_mlx.convert.identity import identify
-from dsv4_mlx.convert.names import match
 from dsv4_mlx.convert.plan import FilePlan, Plan, make_plan
-from dsv4_mlx.convert.reader import FolderReader, SourceReader
 from dsv4_mlx.convert.recipe import RECIPES
-from dsv4_mlx.convert.source import Source, open_source
 from dsv4_mlx.convert.stream import BLOCK, check_block
 from dsv4_mlx.errors import InputError, MachineError
 from dsv4_mlx.manifest import Manifest, read_manifest

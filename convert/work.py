@@ -9,20 +9,16 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dsv4_mlx.convert.check import check_bytes
-from dsv4_mlx.convert.direct import PAGE
-from dsv4_mlx.convert.encode import affine4, decode_bf16, decode_fp8, expand_scales
+from dsv4_mlx.checkpoint.check import check_bytes
+from dsv4_mlx.checkpoint.direct import PAGE
+from dsv4_mlx.checkpoint.native import SEGMENT_SOURCE, expand_scales
+from dsv4_mlx.checkpoint.reader import SourceReader
+from dsv4_mlx.checkpoint.source import Source
+from dsv4_mlx.convert.encode import affine4, decode_bf16, decode_fp8
 from dsv4_mlx.convert.plan import FilePlan, Records, Target
-from dsv4_mlx.convert.reader import SourceReader
-from dsv4_mlx.convert.source import Source
 from dsv4_mlx.official import FP8_BLOCK
 
 Bytes = npt.NDArray[np.uint8]
-
-SEGMENT_SOURCE = {  # segment -> (w1, w3 or w2; codes or scales)
-    "gate_codes": (0, 0), "up_codes": (1, 0), "down_codes": (2, 0),
-    "gate_scales": (0, 1), "up_scales": (1, 1), "down_scales": (2, 1),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class Manifest:
 
     recipe: str
     checkpoint: str  # "april" or "0731": decides effort words and drafters
-    source: dict[str, Any]  # identity of the official checkpoint: see convert/source.py
+    source: dict[str, Any]  # identity of the official checkpoint: see checkpoint/identity.py
     tensors: dict[str, TensorRecord]
     experts: dict[str, ExpertTable]  # by block prefix: "layers.0", ..., "mtp.0"
     files: dict[str, int]  # every file of the folder but this one -> bytes
@@ -109,7 +109,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(
             "there is no manifest.json: this is not a finished conversion",
             where=folder,
-            next="convert the official checkpoint: dsv4-mlx convert SOURCE TARGET",
+            next="give an official checkpoint, or convert one: dsv4-mlx convert SOURCE TARGET",
         ) from None
     except OSError as error:
         raise InputError(f"manifest.json can't be read: {error.strerror}", where=path) from None

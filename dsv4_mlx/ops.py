@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
+from dsv4_mlx import kernels
+from dsv4_mlx.kernels.launch import Launcher
+from dsv4_mlx.operands import Mix
 from dsv4_mlx.reference import trainable
 from dsv4_mlx.reference.attend import attend
 from dsv4_mlx.reference.compress import compress
 from dsv4_mlx.reference.expert_ffn import expert_ffn
 from dsv4_mlx.reference.hc_head import hc_head
 from dsv4_mlx.reference.hc_post import hc_post
-from dsv4_mlx.reference.hc_pre import Mix, hc_pre
+from dsv4_mlx.reference.hc_pre import hc_pre
 from dsv4_mlx.reference.index_select import index_select
 from dsv4_mlx.reference.rotate import rotate
 from dsv4_mlx.reference.round_trip import hadamard, q4, q8_rows
@@ -47,6 +50,19 @@ TRAINABLE = Ops(
     route=trainable.route,
     name="reference, trainable",
 )
+
+
+def with_kernels(launcher: Launcher, without: Collection[str] = ()) -> Ops:
+    """Every op that has a kernel, but those named in `without`, run by `launcher`; the others are references.
+
+    So is a single call that a kernel refuses, such as one of a width it was not written for.
+    """
+    chosen = {
+        op.name: op.bound(launcher, otherwise=getattr(REFERENCE, op.name))
+        for op in kernels.ALL
+        if op.name not in without
+    }
+    return replace(REFERENCE, **chosen, name="kernels" if chosen else REFERENCE.name)
 
 
 def _same(x: mx.array) -> mx.array:

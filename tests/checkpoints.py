@@ -21,7 +21,7 @@ from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import EXACT, NUMERICS, REFERENCE
 from dsv4_mlx.synthetic import cut, release_config, small_config, write_checkpoint
 from dsv4_mlx.weights.floats import FloatTensors
-from dsv4_mlx.weights.load import open_model
+from dsv4_mlx.weights.load import find_model, open_model
 
 Array = NDArray[Any]
 
@@ -61,7 +61,8 @@ class Checkpoints:
     def model(self, name: str, numerics: str = "exact") -> Transformer:
         key = name, numerics
         if key not in self._models:
-            self._models[key] = open_model(self.converted(name), REFERENCE, NUMERICS[numerics]).model
+            stored = find_model(self.converted(name))
+            self._models[key] = open_model(stored, REFERENCE, NUMERICS[numerics]).model
         return self._models[key]
 
     def weights(self, name: str) -> dict[str, Array]:

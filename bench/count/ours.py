@@ -10,12 +10,12 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from bench.count.shapes import BlankTensors, blank
+from bench.count.shapes import BlankExperts, BlankTensors, blank
 from bench.count.trace import Graph, as_on_metal, trace
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.operands import Bank
 from dsv4_mlx.ops import OFFICIAL, Numerics, Ops
-from dsv4_mlx.reference.expert_ffn import Bank
 from dsv4_mlx.synthetic.configs import release_config
 
 
@@ -82,7 +82,7 @@ class _Slot:
     def put(self, array: mx.array) -> None:
         if isinstance(self.owner, Transformer):
             self.owner.update(tree_unflatten([(self.name, array)]))
-        elif hasattr(self.owner, "banks"):
+        elif isinstance(self.owner, BlankExperts):
             _, bank, part = self.name.split(".")
             changed = getattr(self.owner, bank)._replace(**{part: array})
             object.__setattr__(self.owner, bank, changed)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.tensors import Linear
-from dsv4_mlx.reference.expert_ffn import Bank
+from dsv4_mlx.model.tensors import ExpertProduct, Linear
+from dsv4_mlx.operands import Bank
 
 GROUP = 32  # columns that share a scale in mxfp8 and mxfp4
 BF16_MATRICES = ("embed", "head")  # besides the indexer's weights_proj: stored as they came
@@ -26,8 +26,10 @@ class BlankExperts:
     gate_up: Bank
     down: Bank
 
-    def banks(self, ids: mx.array) -> tuple[Bank, Bank, mx.array]:
-        return self.gate_up, self.down, ids
+    def routed(
+        self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
+    ) -> mx.array:
+        return product(x, ids, weights, self.gate_up, self.down)
 
 
 @dataclass

@@ -14,9 +14,8 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
+from dsv4_mlx.operands import Bank, Rows
 from dsv4_mlx.ops import TRAINABLE, Ops
-from dsv4_mlx.reference.attend import Rows
-from dsv4_mlx.reference.expert_ffn import Bank
 from dsv4_mlx.reference.index_select import index_scores
 
 NOTHING = -1e30

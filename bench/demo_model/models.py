@@ -15,14 +15,14 @@ from bench.demo_model.rounding import from_fp4, from_fp8
 from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine import Engine
-from dsv4_mlx.manifest import read_manifest
 from dsv4_mlx.model.tensors import Linear
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.official import Weight, inventory
+from dsv4_mlx.operands import Rows
 from dsv4_mlx.ops import NUMERICS, REFERENCE, Ops
-from dsv4_mlx.reference.attend import Rows, attend
+from dsv4_mlx.reference.attend import attend
 from dsv4_mlx.weights.floats import FloatTensors
-from dsv4_mlx.weights.load import open_model
+from dsv4_mlx.weights.load import find_model, open_model
 
 CONTEXT = 8192
 DTYPES = {"F32": "<f4", "I64": "<i8", "BF16": "<u2", "F8_E4M3": "u1", "F8_E8M0": "u1", "I8": "u1"}
@@ -81,9 +81,9 @@ WINDOW_ONLY: Ops = replace(REFERENCE, attend=_near_only, name="window only")
 
 def converted(folder: Path, ops: Ops = REFERENCE, numerics: str = "official") -> Engine:
     """A converted folder as the product opens it, with other ops where a comparison asks for them."""
-    manifest = read_manifest(folder)
-    opened = open_model(folder, ops, NUMERICS[numerics])
-    return Engine(opened.config, manifest, opened.model, Prompts(folder, manifest.checkpoint), CONTEXT)
+    opened = open_model(find_model(folder), ops, NUMERICS[numerics])
+    prompts = Prompts(folder, opened.manifest.checkpoint)
+    return Engine(opened.config, opened.manifest, opened.model, prompts, CONTEXT)
 
 
 def floats(

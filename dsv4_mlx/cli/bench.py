@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from dsv4_mlx.cli.console import progress, size, table
-from dsv4_mlx.cli.options import JsonOption, ModelArgument, NumericsMode, NumericsOption
+from dsv4_mlx.cli.options import (
+    ExpertMemoryOption,
+    ExpertThreadsOption,
+    JsonOption,
+    ModelArgument,
+    NumericsMode,
+    NumericsOption,
+    VerifyReadsOption,
+)
 from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, MachineError, UsageError
 
@@ -21,6 +29,9 @@ def bench(
     ] = "512,4096",
     decode: Annotated[int, typer.Option("--decode", metavar="N", min=1, help="Tokens decoded at each.")] = 64,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
+    expert_memory: ExpertMemoryOption = "auto",
+    expert_threads: ExpertThreadsOption = None,
+    verify_reads: VerifyReadsOption = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw the speeds as well.")
     ] = None,
@@ -40,7 +51,13 @@ def bench(
     if plot is not None and not plot.absolute().parent.is_dir():
         raise InputError(f"there is no folder {str(plot.parent)!r} to draw in", where=plot)
     folder = model_folder(model)
-    options = EngineOptions(context=contexts[-1] + decode, numerics=numerics.value)
+    options = EngineOptions(
+        context=contexts[-1] + decode,
+        numerics=numerics.value,
+        expert_memory=expert_memory,
+        expert_threads=expert_threads,
+        verify_reads=verify_reads,
+    )
     with progress("loading") as loading:
         engine = Engine.open(folder, options, loading)
     with progress("measuring", "passes") as show:

@@ -8,12 +8,15 @@ import typer
 
 from dsv4_mlx.cli.options import (
     ContextOption,
+    ExpertMemoryOption,
+    ExpertThreadsOption,
     MaxTokensOption,
     ModelArgument,
     NumericsMode,
     NumericsOption,
     ThinkMode,
     ThinkOption,
+    VerifyReadsOption,
     data_folder,
     terminal_environment,
 )
@@ -43,6 +46,9 @@ def chat(
     seed: SeedOption = None,
     context: ContextOption = None,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
+    expert_memory: ExpertMemoryOption = "auto",
+    expert_threads: ExpertThreadsOption = None,
+    verify_reads: VerifyReadsOption = False,
 ) -> None:
     """Talk with a model in the terminal; /help lists the commands. A pipe is one question.
 
@@ -62,7 +68,13 @@ def chat(
 
     speaker = EngineSpeaker(
         folder,
-        EngineOptions(context=context, numerics=numerics.value),
+        EngineOptions(
+            context=context,
+            numerics=numerics.value,
+            expert_memory=expert_memory,
+            expert_threads=expert_threads,
+            verify_reads=verify_reads,
+        ),
         SamplingOptions(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p),
         max_tokens,
         data_folder() / "states",

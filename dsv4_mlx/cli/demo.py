@@ -51,8 +51,6 @@ def demo(
     note = "  (reused)" if built.reused else ""
     print(f"official checkpoint  {built.checkpoint}")
     print(f"converted model      {built.model}{note}")
-    if not trained():
-        print("this package carries no trained weights: they are random, and what it says means nothing")
     with progress("loading") as loading:
         engine = Engine.open(built.model, EngineOptions(), loading)
     print(f"\n{PROMPT}")
@@ -63,56 +61,44 @@ def demo(
         print(f"\n--think {think}")
         for kind, text in said.items():
             if text:
-                print(f"  {kind}: {text if trained() else repr(text)}")
+                print(f"  {kind}: {text}")
     print(f"\nnext: dsv4-mlx info {built.model}", flush=True)
 
 
-def trained() -> bool:
-    """Whether the package carries the demo's trained weights."""
-    return (SHIPPED / "config.json").is_file()
-
-
 def build(folder: Path) -> Demo:
-    """Convert the demo's checkpoint into `folder`, or find that done and undamaged.
+    """Convert the shipped checkpoint into `folder`, or find that done and undamaged.
 
-    Without trained weights a random checkpoint is written first. Raises InputError rather than touch
-    folders of those names that it has not made.
+    Raises InputError rather than touch a folder of that name that it has not made.
     """
     from dsv4_mlx.convert import convert
-    from dsv4_mlx.synthetic import small_config, write_checkpoint
 
-    checkpoint = SHIPPED if trained() else folder / "official"
     model, record = folder / MODEL_ID, folder / RECORD
-    if _intact(checkpoint, model, record):
-        return Demo(checkpoint, model, reused=True)
+    if _intact(SHIPPED, model, record):
+        return Demo(SHIPPED, model, reused=True)
     try:
-        ours = (model,) if trained() else (model, checkpoint)
-        _clear(folder, ours)
-        record.write_text("{}\n", encoding="utf-8")  # from here on those folders are ours to delete
-        if not trained():
-            write_checkpoint(checkpoint, small_config(), 0)
+        _clear(folder, model)
+        record.write_text("{}\n", encoding="utf-8")  # from here on the folder is ours to delete
         with progress("converting") as show:
-            convert(checkpoint, model, progress=lambda done, total, file: show(done, total))
-        record.write_text(json.dumps(_digests(checkpoint, model), indent=1) + "\n", encoding="utf-8")
+            convert(SHIPPED, model, progress=lambda done, total, file: show(done, total))
+        record.write_text(json.dumps(_digests(SHIPPED, model), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise MachineError(
             f"the demo can't be built here: {error.strerror}", where=folder, next="choose a folder with --dir"
         ) from None
-    return Demo(checkpoint, model, reused=False)
+    return Demo(SHIPPED, model, reused=False)
 
 
-def _clear(folder: Path, ours: tuple[Path, ...]) -> None:
+def _clear(folder: Path, old: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for old in ours:
-        if not old.exists():
-            continue
-        if not (folder / RECORD).is_file():
-            raise InputError(
-                f"the demo would have to replace {old.name!r}, which it has not made",
-                where=folder,
-                next="choose another folder with --dir",
-            )
-        shutil.rmtree(old)
+    if not old.exists():
+        return
+    if not (folder / RECORD).is_file():
+        raise InputError(
+            f"the demo would have to replace {old.name!r}, which it has not made",
+            where=folder,
+            next="choose another folder with --dir",
+        )
+    shutil.rmtree(old)
 
 
 def _intact(checkpoint: Path, model: Path, record: Path) -> bool:

@@ -12,12 +12,15 @@ import typer
 from dsv4_mlx.cli.console import progress
 from dsv4_mlx.cli.options import (
     ContextOption,
+    ExpertMemoryOption,
+    ExpertThreadsOption,
     MaxTokensOption,
     ModelArgument,
     NumericsMode,
     NumericsOption,
     ThinkMode,
     ThinkOption,
+    VerifyReadsOption,
 )
 from dsv4_mlx.cli.sampling import (
     FrequencyOption,
@@ -60,6 +63,9 @@ def generate(
     seed: SeedOption = None,
     context: ContextOption = None,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
+    expert_memory: ExpertMemoryOption = "auto",
+    expert_threads: ExpertThreadsOption = None,
+    verify_reads: VerifyReadsOption = False,
     plain: Annotated[bool, typer.Option("--plain", help="No bar that moves: lines of text only.")] = False,
 ) -> None:
     """Answer one question: thinking on stderr, the answer on stdout, both as they come.
@@ -88,7 +94,13 @@ def generate(
         stop_ids=frozenset(stop_id or ()),
         stop_strings=tuple(stop or ()),
     )
-    options = EngineOptions(context=context, numerics=numerics.value)
+    options = EngineOptions(
+        context=context,
+        numerics=numerics.value,
+        expert_memory=expert_memory,
+        expert_threads=expert_threads,
+        verify_reads=verify_reads,
+    )
     with Awake():
         with progress("loading", plain=plain) as loading:
             engine = Engine.open(model_folder(model), options, loading)

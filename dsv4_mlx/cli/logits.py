@@ -11,7 +11,15 @@ from typing import Annotated, Any
 import typer
 
 from dsv4_mlx.cli.console import progress
-from dsv4_mlx.cli.options import ContextOption, ModelArgument, NumericsMode, NumericsOption
+from dsv4_mlx.cli.options import (
+    ContextOption,
+    ExpertMemoryOption,
+    ExpertThreadsOption,
+    ModelArgument,
+    NumericsMode,
+    NumericsOption,
+    VerifyReadsOption,
+)
 from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, MachineError
 
@@ -30,6 +38,9 @@ def logits(
         int, typer.Option("--decode", metavar="N", min=0, help="Feed the last N tokens one by one.")
     ] = 0,
     context: ContextOption = None,
+    expert_memory: ExpertMemoryOption = "auto",
+    expert_threads: ExpertThreadsOption = None,
+    verify_reads: VerifyReadsOption = False,
 ) -> None:
     """Write the float32 logits after every token of every prompt: arrays `0`, `1`, ... [tokens, vocabulary].
 
@@ -47,10 +58,15 @@ def logits(
         raise InputError(f"{str(out)!r} is no ordinary file", next="give the name of a file to write")
     if out.exists() and out.samefile(tokens):
         raise InputError("--out is the file of the tokens", where=out, next="give another name")
+    options = EngineOptions(
+        context=context,
+        numerics=numerics.value,
+        expert_memory=expert_memory,
+        expert_threads=expert_threads,
+        verify_reads=verify_reads,
+    )
     with progress("loading") as loading:
-        engine = Engine.open(
-            model_folder(model), EngineOptions(context=context, numerics=numerics.value), loading
-        )
+        engine = Engine.open(model_folder(model), options, loading)
     arrays = {}
     with progress("prompts", "prompts") as show:
         for i, prompt in enumerate(prompts):

@@ -49,6 +49,24 @@ ApiKeyOption = Annotated[
         "--api-key", metavar="KEY", envvar="DSV4_API_KEY", show_envvar=True, help="The server's key."
     ),
 ]
+ExpertMemoryOption = Annotated[
+    str,
+    typer.Option(
+        "--expert-memory",
+        metavar="auto|SIZE|N%|Nx",
+        help="Memory for routed experts: 24GB, 25%, or 6x for 6 slots per layer. The rest is read from disk "
+        "when needed; answers don't change.",
+    ),
+]
+ExpertThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--expert-threads", metavar="N", min=1, max=64, help="Threads that read experts. Default: measured."
+    ),
+]
+VerifyReadsOption = Annotated[
+    bool, typer.Option("--verify-reads", help="Check the SHA-256 of every expert that is read.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
 
 

@@ -36,7 +36,11 @@ class Matched:
 
     def accept(self, token: int) -> None:
         # Asked first: a refused token would leave the matcher in an error it never leaves.
-        if self._matcher.validate_tokens([token]) != 1 or not self._matcher.consume_token(token):
+        if token == self.vocabulary.end:
+            may = self._matcher.is_accepting()
+        else:
+            may = self._matcher.validate_tokens([token]) == 1
+        if not (may and self._matcher.consume_token(token)):
             raise InputError(f"token {token} may not follow here: the grammar does not allow it")
 
     def fork(self) -> Matched:

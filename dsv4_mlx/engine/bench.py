@@ -24,7 +24,7 @@ from dsv4_mlx.engine.machine import description
 from dsv4_mlx.engine.memory import touched_state, touched_weights
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.errors import UsageError
-from dsv4_mlx.weights.load import tensor_bytes
+from dsv4_mlx.weights.load import find_model
 
 REPEATS = 3
 WARM_UP = 16  # tokens prefilled and 2 decoded before anything is measured
@@ -85,7 +85,7 @@ def frontiers(
 def report(engine: Engine, folder: Path, found: Sequence[Frontier], decode: int) -> dict[str, Any]:
     """The figures as plain values, with what they were measured on. `folder` is the model's."""
     config, manifest = engine.config, engine.manifest
-    weights = touched_weights(config, manifest, tensor_bytes(folder, manifest))
+    weights = touched_weights(config, manifest, find_model(folder).tensor_bytes())
     element = engine.model.dtype.size
     return {
         "machine": description(),

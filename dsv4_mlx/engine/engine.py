@@ -11,16 +11,18 @@ import mlx.core as mx
 
 from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.machine import memory_limit
+from dsv4_mlx.engine.machine import memory_limit, page_cache_share
 from dsv4_mlx.engine.memory import largest_context, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import DoesNotFit, UsageError
-from dsv4_mlx.manifest import Manifest, read_manifest
+from dsv4_mlx.manifest import Manifest
 from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import NUMERICS, REFERENCE
+from dsv4_mlx.paging.pager import Pager
+from dsv4_mlx.paging.sizing import ExpertMemory, Experts, choose, parse
 from dsv4_mlx.platforms import check_supported
-from dsv4_mlx.weights.load import activation_dtype, open_model
+from dsv4_mlx.weights.load import activation_dtype, find_model, open_model
 
 CACHE_LIMIT = 256 << 20  # freed buffers MLX may keep for reuse: enough for a step, too little to grow
 
@@ -31,32 +33,51 @@ class EngineOptions:
 
     context: int | None = None
     numerics: Literal["official", "exact"] = "official"
+    expert_memory: str = "auto"  # as `--expert-memory`: paging/sizing.py
+    expert_threads: int | None = None  # that read experts; None: as many as a short measurement finds best
+    verify_reads: bool = False  # compare every expert that is read with its SHA-256
 
 
 class Engine:
     """A model, its tokenizer and its limits; immutable once open."""
 
     def __init__(
-        self, config: ModelConfig, manifest: Manifest, model: Transformer, prompts: Prompts, context: int
+        self,
+        config: ModelConfig,
+        manifest: Manifest,
+        model: Transformer,
+        prompts: Prompts,
+        context: int,
+        pager: Pager | None = None,
     ):
         self.config, self.manifest, self.model = config, manifest, model
         self.prompts, self.context = prompts, context
+        self.pager = pager  # None where all experts are in memory
 
     @staticmethod
     def open(
         folder: Path, options: EngineOptions | None = None, progress: Callable[[int, int], None] | None = None
     ) -> Engine:
-        """Open a converted folder. `progress(done, total)` counts bytes. Raises Dsv4Error."""
+        """Open a converted folder or an official checkpoint. Raises Dsv4Error.
+
+        `progress(done, total)` counts bytes.
+        """
         check_supported()
         options = options or EngineOptions()
         if options.numerics not in NUMERICS:
             raise UsageError(f"numerics is {options.numerics!r}, expected one of {sorted(NUMERICS)}")
-        manifest, config = read_manifest(folder), ModelConfig.read(folder)
-        context = fitting_context(config, manifest, options.context)
+        stored = find_model(folder)
+        config, manifest = stored.config, stored.manifest
+        context, memory = fitting(config, manifest, options.context, options.expert_memory)
         prompts = Prompts(folder, manifest.checkpoint)
         mx.set_cache_limit(CACHE_LIMIT)
-        opened = open_model(folder, REFERENCE, NUMERICS[options.numerics], progress)
-        return Engine(opened.config, manifest, opened.model, prompts, context)
+        pager = None
+        if not memory.resident:
+            pager = Pager(memory, options.expert_threads, activation_dtype(), verify=options.verify_reads)
+        opened = open_model(
+            stored, REFERENCE, NUMERICS[options.numerics], progress, pager.paged if pager else None
+        )
+        return Engine(config, manifest, opened.model, prompts, context, pager)
 
     def session(self, growth: int = GROWTH) -> Session:
         """A new, empty token sequence, whose row buffers grow by `growth` tokens."""
@@ -68,18 +89,39 @@ def weight_bytes(manifest: Manifest) -> int:
     return sum(size for name, size in manifest.files.items() if name.endswith(".safetensors"))
 
 
-def fitting_context(config: ModelConfig, manifest: Manifest, asked: int | None) -> int:
-    """The context to use. Raises UsageError for an impossible number, DoesNotFit for one too large."""
-    element = activation_dtype().size
-    weights, limit = weight_bytes(manifest), memory_limit()
+def fitting(
+    config: ModelConfig, manifest: Manifest, asked: int | None, expert_memory: str
+) -> tuple[int, ExpertMemory]:
+    """The context to use, and how many experts are in memory.
+
+    Raises UsageError for an impossible number, DoesNotFit for one too large.
+    """
+    element, limit, wanted = activation_dtype().size, memory_limit(), parse(expert_memory)
     if asked is not None and not 1 <= asked <= config.max_context:
         raise UsageError(f"--context is {asked}, expected 1 to {config.max_context}")
-    context = asked if asked is not None else largest_context(config, weights, limit, element)
-    need = weights + workspace(weights) + state_bytes(config, max(context, 1), element).total
+    experts = routed_experts(config, manifest)
+    others = weight_bytes(manifest) - sum(t.count * t.record_bytes for t in manifest.experts.values())
+    least = others + experts.bytes(1)
+    context = asked if asked is not None else largest_context(config, least, limit, element)
+    need = least + workspace(least) + state_bytes(config, max(context, 1), element).total
     if context == 0 or need > limit:
         raise DoesNotFit(
             f"the model needs {need / 1e9:.1f} GB with a context of {max(context, 1)} tokens, "
             f"this machine allows {limit / 1e9:.1f} GB",
             next="use a smaller --context or a machine with more memory",
         )
-    return context
+    weights = min(limit, others + experts.bytes(experts.count))
+    state = state_bytes(config, context, element).total
+    room = limit - others - workspace(weights) - state
+    return context, choose(wanted, experts, max(room, limit - need + experts.bytes(1)), page_cache_share())
+
+
+def routed_experts(config: ModelConfig, manifest: Manifest) -> Experts:
+    """The routed experts as they are stored."""
+    return Experts(
+        layers=config.layers,
+        count=config.experts,
+        each=config.experts_per_token,
+        record_bytes=max((table.record_bytes for table in manifest.experts.values()), default=1),
+        drafts=config.draft_blocks,
+    )

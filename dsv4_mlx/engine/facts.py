@@ -1,22 +1,21 @@
-"""Facts about a converted model that need no weights in memory."""
+"""Facts about a model that need no weights in memory."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.memory import component_bytes, state_bytes
-from dsv4_mlx.manifest import read_manifest
-from dsv4_mlx.weights.load import activation_dtype, tensor_bytes
+from dsv4_mlx.weights.load import activation_dtype, find_model
 
 CONTEXTS = (4096, 32_768, 131_072, 1_048_576)
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """What `dsv4-mlx info` shows of a converted folder, as plain values. Raises InputError."""
-    manifest, config = read_manifest(folder), ModelConfig.read(folder)
-    components = component_bytes(manifest, tensor_bytes(folder, manifest))
+    """What `dsv4-mlx info` shows of a model, as plain values. Raises InputError."""
+    stored = find_model(folder)
+    manifest, config = stored.manifest, stored.config
+    components = component_bytes(manifest, stored.tensor_bytes())
     total, dtype = sum(components.values()), activation_dtype()
     contexts = sorted({min(context, config.max_context) for context in CONTEXTS})
     states = {context: state_bytes(config, context, dtype.size) for context in contexts}

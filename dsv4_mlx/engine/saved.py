@@ -17,17 +17,17 @@ import mlx.core as mx
 import numpy as np
 
 from dsv4_mlx.engine.session import Session, common_prefix
-from dsv4_mlx.manifest import NAME
+from dsv4_mlx.manifest import Manifest
 from dsv4_mlx.model.state import ModelState, Ring, Rows
 
 FORMAT = "1"
 
 
-def identity(folder: Path, numerics: str, session: Session) -> str:
+def identity(manifest: Manifest, numerics: str, session: Session) -> str:
     """What must be equal for a saved state to mean the same: model, numerics, device, number format."""
-    manifest = hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
+    model = hashlib.sha256(manifest.to_json().encode()).hexdigest()
     device = "metal" if mx.metal.is_available() else "cpu"
-    return f"{FORMAT} {manifest} {numerics} {device} {session.model.dtype}"
+    return f"{FORMAT} {model} {numerics} {device} {session.model.dtype}"
 
 
 def point_to_save(session: Session, prompt: Sequence[int]) -> int:

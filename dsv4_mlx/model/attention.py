@@ -12,8 +12,8 @@ from dsv4_mlx.model.indexer import Indexer
 from dsv4_mlx.model.plan import Plan, Rotation
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import Linear, TensorSource
+from dsv4_mlx.operands import Rows
 from dsv4_mlx.ops import Numerics, Ops
-from dsv4_mlx.reference.attend import Rows
 
 
 class Attention(Module):

@@ -11,8 +11,8 @@ from dsv4_mlx.model.moe import MoE
 from dsv4_mlx.model.plan import Plan
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import TensorSource
+from dsv4_mlx.operands import Mix
 from dsv4_mlx.ops import Numerics, Ops
-from dsv4_mlx.reference.hc_pre import Mix
 
 
 class HyperConnection(Module):

@@ -9,8 +9,8 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.plan import Plan
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import TensorSource
+from dsv4_mlx.operands import Rows
 from dsv4_mlx.ops import Numerics, Ops
-from dsv4_mlx.reference.attend import Rows
 
 
 class Indexer(Module):

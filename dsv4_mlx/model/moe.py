@@ -7,6 +7,7 @@ from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.tensors import ExpertSource, Linear, TensorSource
+from dsv4_mlx.operands import Bank
 from dsv4_mlx.ops import Ops
 from dsv4_mlx.reference.expert_ffn import swiglu
 
@@ -38,8 +39,12 @@ class MoE(Module):
             ids, weights = self.ops.route_hashed(x, self.gate, ids, scale=self.scale)
         else:
             ids, weights = self.ops.route(x, self.gate, self.bias, count=self.count, scale=self.scale)
-        gate_up, down, slots = self.experts.banks(ids)
         x = x.astype(self.dtype)
-        routed = self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit)
         hidden = swiglu(self.shared_gate_up(x).astype(mx.float32), self.limit).astype(x.dtype)
-        return routed + self.shared_down(hidden).astype(mx.float32)
+        shared = self.shared_down(hidden).astype(mx.float32)
+        return self.experts.routed(self._product, x, ids, weights, shared) + shared
+
+    def _product(
+        self, x: mx.array, slots: mx.array, weights: mx.array, gate_up: Bank, down: Bank
+    ) -> mx.array:
+        return self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit)

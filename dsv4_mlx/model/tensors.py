@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from dsv4_mlx.reference.expert_ffn import Bank
+from dsv4_mlx.operands import Bank
 
 
 class Linear(Module):
@@ -80,11 +80,21 @@ class Embedding(Module):
         )  # fmt: skip
 
 
+# x [B, T, D], indices [B, T, A] of matrices in the banks, weights [B, T, A], gate|up bank, down bank
+# -> float32 [B, T, D]; ops.expert_ffn but for the limit
+ExpertProduct = Callable[[mx.array, mx.array, mx.array, Bank, Bank], mx.array]
+
+
 class ExpertSource(Protocol):
     """Where the routed experts of a layer live: in memory or paged, which is not the model's matter."""
 
-    def banks(self, ids: mx.array) -> tuple[Bank, Bank, mx.array]:
-        """Expert ids [B, T, A] -> (gate|up bank, down bank, indices of those experts in the banks)."""
+    def routed(
+        self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
+    ) -> mx.array:
+        """x [B, T, D] through its experts ids [B, T, A] with weights float32 [B, T, A] -> float32 [B, T, D].
+
+        `beside` is work of the same layer that needs no routed expert: it may be computed while they come.
+        """
 
 
 class TensorSource(Protocol):

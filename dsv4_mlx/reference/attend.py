@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import mlx.core as mx
 
+from dsv4_mlx.operands import Rows
+
 _BLOCK = 1 << 25  # gathered elements [T, picks, K] alive at once: 128 MB in float32
-
-
-class Rows(NamedTuple):
-    """Key/value rows and who sees them. rows [B, S, K]; mask float32 [T, S], added to scores: 0 where a query
-    sees a row and -inf where not; None where all see all.
-
-    With `picks` [B, T, k] a query attends to those rows only, and `mask` is [B, T, k] over them.
-    """
-
-    rows: mx.array
-    mask: mx.array | None
-    picks: mx.array | None = None
 
 
 def attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:

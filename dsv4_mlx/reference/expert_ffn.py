@@ -4,24 +4,11 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-
-class Bank(NamedTuple):
-    """One matrix per expert. codes [E, out, in or packed in]; without `scales` it holds plain floats.
-
-    mode "mxfp4" (group 32, scales uint8 E8M0) or "affine" (with `biases`); bits and group as MLX takes them.
-    """
-
-    codes: mx.array
-    scales: mx.array | None = None
-    biases: mx.array | None = None
-    mode: str = ""
-    bits: int = 0
-    group: int = 0
+from dsv4_mlx.operands import Bank
 
 
 def swiglu(gate_up: mx.array, limit: float) -> mx.array:
@@ -40,7 +27,12 @@ def expert_ffn(
     """
     hidden = swiglu(_bank_product(x[..., None, None, :], gate_up, ids).astype(mx.float32), limit)
     hidden = (hidden * weights[..., None, None]).astype(x.dtype)
-    return mx.sum(_bank_product(hidden, down, ids).squeeze(-2).astype(mx.float32), axis=-2)
+    return add_in_order(_bank_product(hidden, down, ids).squeeze(-2))
+
+
+def add_in_order(products: mx.array) -> mx.array:
+    """[B, T, A, D] -> float32 [B, T, D]: what a token's experts give, added in the order of its list."""
+    return mx.sum(products.astype(mx.float32), axis=-2)
 
 
 def _bank_product(x: mx.array, bank: Bank, ids: mx.array) -> mx.array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from dsv4_mlx.reference.hc_pre import Mix
+from dsv4_mlx.operands import Mix
 
 
 def hc_post(x: mx.array, out: mx.array, mix: Mix) -> mx.array:

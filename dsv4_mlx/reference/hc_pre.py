@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-
-class Mix(NamedTuple):
-    """What `hc_post` needs, float32: post / 2 [B, T, C] and comb [B, T, C, C] (row: input stream)."""
-
-    half_post: mx.array
-    comb: mx.array
+from dsv4_mlx.operands import Mix
 
 
 def hc_pre(

@@ -12,7 +12,7 @@ small ones may use `side` bytes and one place more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 SMALL = 2048  # prompt tokens: below, a session is small; so many that would be lost are worth a branch
@@ -36,10 +36,6 @@ class Held:
     def idle(self) -> bool:
         return self.claim == 0
 
-    @property
-    def small(self) -> bool:
-        return self.prompt < SMALL and self.tokens <= 2 * SMALL
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -54,6 +50,9 @@ class Limits:
     @property
     def side(self) -> int:
         return self.cost(min(2 * SMALL, self.context))
+
+    def small(self, one: Held) -> bool:
+        return one.prompt < SMALL and one.bytes <= self.side
 
 
 @dataclass(frozen=True)
@@ -77,20 +76,28 @@ def plan(
     """
     size = limits.cost(min(limits.context, prompt + 1))
     claim = limits.cost(min(limits.context, prompt + max_tokens))
-    for base, branch in _bases(held, keeps):
+    fresh: Plan | None = None
+    kept = {one.key: keeps(one.key) for one in held}
+    for base, branch in _bases(held, kept):
         going = Held(NEW, prompt, prompt, size, 0, max(size, claim))
         stays = list(held)
         if base is not None and not branch:
-            if going.small and not base.small:
+            if limits.small(going) and not limits.small(base):
                 continue  # it would cut a large session down to a small one
             stays.remove(base)
             going = replace(going, bytes=max(size, base.bytes), claim=max(claim, size, base.bytes))
         if not safe([*stays, going], limits):
             continue
-        gone = _evicted([*stays, going], [one for one in stays if one is not base], going.small, limits)
-        if gone is not None:
-            return Plan(base.key if base else None, branch, gone, going.bytes, going.claim)
-    return None
+        gone = _evicted(
+            [*stays, going], [one for one in stays if one is not base], limits.small(going), limits
+        )
+        if gone is None:
+            continue
+        found = Plan(base.key if base else None, branch, gone, going.bytes, going.claim)
+        if base is not None or not any(kept[key] for key in gone):
+            return found
+        fresh = found  # but rather go on from a session that would go for it
+    return fresh
 
 
 def growth(held: Sequence[Held], growing: int, size: int, limits: Limits) -> tuple[int, ...] | None:
@@ -100,7 +107,7 @@ def growth(held: Sequence[Held], growing: int, size: int, limits: Limits) -> tup
         return None
     grown = next(one for one in all_of_them if one.key == growing)
     others = [one for one in all_of_them if one.key != growing]
-    for gently in {grown.small, False}:
+    for gently in sorted({limits.small(grown), False}, reverse=True):
         gone = _evicted(all_of_them, others, gently, limits)
         if gone is not None:
             return gone
@@ -125,13 +132,13 @@ def _can_end(active: Sequence[Held], total: int) -> bool:
     return True
 
 
-def _bases(held: Sequence[Held], keeps: Callable[[int], int]) -> Iterable[tuple[Held | None, bool]]:
+def _bases(held: Sequence[Held], kept: Mapping[int, int]) -> Iterable[tuple[Held | None, bool]]:
     """What to go on from, best first: (session, as a branch). A new session is the last resort but one:
     to lose part of an idle session, where memory allows nothing better."""
     ways: list[tuple[int, bool, int, Held]] = []
     last: list[tuple[int, Held]] = []
     for one in held:
-        most = keeps(one.key)
+        most = kept[one.key]
         lost = max(0, one.prompt - most)
         if one.idle and most:
             if lost < SMALL:
@@ -152,18 +159,18 @@ def _evicted(
     """Who of `others` goes, small ones only if `gently`, so that `all_of_them` keep the limits; None if they
     can't. Large sessions alone keep to budget and count; with small ones, to `side` and one place more."""
     size, count = sum(one.bytes for one in all_of_them), len(all_of_them)
-    large_size = sum(one.bytes for one in all_of_them if not one.small)
-    large_count = sum(not one.small for one in all_of_them)
+    large_size = sum(one.bytes for one in all_of_them if not limits.small(one))
+    large_count = sum(not limits.small(one) for one in all_of_them)
     gone: list[int] = []
     for one in sorted(others, key=lambda one: one.used):
-        if not one.idle or (gently and not one.small):
+        if not one.idle or (gently and not limits.small(one)):
             continue
         over = size > limits.budget + limits.side or count > limits.count + 1
         large_over = large_size > limits.budget or large_count > limits.count
-        if over or (large_over and not one.small):
+        if over or (large_over and not limits.small(one)):
             gone.append(one.key)
             size, count = size - one.bytes, count - 1
-            if not one.small:
+            if not limits.small(one):
                 large_size, large_count = large_size - one.bytes, large_count - 1
     kept = large_size <= limits.budget and large_count <= limits.count
     return tuple(gone) if kept and size <= limits.budget + limits.side and count <= limits.count + 1 else None

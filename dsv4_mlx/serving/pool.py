@@ -92,7 +92,7 @@ class Pool:
         prompt, size = min(held.prompt, len(session.tokens)), self.limits.cost(session.capacity)
         self._held[lease.key] = Held(lease.key, len(session.tokens), prompt, size, self._clock)
         gone = growth(self.held, lease.key, size, self.limits) or ()
-        if prompt < SMALL and any(not self._held[key].small for key in gone):
+        if prompt < SMALL and not all(self.limits.small(self._held[key]) for key in gone):
             self.drop(lease)  # a long answer to a small request is worth less than what it would displace
         else:
             self._evict(gone)

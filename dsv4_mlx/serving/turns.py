@@ -191,7 +191,7 @@ class Turns:
         return spans
 
     def _recall(self, keys: Sequence[str], message: Message, together: bool) -> _Turn | None:
-        """The turn that `keys` name (`together`: all the same one; else the first known), if it says the same."""
+        """The turn that says the same and that `keys` name: all of them if `together`, else the first known."""
         with self._lock:
             known = [self._by_key.get(key) for key in keys]
             if together and len(set(known)) != 1:

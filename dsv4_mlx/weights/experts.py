@@ -9,7 +9,8 @@ from mlx.nn.layers.base import Module
 
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import SEGMENT_ITEM_BYTES, ExpertTable
-from dsv4_mlx.reference.expert_ffn import Bank
+from dsv4_mlx.model.tensors import ExpertProduct
+from dsv4_mlx.operands import Bank
 
 # format -> (mode, bits, group) as MLX names them
 QUANTISED = {"mxfp4": ("mxfp4", 4, 32), "mxfp8": ("mxfp8", 8, 32), "affine4": ("affine", 4, 64)}
@@ -52,8 +53,10 @@ class ResidentExperts:
         self.gate_up = _bank(records, table, ("gate", "up"), dtype)
         self.down = _bank(records, table, ("down",), dtype)
 
-    def banks(self, ids: mx.array) -> tuple[Bank, Bank, mx.array]:
-        return self.gate_up, self.down, ids
+    def routed(
+        self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
+    ) -> mx.array:
+        return product(x, ids, weights, self.gate_up, self.down)
 
 
 class FloatExperts(Module):
@@ -63,8 +66,10 @@ class FloatExperts(Module):
         super().__init__()
         self.gate_up, self.down = gate_up, down
 
-    def banks(self, ids: mx.array) -> tuple[Bank, Bank, mx.array]:
-        return Bank(self.gate_up), Bank(self.down), ids
+    def routed(
+        self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
+    ) -> mx.array:
+        return product(x, ids, weights, Bank(self.gate_up), Bank(self.down))
 
 
 def _bank(records: mx.array, table: ExpertTable, names: tuple[str, ...], dtype: mx.Dtype) -> Bank:

@@ -1,8 +1,10 @@
-"""A converted folder -> a model, every tensor used once and in memory."""
+"""A model's folder -> the model, every tensor used once and in memory."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +12,19 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
+from dsv4_mlx.checkpoint.source import INDEX
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.errors import InputError
-from dsv4_mlx.manifest import Manifest, read_manifest
+from dsv4_mlx.manifest import NAME as MANIFEST
+from dsv4_mlx.manifest import Manifest
 from dsv4_mlx.model.block import Block
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import Numerics, Ops
-from dsv4_mlx.weights.converted import CONVERT_AGAIN, ConvertedTensors, open_shard
+from dsv4_mlx.weights.converted import ConvertedModel
+from dsv4_mlx.weights.experts import ResidentExperts
+from dsv4_mlx.weights.official import OfficialModel
+from dsv4_mlx.weights.records import Paged
+from dsv4_mlx.weights.stored import StoredModel
+from dsv4_mlx.weights.tensors import StoredTensors
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -35,46 +43,53 @@ def activation_dtype() -> mx.Dtype:
     return mx.bfloat16 if mx.metal.is_available() else mx.float32
 
 
-def open_model(folder: Path, ops: Ops, numerics: Numerics, progress: Progress | None = None) -> Opened:
-    """Read a converted folder. Raises InputError for anything that is not what the manifest says."""
-    manifest = read_manifest(folder)
-    config = ModelConfig.read(folder)
-    if manifest.checkpoint != config.checkpoint:
-        raise InputError(
-            f"manifest.json says checkpoint {manifest.checkpoint}, config.json is of {config.checkpoint}",
-            where=folder,
-            next=CONVERT_AGAIN,
-        )
-    source = ConvertedTensors(folder, manifest, config, activation_dtype())
-    model = Transformer(config, source, ops, numerics)
-    source.finish(kept=None if config.drafter is None else "mtp.")  # the drafter is stored, not run
-    total = sum(size for name, size in manifest.files.items() if name.endswith(".safetensors"))
-    done = 0
-    for arrays in _pieces(model):
-        mx.eval(arrays)
-        done += sum(array.nbytes for array in arrays)
+def find_model(folder: Path) -> StoredModel:
+    """A converted folder or an official checkpoint. Raises InputError, MachineError."""
+    if not os.path.lexists(folder / MANIFEST) and os.path.lexists(folder / INDEX):
+        return OfficialModel(folder)
+    return ConvertedModel(folder)
+
+
+def open_model(
+    stored: StoredModel,
+    ops: Ops,
+    numerics: Numerics,
+    progress: Progress | None = None,
+    paged: Paged | None = None,
+) -> Opened:
+    """Read a model. Raises InputError for anything that is not what its manifest or headers say.
+
+    `paged` makes the source of each block's routed experts; None reads them all into memory.
+    """
+    total = sum(size for name, size in stored.manifest.files.items() if name.endswith(".safetensors"))
+    if paged is not None:
+        total -= sum(table.count * table.record_bytes for table in stored.manifest.experts.values())
+    read = done = 0
+
+    def reached(count: int) -> None:
+        nonlocal done
+        done = min(max(done, count), total)
         if progress is not None:
-            progress(min(done, total), total)
-    if progress is not None:
-        progress(total, total)
+            progress(done, total)
+
+    def advance(count: int) -> None:
+        nonlocal read
+        read += count
+        reached(read)
+
+    with closing(stored.arrays(advance)) as arrays:
+        source = StoredTensors(stored, arrays, activation_dtype(), paged)
+        model = Transformer(stored.config, source, ops, numerics)
+        source.finish(kept=None if stored.config.drafter is None else "mtp.")  # stored, not run
+        evaluated = 0
+        for piece in _pieces(model):
+            mx.eval(piece)
+            evaluated += sum(array.nbytes for array in piece)
+            reached(evaluated)
+        arrays.finished()
+    reached(total)
     model.eval()
-    return Opened(config, manifest, model)
-
-
-def tensor_bytes(folder: Path, manifest: Manifest) -> dict[str, int]:
-    """Stored bytes of every tensor of the manifest, from the files' headers."""
-    headers: dict[str, dict[str, mx.array]] = {}
-    sizes = {}
-    for name, record in manifest.tensors.items():
-        if record.file not in headers:
-            headers[record.file] = open_shard(folder, record.file, manifest)
-        try:
-            sizes[name] = sum(headers[record.file][key].nbytes for key in record.parts.values())
-        except KeyError as error:
-            raise InputError(
-                f"tensor {error} is not in the file", where=folder / record.file, next=CONVERT_AGAIN
-            ) from None
-    return sizes
+    return Opened(stored.config, stored.manifest, model)
 
 
 def _pieces(model: Transformer) -> Iterator[list[mx.array]]:
@@ -89,9 +104,8 @@ def _pieces(model: Transformer) -> Iterator[list[mx.array]]:
 
 
 def _block(block: Block) -> Iterator[list[mx.array]]:
-    records = getattr(block.ffn.experts, "records", None)
-    if records is not None:
-        yield [records]
+    if isinstance(block.ffn.experts, ResidentExperts):
+        yield [block.ffn.experts.records]
     yield _arrays(block)
 
 

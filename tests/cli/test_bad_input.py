@@ -144,11 +144,11 @@ def test_bad_arguments(
 
 
 def test_a_demo_folder_that_is_in_use(tmp_path: Path, capsys: Output) -> None:
-    """The demo's two folder names are common ones: nothing it has not made is deleted."""
-    (tmp_path / "official").mkdir()
-    weights = tmp_path / "official" / "model.safetensors"
+    """Nothing the demo has not made is deleted."""
+    (tmp_path / "dsv4-demo").mkdir()
+    weights = tmp_path / "dsv4-demo" / "model.safetensors"
     weights.write_text("160 GB that took a day to download")
-    refused(["demo", "--dir", str(tmp_path)], capsys, "'official', which it has not made")
+    refused(["demo", "--dir", str(tmp_path)], capsys, "'dsv4-demo', which it has not made")
     assert weights.read_text().startswith("160 GB")
     refused(["demo", "--dir", str(weights)], capsys, "can't be built here", code=3)
 

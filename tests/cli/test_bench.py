@@ -17,7 +17,7 @@ from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.memory import touched_state, touched_weights
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.manifest import read_manifest
-from dsv4_mlx.weights.load import tensor_bytes
+from dsv4_mlx.weights.load import find_model
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_bytes_per_token_from_shapes(folder: Path) -> None:
     assert touched_state(config, 160, 4) == windows + csa + 32 * 4
     assert touched_state(config, 16, 4) == 3 * 16 * 32 * 4 + 4 * 32 * 4  # few rows: none is scored
     manifest = read_manifest(folder)
-    sizes = tensor_bytes(folder, manifest)
+    sizes = find_model(folder).tensor_bytes()
     idle = sum(table.record_bytes * (table.count - 2) for table in manifest.experts.values())
     tables = sizes["embed.weight"] + sizes["layers.0.ffn.gate.tid2eid"]
     whole = sum(sizes.values()) + sum(t.record_bytes * t.count for t in manifest.experts.values())

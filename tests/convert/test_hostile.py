@@ -156,7 +156,7 @@ def test_source_changes_while_it_is_read(source: Path, tmp_path: Path) -> None:
         if name == "head.safetensors":
             os.utime(next(source.glob("model-00002*")))
 
-    with pytest.raises(InputError, match="was changed while it was converted"):
+    with pytest.raises(InputError, match="was changed while it was read"):
         convert(source, tmp_path / "target", progress=change)
     assert not (tmp_path / "target").exists()
 

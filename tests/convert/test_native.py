@@ -155,8 +155,8 @@ def test_same_bytes_whatever_the_block(recipe: str, checkpoints: Folder, tmp_pat
 
 
 def test_identity_tells_seeds_apart(tmp_path: Path) -> None:
-    from dsv4_mlx.convert.identity import identify
-    from dsv4_mlx.convert.source import open_source
+    from dsv4_mlx.checkpoint.identity import identify
+    from dsv4_mlx.checkpoint.source import open_source
     from dsv4_mlx.synthetic import small_config, write_checkpoint
 
     for seed in (0, 1):
@@ -168,7 +168,7 @@ def test_identity_tells_seeds_apart(tmp_path: Path) -> None:
 
 
 def test_samples_reach_both_ends() -> None:
-    from dsv4_mlx.convert.identity import PIECE, SAMPLES, sample_points
+    from dsv4_mlx.checkpoint.identity import PIECE, SAMPLES, sample_points
 
     assert sample_points(10, 20) == [10]
     points = sample_points(100, 10**9)

@@ -16,9 +16,9 @@ import pytest
 from official.damage import poke
 from official.decoding import official_tensors, official_values
 
+from dsv4_mlx.checkpoint.identity import identify
+from dsv4_mlx.checkpoint.source import open_source
 from dsv4_mlx.convert import convert, verify
-from dsv4_mlx.convert.identity import identify
-from dsv4_mlx.convert.source import open_source
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import read_manifest
 

@@ -8,14 +8,14 @@ from checkpoints import Checkpoints, decode, run
 from compare import LOGITS, PARTITION, assert_close
 
 from dsv4_mlx.ops import EXACT, REFERENCE
-from dsv4_mlx.weights.load import open_model
+from dsv4_mlx.weights.load import find_model, open_model
 
 LAYERS = {"flash": (43, 0), "pro": (61, 128), "0731": (43, 0)}  # and the first layer's ratio
 
 
 @pytest.mark.parametrize("release", LAYERS)
 def test_every_release_runs(checkpoints: Checkpoints, release: str) -> None:
-    opened = open_model(checkpoints.converted(release), REFERENCE, EXACT)
+    opened = open_model(find_model(checkpoints.converted(release)), REFERENCE, EXACT)
     layers, ratio = LAYERS[release]
     assert (opened.config.layers, opened.config.ratio(0)) == (layers, ratio)
     assert (

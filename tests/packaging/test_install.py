@@ -113,7 +113,8 @@ def test_tests_pass_against_the_wheel(tested: Path, tmp_path: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)  # pytest's settings
     (tmp_path / "tests" / "test_where.py").write_text(f"def test_where():\n    exec({WHERE!r})\n")
     skipped = [f"--ignore=tests/{name}" for name in OF_THE_CHECKOUT]
-    command = (str(tested / "pytest"), "-q", "-m", "not long", *skipped, "tests/test_where.py", "tests")
+    two = ("-n", "2", "--dist", "loadfile")
+    command = (str(tested / "pytest"), "-q", *two, "-m", "not long", *skipped, "tests/test_where.py", "tests")
     said = run(*command, cwd=tmp_path, env=clean(tmp_path))
     assert " passed" in said
     assert "failed" not in said

@@ -56,7 +56,7 @@ def metadata(wheel: ZipFile, name: str) -> bytes:
 def test_wheel_holds_the_package_and_nothing_else(wheel: ZipFile, expected: set[str]) -> None:
     assert contents(wheel) == expected
     assert {name.split("/")[0] for name in contents(wheel)} == {"dsv4_mlx"}
-    for name in ("py.typed", "convert/run.py", "metal/README.md", "engine/generate.py"):
+    for name in ("py.typed", "convert/run.py", "metal/README.md", "engine/generate.py", "demo/config.json"):
         assert f"dsv4_mlx/{name}" in expected
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from compare import OP, assert_bits, assert_close
 
+from dsv4_mlx.operands import Rows
 from dsv4_mlx.reference import attend as module
-from dsv4_mlx.reference.attend import Rows, attend
+from dsv4_mlx.reference.attend import attend
 
 B, T, H, K, S, N = 2, 7, 5, 16, 12, 9
 Array = np.ndarray

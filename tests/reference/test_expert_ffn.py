@@ -8,7 +8,8 @@ import pytest
 from compare import OP, assert_bits, assert_close
 from oracle.official import E2M1, E8M0
 
-from dsv4_mlx.reference.expert_ffn import Bank, expert_ffn, swiglu
+from dsv4_mlx.operands import Bank
+from dsv4_mlx.reference.expert_ffn import expert_ffn, swiglu
 
 Array = np.ndarray
 E, D, INNER, A = 6, 64, 32, 3

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from compare import OP, assert_close
 
+from dsv4_mlx.operands import Mix
 from dsv4_mlx.reference.hc_head import hc_head
 from dsv4_mlx.reference.hc_post import hc_post
-from dsv4_mlx.reference.hc_pre import Mix, hc_pre, sinkhorn
+from dsv4_mlx.reference.hc_pre import hc_pre, sinkhorn
 
 Array = np.ndarray
 C, D = 4, 24

@@ -15,7 +15,7 @@ from dsv4_mlx.serving.job import Emit, Finished, Job, Prefill, Reason, Started, 
 from dsv4_mlx.serving.turns import Rendered, Said, Turns
 from dsv4_mlx.serving.worker import Health, State, Stats
 
-CHECKPOINT = Path(__file__).resolve().parent.parent.parent / "bench" / "demo_model" / "checkpoint"
+CHECKPOINT = Path(__file__).resolve().parent.parent.parent / "dsv4_mlx" / "demo"
 VOCABULARY = 1792
 
 

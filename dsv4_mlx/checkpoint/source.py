@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsv4_mlx.checkpoint.header import Entry, Header, read_header
 from dsv4_mlx.config import ModelConfig, parse_config
-from dsv4_mlx.convert.header import Entry, Header, read_header
 from dsv4_mlx.errors import InputError, MachineError
 
 INDEX = "model.safetensors.index.json"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dsv4_mlx.convert.header import Entry
-from dsv4_mlx.convert.source import Source, listed
+from dsv4_mlx.checkpoint.header import Entry
+from dsv4_mlx.checkpoint.source import Source, listed
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.official import Inventory, inventory
 

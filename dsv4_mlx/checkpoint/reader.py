@@ -6,16 +6,16 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from dsv4_mlx.convert.direct import InFile
-from dsv4_mlx.convert.source import Source
+from dsv4_mlx.checkpoint.direct import InFile
+from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.errors import InputError, MachineError
 
 
 class FolderReader:
-    """Files of a folder, opened when first read. Use as a context manager."""
+    """Files of a folder, opened when first read. Use as a context manager. `advice` ends its errors."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, advice: str = "check the disk and the file") -> None:
+        self.folder, self.advice = folder, advice
         self._files: dict[str, InFile] = {}
         self._opening = threading.Lock()
 
@@ -25,6 +25,9 @@ class FolderReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         for file in self._files.values():
             file.close()
         self._files.clear()
@@ -46,15 +49,15 @@ class FolderReader:
         return MachineError(
             f"{file} can't be read: {why}",
             where=self.folder / file,
-            next="check the disk and the file; an interrupted conversion continues with --resume",
+            next=self.advice,
         )
 
 
 class SourceReader(FolderReader):
     """The shards of an official checkpoint."""
 
-    def __init__(self, source: Source) -> None:
-        super().__init__(source.folder)
+    def __init__(self, source: Source, advice: str = "check the disk and the file") -> None:
+        super().__init__(source.folder, advice)
         self.source = source
         self._stamps: dict[str, tuple[int, int]] = {}
 
@@ -72,7 +75,7 @@ class SourceReader(FolderReader):
         for shard, file in self._files.items():
             if file.stamp() != self._stamps[shard]:
                 raise InputError(
-                    f"{shard} was changed while it was converted",
+                    f"{shard} was changed while it was read",
                     where=self.folder / shard,
-                    next="wait until the download is complete, then convert again",
+                    next="wait until the download is complete, then try again",
                 )

@@ -16,8 +16,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from dsv4_mlx.convert.header import Header
-from dsv4_mlx.convert.source import Source
+from dsv4_mlx.checkpoint.header import Header
+from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.errors import MachineError
 
 SAMPLES = 64

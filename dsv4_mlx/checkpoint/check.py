@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dsv4_mlx.convert.source import Source
+from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.errors import InputError
 
 
@@ -33,5 +33,5 @@ def _bad(source: Source, tensor: str, why: str) -> InputError:
     return InputError(
         f"{tensor} {why}",
         where=source.folder / source.where[tensor],
-        next="download this file again; what was written so far has been removed",
+        next="download this file again",
     )

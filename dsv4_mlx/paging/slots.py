@@ -1,0 +1,113 @@
+"""Which expert is in which slot of one bank, and when a slot may be written. Pure: bookkeeping only.
+
+    empty --claim--> reading --filled--> ready --claim--> reading ...
+                        `------failed--> empty
+
+A slot that computation reads carries the epoch of its last use. Work of an epoch is queued, not done, until
+`finish(epoch)` says so; a slot is never claimed before that. Every rule is checked: breaking one is a bug of
+this program that would show as wrong numbers, so it raises RuntimeError instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+EMPTY = -1
+
+
+class SlotTable:
+    """`slots` slots for the experts 0 .. experts - 1. Not for use by two threads."""
+
+    def __init__(self, slots: int, experts: int) -> None:
+        if slots < 1:
+            raise ValueError(f"a bank has at least one slot, not {slots}")
+        self.slots, self.experts = slots, experts
+        self.slot_of = [EMPTY] * experts  # reading or ready
+        self.expert_of = [EMPTY] * slots
+        self._ready = [False] * slots
+        self._used = [0] * slots
+        self._free = list(range(slots - 1, -1, -1))
+        self.epoch = 0  # of the last use
+        self.finished = 0
+
+    def ready(self, expert: int) -> bool:
+        """Whether the expert can be computed with."""
+        slot = self.slot_of[expert]
+        return slot != EMPTY and self._ready[slot]
+
+    def reading(self, expert: int) -> bool:
+        slot = self.slot_of[expert]
+        return slot != EMPTY and not self._ready[slot]
+
+    @property
+    def free(self) -> int:
+        """Slots that hold nothing."""
+        return len(self._free)
+
+    def loaded(self, besides: Collection[int] = ()) -> list[int]:
+        """Experts that may be given up, but for `besides`: ready, and nothing unfinished reads them."""
+        return [
+            expert
+            for slot, expert in enumerate(self.expert_of)
+            if expert != EMPTY and self._ready[slot] and self._used[slot] <= self.finished
+            if expert not in besides
+        ]
+
+    def busy(self, besides: Collection[int] = ()) -> bool:
+        """Whether `finish` would let more experts be given up."""
+        return any(
+            expert != EMPTY and self._ready[slot] and self._used[slot] > self.finished
+            for slot, expert in enumerate(self.expert_of)
+            if expert not in besides
+        )
+
+    def claim(self, expert: int, victim: int | None = None) -> int:
+        """A slot to read `expert` into: an empty one, or that of `victim`, which is given up."""
+        if self.slot_of[expert] != EMPTY:
+            raise RuntimeError(f"expert {expert} has a slot already")
+        if victim is None:
+            if not self._free:
+                raise RuntimeError("no slot is empty")
+            slot = self._free.pop()
+        else:
+            slot = self.slot_of[victim]
+            if slot == EMPTY or not self._ready[slot]:
+                raise RuntimeError(f"expert {victim} is not loaded and can't be given up")
+            if self._used[slot] > self.finished:
+                raise RuntimeError(f"slot {slot} is read by work that has not finished")
+            self.slot_of[victim] = EMPTY
+        self.expert_of[slot], self.slot_of[expert], self._ready[slot] = expert, slot, False
+        return slot
+
+    def filled(self, expert: int) -> None:
+        """The expert's bytes are in its slot."""
+        slot = self._reading(expert)
+        self._ready[slot] = True
+
+    def failed(self, expert: int) -> None:
+        """Reading failed, or was given up before it began: the slot is empty again."""
+        slot = self._reading(expert)
+        self.expert_of[slot], self.slot_of[expert] = EMPTY, EMPTY
+        self._free.append(slot)
+
+    def use(self, experts: Iterable[int]) -> int:
+        """Work that reads these experts is being queued; the epoch to `finish` when it is done."""
+        self.epoch += 1
+        for expert in experts:
+            slot = self.slot_of[expert]
+            if slot == EMPTY or not self._ready[slot]:
+                raise RuntimeError(f"expert {expert} is computed with but not loaded")
+            self._used[slot] = self.epoch
+        return self.epoch
+
+    def finish(self, epoch: int) -> None:
+        """All work of this epoch and of those before it is done."""
+        if epoch > self.epoch:
+            raise RuntimeError(f"epoch {epoch} has not begun, the last is {self.epoch}")
+        self.finished = max(self.finished, epoch)
+
+    def _reading(self, expert: int) -> int:
+        slot = self.slot_of[expert]
+        if slot == EMPTY or self._ready[slot]:
+            raise RuntimeError(f"expert {expert} is not being read")
+        return slot
