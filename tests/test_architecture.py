@@ -42,7 +42,7 @@ PARTS: dict[str, set[str]] = {
     "convert": {"checkpoint", "config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
     "serving": {"engine", "chat", "model", "config", "manifest", "errors"},
-    "server": {"serving", "constrain", "engine", "chat", "config", "manifest", "errors"},
+    "server": {"serving", "constrain", "engine", "weights", "chat", "errors"},
     "terminal": {"errors"},
     "adapters": {"engine", "model", "official", "errors"},
     "cli": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 import threading
@@ -16,15 +17,19 @@ import typer
 from dsv4_mlx.cli.options import (
     ApiKeyOption,
     ContextOption,
+    ExpertMemoryOption,
+    ExpertThreadsOption,
     ModelArgument,
     NumericsMode,
     NumericsOption,
     ThinkMode,
     ThinkOption,
+    VerifyReadsOption,
 )
 from dsv4_mlx.cli.sources import model_folder
 
 if TYPE_CHECKING:
+    from dsv4_mlx.engine import EngineOptions
     from dsv4_mlx.server.options import ServerOptions
     from dsv4_mlx.serving.runner import WorkerOptions
     from dsv4_mlx.serving.worker import Worker
@@ -90,14 +95,25 @@ def serve(
     raw_special_tokens: RawOption = False,
     replay: ReplayOption = None,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
+    expert_memory: ExpertMemoryOption = "auto",
+    expert_threads: ExpertThreadsOption = None,
+    verify_reads: VerifyReadsOption = False,
 ) -> None:
     """Serve a model to editors and agents: OpenAI's and Anthropic's protocols on this machine.
 
     Example: dsv4-mlx serve ~/models/flash
     """
+    from dsv4_mlx.engine import EngineOptions
     from dsv4_mlx.server.options import ServerOptions
     from dsv4_mlx.serving.runner import WorkerOptions
 
+    engine = EngineOptions(
+        context=context,
+        numerics=numerics.value,
+        expert_memory=expert_memory,
+        expert_threads=expert_threads,
+        verify_reads=verify_reads,
+    )
     options = ServerOptions(
         host=host,
         port=port,
@@ -111,22 +127,16 @@ def serve(
         raw_special_tokens=raw_special_tokens,
     )
     limits = WorkerOptions(active=max_active, waiting=max_queue)
-    code = _serve(model, options, limits, context, numerics, replay)
+    code = _serve(model, engine, options, limits, replay)
     if code:
         raise typer.Exit(code)
 
 
 def _serve(
-    model: str,
-    options: ServerOptions,
-    limits: WorkerOptions,
-    context: int | None,
-    numerics: NumericsMode,
-    replay: Path | None,
+    model: str, engine: EngineOptions, options: ServerOptions, limits: WorkerOptions, replay: Path | None
 ) -> int:
     from dsv4_mlx.cli.crash import write_crash_log
     from dsv4_mlx.cli.demo import MODEL_ID as DEMO
-    from dsv4_mlx.engine import EngineOptions
     from dsv4_mlx.server.options import MODEL_ID
     from dsv4_mlx.server.run import addresses, listen
     from dsv4_mlx.server.run import serve as run_server
@@ -140,12 +150,13 @@ def _serve(
     reference = model or ("demo" if replay is not None else "")
     folder = model_folder(reference)
     name = DEMO if reference == "demo" else MODEL_ID
-    facts = model_facts(folder, name, options, context, loads_weights=turns is None)
+    facts = model_facts(
+        folder, name, options, engine.context, engine.expert_memory if turns is None else None
+    )
     sockets = listen(options)  # before anything is loaded: a busy port is said at once
+    opened = dataclasses.replace(engine, context=facts.context)
     backend: Backend = (
-        ModelBackend(folder, EngineOptions(context=facts.context, numerics=numerics.value))
-        if turns is None
-        else ReplayBackend(folder, turns, facts.context)
+        ModelBackend(folder, opened) if turns is None else ReplayBackend(folder, turns, facts.context)
     )
     log = _log()
     worker = Worker(backend, limits).start()

@@ -94,6 +94,7 @@ class CompletionsWire(ChatWire):
     """The library knows no text completions: its chat chunks, reshaped."""
 
     prefix = "cmpl-"
+    _said = 0  # characters in the events so far
 
     def event(self, given: Body) -> list[str]:
         choice = given["choices"][0]
@@ -102,7 +103,8 @@ class CompletionsWire(ChatWire):
         if echoed and not text:
             return []
         self._original_spelling(choice)
-        shaped = self._shaped(text, choice)
+        shaped = self._shaped(text, choice, self._said)
+        self._said += len(text)
         frames = [frame({**shaped, "usage": None} if self.ask.usage else shaped)]
         if choice["finish_reason"] is not None:
             if self.ask.usage:
@@ -114,13 +116,13 @@ class CompletionsWire(ChatWire):
         choice = given["choices"][0]
         self._original_spelling(choice)
         text = self.ask.prompt_text + (choice["message"].get("content") or "")
-        return {**self._shaped(text, choice), "usage": with_writes(given["usage"])}
+        return {**self._shaped(text, choice, len(self.ask.prompt_text)), "usage": with_writes(given["usage"])}
 
-    def _shaped(self, text: str, choice: Body) -> Body:
+    def _shaped(self, text: str, choice: Body, at: int) -> Body:
         entry = {
             "text": text,
             "index": 0,
-            "logprobs": _legacy(choice.get("logprobs"), len(self.ask.prompt_text)),
+            "logprobs": _legacy(choice.get("logprobs"), at),
             "finish_reason": choice["finish_reason"],
         }
         return {

@@ -58,7 +58,12 @@ class Refusal(Exception):
         if family == "anthropic":
             said = {"type": anthropic, "message": self.anthropic or self.message}
             return {"type": "error", "error": said, "request_id": request_id}
-        error: dict[str, Any] = {"message": self.message, "type": openai, "param": self.param, "code": self.code}
+        error: dict[str, Any] = {
+            "message": self.message,
+            "type": openai,
+            "param": self.param,
+            "code": self.code,
+        }
         return {"error": {**error, **self.extra}}
 
 

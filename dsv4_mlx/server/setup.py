@@ -8,11 +8,9 @@ from pathlib import Path
 
 from dsv4_mlx.chat.prompt import LEVELS, Prompts
 from dsv4_mlx.chat.spelling import Spelling
-from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.constrain.grammars import Grammars
-from dsv4_mlx.engine.engine import fitting_context
+from dsv4_mlx.engine.engine import fitting
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
-from dsv4_mlx.manifest import read_manifest
 from dsv4_mlx.server.app import App
 from dsv4_mlx.server.ask import Facts
 from dsv4_mlx.server.deliver import Counter
@@ -21,18 +19,23 @@ from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.record import Record
 from dsv4_mlx.server.service import Service
 from dsv4_mlx.serving.turns import Turns
+from dsv4_mlx.weights.load import find_model
 
 
 def model_facts(
-    folder: Path, name: str, options: ServerOptions, context: int | None, *, loads_weights: bool
+    folder: Path, name: str, options: ServerOptions, context: int | None, expert_memory: str | None
 ) -> Facts:
-    """What is known of a model before it is loaded. Raises UsageError, InputError, DoesNotFit."""
-    manifest, config = read_manifest(folder), ModelConfig.read(folder)
-    if loads_weights:
-        context = fitting_context(config, manifest, context)
+    """What is known of a model before it is loaded. Raises UsageError, InputError, DoesNotFit.
+
+    `expert_memory` None: its weights won't be loaded.
+    """
+    stored = find_model(folder)
+    config = stored.config
+    if expert_memory is not None:
+        context, _ = fitting(config, stored.manifest, context, expert_memory)
     elif context is None:
         context = min(DEFAULT_CONTEXT, config.max_context)
-    levels = LEVELS[manifest.checkpoint]
+    levels = LEVELS[stored.manifest.checkpoint]
     return Facts(options, name, levels, config.vocab_size, context, config.max_context)
 
 
@@ -40,7 +43,7 @@ def make_app(
     folder: Path, facts: Facts, worker: Service, threads: Executor, crash: Callable[[str], str]
 ) -> App:
     """The application; reads tokenizer and template, which takes a second at full size. Raises InputError."""
-    prompts = Prompts(folder, read_manifest(folder).checkpoint)
+    prompts = Prompts(folder, find_model(folder).manifest.checkpoint)
     grammars = Grammars(folder, facts.vocabulary, prompts.markers)
     intake = Intake(facts, Spelling(folder), grammars, Turns(prompts))
     return App(Counter(intake, worker, threads, facts.options.limits, Record(), crash))
