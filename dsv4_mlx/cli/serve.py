@@ -150,9 +150,8 @@ def _serve(
     reference = model or ("demo" if replay is not None else "")
     folder = model_folder(reference)
     name = DEMO if reference == "demo" else MODEL_ID
-    facts = model_facts(
-        folder, name, options, engine.context, engine.expert_memory if turns is None else None
-    )
+    memory = engine.expert_memory if turns is None else None
+    facts = model_facts(folder, name, options, engine.context, memory)
     sockets = listen(options)  # before anything is loaded: a busy port is said at once
     opened = dataclasses.replace(engine, context=facts.context)
     backend: Backend = (

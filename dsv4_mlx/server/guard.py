@@ -44,6 +44,13 @@ def is_loopback(host: str) -> bool:
 
 def check(head: Head, options: ServerOptions) -> dict[str, str]:
     """Headers that the answer carries for this client's sake (CORS). Raises Refusal."""
+    size = sum(len(name) + len(value) for name, value in head.headers.items())
+    if size > options.limits.headers:
+        raise Refusal(
+            431,
+            "headers_too_large",
+            f"the headers have {size} bytes, expected at most {options.limits.headers}",
+        )
     _check_host(head.headers.get("host"), options)
     allowed = _check_origin(head.headers.get("origin"), options)
     if head.method == "OPTIONS":

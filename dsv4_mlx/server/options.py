@@ -17,6 +17,7 @@ class Limits:
     """What one request may be. Sizes in bytes, times in seconds."""
 
     body: int = 64 << 20
+    headers: int = 64 << 10
     depth: int = 64
     messages: int = 10_000
     tools: int = 1024

@@ -21,6 +21,7 @@ _TYPES: dict[int, tuple[str, str]] = {
     413: ("invalid_request_error", "request_too_large"),
     415: ("invalid_request_error", "invalid_request_error"),
     426: ("invalid_request_error", "invalid_request_error"),
+    431: ("invalid_request_error", "invalid_request_error"),
     429: ("rate_limit_error", "rate_limit_error"),
     500: ("server_error", "api_error"),
     503: ("server_error", "overloaded_error"),

@@ -19,7 +19,6 @@ from dsv4_mlx.server.guard import is_loopback
 from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.service import Service
 
-HEADER_BYTES = 64 << 10
 IDLE_TIME = 75  # seconds that a connection without a request is kept
 _CODES = {signal.SIGINT: EXIT_INTERRUPT, signal.SIGTERM: EXIT_TERMINATED}
 
@@ -121,7 +120,7 @@ def make_server(app: App, options: ServerOptions) -> uvicorn.Server:
         timeout_keep_alive=IDLE_TIME,
         timeout_graceful_shutdown=2,
         limit_concurrency=options.limits.connections,
-        h11_max_incomplete_event_size=HEADER_BYTES,
+        h11_max_incomplete_event_size=options.limits.headers,
     )
     return _Server(config)
 

@@ -26,6 +26,7 @@ class Script:
     text: str
     finish: Reason = "stop"
     error: BaseException | None = None
+    queued: float = 0.0  # seconds before anything is said
     prefill: float = 0.0  # seconds
     pause: float = 0.0  # seconds between tokens
     cached: int = 0
@@ -62,6 +63,9 @@ class FakeWorker:
         return ticket
 
     def _run(self, job: Job, script: Script, emit: Emit, ticket: FakeTicket) -> None:
+        if ticket.cancelled.wait(script.queued):
+            emit(Finished("cancelled"))
+            return
         cached = min(script.cached, len(job.prompt) - 1)
         emit(Prefill(0, len(job.prompt) - cached, cached))
         if ticket.cancelled.wait(script.prefill):

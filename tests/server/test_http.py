@@ -176,7 +176,8 @@ def test_namespaced_calls(start: Start) -> None:
 
 def test_custom_tool_calls(start: Start) -> None:
     block = (
-        '</think><｜DSML｜tool_calls>\n<｜DSML｜invoke name="apply_patch">\n<｜DSML｜parameter name="input" string="true">'
+        '</think><｜DSML｜tool_calls>\n<｜DSML｜invoke name="apply_patch">\n'
+        '<｜DSML｜parameter name="input" string="true">'
         "*** x</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
     )
     tools = [{"type": "custom", "name": "apply_patch"}]
@@ -250,8 +251,12 @@ def test_prompts_that_are_too_long(start: Start, path: str) -> None:
     """A status that no client retries, and the numbers where clients of each family read them."""
     running = start(context=64)
     long = "word " * 200
-    body = {**BODIES[path], **({"messages": [{"role": "user", "content": long}]} if "messages" in BODIES[path] else
-                               {"prompt": long} if "prompt" in BODIES[path] else {"input": long})}  # fmt: skip
+    given: dict[str, Any] = {
+        "messages": [{"role": "user", "content": long}],
+        "prompt": long,
+        "input": long,
+    }
+    body = {name: given.get(name, value) for name, value in BODIES[path].items()}
     reply = call(running.port, "POST", path, body)
     assert reply.status == 400 and not running.worker.jobs
     error = reply.json()["error"]

@@ -17,7 +17,8 @@ from dsv4_mlx.server.intake import WIRES, Intake
 from dsv4_mlx.server.wire import Wire
 from dsv4_mlx.serving.job import Token
 
-CALL = '<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="p" string="true">ab</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+VALUE = '<｜DSML｜parameter name="p" string="true">ab</｜DSML｜parameter>'
+CALL = f'<｜DSML｜invoke name="f">\n{VALUE}\n</｜DSML｜invoke>\n'
 BLOCK = f"<｜DSML｜tool_calls>\n{CALL}</｜DSML｜tool_calls>"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
