@@ -41,7 +41,7 @@ PARTS: dict[str, set[str]] = {
     "constrain": {"engine", "chat", "errors"},
     "convert": {"checkpoint", "config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
-    "serving": {"engine", "chat", "model", "config", "manifest", "errors"},
+    "serving": {"engine", "weights", "chat", "model", "config", "manifest", "errors"},
     "server": {"serving", "constrain", "engine", "weights", "chat", "errors"},
     "terminal": {"errors"},
     "adapters": {"engine", "model", "official", "errors"},

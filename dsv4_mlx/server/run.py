@@ -19,6 +19,7 @@ from dsv4_mlx.server.guard import is_loopback
 from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.service import Service
 
+BACKLOG = 128  # connections that wait to be accepted
 IDLE_TIME = 75  # seconds that a connection without a request is kept
 _CODES = {signal.SIGINT: EXIT_INTERRUPT, signal.SIGTERM: EXIT_TERMINATED}
 
@@ -34,7 +35,7 @@ def check_bind(options: ServerOptions) -> None:
 
 
 def listen(options: ServerOptions) -> list[socket.socket]:
-    """Bound sockets; for `localhost` of both families. Raises UsageError, MachineError."""
+    """Listening sockets; for `localhost` of both families. Raises UsageError, MachineError."""
     check_bind(options)
     try:
         found = socket.getaddrinfo(
@@ -51,6 +52,7 @@ def listen(options: ServerOptions) -> list[socket.socket]:
             if family == socket.AF_INET6:
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             one.bind((address[0], port, *address[2:]))
+            one.listen(BACKLOG)
         except OSError as error:
             one.close()
             if bound and family == socket.AF_INET6:  # a machine without IPv6 still has the other address

@@ -26,7 +26,6 @@ from dsv4_mlx.engine.machine import memory_limit
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
 from dsv4_mlx.engine.turn import Sampled
 from dsv4_mlx.errors import InputError, MachineError, UsageError
-from dsv4_mlx.manifest import read_manifest
 from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.serving.backend import GROWTH, Ended, Pause, Progress, Run, session_limits, wanted
@@ -34,6 +33,7 @@ from dsv4_mlx.serving.job import Job
 from dsv4_mlx.serving.policy import Limits
 from dsv4_mlx.serving.pool import Reusable
 from dsv4_mlx.serving.script import ScriptedTurn
+from dsv4_mlx.weights.load import find_model
 
 UNLIKELY = -1e6  # the logit of every token but the script's; finite, as a real model's are
 ELEMENT = 2  # bytes of a number in the sessions whose memory is accounted for: bfloat16, as on a Mac
@@ -81,7 +81,7 @@ class ReplayBackend:
 
     def open(self, progress: Progress) -> None:
         config = ModelConfig.read(self._folder)
-        prompts = Prompts(self._folder, read_manifest(self._folder).checkpoint)
+        prompts = Prompts(self._folder, find_model(self._folder).manifest.checkpoint)
         if self._asked is not None and not 1 <= self._asked <= config.max_context:
             raise UsageError(f"--context is {self._asked}, expected 1 to {config.max_context}")
         context = min(DEFAULT_CONTEXT, config.max_context) if self._asked is None else self._asked

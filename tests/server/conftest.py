@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 from server.fakes import CHECKPOINT, VOCABULARY, FakeWorker, PlainTurns, Script
@@ -21,6 +24,10 @@ from dsv4_mlx.server.intake import Intake
 from dsv4_mlx.server.options import MODEL_ID, ServerOptions
 from dsv4_mlx.server.record import Record
 from dsv4_mlx.server.run import listen, make_server
+from dsv4_mlx.server.setup import make_app, model_facts
+from dsv4_mlx.serving.replay import ReplayBackend
+from dsv4_mlx.serving.script import read_script
+from dsv4_mlx.serving.worker import Worker
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +107,51 @@ def start(prompts: Prompts, spelling: Spelling, grammars: Grammars) -> Iterator[
 
         ends.append(end)
         return Running(f"http://127.0.0.1:{port}", port, worker, turns, app, crashes)
+
+    yield begin
+    for end in ends:
+        end()
+
+
+@dataclass
+class Replayed:
+    """A server with the real engine thread; its model says what a script says."""
+
+    url: str
+    port: int
+    worker: Worker
+
+
+@pytest.fixture
+def replay(tmp_path: Path) -> Iterator[Callable[..., Replayed]]:
+    """replay(turn, turn, ..., context=...) -> Replayed; each turn an object as in a replay file."""
+    ends: list[Callable[[], object]] = []
+
+    def begin(*turns: dict[str, Any], context: int | None = None) -> Replayed:
+        file = tmp_path / "turns.jsonl"
+        file.write_text("\n".join(json.dumps(turn) for turn in turns), encoding="utf-8")
+        options = ServerOptions(port=0)
+        facts = model_facts(CHECKPOINT, "dsv4-demo", options, context, None)
+        worker = Worker(ReplayBackend(CHECKPOINT, read_script(file), facts.context)).start()
+        threads = ThreadPoolExecutor(2)
+        app = make_app(CHECKPOINT, facts, worker, threads, lambda detail: pytest.fail(detail))
+        sockets = listen(options)
+        server = make_server(app, options)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets)))
+        thread.start()
+        while not (server.started and worker.state == "ready"):
+            assert thread.is_alive() and worker.error is None
+            threading.Event().wait(0.01)
+
+        def end() -> None:
+            worker.close(0)
+            server.should_exit = True
+            thread.join(10)
+            threads.shutdown()
+
+        ends.append(end)
+        port = sockets[0].getsockname()[1]
+        return Replayed(f"http://127.0.0.1:{port}", port, worker)
 
     yield begin
     for end in ends:

@@ -22,8 +22,10 @@ from dsv4_mlx.server.wire import Wire
 from dsv4_mlx.serving.job import Token
 
 # Text that looks like markup, halves of it, and characters of several bytes.
-TRICKY = ("<", "</", "<｜DSML｜", "</｜DSML｜parameter>", "</think>", "<think>", "｜", "\n\n", "😀", "é", '"', "\\", 
-          "tool_calls>", "<｜end▁of▁sentence｜>", "{", "\u2028", "\x00", "\ue000")  # fmt: skip
+TRICKY = (
+    "<", "</", "<｜DSML｜", "</｜DSML｜parameter>", "</think>", "<think>", "｜", "\n\n", "😀", "é", '"', "\\",
+    "tool_calls>", "<｜end▁of▁sentence｜>", "{", "\u2028", "\x00", "\ue000",
+)  # fmt: skip
 TEXT = st.lists(
     st.sampled_from(TRICKY) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=6
 )
