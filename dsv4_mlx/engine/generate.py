@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from dsv4_mlx.chat.answer import Answer, Piece
 from dsv4_mlx.chat.prompt import Think
@@ -92,13 +92,15 @@ def answer(
     options: SamplingOptions,
     *,
     max_tokens: int | None = None,
-    progress: Progress | None = None,
+    constraint: Constraint | None = None,
+    schema: Any = None,
 ) -> Iterator[Piece]:
     """One question, one answer: yields pieces of thinking and answer as the model says them.
 
-    Raises as `generate`, and DoesNotFit for a prompt that leaves no room for an answer.
+    schema: what the prompt asks for; `constraint` is what holds the answer to it. Raises as `generate`, and
+    DoesNotFit for a prompt that leaves no room for an answer.
     """
-    conversation = engine.prompts.ask(text, think)
+    conversation = engine.prompts.ask(text, think, schema)
     prompt = engine.prompts.encode(conversation)
     if len(prompt) == session.context:
         raise DoesNotFit(
@@ -106,10 +108,10 @@ def answer(
             next="shorten the prompt, or give a larger --context",
         )
     parser = Answer(conversation, engine.prompts.tokenizer, list(options.stop_strings))
-    count, limit = 0, max_tokens
-    for token in generate(session, prompt, options, max_tokens=limit, progress=progress):
+    count = 0
+    for token in generate(session, prompt, options, max_tokens=max_tokens, constraint=constraint):
         count += 1
         yield from parser.push(token)
         if parser.stopped:
             return
-    yield from parser.finish(length=limit is not None and count == limit)
+    yield from parser.finish(length=count == max_tokens)
