@@ -18,7 +18,7 @@ from deepseek_recipe import (
     ToolMessage,
     UserMessage,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv4_mlx.chat.prompt import Prompts
