@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from deepseek_recipe import (
     AssistantMessage,
@@ -77,17 +77,23 @@ class Prompts:
             end_think=self._marker(SpecialToken.ThinkingEnd, path),
         )
 
-    def conversation(self, messages: list[Message], think: Think) -> Conversation:
-        """Messages and a mode -> the library's conversation, with the effort word this checkpoint knows."""
-        return Conversation(messages, thinking_mode=think != "off", reasoning_effort=self.effort[think])
+    def conversation(self, messages: list[Message], think: Think, schema: Any = None) -> Conversation:
+        """Messages and a mode -> the library's conversation, with the effort word this checkpoint knows.
+
+        schema: a JSON Schema that the prompt asks the answer to follow; None: it asks for nothing.
+        """
+        effort = self.effort[think]
+        return Conversation(
+            messages, thinking_mode=think != "off", reasoning_effort=effort, response_schema=schema
+        )
 
     def talk(self, said: Iterable[tuple[Role, str]], think: Think) -> Conversation:
         """A conversation of (role, text) pairs, without earlier answers' thinking. Raises InputError."""
         return self.conversation([_message(role, text) for role, text in said], think)
 
-    def ask(self, text: str, think: Think) -> Conversation:
+    def ask(self, text: str, think: Think, schema: Any = None) -> Conversation:
         """A conversation of one user message. Raises InputError."""
-        return self.conversation([_message("user", text)], think)
+        return self.conversation([_message("user", text)], think, schema)
 
     def encode(self, conversation: Conversation) -> list[int]:
         """The prompt's token ids, ending where the assistant's turn begins."""

@@ -22,10 +22,17 @@ class NumericsMode(StrEnum):
     EXACT = "exact"
 
 
+class OpsMode(StrEnum):
+    AUTO = "auto"
+    REFERENCE = "reference"
+
+
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", envvar="DSV4_MODEL", help="A converted folder, or `demo`. Default: $DSV4_MODEL."
+        metavar="MODEL",
+        envvar="DSV4_MODEL",
+        help="A converted or official folder, a Hub id already downloaded, or `demo`. Default: $DSV4_MODEL.",
     ),
 ]
 ContextOption = Annotated[
@@ -36,6 +43,12 @@ NumericsOption = Annotated[
     NumericsMode,
     typer.Option(
         "--numerics", help="official: simulate the cache rounding the model was trained with; exact: float32."
+    ),
+]
+OpsOption = Annotated[
+    OpsMode,
+    typer.Option(
+        "--ops", help="auto: Metal kernels that proved themselves on this Mac; reference: none of them."
     ),
 ]
 ThinkOption = Annotated[ThinkMode, typer.Option("--think", help="Think before answering, or think a lot.")]
@@ -76,6 +89,11 @@ def cache_folder() -> Path:
         return Path.home() / "Library" / "Caches" / "dsv4-mlx"
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "dsv4-mlx"
+
+
+def verdicts_file() -> Path:
+    """Where it is remembered which kernels can be trusted on this machine."""
+    return cache_folder() / "kernels.json"
 
 
 def data_folder() -> Path:

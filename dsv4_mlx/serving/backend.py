@@ -70,6 +70,9 @@ class Backend(Protocol):
     def recover(self) -> None:
         """After a failure: give back what can be given back."""
 
+    def close(self) -> None:
+        """Nothing is used after it."""
+
 
 class ModelBackend:
     """The real engine. `session_memory`: bytes for all sessions; None: what the model leaves."""
@@ -124,16 +127,23 @@ class ModelBackend:
     def recover(self) -> None:
         mx.clear_cache()
 
+    def close(self) -> None:
+        if self._engine is not None and self._engine.pager is not None:
+            self._engine.pager.close()
+
 
 def wanted(job: Job) -> Wanted:
-    return Wanted(job.max_tokens, job.constraint, job.logprobs, job.think_budget, job.opening)
+    return Wanted(job.max_tokens, job.constraint, job.logprobs, job.think_budget)
 
 
-def session_limits(config: ModelConfig, element: int, budget: int, count: int, context: int) -> Limits:
-    """Limits for sessions of `element`-byte numbers; the budget is at least one session of `context`."""
+def session_limits(
+    config: ModelConfig, element: int, budget: int, count: int, context: int, growth: int = GROWTH
+) -> Limits:
+    """Limits for sessions of `element`-byte numbers that grow by `growth` tokens; the budget is at least one
+    session of `context`."""
 
     def cost(tokens: int) -> int:
-        state = state_bytes(config, tokens, element, GROWTH)
+        state = state_bytes(config, tokens, element, growth)
         return state.total + RESTART_POINTS * state.fixed
 
     return Limits(max(budget, cost(context)), count, context, cost)

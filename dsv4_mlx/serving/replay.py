@@ -20,10 +20,10 @@ from deepseek_recipe import AssistantMessage, Conversation, ToolCall, ToolDefini
 from dsv4_mlx.chat.prompt import Markers, Prompts
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine import Session
-from dsv4_mlx.engine.forcing import thinks
 from dsv4_mlx.engine.generate import steps
 from dsv4_mlx.engine.machine import memory_limit
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
+from dsv4_mlx.engine.thinking import thinks
 from dsv4_mlx.engine.turn import Sampled
 from dsv4_mlx.errors import InputError, MachineError, UsageError
 from dsv4_mlx.model.state import ModelState
@@ -80,8 +80,8 @@ class ReplayBackend:
         self._opened: tuple[ModelConfig, Prompts, int] | None = None
 
     def open(self, progress: Progress) -> None:
-        config = ModelConfig.read(self._folder)
-        prompts = Prompts(self._folder, find_model(self._folder).manifest.checkpoint)
+        stored = find_model(self._folder)
+        config, prompts = stored.config, Prompts(self._folder, stored.manifest.checkpoint)
         if self._asked is not None and not 1 <= self._asked <= config.max_context:
             raise UsageError(f"--context is {self._asked}, expected 1 to {config.max_context}")
         context = min(DEFAULT_CONTEXT, config.max_context) if self._asked is None else self._asked
@@ -125,7 +125,6 @@ class ReplayBackend:
         limits = [len(script)] if turn.finish == "length" or turn.error is not None else []
         limits += [] if job.max_tokens is None else [job.max_tokens]
         asked = replace(wanted(job), max_tokens=min(limits, default=None))
-        forced = {prompts.markers.end_think, *job.opening}
         begun, count = 0.0, 0
         real = steps(session, job.prompt, job.sampling, asked)
         while True:
@@ -136,7 +135,7 @@ class ReplayBackend:
                     raise MachineError(turn.error) from None
                 return cast(Ended, end.value)
             if isinstance(step, Sampled):
-                if step.token != model.expected and step.token not in forced:
+                if step.token not in (model.expected, prompts.markers.end_think):
                     raise InputError(
                         "the request does not allow what the script says next",
                         where=turn.where,
@@ -153,6 +152,9 @@ class ReplayBackend:
         return {}
 
     def recover(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 

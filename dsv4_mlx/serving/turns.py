@@ -14,7 +14,6 @@ reasoning or none. Anything else is the client's own text and is rendered.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import secrets
 import threading
@@ -80,16 +79,14 @@ class Turns:
     def __init__(self, prompts: Prompts, most: int = TURNS, size: int = BYTES) -> None:
         self._prompts, self._markers = prompts, prompts.markers
         self._most, self._size = most, size
-        self._secret = secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._turns: OrderedDict[int, _Turn] = OrderedDict()  # least recently used first
         self._by_key: dict[str, int] = {}
         self._count = self._taken = 0
 
     def handle(self) -> str:
-        """A new handle for the turn that begins."""
-        name = secrets.token_hex(16)
-        return f"{name}.{self._sign(name)}"
+        """A new handle for the turn that begins: 128 random bits, and nothing in them."""
+        return secrets.token_urlsafe(16)
 
     def remember(self, prompt: Sequence[int], sampled: Sequence[int], said: Said, handle: str = "") -> None:
         """Keep a turn that the model ended itself. `sampled`: the ids of its Token events.
@@ -143,7 +140,7 @@ class Turns:
                 keys = []  # whose turn it was can't be told
             elif not keys:
                 keys = [_place_key(before, message.content)]
-                if i in handles and self._genuine(handles[i]):
+                if i in handles:
                     keys.insert(0, f"handle {handles[i]}")
             turn = self._recall(keys, message, together=bool(message.tool_calls))
             if turn is not None and self._keeps(turn, ids[start]):
@@ -191,7 +188,7 @@ class Turns:
         return spans
 
     def _recall(self, keys: Sequence[str], message: Message, together: bool) -> _Turn | None:
-        """The turn that says the same and that `keys` name: all of them if `together`, else the first known."""
+        """The turn that says the same and that `keys` name: all of them if `together`, else any."""
         with self._lock:
             known = [self._by_key.get(key) for key in keys]
             if together and len(set(known)) != 1:
@@ -209,13 +206,6 @@ class Turns:
         for key in turn.keys:
             if self._by_key.get(key) == number:
                 del self._by_key[key]
-
-    def _sign(self, name: str) -> str:
-        return hmac.new(self._secret, name.encode(), hashlib.sha256).hexdigest()[:32]
-
-    def _genuine(self, handle: str) -> bool:
-        name, _, signature = handle.partition(".")
-        return hmac.compare_digest(self._sign(name).encode(), signature.encode("utf-8", "replace"))
 
 
 def _same(said: Said, message: Message) -> bool:

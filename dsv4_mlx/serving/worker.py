@@ -195,8 +195,6 @@ class Worker:
             most = TOP if name == "logprobs" else None
             if value is not None and (value < 0 or (most is not None and value > most)):
                 raise UsageError(f"{name} is {value}, expected 0 {f'to {most}' if most else 'or more'}")
-        if job.opening:
-            check_tokens(job.opening, vocabulary, context)
 
     # From here on: the engine's thread.
 
@@ -215,6 +213,7 @@ class Worker:
         try:
             self._loop()
         finally:
+            self.backend.close()
             self.state = "closed"
             self._answer_probes()
 

@@ -69,9 +69,8 @@ class _Generator:
 
     def number(self, depth: int) -> Node:
         low = self.rng.choice([-10.5, 0, 0.25, 1000])
-        return self.rng.choice(
-            [{"type": "number"}, {"type": "number", "minimum": low, "exclusiveMaximum": low + 1.5}]
-        )
+        bounds = {"minimum": low, "exclusiveMaximum": low + 1.5}
+        return {"type": "number", **self.rng.choice([{}, bounds])}
 
     def boolean(self, depth: int) -> Node:
         return {"type": "boolean"}

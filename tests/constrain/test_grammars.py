@@ -163,14 +163,14 @@ def test_compiling_has_a_time_limit(speaker: Speaker, monkeypatch: pytest.Monkey
     grammars.load()
     release = time.monotonic() + 3
 
-    def slow_regex(pattern: str) -> str:
+    def slow(rule: Regex) -> str:
         time.sleep(max(0.0, release - time.monotonic()))
         return "start: /a/"
 
-    monkeypatch.setattr("dsv4_mlx.constrain.grammars._regex", slow_regex)
+    monkeypatch.setattr("dsv4_mlx.constrain.grammars._grammar", slow)
     with ThreadPoolExecutor(2) as pool:
-        slow = [pool.submit(grammars.constraint, Regex("slow"), thinking=False) for _ in range(2)]
-        for one in slow:
+        waiting = [pool.submit(grammars.constraint, Regex("slow"), thinking=False) for _ in range(2)]
+        for one in waiting:
             with pytest.raises(InputError, match="takes longer than 0.3 s"):
                 one.result()
         with pytest.raises(MachineError, match="too many grammars"):

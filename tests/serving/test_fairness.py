@@ -58,9 +58,8 @@ def test_what_does_not_fit_is_passed_over_but_not_for_ever() -> None:
     waiting.add(-1, "")
     for key in range(OVERTAKEN + 5):
         waiting.add(key, "")
-    came = []
-    while (key := waiting.admit([], lambda key: key >= 0)) is not None:
-        came.append(key)
+    came = [waiting.admit([], lambda key: key >= 0) for _ in range(OVERTAKEN)]
+    assert waiting.admit([], lambda key: key >= 0) is None
     assert came == list(range(OVERTAKEN)), "then it is the large one's turn"
     assert waiting.admit([], lambda key: True) == -1
 
@@ -74,6 +73,8 @@ def test_everybody_comes_in_once(arrivals: list[tuple[str, bool]]) -> None:
         if admits:
             found = waiting.admit(["a", "b"], lambda key: key % 3 != 0)
             came += [] if found is None else [found]
-    while (found := waiting.admit([], lambda key: True)) is not None:
-        came.append(found)
+    while len(waiting):
+        last = waiting.admit([], lambda key: True)
+        assert last is not None
+        came.append(last)
     assert sorted(came) == list(range(len(arrivals))) and len(waiting) == 0

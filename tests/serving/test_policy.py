@@ -193,7 +193,7 @@ def test_memory_holds_and_everybody_ends(moves: list[Ask | int | tuple[int]], co
                 server.grow(busy[move % len(busy)])
         server.check()
     while server.busy:
-        assert any([server.grow(key) for key in server.busy]), "every active job waits for another's memory"
+        assert any(server.grow(key) for key in server.busy), "every active job waits for another's memory"
         server.check()
     assert server.ask(Ask(CONTEXT - 1, 1, 0.0, 0))
 
@@ -213,5 +213,5 @@ def test_the_simulation_notices_a_wrong_policy(
             server.ask(Ask(CONTEXT // 2 - 4000, CONTEXT, 0.0, 0))
             server.check()
         for _ in range(100):
-            assert any([server.grow(key) for key in server.busy])
+            assert any(server.grow(key) for key in server.busy)
             server.check()
