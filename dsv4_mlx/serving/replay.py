@@ -36,6 +36,7 @@ from dsv4_mlx.serving.script import ScriptedTurn
 from dsv4_mlx.weights.load import find_model
 
 UNLIKELY = -1e6  # the logit of every token but the script's; finite, as a real model's are
+MOST_CONTEXT = 1 << 20
 ELEMENT = 2  # bytes of a number in the sessions whose memory is accounted for: bfloat16, as on a Mac
 
 
@@ -90,9 +91,10 @@ class ReplayBackend:
     def open(self, progress: Progress) -> None:
         stored = find_model(self._folder)
         config, prompts = stored.config, Prompts(self._folder, stored.manifest.checkpoint)
-        if self._asked is not None and not 1 <= self._asked <= config.max_context:
-            raise UsageError(f"--context is {self._asked}, expected 1 to {config.max_context}")
-        context = min(DEFAULT_CONTEXT, config.max_context) if self._asked is None else self._asked
+        # Nothing is computed, so the model's own limit says nothing: an agent's prompt fits the demo too.
+        if self._asked is not None and not 1 <= self._asked <= MOST_CONTEXT:
+            raise UsageError(f"--context is {self._asked}, expected 1 to {MOST_CONTEXT}")
+        context = DEFAULT_CONTEXT if self._asked is None else self._asked
         modes = [{think: script_ids(prompts, turn, think) for think in (False, True)} for turn in self._turns]
         self._next = itertools.cycle(zip(self._turns, modes, strict=True))
         self._opened = config, prompts, context
