@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dsv4_mlx import __version__
-from dsv4_mlx.cli import bench, chat, convert, demo, doctor, generate, info, logits, plan, verify
+from dsv4_mlx.cli import bench, chat, convert, demo, doctor, download, generate, info, logits, plan, verify
 from dsv4_mlx.cli.crash import write_crash_log
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error
 from dsv4_mlx.platforms import check_supported
@@ -53,6 +53,7 @@ def _options(
 COMMANDS = (
     chat.chat,
     generate.generate,
+    download.download,
     convert.convert,
     verify.verify,
     info.info,
