@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from kernels.proven import Proven
@@ -50,4 +49,4 @@ def test_made_up_numbers_can_be_run(name: str, decode: dict[str, Launch]) -> Non
 def test_made_up_indices_stay_inside(decode: dict[str, Launch]) -> None:
     launch = kernels.filled(decode["attend"])
     inputs = dict(zip(launch.kernel.inputs, launch.inputs, strict=True))
-    assert int(mx.max(inputs["picks"]).item()) < inputs["far"].shape[1]
+    assert int(np.array(inputs["picks"]).max()) < inputs["far"].shape[1]

@@ -27,6 +27,7 @@ def seen(bank: Bank, rows: int) -> np.ndarray:
 
 
 def expected(bank: Bank) -> np.ndarray:
+    assert bank.scales is not None
     return np.array(
         mx.dequantize(
             bank.codes, bank.scales, bank.biases, group_size=bank.group, bits=bank.bits, mode=bank.mode,
