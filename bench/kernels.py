@@ -1,141 +1,130 @@
-"""Time every kernel at the sizes of the true model, on a Mac. `python bench/kernels.py --help`
+"""Each kernel at the true model's sizes: `python bench/kernels.py [KERNEL ...] [--step prefill]`.
 
-The launches are those of one decode step, as the ledger traces them; their inputs are made up here.
+Anywhere: how often a step launches it, what a launch reads and writes, and how long that takes at the least
+at a given bandwidth (predicted). On a Mac also the measured time, on made-up numbers of the same shapes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
 from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import mlx.core as mx  # noqa: E402
-
+from bench.count.figures import starts  # noqa: E402
 from bench.count.ours import trace_ours, true_config  # noqa: E402
-from dsv4_mlx.config import ModelConfig  # noqa: E402
 from dsv4_mlx.kernels.launch import Launch, Launcher, metal  # noqa: E402
 
-MADE_BY_THE_WRAPPER = ("numbers", "scalars", "wanted", "limit")
-INDICES = ("ids", "given", "picks")
-COPIED = 1 << 30  # bytes of the copy that measures bandwidth
+REPEATS = 50
+# Inputs that are indices, and what they count: random ones would point beyond the arrays.
+INDICES = {"ids": "codes", "picks": "far", "order": "order", "given": "logits"}
+# Made by the wrapper for each call, so no placeholders: lengths, places, constants of the model.
+OWN = ("numbers", "scalars", "wanted", "limit")
 
 
-@dataclass(frozen=True)
-class Timed:
-    """One kind of launch: how many a decode step has, and what one costs."""
-
-    kernel: str
-    sizes: str  # of the inputs that are largest
-    per_token: int
-    bytes: int  # distinct, loaded and stored, by the wrapper's formula
-    microseconds: float
-    gigabytes_per_second: float
-    share_of_copy: float
+def launches(context: int, step: str) -> Counter[str]:
+    """Names of a step's kernels with how often it launches them."""
+    return Counter(launch.kernel.name for launch in _traced(context, step))
 
 
-def distinct(config: ModelConfig, context: int) -> list[tuple[Launch, int]]:
-    """The launches of the step after `context` tokens that completes a row of every kind; how often each."""
-    step = trace_ours(config, context=context + 127, rows=1, kernels=True)
-    kinds: dict[object, list[Launch]] = {}
-    for launch in step.launches.values():
-        shapes = tuple((array.shape, array.dtype) for array in launch.inputs)
-        kinds.setdefault((launch.kernel.name, launch.template, shapes), []).append(launch)
-    return [(same[0], len(same)) for same in kinds.values()]
+def examples(context: int, step: str) -> dict[str, Launch]:
+    """Of each kernel the launch that moves most bytes."""
+    found: dict[str, Launch] = {}
+    for launch in _traced(context, step):
+        name = launch.kernel.name
+        if name not in found or moved(launch) > moved(found[name]):
+            found[name] = launch
+    return found
+
+
+def _traced(context: int, step: str) -> list[Launch]:
+    before, rows = starts(context)[step]
+    return list(trace_ours(true_config(), context=before, rows=rows, kernels=True).launches.values())
+
+
+def moved(launch: Launch) -> int:
+    return sum(launch.loaded().values()) + sum(launch.stored().values())
 
 
 def filled(launch: Launch) -> Launch:
-    """The launch with arrays in place of the trace's placeholders: of no meaning, but of legal values."""
-    pairs = zip(launch.kernel.inputs, launch.inputs, strict=True)
-    return replace(launch, inputs=tuple(_made(name, array) for name, array in pairs))
+    """The launch on numbers of its own: a traced one has placeholders."""
+    rng = np.random.default_rng(0)
+    named = dict(zip(launch.kernel.inputs, launch.inputs, strict=True))
+    arrays = [_numbers(name, named, rng) for name in launch.kernel.inputs]
+    return Launch(**{**vars(launch), "inputs": tuple(arrays)})
 
 
-def _made(name: str, array: mx.array) -> mx.array:
-    if name in MADE_BY_THE_WRAPPER:
+def _numbers(name: str, named: dict[str, mx.array], rng: np.random.Generator) -> mx.array:
+    array = named[name]
+    if name in OWN:
         return array
-    if name in INDICES and mx.issubdtype(array.dtype, mx.integer):
-        row = mx.arange(array.shape[-1]).astype(array.dtype)
-        return mx.contiguous(mx.broadcast_to(row, array.shape))
-    if array.dtype == mx.uint8:  # exponents of scales near 1
+    size = math.prod(array.shape)
+    if name == "tiles":
+        first = np.arange(array.shape[0]) * 32
+        tiles = np.stack([np.arange(array.shape[0]) % named["codes"].shape[0], first, first + 32], axis=1)
+        pairs = math.prod(named["order"].shape)
+        return mx.array(np.minimum(tiles, pairs).astype(np.uint32))
+    if name in INDICES:
+        counted = named[INDICES[name]]
+        extent = counted.shape[{"picks": 1, "given": -1}.get(name, 0)]
+        return mx.array((np.arange(size) % extent).reshape(array.shape).astype(np.uint32))
+    if size <= 2 and mx.issubdtype(array.dtype, mx.integer):
+        return array  # numbers(...), which are no placeholders
+    if array.dtype == mx.uint8:
         return mx.full(array.shape, 120, mx.uint8)
     if mx.issubdtype(array.dtype, mx.integer):
-        return mx.random.randint(0, 1 << 30, array.shape).astype(array.dtype)
-    if name.endswith("mask"):
-        return mx.zeros(array.shape, array.dtype)
-    return (mx.random.normal(array.shape) * 0.05).astype(array.dtype)
+        return mx.array(rng.integers(0, 2**32, array.shape, dtype=np.uint32)).astype(array.dtype)
+    return mx.array(rng.standard_normal(size, np.float32).reshape(array.shape)).astype(array.dtype)
 
 
-def seconds_of(work: Callable[[], list[mx.array]], repeats: int) -> float:
-    """Best of `repeats` evaluations of `work`."""
-    mx.eval(work())  # compiles
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        mx.eval(work())
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def copy_bandwidth() -> float:
-    """Bytes read and written per second by a copy."""
-    source = mx.zeros((COPIED // 4,), mx.float32)
-    mx.eval(source)
-    return 2 * COPIED / seconds_of(lambda: [source + 1.0], 5)
-
-
-def times(
-    config: ModelConfig,
-    context: int,
-    launcher: Launcher,
-    bandwidth: float,
-    at_once: int = 20,
-    repeats: int = 5,
-) -> Iterator[Timed]:
-    """`at_once` launches are evaluated together, so that the wait for the device is not what is timed."""
-    for placeholder, per_token in distinct(config, context):
-        launch = filled(placeholder)
-        mx.eval(launch.inputs)
-        seconds = seconds_of(_work(launcher, launch, at_once), repeats) / at_once
-        moved = sum(launch.loaded().values()) + sum(launch.stored().values())
-        largest = sorted(launch.inputs, key=lambda array: -array.nbytes)[:2]
-        yield Timed(
-            launch.kernel.name,
-            " ".join("x".join(map(str, array.shape)) for array in largest),
-            per_token,
-            moved,
-            seconds * 1e6,
-            moved / seconds / 1e9,
-            moved / seconds / bandwidth,
-        )
-
-
-def _work(launcher: Launcher, launch: Launch, at_once: int) -> Callable[[], list[mx.array]]:
-    return lambda: [output for _ in range(at_once) for output in launcher(launch)]
+def seconds(launch: Launch, launcher: Launcher, repeats: int = REPEATS) -> float:
+    """Of one launch, in a queue of them."""
+    launch = filled(launch)
+    mx.eval(launch.inputs, launcher(launch))
+    begin = time.perf_counter()
+    mx.eval([launcher(launch) for _ in range(repeats)])
+    return (time.perf_counter() - begin) / repeats
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python bench/kernels.py", description=__doc__)
-    parser.add_argument("--context", type=int, default=4096, help="tokens before the step (default 4096)")
-    parser.add_argument("--json", action="store_true", help="figures as JSON lines")
+    parser = argparse.ArgumentParser(prog="python bench/kernels.py", description=__doc__.splitlines()[0])
+    parser.add_argument("kernels", nargs="*", metavar="KERNEL", help="names as in the table; default: all")
+    parser.add_argument("--step", choices=("decode", "prefill"), default="decode")
+    parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument("--bandwidth", type=float, default=800.0, help="GB/s, for the predicted time")
     options = parser.parse_args(arguments)
-    if not mx.metal.is_available():
-        print("error: this machine has no Metal, so there is no time to measure", file=sys.stderr)
+    counts, found = launches(options.context, options.step), examples(options.context, options.step)
+    unknown = sorted(set(options.kernels) - set(found))
+    if unknown:
+        print(
+            f"error: no kernel {', '.join(unknown)} in this step; it has {', '.join(sorted(found))}",
+            file=sys.stderr,
+        )
         return 2
-    bandwidth = copy_bandwidth()
-    print(f"copy: {bandwidth / 1e9:.0f} GB/s", file=sys.stderr)
-    for row in times(true_config(), options.context, metal, bandwidth):
-        if options.json:
-            print(json.dumps(asdict(row)))
+    measured = mx.metal.is_available()
+    columns = ("launches", 8), ("MB each", 9), ("us, predicted", 14), ("us, measured", 13), ("GB/s", 7)
+    print(f"{'kernel':30s} " + " ".join(f"{title:>{width}s}" for title, width in columns))
+    for name, launch in sorted(found.items(), key=lambda pair: -moved(pair[1]) * counts[pair[0]]):
+        if options.kernels and name not in options.kernels:
+            continue
+        size = moved(launch)
+        row = f"{name:30s} {counts[name]:8d} {size / 1e6:9.3f} {size / options.bandwidth / 1e3:14.1f}"
+        if measured:
+            taken = seconds(launch, metal)
+            row += f" {taken * 1e6:13.1f} {size / taken / 1e9:7.0f}"
         else:
-            speed = f"{row.gigabytes_per_second:6.0f} GB/s {row.share_of_copy:5.0%} of a copy"
-            cost = f"{row.per_token:4} a token {row.microseconds:8.1f} us {row.bytes / 1e6:8.2f} MB"
-            print(f"{row.kernel:26} {cost} {speed}  {row.sizes}")
+            row += f" {'-':>13s} {'-':>7s}"
+        print(row, flush=True)
+    if not measured:
+        print("There is no Metal here: nothing was measured.")
     return 0
 
 

@@ -57,8 +57,24 @@
     total[tile] = 0.0f;
   }
 
+  uint turn_of_board = 0;
   for (uint step = 0; step < steps; step++) {
     const uint first = begin + (step * STREAMS + stream) * 8;
+    float added[2];  // the mask of rows `first + column` and the next
+    for (uint j = 0; j < 2; j++) {
+      const uint at = first + column + j;
+      added[j] = at < count ? 0.0f : -INFINITY;
+      if (WINDOW_MASKED && at < near) {
+        added[j] = window_mask[(token % q_shape[1]) * near + at];
+      }
+      if (FAR_MASKED && at >= near && at < count) {
+        added[j] = far_mask[(FAR == 2 ? token : token % q_shape[1]) * distant + at - near];
+      }
+    }
+    // Of many tokens most see few of the rows of the chunk. All simdgroups come to the same answer.
+    if (STREAMS == 1 && simd_all(added[0] == -INFINITY && added[1] == -INFINITY)) {
+      continue;
+    }
     simdgroup_matrix<float, 8, 8> rows[CHUNKS];  // rows x channels
     const uint n = first + row;
     if (n < count) {
@@ -83,7 +99,8 @@
     }
 
     // Scores of this slice of channels, to be added over the slices. Two boards in turn: one barrier a step.
-    threadgroup float* mine = board + (((step % 2) * STREAMS + stream) * SLICES) * HEAD_TILES * 64;
+    threadgroup float* mine = board + ((turn_of_board % 2 * STREAMS + stream) * SLICES) * HEAD_TILES * 64;
+    turn_of_board++;
     for (int tile = 0; tile < HEAD_TILES; tile++) {
       simdgroup_matrix<float, 8, 8> part = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
       for (int i = 0; i < CHUNKS; i++) {
@@ -95,17 +112,6 @@
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
-    float added[2];  // the mask of rows `first + column` and the next
-    for (uint j = 0; j < 2; j++) {
-      const uint at = first + column + j;
-      added[j] = at < count ? 0.0f : -INFINITY;
-      if (WINDOW_MASKED && at < near) {
-        added[j] = window_mask[(token % q_shape[1]) * near + at];
-      }
-      if (FAR_MASKED && at >= near && at < count) {
-        added[j] = far_mask[(FAR == 2 ? token : token % q_shape[1]) * distant + at - near];
-      }
-    }
     for (int tile = 0; tile < HEAD_TILES; tile++) {
       float score[2];  // of head `row` and rows `column`, `column + 1`
       for (uint j = 0; j < 2; j++) {

@@ -19,14 +19,13 @@ inline float swiglu(float gate, float up, float limit) {
   const Matrix<S> matrix = matrix_of<S>(
       codes, codes_strides[0], scales, scales_strides[0], biases, biases_strides[0], uint(ids[pair]));
   const device X* from = x + ulong(pair / ids_shape[2]) * x_shape[2];
-  float gate[CHANNELS], up[CHANNELS];
-  row_products<MODE, BITS, GROUP, CHANNELS>(
-      from, matrix, blocks, first, 1, inner, thread_index_in_simdgroup, gate);
-  row_products<MODE, BITS, GROUP, CHANNELS>(
-      from, matrix, blocks, inner + first, 1, 2 * inner, thread_index_in_simdgroup, up);
+  float sums[2 * CHANNELS];  // gates, then up values
+  row_products<MODE, BITS, GROUP, CHANNELS, 2>(
+      from, matrix, blocks, first, inner, thread_index_in_simdgroup, sums);
   for (uint i = 0; i < CHANNELS; i++) {
     if (thread_index_in_simdgroup == i && first + i < inner) {
-      hidden[ulong(pair) * inner + first + i] = X(swiglu(gate[i], up[i], limit[0]) * weights[pair]);
+      const float value = swiglu(sums[i], sums[CHANNELS + i], limit[0]);
+      hidden[ulong(pair) * inner + first + i] = X(value * weights[pair]);
     }
   }
 
@@ -49,8 +48,8 @@ inline float swiglu(float gate, float up, float limit) {
     const Matrix<S> matrix = matrix_of<S>(
         codes, codes_strides[0], scales, scales_strides[0], biases, biases_strides[0], uint(ids[pair]));
     float part[CHANNELS];
-    row_products<MODE, BITS, GROUP, CHANNELS>(
-        hidden + ulong(pair) * inner, matrix, inner / 32, first, 1, width, thread_index_in_simdgroup, part);
+    row_products<MODE, BITS, GROUP, CHANNELS, 1>(
+        hidden + ulong(pair) * inner, matrix, inner / 32, first, width, thread_index_in_simdgroup, part);
     for (uint i = 0; i < CHANNELS; i++) {
       sums[i] += part[i];
     }

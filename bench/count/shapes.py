@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import mlx.core as mx
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.tensors import ExpertProduct, Linear
+from dsv4_mlx.model.tensors import ExpertProduct, Linear, Routed
 from dsv4_mlx.operands import Bank
 
 Recipe = Literal["native", "4bit"]
@@ -29,10 +30,8 @@ class BlankExperts:
     gate_up: Bank
     down: Bank
 
-    def routed(
-        self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
-    ) -> mx.array:
-        return product(x, ids, weights, self.gate_up, self.down, beside)
+    def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
+        return [product(c.rows, c.x, c.ids, c.weights, self.gate_up, self.down, c.beside) for c in chunks]
 
 
 @dataclass

@@ -55,7 +55,9 @@ class Graph:
 def trace(function: Callable[..., Sequence[mx.array]], arguments: Sequence[mx.array]) -> Graph:
     """The graph of `function(*arguments)`; arguments are never evaluated."""
     events: list[dict[str, Any]] = []
-    with mock.patch.multiple(mx, contiguous=_contiguous, to_fp8=_to_fp8, from_fp8=_from_fp8):
+    with mock.patch.multiple(
+        mx, contiguous=_contiguous, to_fp8=_to_fp8, from_fp8=_from_fp8, dequantize=_dequantize
+    ):
         mx.export_function(events.append, function, *arguments)
     inputs: tuple[Array, ...] = ()
     outputs: tuple[Array, ...] = ()
@@ -119,6 +121,15 @@ def _to_fp8(x: mx.array) -> mx.array:
 
 def _from_fp8(x: mx.array, dtype: mx.Dtype = mx.bfloat16) -> mx.array:
     return _tag("FromFP8", [x], x.shape, dtype)
+
+
+_DEQUANTIZE = mx.dequantize
+
+
+def _dequantize(codes: mx.array, scales: mx.array, *rest: Any, mode: str = "affine", **how: Any) -> mx.array:
+    if mode != "mxfp8":
+        return _DEQUANTIZE(codes, scales, *rest, mode=mode, **how)
+    return _tag("Dequantize", [codes, scales], (*codes.shape[:-1], 4 * codes.shape[-1]), how["dtype"])
 
 
 def _rms_norm(x: mx.array, weight: mx.array | None, eps: float, **_: Any) -> mx.array:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dsv4_mlx.cli.console import progress, size, table
+from dsv4_mlx.cli.kernels import chosen
 from dsv4_mlx.cli.options import (
     ExpertMemoryOption,
     ExpertThreadsOption,
@@ -16,6 +17,8 @@ from dsv4_mlx.cli.options import (
     ModelArgument,
     NumericsMode,
     NumericsOption,
+    OpsMode,
+    OpsOption,
     VerifyReadsOption,
 )
 from dsv4_mlx.cli.sources import model_folder
@@ -29,6 +32,7 @@ def bench(
     ] = "512,4096",
     decode: Annotated[int, typer.Option("--decode", metavar="N", min=1, help="Tokens decoded at each.")] = 64,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
+    ops: OpsOption = OpsMode.AUTO,
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
     verify_reads: VerifyReadsOption = False,
@@ -54,6 +58,7 @@ def bench(
     options = EngineOptions(
         context=contexts[-1] + decode,
         numerics=numerics.value,
+        ops=chosen(ops),
         expert_memory=expert_memory,
         expert_threads=expert_threads,
         verify_reads=verify_reads,
@@ -97,6 +102,14 @@ def _print(found: dict[str, Any]) -> None:
         )
     header = ("context", "prefill tok/s", "decode tok/s", "first token s", "active", "peak")
     table("speed", (*header, "read per token: weights + state"), rows)
+    for one in found["frontiers"]:
+        if paging := one.get("paging"):
+            print(
+                f"experts at {one['context']:,}: {paging['hit_rate']:.1%} in memory, "
+                f"{size(round(paging['bytes']))} read and {paging['stall_ms']:.1f} ms waited per token"
+            )
+    if "experts" in found:
+        print(f"experts: {found['experts']}")
     print(f"median of {found['passes']} passes (least to largest), {found['decoded']} tokens decoded at each")
     print(f"measured on: {found['machine']}")
 

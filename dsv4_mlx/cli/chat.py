@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dsv4_mlx.cli.kernels import chosen
 from dsv4_mlx.cli.options import (
     ContextOption,
     ExpertMemoryOption,
@@ -14,6 +15,8 @@ from dsv4_mlx.cli.options import (
     ModelArgument,
     NumericsMode,
     NumericsOption,
+    OpsMode,
+    OpsOption,
     ThinkMode,
     ThinkOption,
     VerifyReadsOption,
@@ -46,6 +49,7 @@ def chat(
     seed: SeedOption = None,
     context: ContextOption = None,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
+    ops: OpsOption = OpsMode.AUTO,
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
     verify_reads: VerifyReadsOption = False,
@@ -56,21 +60,23 @@ def chat(
     """
     from dsv4_mlx.cli.crash import write_crash_log
     from dsv4_mlx.cli.piped import is_piped, question
-    from dsv4_mlx.manifest import read_manifest
     from dsv4_mlx.terminal.chat import ChatOptions
     from dsv4_mlx.terminal.terminal import talk
 
     asked = question(prompt) if prompt is not None or is_piped() else None
     folder = model_folder(model)
-    read_manifest(folder)  # a model that is missing or unfinished is said before anything is drawn
     from dsv4_mlx.cli.speaker import EngineSpeaker
     from dsv4_mlx.engine import EngineOptions, SamplingOptions
+    from dsv4_mlx.engine.facts import check
+
+    check(folder)  # a model that is missing or unfinished is said before anything is drawn
 
     speaker = EngineSpeaker(
         folder,
         EngineOptions(
             context=context,
             numerics=numerics.value,
+            ops=chosen(ops),
             expert_memory=expert_memory,
             expert_threads=expert_threads,
             verify_reads=verify_reads,

@@ -11,14 +11,14 @@ import mlx.core as mx
 
 from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.machine import memory_limit, page_cache_share
+from dsv4_mlx.engine.machine import memory_limit, memory_pressure, page_cache_share
 from dsv4_mlx.engine.memory import largest_context, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import DoesNotFit, UsageError
 from dsv4_mlx.manifest import Manifest
 from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.ops import NUMERICS, REFERENCE
+from dsv4_mlx.ops import NUMERICS, REFERENCE, Ops
 from dsv4_mlx.paging.pager import Pager
 from dsv4_mlx.paging.sizing import ExpertMemory, Experts, choose, parse
 from dsv4_mlx.platforms import check_supported
@@ -33,6 +33,7 @@ class EngineOptions:
 
     context: int | None = None
     numerics: Literal["official", "exact"] = "official"
+    ops: Ops = REFERENCE  # `dsv4_mlx.checking.choose` finds the fastest that this machine can be trusted with
     expert_memory: str = "auto"  # as `--expert-memory`: paging/sizing.py
     expert_threads: int | None = None  # that read experts; None: as many as a short measurement finds best
     verify_reads: bool = False  # compare every expert that is read with its SHA-256
@@ -73,11 +74,26 @@ class Engine:
         mx.set_cache_limit(CACHE_LIMIT)
         pager = None
         if not memory.resident:
-            pager = Pager(memory, options.expert_threads, activation_dtype(), verify=options.verify_reads)
+            pager = Pager(
+                memory,
+                options.expert_threads,
+                activation_dtype(),
+                verify=options.verify_reads,
+                sense=memory_pressure,
+            )
         opened = open_model(
-            stored, REFERENCE, NUMERICS[options.numerics], progress, pager.paged if pager else None
+            stored, options.ops, NUMERICS[options.numerics], progress, pager.paged if pager else None
         )
+        if pager is not None:
+            pager.attach(opened.model)
+            if options.expert_threads is None:
+                pager.calibrate()
         return Engine(config, manifest, opened.model, prompts, context, pager)
+
+    @property
+    def expert_memory(self) -> str:
+        """How many experts are in memory and why, for people; "" where all are."""
+        return "" if self.pager is None else f"experts: {self.pager.memory}"
 
     def session(self, growth: int = GROWTH) -> Session:
         """A new, empty token sequence, whose row buffers grow by `growth` tokens."""

@@ -64,7 +64,7 @@ class Attention(Module):
         """Store the chunk's rows and return the rows its queries see."""
         if plan.in_ring:
             state.window.write(kv, plan.start)
-            return Rows(state.window.buffer, plan.window)
+            return Rows(state.window.filled(plan.filled), plan.window)
         rows = kv
         if plan.history < plan.start:
             rows = mx.concatenate([state.window.read(plan.history, plan.start), kv], axis=1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
@@ -43,6 +46,14 @@ class HyperConnection(Module):
         )  # fmt: skip
 
 
+class Chunk(NamedTuple):
+    """Streams of tokens [B, T], as planned."""
+
+    streams: Streams
+    tokens: mx.array
+    plan: Plan
+
+
 class Block(Module):
     """Layer `index` of the trunk, or a block after it."""
 
@@ -57,6 +68,20 @@ class Block(Module):
 
     def __call__(self, streams: Streams, tokens: mx.array, state: LayerState, plan: Plan) -> Streams:
         """tokens [B, T]. The experts' output is left pending: whoever comes next mixes it in."""
-        entry = self.attn_hc.pre(streams)
-        entry = self.ffn_hc.pre(Streams(entry.x, self.attn(entry, state, plan), entry.mix))
-        return Streams(entry.x, self.ffn(entry, tokens), entry.mix)
+        return self.several([Chunk(streams, tokens, plan)], state, lambda i: None)[0]
+
+    def several(
+        self, chunks: Sequence[Chunk], state: LayerState, taken: Callable[[int], None]
+    ) -> list[Streams]:
+        """Consecutive chunks: attention one after the other, the experts of all together.
+
+        `taken(i)` is called when the state has taken chunk i in and not yet the next.
+        """
+        entries = []
+        for i, (streams, _, plan) in enumerate(chunks):
+            entry = self.attn_hc.pre(streams)
+            out = self.attn(entry, state, plan)
+            taken(i)
+            entries.append(self.ffn_hc.pre(Streams(entry.x, out, entry.mix)))
+        outs = self.ffn.several(entries, [chunk.tokens for chunk in chunks])
+        return [Streams(entry.x, out, entry.mix) for entry, out in zip(entries, outs, strict=True)]

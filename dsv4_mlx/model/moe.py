@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.tensors import ExpertSource, Linear, TensorSource
+from dsv4_mlx.model.tensors import ExpertSource, Linear, Routed, TensorSource
 from dsv4_mlx.operands import Bank, Entry
 from dsv4_mlx.ops import Ops
 
@@ -35,6 +35,14 @@ class MoE(Module):
 
     def __call__(self, entry: Entry, tokens: mx.array) -> mx.array:
         """From the normed input [B, T, D] and tokens [B, T] (read by hash layers) to [B, T, D] float32."""
+        return self.several([entry], [tokens])[0]
+
+    def several(self, entries: Sequence[Entry], tokens: Sequence[mx.array]) -> list[mx.array]:
+        """Chunks that may go through the experts together."""
+        chunks = [self._route(entry, ids) for entry, ids in zip(entries, tokens, strict=True)]
+        return self.experts.routed(self._product, chunks)
+
+    def _route(self, entry: Entry, tokens: mx.array) -> Routed:
         if self.hashed:
             ids = self._experts_of[tokens]
             ids, weights = self.ops.route_hashed(entry.full, self.gate, ids, scale=self.scale)
@@ -44,8 +52,7 @@ class MoE(Module):
             )
         x = entry.rounded
         shared = self.ops.shared_ffn(x, self.shared_gate_up.bank(), self.shared_down.bank(), self.limit)
-        product = partial(self._product, x.shape[0] * x.shape[1])
-        return self.experts.routed(product, x, ids, weights, shared)
+        return Routed(x, ids, weights, shared)
 
     def _product(
         self,

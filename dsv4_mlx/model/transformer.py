@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.block import Block
+from dsv4_mlx.model.block import Block, Chunk
 from dsv4_mlx.model.plan import Plan, Planner
-from dsv4_mlx.model.state import GROWTH, ModelState
+from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
 from dsv4_mlx.model.tensors import Embedding, TensorSource
 from dsv4_mlx.operands import Streams
 from dsv4_mlx.ops import Numerics, Ops
@@ -60,6 +63,39 @@ class DraftBlock(Module):
         return self.ops.hc_post(self.block(Streams(x), tokens, state.layers[self.index], plan))
 
 
+Taken = Callable[[int, int], None]  # (chunk, layer): this layer's state has taken this chunk in, no later one
+
+
+class LayerLoop(Protocol):
+    """How consecutive chunks go through the layers. Whoever pages experts brings another of the same bits."""
+
+    @property
+    def together(self) -> int:
+        """How many chunks of a prefill may be handed over at once."""
+
+    def __call__(
+        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
+    ) -> list[Streams]:
+        """The streams of each chunk after the last block."""
+
+
+class OneByOne:
+    """A chunk through all blocks, then the next."""
+
+    together = 1
+
+    def __call__(
+        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
+    ) -> list[Streams]:
+        found = []
+        for i, (streams, tokens, plan) in enumerate(chunks):
+            for layer, block in enumerate(blocks):
+                streams = block(streams, tokens, state.layers[layer], plan)
+                taken(i, layer)
+            found.append(streams)
+        return found
+
+
 class Transformer(Module):
     """DeepSeek V4. Built from a source of tensors, which it takes one by one under their official names."""
 
@@ -76,6 +112,7 @@ class Transformer(Module):
             for i in range(config.draft_blocks)
         ]
         self.planner = Planner(config)
+        self.loop: LayerLoop = OneByOne()
 
     def new_state(self, batch: int = 1, growth: int = GROWTH) -> ModelState:
         """The state before the first token; its row buffers grow by `growth` tokens."""
@@ -90,16 +127,36 @@ class Transformer(Module):
 
     def streams(self, tokens: mx.array, state: ModelState) -> mx.array:
         """tokens int32 [B, T] -> the streams after the last layer [B, T, C, D]; the state takes them in."""
-        start, rows = state.length, tokens.shape[1]
-        state.reserve(start + rows)
-        plan = self.planner.plan(start, rows)
-        h = self.embed(tokens)
-        x = mx.broadcast_to(h[:, :, None], (*h.shape[:2], self.config.streams, h.shape[2]))
-        streams = Streams(x)
-        for block, layer in zip(self.blocks, state.layers, strict=False):
-            streams = block(streams, tokens, layer, plan)
-        state.advance(rows)
-        return self.ops.hc_post(streams)
+        return self.streams_of([tokens], state)[0][0]
+
+    def streams_of(
+        self, chunks: Sequence[mx.array], state: ModelState
+    ) -> tuple[list[mx.array], list[Snapshot]]:
+        """Consecutive chunks of tokens [B, T] -> the streams of each, and a snapshot after each but the last.
+
+        As `streams` of one after the other, to the bit; at most `loop.together` of them.
+        """
+        start = state.length
+        state.reserve(start + sum(tokens.shape[1] for tokens in chunks))
+        entering = []
+        for tokens in chunks:
+            h = self.embed(tokens)
+            x = mx.broadcast_to(h[:, :, None], (*h.shape[:2], self.config.streams, h.shape[2]))
+            entering.append(Chunk(Streams(x), tokens, self.planner.plan(start, tokens.shape[1])))
+            start += tokens.shape[1]
+        rings: list[dict[int, list[mx.array]]] = [{} for _ in chunks[1:]]
+
+        def taken(chunk: int, layer: int) -> None:
+            if chunk < len(rings):
+                rings[chunk][layer] = state.layers[layer].rings()
+
+        left = self.loop(self.blocks, entering, state, taken)
+        points = []
+        for i, tokens in enumerate(chunks):
+            state.advance(tokens.shape[1])
+            if i < len(rings):
+                points.append(state.snapshot(rings[i]))
+        return [self.ops.hc_post(streams) for streams in left], points
 
     def logits(self, streams: mx.array, *, last: bool = False) -> mx.array:
         """Streams [B, T, C, D] float32 -> float32 logits of every row, or of the last."""

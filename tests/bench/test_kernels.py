@@ -1,38 +1,62 @@
-"""The bench of kernels: every kernel is in it, with inputs that the proof machine has nothing against."""
+"""The table of kernels at true sizes: every launch of a step is in it, and its made-up numbers can be run."""
 
 from __future__ import annotations
 
-import json
+import math
 
-import mlx.core as mx
+import numpy as np
 import pytest
 from kernels.proven import Proven
 
-from bench import kernels as bench
-from bench.count.figures import true_config
-from dsv4_mlx.config import parse_config
-from dsv4_mlx.synthetic import small_config
+from bench import kernels
+from dsv4_mlx.kernels import ALL
+from dsv4_mlx.kernels.launch import Launch
 
 
-def test_every_kernel_is_timed_at_true_size() -> None:
-    launches = bench.distinct(true_config(), 4096)
-    names = {launch.kernel.name for launch, _ in launches}
-    assert {"hc_pre_mix", "hc_pre_finish", "compress", "route", "attend", "expert_ffn_down"} <= names
-    count = sum(times for launch, times in launches if launch.kernel.name == "hc_pre_finish")
-    assert count == 2 * true_config().layers
+@pytest.fixture(scope="module")
+def decode() -> dict[str, Launch]:
+    return kernels.examples(4096, "decode")
 
 
-@pytest.mark.long
-def test_made_up_inputs_are_legal() -> None:
-    """At the sizes of the small model, executed and judged."""
-    config = parse_config(json.dumps(small_config()), "small")
-    machine = Proven(schedules=1)
-    rows = list(bench.times(config, 128, machine, 1e9, at_once=1, repeats=1))
-    assert {row.kernel for row in rows} == machine.ran
-    assert all(row.bytes > 0 and row.microseconds > 0 for row in rows)
+def test_every_kernel_of_the_step_is_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert kernels.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    counts = kernels.launches(4096, "decode")
+    assert {line.split()[0]: int(line.split()[1]) for line in lines[1 : 1 + len(counts)]} == counts
+    prefill = kernels.launches(4096, "prefill")
+    for op in ALL:
+        assert any(name.startswith(op.name) or op.name == "shared_ffn" for name in {*counts, *prefill}), (
+            op.name
+        )
 
 
-@pytest.mark.skipif(mx.metal.is_available(), reason="this machine has Metal")
-def test_without_metal_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main([]) == 2
-    assert capsys.readouterr().err.startswith("error: this machine has no Metal")
+def test_an_unknown_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert kernels.main(["nothing"]) == 2
+    assert capsys.readouterr().err.startswith("error: no kernel nothing in this step; it has attend")
+
+
+@pytest.mark.parametrize(
+    "name", ["attend", "attend_join", "index_select_best", "route", "route_hashed", "latents", "hc_head"]
+)
+def test_made_up_numbers_can_be_run(name: str, decode: dict[str, Launch]) -> None:
+    machine = Proven(check=False)
+    taken = kernels.seconds(decode[name], machine, repeats=1)
+    assert taken > 0 and len(machine.launches) == 2
+    for result in machine.results:
+        for i, shape in enumerate(decode[name].shapes):
+            assert result.values(i).size == math.prod(shape)
+            assert np.isfinite(result.values(i)).all()
+
+
+def test_made_up_indices_stay_inside(decode: dict[str, Launch]) -> None:
+    launch = kernels.filled(decode["attend"])
+    inputs = dict(zip(launch.kernel.inputs, launch.inputs, strict=True))
+    assert int(np.array(inputs["picks"]).max()) < inputs["far"].shape[1]
+
+
+@pytest.mark.parametrize("name", ["compress", "project", "hc_pre_mix"])
+def test_numbers_of_a_call_are_its_own(name: str) -> None:
+    """Lengths and places are never made up: they would point anywhere."""
+    launch = kernels.examples(4096, "prefill").get(name) or kernels.examples(4096, "decode")[name]
+    at = launch.kernel.inputs.index("numbers")
+    assert kernels.filled(launch).inputs[at] is launch.inputs[at]

@@ -32,8 +32,10 @@ class Broken:
     mutant: Mutant
 
     def on(self, launch: Launch) -> Launch:
-        text = {self.part: self.mutant.text}
-        return replace(launch, kernel=replace(launch.kernel, **text))
+        kernel = launch.kernel
+        if self.part == "header":
+            return replace(launch, kernel=replace(kernel, header=self.mutant.text))
+        return replace(launch, kernel=replace(kernel, source=self.mutant.text))
 
     def __str__(self) -> str:
         return f"{self.kernel.name} {self.part} {self.mutant.change}"

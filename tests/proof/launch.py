@@ -72,7 +72,7 @@ def extent(array: npt.NDArray[Any]) -> int:
     if not array.size:
         return 0
     steps = zip(array.shape, array.strides, strict=True)
-    return array.itemsize + sum((count - 1) * step for count, step in steps)
+    return int(array.itemsize) + sum((count - 1) * step for count, step in steps)
 
 
 @dataclass
