@@ -49,13 +49,29 @@ PARTS: dict[str, set[str]] = {
     },
     "chat": {"errors"},
     "engine": {"paging", "weights", "model", "ops", "chat", "config", "manifest", "platforms", "errors"},
+    "planning": {
+        "doctor",
+        "engine",
+        "weights",
+        "convert",
+        "checkpoint",
+        "paging",
+        "synthetic",
+        "config",
+        "manifest",
+        "official",
+        "errors",
+    },  # fmt: skip
     "constrain": {"engine", "chat", "errors"},
     "convert": {"checkpoint", "config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
-    "serving": {"engine", "chat", "model", "errors"},
+    "serving": {"engine", "weights", "chat", "model", "config", "errors"},
+    "server": {"serving", "constrain", "engine", "weights", "chat", "errors"},
     "terminal": {"errors"},
     "adapters": {"engine", "model", "official", "errors"},
     "cli": {
+        "server",
+        "serving",
         "checking",
         "doctor",
         "ops",
@@ -63,11 +79,13 @@ PARTS: dict[str, set[str]] = {
         "manifest",
         "engine",
         "chat",
+        "constrain",
+        "planning",
         "convert",
         "synthetic",
         "platforms",
         "errors",
-    },
+    },  # fmt: skip
 }
 
 # part -> packages from outside that it may import
@@ -89,10 +107,12 @@ OUTSIDE: dict[str, set[str]] = {
     "doctor": {"mlx"},
     "chat": {"deepseek_recipe"},
     "engine": {"mlx", "numpy"},
+    "planning": {"mlx"},
     "constrain": {"numpy", "llguidance"},
     "convert": {"numpy", "mlx"},
     "synthetic": {"numpy", "tokenizers"},
     "serving": {"mlx", "numpy", "deepseek_recipe"},
+    "server": {"uvicorn", "deepseek_recipe"},  # no mlx: the engine thread owns it
     "terminal": {"rich", "prompt_toolkit", "markdown_it", "pygments"},  # no mlx: it starts fast
     # the one place that may load mlx-lm and transformers
     "adapters": {"mlx", "mlx_lm", "transformers", "tokenizers", "deepseek_recipe"},

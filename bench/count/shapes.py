@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.tensors import ExpertProduct, Linear
+from dsv4_mlx.model.tensors import ExpertProduct, Linear, Routed
 from dsv4_mlx.operands import Bank
 
 GROUP = 32  # columns that share a scale in mxfp8 and mxfp4
@@ -26,10 +27,8 @@ class BlankExperts:
     gate_up: Bank
     down: Bank
 
-    def routed(
-        self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
-    ) -> mx.array:
-        return product(x, ids, weights, self.gate_up, self.down)
+    def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
+        return [product(c.rows, c.x, c.ids, c.weights, self.gate_up, self.down, c.beside) for c in chunks]
 
 
 @dataclass
@@ -46,7 +45,7 @@ class BlankTensors:
         return _quantised(shape, 8)
 
     def float_linear(self, name: str, shape: tuple[int, int]) -> Linear:
-        return Linear(self._blank(name, shape, mx.float32))
+        return Linear(self._blank(name, shape, mx.bfloat16))
 
     def vector(self, name: str, shape: tuple[int, ...]) -> mx.array:
         return self._blank(name, shape, mx.float32)

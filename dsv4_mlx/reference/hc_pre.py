@@ -7,11 +7,12 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
-from dsv4_mlx.operands import Mix
+from dsv4_mlx.operands import Entry, Mix, Streams
+from dsv4_mlx.reference.hc_post import hc_post
 
 
 def hc_pre(
-    x: mx.array,
+    streams: Streams,
     fn: mx.array,
     base: mx.array,
     weight: mx.array,
@@ -19,22 +20,24 @@ def hc_pre(
     iterations: int,
     hc_eps: float,
     norm_eps: float,
-) -> tuple[mx.array, Mix]:
-    """Streams x [B, T, C, D] -> (input of the sublayer [B, T, D] in x's dtype, Mix).
+    dtype: mx.Dtype,
+) -> Entry:
+    """Streams [B, T, C, D], what is pending mixed in -> where the next sublayer starts.
 
     fn [(2 + C) * C, C * D] float32 already holds the three scales; base [(2 + C) * C] float32;
     weight [D] of the RMSNorm that follows. docs/model.md 3.2: `pre = sigmoid + eps`, `post = 2 sigmoid`,
-    comb = Sinkhorn of C x C scores. Float32 inside.
+    comb = Sinkhorn of C x C scores. Float32 inside; `dtype` is that of activations.
     """
-    batch, rows, streams, width = x.shape
+    x = hc_post(streams)
+    batch, rows, count, width = x.shape
     v = x.astype(mx.float32)
-    normed = mx.fast.rms_norm(v.reshape(batch, rows, streams * width), None, norm_eps)
+    normed = mx.fast.rms_norm(v.reshape(batch, rows, count * width), None, norm_eps)
     mixes = mx.addmm(base, normed, fn.T)  # [B, T, (2 + C) * C]
-    gates = mx.sigmoid(mixes[..., : 2 * streams])
-    comb = sinkhorn(mixes[..., 2 * streams :], streams, iterations, hc_eps)
-    u = (gates[..., None, :streams] + hc_eps) @ v  # [B, T, 1, C] @ [B, T, C, D]
+    gates = mx.sigmoid(mixes[..., : 2 * count])
+    comb = sinkhorn(mixes[..., 2 * count :], count, iterations, hc_eps)
+    u = (gates[..., None, :count] + hc_eps) @ v  # [B, T, 1, C] @ [B, T, C, D]
     u = mx.fast.rms_norm(u.reshape(batch, rows, width).astype(x.dtype), weight, norm_eps)
-    return u, Mix(gates[..., streams:], comb)
+    return Entry(x, u, u.astype(dtype), Mix(gates[..., count:], comb))
 
 
 def sinkhorn(scores: mx.array, streams: int, iterations: int, eps: float) -> mx.array:
@@ -58,7 +61,7 @@ def sinkhorn(scores: mx.array, streams: int, iterations: int, eps: float) -> mx.
 
 @cache
 def _sums(streams: int, eps: float) -> tuple[mx.array, ...]:
-    """How the one is put behind the matrix (factor and summand), sums of rows, of columns, of the last pass."""
+    """How the one is put behind (factor and summand); sums of rows, of columns, of the last columns."""
     squared = streams * streams
     ones, eye = np.ones((streams, streams), np.float32), np.eye(streams, dtype=np.float32)
     offset = np.full((1, squared + 1), eps, np.float32)
