@@ -7,9 +7,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from bench.count.trace import Array, Graph, trace
 from paging.paged_model import Model, make
 
+from bench.count.trace import Array, Graph, trace
 from dsv4_mlx.model.transformer import OneByOne
 from dsv4_mlx.paging.experts import Guess, PagedExperts
 
