@@ -23,7 +23,7 @@ class Experts:
         self.gate_up, self.down = gate_up, down
 
     def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
-        return [product(c.x, c.ids, c.weights, self.gate_up, self.down, c.beside) for c in chunks]
+        return [product(c.rows, c.x, c.ids, c.weights, self.gate_up, self.down, c.beside) for c in chunks]
 
 
 class OfficialTensors:

@@ -28,7 +28,7 @@ class BlankExperts:
     down: Bank
 
     def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
-        return [product(c.x, c.ids, c.weights, self.gate_up, self.down, c.beside) for c in chunks]
+        return [product(c.rows, c.x, c.ids, c.weights, self.gate_up, self.down, c.beside) for c in chunks]
 
 
 @dataclass
@@ -45,7 +45,7 @@ class BlankTensors:
         return _quantised(shape, 8)
 
     def float_linear(self, name: str, shape: tuple[int, int]) -> Linear:
-        return Linear(self._blank(name, shape, mx.float32))
+        return Linear(self._blank(name, shape, mx.bfloat16))
 
     def vector(self, name: str, shape: tuple[int, ...]) -> mx.array:
         return self._blank(name, shape, mx.float32)

@@ -37,7 +37,13 @@ REPEATS = 7
 
 
 def product(
-    x: mx.array, slots: mx.array, weights: mx.array, gate_up: Bank, down: Bank, start: mx.array | None
+    rows: int,
+    x: mx.array,
+    slots: mx.array,
+    weights: mx.array,
+    gate_up: Bank,
+    down: Bank,
+    start: mx.array | None,
 ) -> mx.array:
     routed = expert_ffn(x, slots, weights, gate_up, down, LIMIT)
     return routed if start is None else routed + start
@@ -58,7 +64,13 @@ class Shared:
 
 
 def no_product(
-    x: mx.array, slots: mx.array, weights: mx.array, gate_up: Bank, down: Bank, start: mx.array | None
+    rows: int,
+    x: mx.array,
+    slots: mx.array,
+    weights: mx.array,
+    gate_up: Bank,
+    down: Bank,
+    start: mx.array | None,
 ) -> mx.array:
     return x.astype(mx.float32)
 
@@ -130,7 +142,7 @@ class Pair:
             if hits:
                 slots = mx.array([[[layer.table.slot_of[e] for e in range(hits)]]], mx.uint32)
                 weights = mx.full((1, 1, hits), 1 / EACH)
-                beside = self.product(x, slots, weights, *layer.bank.banks(), beside)
+                beside = self.product(1, x, slots, weights, *layer.bank.banks(), beside)
             mx.eval(beside)
         return time.perf_counter() - started
 

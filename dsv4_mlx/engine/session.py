@@ -85,6 +85,11 @@ class Session:
         """Token ids are below this."""
         return self.model.config.vocab_size
 
+    @property
+    def capacity(self) -> int:
+        """Tokens that its row buffers hold before they grow."""
+        return self._state.capacity
+
     def sync(self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None) -> Logits:
         """Make `tokens` the sequence; float32 logits [V] after its last token.
 

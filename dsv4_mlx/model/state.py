@@ -42,6 +42,10 @@ class Ring:
         if whole < count:
             self.buffer[:, : count - whole] = rows[:, whole:]
 
+    def filled(self, count: int) -> mx.array:
+        """The rows that hold a position, while no more than `count` were written: [B, count, width]."""
+        return self.buffer if count == self.size else self.buffer[:, :count]
+
     def read(self, start: int, end: int) -> mx.array:
         """Rows [B, end - start, width] of positions start .. end - 1, in order."""
         at, count = start % self.size, end - start

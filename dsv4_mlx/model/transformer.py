@@ -13,6 +13,7 @@ from dsv4_mlx.model.block import Block, Chunk
 from dsv4_mlx.model.plan import Plan, Planner
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
 from dsv4_mlx.model.tensors import Embedding, TensorSource
+from dsv4_mlx.operands import Streams
 from dsv4_mlx.ops import Numerics, Ops
 
 
@@ -42,6 +43,7 @@ class DraftBlock(Module):
         self, config: ModelConfig, index: int, prefix: str, source: TensorSource, ops: Ops, numerics: Numerics
     ) -> None:
         super().__init__()
+        self.ops = ops
         self.eps, self.dtype, width = config.norm_eps, source.dtype, config.hidden_size
         self.e_proj = source.linear(f"{prefix}.e_proj", (width, width))
         self.h_proj = source.linear(f"{prefix}.h_proj", (width, width))
@@ -58,7 +60,7 @@ class DraftBlock(Module):
         near = self.e_proj(mx.fast.rms_norm(embedded, self.enorm, self.eps).astype(self.dtype))
         far = self.h_proj(mx.fast.rms_norm(x, self.hnorm, self.eps).astype(self.dtype))
         x = (far + near[..., None, :]).astype(mx.float32)
-        return self.block(x, tokens, state.layers[self.index], plan)
+        return self.ops.hc_post(self.block(Streams(x), tokens, state.layers[self.index], plan))
 
 
 Taken = Callable[[int, int], None]  # (chunk, layer): this layer's state has taken this chunk in, no later one
@@ -73,8 +75,8 @@ class LayerLoop(Protocol):
 
     def __call__(
         self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
-    ) -> list[mx.array]:
-        """The streams [B, T, C, D] of each chunk after the last block."""
+    ) -> list[Streams]:
+        """The streams of each chunk after the last block."""
 
 
 class OneByOne:
@@ -84,13 +86,13 @@ class OneByOne:
 
     def __call__(
         self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
-    ) -> list[mx.array]:
+    ) -> list[Streams]:
         found = []
-        for i, (x, tokens, plan) in enumerate(chunks):
+        for i, (streams, tokens, plan) in enumerate(chunks):
             for layer, block in enumerate(blocks):
-                x = block(x, tokens, state.layers[layer], plan)
+                streams = block(streams, tokens, state.layers[layer], plan)
                 taken(i, layer)
-            found.append(x)
+            found.append(streams)
         return found
 
 
@@ -99,7 +101,7 @@ class Transformer(Module):
 
     def __init__(self, config: ModelConfig, source: TensorSource, ops: Ops, numerics: Numerics) -> None:
         super().__init__()
-        self.config, self.dtype = config, source.dtype
+        self.config, self.ops, self.dtype = config, ops, source.dtype
         table = (config.vocab_size, config.hidden_size)
         self.embed = Embedding(source.linear("embed", table), mx.float32)
         self.blocks = [Block(config, i, f"layers.{i}", source, ops, numerics) for i in range(config.layers)]
@@ -140,7 +142,7 @@ class Transformer(Module):
         for tokens in chunks:
             h = self.embed(tokens)
             x = mx.broadcast_to(h[:, :, None], (*h.shape[:2], self.config.streams, h.shape[2]))
-            entering.append(Chunk(x, tokens, self.planner.plan(start, tokens.shape[1])))
+            entering.append(Chunk(Streams(x), tokens, self.planner.plan(start, tokens.shape[1])))
             start += tokens.shape[1]
         rings: list[dict[int, list[mx.array]]] = [{} for _ in chunks[1:]]
 
@@ -148,13 +150,13 @@ class Transformer(Module):
             if chunk < len(rings):
                 rings[chunk][layer] = state.layers[layer].rings()
 
-        xs = self.loop(self.blocks, entering, state, taken)
+        left = self.loop(self.blocks, entering, state, taken)
         points = []
         for i, tokens in enumerate(chunks):
             state.advance(tokens.shape[1])
             if i < len(rings):
                 points.append(state.snapshot(rings[i]))
-        return xs, points
+        return [self.ops.hc_post(streams) for streams in left], points
 
     def logits(self, streams: mx.array, *, last: bool = False) -> mx.array:
         """Streams [B, T, C, D] float32 -> float32 logits of every row, or of the last."""

@@ -157,7 +157,7 @@ class PagedExperts:
         slots = self._on_device[chunk.ids]
         guesses.append(Guess(self, chunk.ids, mx.any(slots < 0)))
         loaded = mx.maximum(slots, 0).astype(mx.uint32)
-        return product(chunk.x, loaded, chunk.weights, *self.bank.banks(), chunk.beside)
+        return product(chunk.rows, chunk.x, loaded, chunk.weights, *self.bank.banks(), chunk.beside)
 
     def _begin(self, turn: Turn) -> None:
         for expert in turn.reads():
@@ -171,7 +171,7 @@ class PagedExperts:
         outs = []
         for chunk, ids in zip(chunks, wanted, strict=True):
             slots = mx.array(slot_of[ids].astype(np.uint32))
-            outs.append(product(chunk.x, slots, chunk.weights, *banks, chunk.beside))
+            outs.append(product(chunk.rows, chunk.x, slots, chunk.weights, *banks, chunk.beside))
         self._queued.append((epoch, outs))
         return outs
 
@@ -185,8 +185,8 @@ class PagedExperts:
     ) -> list[mx.array]:
         """Groups of experts as they come; `worth` of them are worth a product while others are read."""
 
-        def rows(x: mx.array, slots: mx.array, weights: mx.array) -> mx.array:
-            return product(x, slots, weights, *self.bank.banks(), None)
+        def rows(chunk: int, x: mx.array, slots: mx.array, weights: mx.array) -> mx.array:
+            return product(chunk, x, slots, weights, *self.bank.banks(), None)
 
         parts = [Groups(chunk, ids) for chunk, ids in zip(chunks, wanted, strict=True)]
         beside = [chunk.beside for chunk in chunks]

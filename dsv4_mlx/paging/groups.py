@@ -16,7 +16,8 @@ from dsv4_mlx.model.tensors import Routed
 from dsv4_mlx.reference.expert_ffn import add_in_order
 
 Ids = npt.NDArray[np.int64]
-Product = Callable[[mx.array, mx.array, mx.array], mx.array]  # x, slots, weights: of one row each
+# rows of the chunk in all; x, slots and weights of some of its rows
+Product = Callable[[int, mx.array, mx.array, mx.array], mx.array]
 
 
 class Groups:
@@ -25,6 +26,7 @@ class Groups:
     def __init__(self, chunk: Routed, wanted: Ids) -> None:
         self._shape, self._experts = wanted.shape, wanted.reshape(-1)
         self._x = chunk.x.reshape(-1, chunk.x.shape[-1])
+        self._chunk = chunk.rows
         self._weights, self._beside = chunk.weights.reshape(-1), chunk.beside
         self._rows: list[Ids] = []
         self._outs: list[mx.array] = []
@@ -36,6 +38,7 @@ class Groups:
             return None
         one = (1, rows.size, 1)
         out = product(
+            self._chunk,
             self._x[mx.array(rows // self._shape[-1])][None],
             mx.array(slot_of[self._experts[rows]].astype(np.uint32)).reshape(one),
             self._weights[mx.array(rows)].reshape(one),

@@ -17,6 +17,7 @@ import numpy as np
 from dsv4_mlx.model.block import Block, Chunk
 from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Taken
+from dsv4_mlx.operands import Streams
 from dsv4_mlx.paging.experts import FEW_ROWS, Guess, PagedExperts
 
 GUESS_BELOW, READ_ABOVE = 0.25, 0.75  # layers per token that lack an expert
@@ -54,7 +55,7 @@ class Steps:
 
     def __call__(
         self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
-    ) -> list[mx.array]:
+    ) -> list[Streams]:
         self._before(mx.concatenate([chunk.tokens for chunk in chunks], axis=1))
         rows = sum(chunk.tokens.size for chunk in chunks)
         if rows <= FEW_ROWS and len(chunks) == 1 and self.form.optimistic:
@@ -67,17 +68,17 @@ class Steps:
             )
         return found
 
-    def _guess(self, blocks: Sequence[Block], chunk: Chunk, state: ModelState) -> mx.array:
+    def _guess(self, blocks: Sequence[Block], chunk: Chunk, state: ModelState) -> Streams:
         guesses: list[Guess] = []
-        entered, x = [], chunk.x
+        entered, streams = [], chunk.streams
         for layer in self._layers:
             layer.guesses = guesses
         try:
             for block, memory in zip(blocks, state.layers, strict=False):
-                entered.append(x)
-                x = block(x, chunk.tokens, memory, chunk.plan)
+                entered.append(streams)
+                streams = block(streams, chunk.tokens, memory, chunk.plan)
             missing = mx.stack([guess.missing for guess in guesses])
-            mx.eval(x, missing, [guess.ids for guess in guesses])
+            mx.eval(streams, missing, [guess.ids for guess in guesses])
         finally:
             for layer in self._layers:
                 layer.guesses = None
@@ -87,19 +88,19 @@ class Steps:
             guess.layer.confirm(guess.ids)
         self.form.learn(int(lacking.size))
         if first < len(guesses):
-            again = chunk._replace(x=entered[first])
-            (x,) = _read_per_layer(blocks, [again], state, lambda i, layer: None, first)
-        return x
+            again = chunk._replace(streams=entered[first])
+            (streams,) = _read_per_layer(blocks, [again], state, lambda i, layer: None, first)
+        return streams
 
 
 def _read_per_layer(
     blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken, first: int
-) -> list[mx.array]:
+) -> list[Streams]:
     """From block `first` on, whose input the chunks hold."""
     for layer in range(first, len(blocks)):
-        xs = blocks[layer].several(chunks, state.layers[layer], partial(_swapped, taken, layer))
-        chunks = [chunk._replace(x=x) for chunk, x in zip(chunks, xs, strict=True)]
-    return [chunk.x for chunk in chunks]
+        left = blocks[layer].several(chunks, state.layers[layer], partial(_swapped, taken, layer))
+        chunks = [chunk._replace(streams=one) for chunk, one in zip(chunks, left, strict=True)]
+    return [chunk.streams for chunk in chunks]
 
 
 def _swapped(taken: Taken, layer: int, chunk: int) -> None:
