@@ -26,8 +26,8 @@ from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
 from dsv4_mlx.engine.thinking import thinks
 from dsv4_mlx.engine.turn import Sampled
 from dsv4_mlx.errors import InputError, MachineError, UsageError
-from dsv4_mlx.model.state import ModelState
-from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.model.state import ModelState, Snapshot
+from dsv4_mlx.model.transformer import OneByOne, Transformer
 from dsv4_mlx.serving.backend import GROWTH, Ended, Pause, Progress, Run, session_limits, wanted
 from dsv4_mlx.serving.job import Job
 from dsv4_mlx.serving.policy import Limits
@@ -46,6 +46,7 @@ class ScriptedModel:
     def __init__(self, config: ModelConfig, script: Sequence[int], prompt: int, end: int) -> None:
         self.config, self._script, self._prompt, self._end = config, list(script), prompt, end
         self._at = 0
+        self.loop = OneByOne()
 
     @property
     def expected(self) -> int:
@@ -55,13 +56,20 @@ class ScriptedModel:
     def new_state(self, growth: int) -> ModelState:
         return ModelState(replace(self.config, layers=0, mtp_layers=0), mx.bfloat16, growth=growth)
 
-    def __call__(self, tokens: mx.array, state: ModelState, *, last: bool) -> mx.array:
-        """As Transformer: float32 logits [1, 1, V] after `tokens`, which `state` counts."""
+    def streams_of(
+        self, chunks: Sequence[mx.array], state: ModelState
+    ) -> tuple[list[mx.array], list[Snapshot]]:
+        """As Transformer, of one chunk: `state` counts its tokens. The streams are the tokens themselves."""
+        (tokens,) = chunks
         if state.length >= self._prompt:
             self._follow(cast(int, tokens[0, 0].item()))
         rows = tokens.shape[1]
         state.reserve(state.length + rows)
         state.advance(rows)
+        return [tokens], []
+
+    def logits(self, streams: mx.array, *, last: bool) -> mx.array:
+        """float32 [1, 1, V] after the tokens so far."""
         logits = np.full((1, 1, self.config.vocab_size), UNLIKELY, np.float32)
         logits[0, 0, self.expected] = 0
         return mx.array(logits)
