@@ -3,8 +3,8 @@
     python -m bench.against.http [--tokens 600] [--passes 5]
 
 Beside `python -m bench.http_overhead`: neither number holds a model worth the name, so they show what each
-server costs, not how fast a model is. mlx_lm.server runs as a process of its own; CPU is read from /proc (Linux
-only).
+server costs, not how fast a model is. mlx_lm.server runs as a process of its own; CPU is read from /proc
+(Linux only).
 """
 
 from __future__ import annotations
