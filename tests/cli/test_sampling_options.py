@@ -31,6 +31,8 @@ def test_every_knob_reaches_the_sampler(
     monkeypatch.setattr(import_module("dsv4_mlx.engine.generate"), "answer", answer)
 
     class NoEngine:
+        expert_memory = None
+
         def session(self) -> None:
             return None
 
