@@ -31,7 +31,7 @@ def test_every_knob_reaches_the_sampler(
     monkeypatch.setattr(import_module("dsv4_mlx.engine.generate"), "answer", answer)
 
     class NoEngine:
-        expert_memory = None
+        expert_memory = ""
 
         def session(self) -> None:
             return None
