@@ -60,6 +60,8 @@ class Hub:
 
 class Handler(BaseHTTPRequestHandler):
     hub: Hub  # set by `serving`
+    disable_nagle_algorithm = True  # or every answer waits for an acknowledgement
+    wbufsize = 1 << 16
 
     protocol_version = "HTTP/1.1"
 

@@ -160,7 +160,7 @@ def test_another_repository_or_no_hub_is_said(official: Path, tmp_path: Path) ->
     with serving(Hub(official)) as hub, pytest.raises(InputError, match="no such model"):
         download("deepseek-ai/None", tmp_path / "a", endpoint=hub.endpoint, patience=QUICK)
     with pytest.raises(MachineError, match="can't be fetched"):
-        download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, patience=QUICK)
+        download(REPOSITORY, tmp_path / "a", endpoint="http://127.0.0.1:9", patience=QUICK)
     assert not (tmp_path / "a").exists()
 
 
@@ -249,7 +249,9 @@ def test_the_command_line(
 ) -> None:  # fmt: skip
     target = str(tmp_path / "out")
     with serving(Hub(official)) as hub:
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         assert run(["download", REPOSITORY, str(tmp_path / "files")]) == 0, capsys.readouterr().err
         assert same(tmp_path / "files", official)
         assert run(["convert", REPOSITORY, target, "--delete-source", "--verify"]) == 2
