@@ -1,4 +1,4 @@
-"""What was proven is what MLX compiles: every kernel's text, as MLX writes it for the launches of its cases."""
+"""What was proven is what MLX compiles: the text of every kernel, as MLX writes it for its cases."""
 
 from __future__ import annotations
 
