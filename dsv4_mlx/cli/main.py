@@ -18,11 +18,19 @@ from dsv4_mlx import __version__
 from dsv4_mlx.cli import (
     bench,
     chat,
+<<<<<<< HEAD
+=======
+    check,
+>>>>>>> e625157a75cdf379318152c4ef965988f8c27e66
     connect,
     convert,
     demo,
     doctor,
+<<<<<<< HEAD
     download,
+=======
+    evaluate,
+>>>>>>> e625157a75cdf379318152c4ef965988f8c27e66
     generate,
     info,
     logits,
@@ -77,10 +85,12 @@ COMMANDS = (
     logits.logits,
     demo.demo,
     doctor.doctor,
+    check.check,
     plan.plan,
 )
 for command in COMMANDS:
     app.command()(command)
+app.command("eval")(evaluate.evaluate)  # a function of that name would hide Python's
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
