@@ -76,6 +76,7 @@ def generate(
     """
     from dsv4_mlx.cli.piped import question
     from dsv4_mlx.engine import Engine, EngineOptions, SamplingOptions
+    from dsv4_mlx.engine.facts import vocabulary
     from dsv4_mlx.engine.generate import answer
     from dsv4_mlx.terminal.awake import Awake
 
@@ -101,9 +102,12 @@ def generate(
         expert_threads=expert_threads,
         verify_reads=verify_reads,
     )
+    folder = model_folder(model)
+    if sampling.logit_bias or sampling.stop_ids:
+        sampling.check(vocabulary(folder))  # before minutes of loading
     with Awake():
         with progress("loading", plain=plain) as loading:
-            engine = Engine.open(model_folder(model), options, loading)
+            engine = Engine.open(folder, options, loading)
         tell(engine.expert_memory)
         session = engine.session()
         _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens))
