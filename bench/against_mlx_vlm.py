@@ -2,7 +2,7 @@
 
     python bench/against_mlx_vlm.py [--json FILE]        needs the optional group `peer`
 
-A made-up checkpoint in the official layout is loaded by both: mxfp8 dense, mxfp4 experts. Runs alternate and
+A made-up checkpoint in the official layout is loaded by both: mxfp8 dense, mxfp4 experts. Steps alternate and
 every figure is a median. The time of matrix products is that of the products of a traced step, run alone.
 """
 
@@ -16,8 +16,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-from typing import Any
+from statistics import median, quantiles
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -36,6 +36,7 @@ SHAPE: dict[str, Any] = {
     "o_lora_rank": 128, "moe_intermediate_size": 256, "index_n_heads": 16, "vocab_size": 1024,
 }  # fmt: skip
 Engine = Ours | Theirs
+Step = tuple[str, Callable[[Engine], object]]
 
 
 def main() -> int:
@@ -43,7 +44,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the result there")
     parser.add_argument("--rounds", type=int, default=5, help="of each measurement; default 5")
     parser.add_argument("--prompt", type=int, default=16, help="tokens prefilled; default 16")
-    parser.add_argument("--tokens", type=int, default=4, help="tokens decoded per round; default 4")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens decoded per round; default 16")
     parser.add_argument("--checked", type=int, default=16, help="tokens compared with the oracle; default 16")
     options = parser.parse_args()
     config = release_config("flash", true_size=True) | SHAPE
@@ -62,55 +63,69 @@ def main() -> int:
 
 
 def compare(engines: dict[str, Engine], options: argparse.Namespace) -> dict[str, Any]:
-    """CPU seconds per step of both, in all and in products, and what follows from them."""
+    """CPU seconds per step of both, in all and in products, and what follows from them.
+
+    The processor changes its speed in phases of seconds, so everything that is compared is done within one:
+    for each token one engine's step, the same step's products alone, then the other engine's, in an order
+    that alternates. Ratios are taken pair by pair; a figure is the median over all pairs of all rounds.
+    """
     prompt = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], options.prompt)
-    totals: dict[str, dict[str, list[float]]] = {n: {"prefill": [], "decode": []} for n in engines}
-    for turn in range(options.rounds + 1):  # the first warms up and is not counted
-        for name, engine in engines.items():
-            prefill = timed(lambda engine=engine: engine.start(prompt))  # type: ignore[misc]
-            steps = [timed(lambda engine=engine, t=t: engine.step(t)) for t in range(options.tokens)]  # type: ignore[misc]
-            print(
-                f"round {turn} {name}: prefill {prefill:.2f} s, decode {median(steps):.3f} s", file=sys.stderr
-            )
-            if turn:
-                totals[name]["prefill"].append(prefill)
-                totals[name]["decode"].append(median(steps))
-    result: dict[str, Any] = {"clock": "CPU seconds of the process, all threads", "seconds": {}}
     work = {
         name: {"prefill": products(engine, 0, options.prompt), "decode": products(engine, options.prompt, 1)}
         for name, engine in engines.items()
     }
-    inside: dict[str, dict[str, list[float]]] = {n: {"prefill": [], "decode": []} for n in engines}
-    for _ in range(options.rounds):
-        for name in engines:
-            for step, run in work[name].items():
-                repeats = options.tokens if step == "decode" else 1  # as often as the steps themselves
-                inside[name][step].append(median(timed(run) for _ in range(repeats)))
+    taken: dict[str, list[dict[str, Seconds]]] = {"prefill": [], "decode": []}
+    for turn in range(options.rounds + 1):  # the first warms up and is not counted
+        steps: list[Step] = [("prefill", lambda e: e.start(prompt))]
+        steps += [("decode", lambda e, t=t: e.step(t)) for t in range(options.tokens)]  # type: ignore[misc]
+        for n, (kind, step) in enumerate(steps):
+            order = list(engines) if (turn + n) % 2 else list(engines)[::-1]
+            pair = {name: Seconds(timed(step, engines[name]), timed(work[name][kind])) for name in order}
+            if turn:
+                taken[kind].append(pair)
+        print(f"round {turn} of {options.rounds}", file=sys.stderr)
+    result: dict[str, Any] = {"clock": "CPU seconds of the process, all threads", "seconds": {}}
     for name in engines:
         result["seconds"][name] = {
-            step: split(median(totals[name][step]), median(inside[name][step])) for step in totals[name]
+            kind: spread([pair[name] for pair in pairs]) for kind, pairs in taken.items()
         }
-    ours, theirs = result["seconds"]["ours"], result["seconds"]["mlx_vlm"]
-    for step, tokens in (("prefill", options.prompt), ("decode", 1)):
-        result[step] = {
-            "tokens_per_cpu_second": {
-                "ours": tokens / ours[step]["all"],
-                "mlx_vlm": tokens / theirs[step]["all"],
-            },
-            "speed_ratio": theirs[step]["all"] / ours[step]["all"],
-            "outside_products_ratio": ours[step]["outside"] / theirs[step]["outside"],
+    for kind, tokens in (("prefill", options.prompt), ("decode", 1)):
+        pairs = [(pair["ours"], pair["mlx_vlm"]) for pair in taken[kind]]
+        result[kind] = {
+            "pairs": len(pairs),
+            "tokens_per_cpu_second": {n: tokens / result["seconds"][n][kind]["all"] for n in engines},
+            "speed_ratio": quartiles([theirs.all / ours.all for ours, theirs in pairs]),
+            "products_ratio": quartiles([ours.products / theirs.products for ours, theirs in pairs]),
+            "outside_ratio_of_medians": result["seconds"]["ours"][kind]["outside"]
+            / result["seconds"]["mlx_vlm"][kind]["outside"],
         }
     return result
 
 
-def split(whole: float, products: float) -> dict[str, float]:
-    return {"all": whole, "products": products, "outside": whole - products}
+class Seconds(NamedTuple):
+    """CPU seconds of one step, and of its products run alone right after it."""
+
+    all: float
+    products: float
 
 
-def timed(run: Callable[[], object]) -> float:
+def spread(steps: list[Seconds]) -> dict[str, float]:
+    return {
+        "all": median(s.all for s in steps),
+        "products": median(s.products for s in steps),
+        "outside": median(s.all - s.products for s in steps),
+    }
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    low, middle, high = quantiles(values, n=4)
+    return {"median": middle, "quarter": low, "three_quarters": high}
+
+
+def timed(run: Callable[..., object], *arguments: object) -> float:
     """CPU seconds of all threads of this process: what a neighbour on the machine takes is not in them."""
     start = time.process_time()
-    run()
+    run(*arguments)
     return time.process_time() - start
 
 

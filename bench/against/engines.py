@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from bench.count.ours import named, slots
 from bench.count.trace import Graph, trace
@@ -113,7 +113,9 @@ class Theirs:
 
         def step(tokens: mx.array, *arrays: mx.array) -> list[mx.array]:
             self.model.update(tree_unflatten(list(zip(names, arrays, strict=True))))
-            return [self.model(tokens, cache=self.cache).logits]
+            logits = self.model(tokens, cache=self.cache).logits
+            states = [array for _, array in tree_flatten([cache.state for cache in self.cache])]
+            return [logits, *(array for array in states if isinstance(array, mx.array))]
 
         graph = trace(step, [mx.zeros((1, rows), mx.int32), *weights])
         self.model.update(tree_unflatten(list(zip(names, weights, strict=True))))

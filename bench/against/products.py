@@ -10,7 +10,8 @@ import mlx.core as mx
 
 from bench.count.trace import Array, Graph, Primitive
 
-PRODUCTS = frozenset(("AddMM", "GatherMM", "GatherQMM", "Matmul", "QuantizedMatmul"))
+# Decoding a matrix before a product is part of it.
+PRODUCTS = frozenset(("AddMM", "Dequantize", "GatherMM", "GatherQMM", "Matmul", "QuantizedMatmul"))
 TINY = 4096  # elements of both sides of a product that is no matrix product in spirit: Sinkhorn's sums
 
 
@@ -26,14 +27,14 @@ def products(engine: Traced, before: int, rows: int) -> Callable[[], None]:
         for p in graph.primitives
         if p.name == "Transpose" and _swaps_last(tuple(p.arguments[0]))
     }
-    made: dict[tuple[tuple[int, ...], mx.Dtype, bool], mx.array] = {}
+    made: dict[str, mx.array] = {}
 
     def operand(array: Array) -> mx.array:
-        key = (array.shape, array.dtype, array.key in transposed)
-        if key not in made:
-            made[key] = _values(*key)
-            mx.eval(made[key])
-        return made[key]
+        """Every array of the graph is one here too: weights come from as much memory as in the step."""
+        if array.key not in made:
+            made[array.key] = _values(array.shape, array.dtype, array.key in transposed)
+            mx.eval(made[array.key])
+        return made[array.key]
 
     calls = []
     for primitive in graph.primitives:
@@ -82,6 +83,8 @@ def _experts(primitive: Primitive) -> list[mx.array]:
 def _product(primitive: Primitive, given: list[mx.array], indices: list[mx.array]) -> mx.array:
     if primitive.name == "Matmul":
         return given[0] @ given[1]
+    if primitive.name == "Dequantize":
+        return mx.dequantize(*given, group_size=32, bits=8, mode="mxfp8", dtype=mx.float32)
     if primitive.name == "AddMM":
         return mx.addmm(given[2], given[0], given[1])
     if primitive.name == "GatherMM":

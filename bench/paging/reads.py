@@ -27,10 +27,11 @@ import mlx.core as mx
 import numpy as np
 
 from dsv4_mlx.manifest import ALIGNMENT, ExpertTable, Segment
+from dsv4_mlx.model.tensors import Routed
+from dsv4_mlx.operands import Bank
 from dsv4_mlx.paging.experts import PagedExperts
 from dsv4_mlx.paging.policy import Lru
 from dsv4_mlx.paging.reading import DiskReader, Files, ReaderPool
-from dsv4_mlx.reference.expert_ffn import Bank
 from dsv4_mlx.weights.records import RecordMap, converted_records
 
 RECORD = 13_369_344
@@ -145,13 +146,22 @@ class Ours:
         mx.eval(ids)
         before = self._layer.stats.misses
         started = time.perf_counter()
-        mx.eval(self._layer.routed(nothing, self._x, ids, mx.zeros(ids.shape), mx.zeros((1,))))
+        chunk = Routed(self._x, ids, mx.zeros(ids.shape), mx.zeros((1,)))
+        mx.eval(self._layer.routed(nothing, [chunk]))
         seconds = time.perf_counter() - started
         assert self._layer.stats.misses - before == len(experts)
         return seconds
 
 
-def nothing(x: mx.array, slots: mx.array, weights: mx.array, gate_up: Bank, down: Bank) -> mx.array:
+def nothing(
+    rows: int,
+    x: mx.array,
+    slots: mx.array,
+    weights: mx.array,
+    gate_up: Bank,
+    down: Bank,
+    start: mx.array | None,
+) -> mx.array:
     return mx.zeros((*x.shape[:2], 1))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from deepseek_recipe import (
     AssistantMessage,
@@ -22,13 +22,14 @@ from dsv4_mlx.errors import InputError
 
 Think = Literal["off", "on", "max"]
 Role = Literal["system", "user", "assistant"]
+Level = Literal["low", "high", "max"]  # how much to think, as clients say it
 THINK: tuple[Think, ...] = ("off", "on", "max")
 
 # The library's words are those of the 0731 checkpoint: `low` adds no text, `high` adds what April was
 # trained to read as "max", `max` adds a text April has never seen, and no word at all means high.
-EFFORT: dict[str, dict[Think, Literal["low", "high", "max"] | None]] = {
-    "april": {"off": None, "on": "low", "max": "high"},
-    "0731": {"off": None, "on": "high", "max": "max"},
+LEVELS: dict[str, dict[Level, Level]] = {
+    "april": {"low": "low", "high": "low", "max": "high"},
+    "0731": {"low": "low", "high": "high", "max": "max"},
 }
 
 _MESSAGES: dict[Role, Callable[[str], Message]] = {
@@ -62,7 +63,12 @@ class Prompts:
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises its own kinds for every defect of the file
             raise InputError(f"tokenizer.json can't be read: {error}", where=path) from None
-        self.effort = EFFORT[checkpoint]
+        self.levels = LEVELS[checkpoint]
+        self.effort: dict[Think, Level | None] = {
+            "off": None,
+            "on": self.levels["high"],
+            "max": self.levels["max"],
+        }
         self._encoding = DeepseekV4Encoding().with_tokenizer(self.tokenizer)
         self.markers = Markers(
             end=self._marker(SpecialToken.Eos, path),
@@ -71,17 +77,23 @@ class Prompts:
             end_think=self._marker(SpecialToken.ThinkingEnd, path),
         )
 
-    def conversation(self, messages: list[Message], think: Think) -> Conversation:
-        """Messages and a mode -> the library's conversation, with the effort word this checkpoint knows."""
-        return Conversation(messages, thinking_mode=think != "off", reasoning_effort=self.effort[think])
+    def conversation(self, messages: list[Message], think: Think, schema: Any = None) -> Conversation:
+        """Messages and a mode -> the library's conversation, with the effort word this checkpoint knows.
+
+        schema: a JSON Schema that the prompt asks the answer to follow; None: it asks for nothing.
+        """
+        effort = self.effort[think]
+        return Conversation(
+            messages, thinking_mode=think != "off", reasoning_effort=effort, response_schema=schema
+        )
 
     def talk(self, said: Iterable[tuple[Role, str]], think: Think) -> Conversation:
         """A conversation of (role, text) pairs, without earlier answers' thinking. Raises InputError."""
         return self.conversation([_message(role, text) for role, text in said], think)
 
-    def ask(self, text: str, think: Think) -> Conversation:
+    def ask(self, text: str, think: Think, schema: Any = None) -> Conversation:
         """A conversation of one user message. Raises InputError."""
-        return self.conversation([_message("user", text)], think)
+        return self.conversation([_message("user", text)], think, schema)
 
     def encode(self, conversation: Conversation) -> list[int]:
         """The prompt's token ids, ending where the assistant's turn begins."""

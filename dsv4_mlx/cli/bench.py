@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dsv4_mlx.cli.console import progress, size, table
+from dsv4_mlx.cli.kernels import chosen
 from dsv4_mlx.cli.options import (
     ExpertMemoryOption,
     ExpertThreadsOption,
@@ -16,6 +17,8 @@ from dsv4_mlx.cli.options import (
     ModelArgument,
     NumericsMode,
     NumericsOption,
+    OpsMode,
+    OpsOption,
     VerifyReadsOption,
 )
 from dsv4_mlx.cli.sources import model_folder
@@ -29,6 +32,7 @@ def bench(
     ] = "512,4096",
     decode: Annotated[int, typer.Option("--decode", metavar="N", min=1, help="Tokens decoded at each.")] = 64,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
+    ops: OpsOption = OpsMode.AUTO,
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
     verify_reads: VerifyReadsOption = False,
@@ -54,6 +58,7 @@ def bench(
     options = EngineOptions(
         context=contexts[-1] + decode,
         numerics=numerics.value,
+        ops=chosen(ops),
         expert_memory=expert_memory,
         expert_threads=expert_threads,
         verify_reads=verify_reads,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dsv4_mlx.cli.kernels import chosen
 from dsv4_mlx.cli.options import (
     ContextOption,
     ExpertMemoryOption,
@@ -14,6 +15,8 @@ from dsv4_mlx.cli.options import (
     ModelArgument,
     NumericsMode,
     NumericsOption,
+    OpsMode,
+    OpsOption,
     ThinkMode,
     ThinkOption,
     VerifyReadsOption,
@@ -46,6 +49,7 @@ def chat(
     seed: SeedOption = None,
     context: ContextOption = None,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
+    ops: OpsOption = OpsMode.AUTO,
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
     verify_reads: VerifyReadsOption = False,
@@ -72,6 +76,7 @@ def chat(
         EngineOptions(
             context=context,
             numerics=numerics.value,
+            ops=chosen(ops),
             expert_memory=expert_memory,
             expert_threads=expert_threads,
             verify_reads=verify_reads,

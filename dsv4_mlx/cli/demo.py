@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from dsv4_mlx.cli.console import progress
-from dsv4_mlx.cli.options import cache_folder
+from dsv4_mlx.cli.kernels import chosen
+from dsv4_mlx.cli.options import OpsMode, cache_folder
 from dsv4_mlx.errors import InputError, MachineError
 
 PROMPT = "What is the sliding window?"
@@ -51,8 +52,9 @@ def demo(
     note = "  (reused)" if built.reused else ""
     print(f"official checkpoint  {built.checkpoint}")
     print(f"converted model      {built.model}{note}")
+    ops = chosen(OpsMode.AUTO)
     with progress("loading") as loading:
-        engine = Engine.open(built.model, EngineOptions(), loading)
+        engine = Engine.open(built.model, EngineOptions(ops=ops), loading)
     print(f"\n{PROMPT}")
     for think in THINK:
         options = SamplingOptions(temperature=0.0)

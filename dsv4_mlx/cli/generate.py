@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import progress, tell
+from dsv4_mlx.cli.form import JsonSchemaOption, RegexOption, form, rule_of
+from dsv4_mlx.cli.kernels import chosen
 from dsv4_mlx.cli.options import (
     ContextOption,
     ExpertMemoryOption,
@@ -18,6 +20,8 @@ from dsv4_mlx.cli.options import (
     ModelArgument,
     NumericsMode,
     NumericsOption,
+    OpsMode,
+    OpsOption,
     ThinkMode,
     ThinkOption,
     VerifyReadsOption,
@@ -61,8 +65,11 @@ def generate(
     stop: StopOption = None,
     stop_id: StopIdOption = None,
     seed: SeedOption = None,
+    json_schema: JsonSchemaOption = None,
+    regex: RegexOption = None,
     context: ContextOption = None,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
+    ops: OpsOption = OpsMode.AUTO,
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
     verify_reads: VerifyReadsOption = False,
@@ -81,23 +88,19 @@ def generate(
     from dsv4_mlx.terminal.awake import Awake
 
     asked = question(prompt) or ""
-    seed = secrets.randbits(32) if seed is None else seed
+    rule = rule_of(json_schema, regex)
     sampling = SamplingOptions(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=logit_bias(bias),
-        seed=seed,
-        stop_ids=frozenset(stop_id or ()),
-        stop_strings=tuple(stop or ()),
-    )
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, logit_bias=logit_bias(bias),
+        seed=secrets.randbits(32) if seed is None else seed,
+        stop_ids=frozenset(stop_id or ()), stop_strings=tuple(stop or ()),
+    )  # fmt: skip
+    folder = model_folder(model)
     options = EngineOptions(
         context=context,
         numerics=numerics.value,
+        ops=chosen(ops, plain=plain),
         expert_memory=expert_memory,
         expert_threads=expert_threads,
         verify_reads=verify_reads,
@@ -109,8 +112,9 @@ def generate(
         with progress("loading", plain=plain) as loading:
             engine = Engine.open(folder, options, loading)
         tell(engine.expert_memory)
+        held = form(engine, folder, rule, thinking=think is not ThinkMode.OFF)
         session = engine.session()
-        _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens))
+        _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens, **held))
 
 
 def _say(pieces: Iterable[Piece]) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from dsv4_mlx.cli.console import progress, tell
+from dsv4_mlx.cli.kernels import chosen
 from dsv4_mlx.cli.options import (
     ContextOption,
     ExpertMemoryOption,
@@ -18,6 +19,8 @@ from dsv4_mlx.cli.options import (
     ModelArgument,
     NumericsMode,
     NumericsOption,
+    OpsMode,
+    OpsOption,
     VerifyReadsOption,
 )
 from dsv4_mlx.cli.sources import model_folder
@@ -38,6 +41,7 @@ def logits(
         int, typer.Option("--decode", metavar="N", min=0, help="Feed the last N tokens one by one.")
     ] = 0,
     context: ContextOption = None,
+    ops: OpsOption = OpsMode.AUTO,
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
     verify_reads: VerifyReadsOption = False,
@@ -58,15 +62,17 @@ def logits(
         raise InputError(f"{str(out)!r} is no ordinary file", next="give the name of a file to write")
     if out.exists() and out.samefile(tokens):
         raise InputError("--out is the file of the tokens", where=out, next="give another name")
+    folder = model_folder(model)
     options = EngineOptions(
         context=context,
         numerics=numerics.value,
+        ops=chosen(ops),
         expert_memory=expert_memory,
         expert_threads=expert_threads,
         verify_reads=verify_reads,
     )
     with progress("loading") as loading:
-        engine = Engine.open(model_folder(model), options, loading)
+        engine = Engine.open(folder, options, loading)
     tell(engine.expert_memory)
     arrays = {}
     with progress("prompts", "prompts") as show:

@@ -22,6 +22,11 @@ class NumericsMode(StrEnum):
     EXACT = "exact"
 
 
+class OpsMode(StrEnum):
+    AUTO = "auto"
+    REFERENCE = "reference"
+
+
 ModelArgument = Annotated[
     str,
     typer.Argument(
@@ -40,10 +45,22 @@ NumericsOption = Annotated[
         "--numerics", help="official: simulate the cache rounding the model was trained with; exact: float32."
     ),
 ]
+OpsOption = Annotated[
+    OpsMode,
+    typer.Option(
+        "--ops", help="auto: Metal kernels that proved themselves on this Mac; reference: none of them."
+    ),
+]
 ThinkOption = Annotated[ThinkMode, typer.Option("--think", help="Think before answering, or think a lot.")]
 MaxTokensOption = Annotated[
     int | None,
     typer.Option("--max-tokens", metavar="N", min=1, help="Stop after N tokens. Default: the context."),
+]
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key", metavar="KEY", envvar="DSV4_API_KEY", show_envvar=True, help="The server's key."
+    ),
 ]
 ExpertMemoryOption = Annotated[
     str,
@@ -74,12 +91,23 @@ def cache_folder() -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "dsv4-mlx"
 
 
+def verdicts_file() -> Path:
+    """Where it is remembered which kernels can be trusted on this machine."""
+    return cache_folder() / "kernels.json"
+
+
 def data_folder() -> Path:
     """Where this program keeps what it can't make again."""
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "dsv4-mlx"
     base = os.environ.get("XDG_DATA_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "share") / "dsv4-mlx"
+
+
+def config_folder() -> Path:
+    """Where other programs keep their settings, on every system that follows XDG and by custom on macOS."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    return Path(base) if os.path.isabs(base) else Path.home() / ".config"
 
 
 def terminal_environment() -> dict[str, str]:

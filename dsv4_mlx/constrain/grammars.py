@@ -9,12 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from pathlib import Path
 
-from llguidance import LLMatcher, LLParserLimits, regex_to_lark
+from llguidance import LLMatcher, LLParserLimits
 
 from dsv4_mlx.chat.prompt import Markers
 from dsv4_mlx.constrain.matcher import Matched, TextThenCalls, first_line
 from dsv4_mlx.constrain.rules import Json, Regex, Rule, ToolCalls
-from dsv4_mlx.constrain.tools import Block, json_node, json_rule
+from dsv4_mlx.constrain.tools import Block, json_node, json_rule, regex_rule
 from dsv4_mlx.constrain.vocabulary import Vocabulary
 from dsv4_mlx.engine.constraint import AfterThinking, Constraint
 from dsv4_mlx.errors import InputError, MachineError
@@ -68,13 +68,8 @@ class Grammars:
         self._workers.shutdown(wait=False, cancel_futures=True)
 
     def _answer(self, rule: Rule, vocabulary: Vocabulary) -> Constraint:
-        match rule:
-            case Json():
-                return Matched(
-                    vocabulary, self._compiled(lambda: f"start: {json_rule(json_node(rule))}", vocabulary)
-                )
-            case Regex():
-                return Matched(vocabulary, self._compiled(lambda: _regex(rule.pattern), vocabulary))
+        if not isinstance(rule, ToolCalls):
+            return Matched(vocabulary, self._compiled(lambda: _grammar(rule), vocabulary))
         marker = vocabulary.dsml
         if marker is None:
             raise InputError(
@@ -114,7 +109,7 @@ class Grammars:
             first.compute_bitmask()  # some defects show at the first step only
         for one in (matcher, first):
             if one.is_error():
-                raise InputError(f"this can't be enforced: {_reason(one.get_error())}")
+                raise _refusal(one.get_error())
         with self._lock:
             self._kept[grammar] = matcher
             while len(self._kept) > KEPT:
@@ -122,13 +117,32 @@ class Grammars:
             return matcher.deep_copy()
 
 
-def _regex(pattern: str) -> str:
-    if len(pattern) > PATTERN:
-        raise InputError(f"the pattern has {len(pattern)} characters, expected at most {PATTERN}")
-    return f"start: /{regex_to_lark(pattern, '')}/"
+def check(rule: Json | Regex) -> None:
+    """Raises InputError for what can't be enforced; needs no vocabulary."""
+    error = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(_grammar(rule)), limits=LIMITS)
+    if error and not error.startswith("WARNING"):
+        raise _refusal(error)
+
+
+def _grammar(rule: Json | Regex) -> str:
+    if isinstance(rule, Json):
+        return f"start: {json_rule(json_node(rule))}"
+    if len(rule.pattern) > PATTERN:
+        raise InputError(f"the pattern has {len(rule.pattern)} characters, expected at most {PATTERN}")
+    return f"start: {regex_rule(rule.pattern)}"
+
+
+def _refusal(message: str) -> InputError:
+    return InputError(
+        f"this can't be enforced: {_reason(message)}",
+        next="change what is asked for: only what can be enforced is accepted",
+    )
 
 
 def _reason(message: str) -> str:
     if "oneOf" in message:
         return "branches of oneOf that overlap; use anyOf, or branches that differ in a constant"
-    return first_line(message)
+    if "regex parse error" in message:
+        errors = [line.strip() for line in message.splitlines() if line.strip().startswith("error:")]
+        return f"a pattern is not understood{errors[0].removeprefix('error') if errors else ''}"
+    return first_line(message).rpartition("failed to compile JSON schema: ")[2]

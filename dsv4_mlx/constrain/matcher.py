@@ -9,6 +9,12 @@ from dsv4_mlx.constrain.vocabulary import Vocabulary
 from dsv4_mlx.engine.constraint import Constraint, Floats
 from dsv4_mlx.errors import InputError, ModelOutputError
 
+# A byte of a mask -> what is added to its eight logits. A sum costs the same whatever the mask looks like; a
+# choice by booleans took six times as long where half the tokens are allowed.
+_TERMS = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0.0, -np.inf
+).astype(np.float32)
+
 
 class Matched:
     """The answer follows a grammar, from its first token to its last."""
@@ -29,14 +35,16 @@ class Matched:
                 f"the grammar can't go on: {first_line(self._matcher.get_error())}",
                 next="use a simpler schema or pattern",
             )
-        bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little", count=self.vocabulary.size)
-        masked = np.full_like(logits, -np.inf)
-        np.copyto(masked[: len(bits)], logits[: len(bits)], where=bits.view(np.bool_))
-        return masked
+        terms = np.take(_TERMS, self._mask.view(np.uint8), axis=0).reshape(-1)
+        return np.add(logits, terms[: len(logits)])
 
     def accept(self, token: int) -> None:
         # Asked first: a refused token would leave the matcher in an error it never leaves.
-        if self._matcher.validate_tokens([token]) != 1 or not self._matcher.consume_token(token):
+        if token == self.vocabulary.end:
+            may = self._matcher.is_accepting()
+        else:
+            may = self._matcher.validate_tokens([token]) == 1
+        if not (may and self._matcher.consume_token(token)):
             raise InputError(f"token {token} may not follow here: the grammar does not allow it")
 
     def fork(self) -> Matched:

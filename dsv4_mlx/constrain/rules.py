@@ -18,7 +18,10 @@ class Json:
 
 @dataclass(frozen=True)
 class Regex:
-    """The whole answer matches the pattern (syntax of Rust's regex crate: no look-around, no references)."""
+    """The whole answer matches the pattern (syntax of Rust's regex crate: no look-around, no references).
+
+    \\d is 0 to 9.
+    """
 
     pattern: str
 

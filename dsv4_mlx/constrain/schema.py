@@ -4,8 +4,8 @@ Annotations and unknown keywords mean nothing (JSON Schema, core 4.3.1) and are 
 have no grammar here, since a format is an annotation (validation 7.2.1). Older forms are rewritten. A keyword
 that restricts the value and can't be enforced is refused.
 
-Not quite the letter: properties come in the schema's order, those of `additionalProperties` and
-`patternProperties` last; `date` allows every 29 February.
+Narrower than the letter: properties come in the schema's order, those of `additionalProperties` and
+`patternProperties` last; no leap seconds; no escapes in strings but the short ones and controls.
 """
 
 from __future__ import annotations
@@ -22,9 +22,21 @@ DEPTH = 64  # of one schema in another
 NODES = 20_000  # schemas in a schema
 LEAST = 10_000  # the largest lower bound on a length or count: more would not fit an answer
 EXACT = 2**53  # beyond it a bound is no longer the number that was written
-FORMATS = frozenset({
-    "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
-})  # fmt: skip
+FORMATS = frozenset({"duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})  # llguidance's
+
+# RFC 3339, 5.6 and 5.7; a year is a leap year if 4 divides it, and 100 does not or 400 does.
+_LEAP = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
+_DAYS = (
+    "[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
+    f"|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP}-02-29"
+)
+_CLOCK = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
+_TIME = f"{_CLOCK}:[0-5][0-9](?:[.][0-9]{{1,9}})?(?:[zZ]|[+-]{_CLOCK})"
+PATTERNS = {
+    "date": f"^(?:{_DAYS})$",
+    "time": f"^{_TIME}$",
+    "date-time": f"^(?:{_DAYS})[tT]{_TIME}$",
+}
 
 _VALUES = frozenset({"type", "const", "enum", "pattern", "required"})
 _COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
@@ -47,6 +59,7 @@ class Schema:
         self.document, self.strict, self.where = document, strict, where
         self._names: dict[str, str] = {}  # a reference -> its definition's name
         self._definitions: dict[str, Node] = {}
+        self._unread: list[tuple[str, str]] = []  # references named and not yet followed
         self._nodes = 0
         base = document.get("$id") if isinstance(document, dict) else None
         self._base = base.rstrip("#") if isinstance(base, str) else ""
@@ -75,17 +88,20 @@ class Schema:
                 out[key] = {name: self.node(sub, f"{at}/{name}", depth + 1) for name, sub in value.items()}
             elif key in _LISTS:
                 self._require(value, list, at)
-                out[key] = [self.node(sub, f"{at}/{i}", depth + 1) for i, sub in enumerate(value)]
+                nodes = [self.node(sub, f"{at}/{i}", depth + 1) for i, sub in enumerate(value)]
+                out[key] = [*out.get(key, []), *nodes]
             elif key == "items" and isinstance(value, list):  # drafts before 2020-12
                 out["prefixItems"] = [self.node(sub, f"{at}/{i}", depth + 1) for i, sub in enumerate(value)]
                 if "additionalItems" in found:
                     out["items"] = self.node(found["additionalItems"], f"{path}/additionalItems", depth + 1)
             elif key in _SCHEMAS:
                 out[key] = self.node(value, at, depth + 1)
-            elif key == "format" and value in FORMATS:
+            elif key == "format" and isinstance(value, str) and value in FORMATS:
                 out[key] = value
+            elif key == "format" and isinstance(value, str) and value in PATTERNS:
+                out.setdefault("allOf", []).append({"pattern": PATTERNS[value]})
             elif key == "$ref":
-                out[key] = f"#/$defs/{self._definition(value, at, depth)}"
+                out[key] = f"#/$defs/{self._definition(value, at)}"
             elif key == "unevaluatedProperties" and value is False:
                 out.setdefault("additionalProperties", False)  # without in-place schemas the same
         if self.strict and "properties" in out:
@@ -96,6 +112,9 @@ class Schema:
 
     def whole(self, node: Node) -> Node:
         """A rewritten node with the definitions it may refer to. Raises InputError for an endless one."""
+        while self._unread:
+            pointer, path = self._unread.pop()
+            self._definitions[self._names[pointer]] = self.node(self.at(pointer, path), pointer)
         endless = self._endless()
         if endless is not None:
             self._refuse(endless, "every value of it holds another of its own kind", "one that can end")
@@ -121,11 +140,11 @@ class Schema:
             self._refuse(path, f"{_short(reference)} is outside of this schema", "a reference from #/")
         return pointer
 
-    def _definition(self, reference: Any, path: str, depth: int) -> str:
+    def _definition(self, reference: Any, path: str) -> str:
         pointer = self._pointer(reference, path)
         if pointer not in self._names:
-            self._names[pointer] = name = f"r{len(self._names)}"  # before its content: it may refer to itself
-            self._definitions[name] = self.node(self.at(reference, path), pointer, depth + 1)
+            self._names[pointer] = f"r{len(self._names)}"
+            self._unread.append((pointer, path))
         return self._names[pointer]
 
     def _endless(self) -> str | None:

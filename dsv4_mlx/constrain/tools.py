@@ -27,8 +27,12 @@ UNIQUE = 60  # arguments of one tool that can be kept apart: the grammar counts 
 WHITESPACE = r"(\r?\n){1,2}[\x20\t]{0,60}|[\x20\t]{1,60}"
 
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
-_KEY = re.compile(r'[^"\\<>\x00-\x1f\x7f]{1,256}')
-_ANY_KEY = r'/[^"\\<>\x00-\x1f\x7f]{1,64}/'
+# The vendor's parser ends a name at white space, and writes it into JSON as it is.
+_KEY = re.compile(r'[^"\\<>\s\x00-\x1f\x7f]{1,256}')
+_ANY_KEY = r'/[^"\\<>\s\x00-\x1f\x7f]{1,64}/'
+
+# Without arguments: the vendor's library writes no line for them, the checkpoint's own encoder an empty one.
+NOTHING = '"" | NL'
 
 _COMMON = r"""
 NL: "\n"
@@ -59,14 +63,18 @@ class Block:
         name, strict = tool["name"], tool.get("strict") is True
         arguments, required, free = self._arguments(rule, tool, strict, lines)
         head = _literal(f'{name}">')
+        if not arguments:
+            more = "" if free is None else f" | ({free} NL)+"
+            lines.append(f"{rule}: {head} NL ({NOTHING}{more})")
+            return rule
         lines.append(f"{rule}: {head} NL {rule}_p::0x0")
-        nothing = [] if required else ["NL"]
-        some = [f"{a} NL {rule}_r::set_bit({i})" for i, a in enumerate(arguments)]
-        again = [f"{a} NL {rule}_r::set_bit({i}) %if bit_clear({i})" for i, a in enumerate(arguments)]
+        first = [f"{a} NL {rule}_r::set_bit({i})" for i, a in enumerate(arguments)]
+        again = [f"{one} %if bit_clear({i})" for i, one in enumerate(first)]
         if free is not None:
-            some, again = [*some, f"{free} NL {rule}_r::_"], [*again, f"{free} NL {rule}_r::_"]
+            first, again = [*first, f"{free} NL {rule}_r::_"], [*again, f"{free} NL {rule}_r::_"]
+        nothing = [] if required else [NOTHING]
         end = f'"" %if is_ones([0:{required}])' if required else '""'
-        lines.append(f"{rule}_p::_: " + "\n  | ".join([*nothing, *some]))
+        lines.append(f"{rule}_p::_: " + "\n  | ".join([*nothing, *first]))
         lines.append(f"{rule}_r::_: " + "\n  | ".join([end, *again]))
         return rule
 
@@ -140,6 +148,11 @@ def json_rule(node: Node) -> str:
     return "%json " + json.dumps({"x-guidance": {"whitespace_pattern": WHITESPACE}, **document})
 
 
+def regex_rule(pattern: str) -> str:
+    """A rule's body: text that matches the whole pattern. `\\d` is 0 to 9."""
+    return f"/{regex_to_lark(pattern, 'd')}/"
+
+
 def json_node(rule: Json) -> Node:
     """The rewritten schema of a rule. Raises InputError."""
     if not rule.schema.strip():
@@ -150,7 +163,7 @@ def json_node(rule: Json) -> Node:
 
 def _content(rule: Json | Regex) -> str:
     if isinstance(rule, Regex):
-        return f"/{regex_to_lark(rule.pattern, '')}/"
+        return regex_rule(rule.pattern)
     return json_rule(json_node(rule))
 
 

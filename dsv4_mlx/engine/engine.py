@@ -18,7 +18,7 @@ from dsv4_mlx.errors import DoesNotFit, UsageError
 from dsv4_mlx.manifest import Manifest
 from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.ops import NUMERICS, REFERENCE
+from dsv4_mlx.ops import NUMERICS, REFERENCE, Ops
 from dsv4_mlx.paging.pager import Pager
 from dsv4_mlx.paging.sizing import ExpertMemory, Experts, choose, parse
 from dsv4_mlx.platforms import check_supported
@@ -33,6 +33,7 @@ class EngineOptions:
 
     context: int | None = None
     numerics: Literal["official", "exact"] = "official"
+    ops: Ops = REFERENCE  # `dsv4_mlx.checking.choose` finds the fastest that this machine can be trusted with
     expert_memory: str = "auto"  # as `--expert-memory`: paging/sizing.py
     expert_threads: int | None = None  # that read experts; None: as many as a short measurement finds best
     verify_reads: bool = False  # compare every expert that is read with its SHA-256
@@ -81,7 +82,7 @@ class Engine:
                 sense=memory_pressure,
             )
         opened = open_model(
-            stored, REFERENCE, NUMERICS[options.numerics], progress, pager.paged if pager else None
+            stored, options.ops, NUMERICS[options.numerics], progress, pager.paged if pager else None
         )
         if pager is not None:
             pager.attach(opened.model)

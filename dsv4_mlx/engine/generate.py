@@ -13,16 +13,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from dsv4_mlx.chat.answer import Answer, Piece
 from dsv4_mlx.chat.prompt import Think
 from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.engine import Engine
-from dsv4_mlx.engine.forcing import Forcing
 from dsv4_mlx.engine.likelihood import likelihood
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.engine.session import Session, TokenSequence
+from dsv4_mlx.engine.thinking import Thinking
 from dsv4_mlx.engine.turn import Prefilled, Sampled, Wanted
 from dsv4_mlx.errors import DoesNotFit
 
@@ -39,24 +39,21 @@ def steps(
     context, InputError and UsageError for ids that the model has not.
     """
     options.check(session.vocabulary)
-    markers, constraint = session.markers, wanted.constraint
+    constraint = wanted.constraint
     room = session.room_after(prompt)
     room = room if wanted.max_tokens is None else min(wanted.max_tokens, room)
     sampler = Sampler(options, prompt=len(prompt))
-    forcing = Forcing(prompt, markers, wanted.think_budget, wanted.opening)
+    thinking = Thinking(prompt, session.markers, wanted.think_budget)
     for done, total in session.prefill(prompt):
         yield Prefilled(done, total)
     for _ in range(room):
         logits = session.logits
-        token = forcing.token
+        token = thinking.forced
         if token is None:
             token = sampler(logits if constraint is None else constraint.allow(logits), session.tokens)
-        if token == markers.end or token in options.stop_ids:
-            forced = forcing.instead_of_end()
-            if forced is None:
-                return "stop"
-            token = forced
-        forcing.accept(token)
+        if token == session.markers.end or token in options.stop_ids:
+            return "stop"
+        thinking.accept(token)
         if constraint is not None:
             constraint.accept(token)
         if wanted.logprobs is None:
@@ -95,13 +92,15 @@ def answer(
     options: SamplingOptions,
     *,
     max_tokens: int | None = None,
-    progress: Progress | None = None,
+    constraint: Constraint | None = None,
+    schema: Any = None,
 ) -> Iterator[Piece]:
     """One question, one answer: yields pieces of thinking and answer as the model says them.
 
-    Raises as `generate`, and DoesNotFit for a prompt that leaves no room for an answer.
+    schema: what the prompt asks for; `constraint` is what holds the answer to it. Raises as `generate`, and
+    DoesNotFit for a prompt that leaves no room for an answer.
     """
-    conversation = engine.prompts.ask(text, think)
+    conversation = engine.prompts.ask(text, think, schema)
     prompt = engine.prompts.encode(conversation)
     if len(prompt) == session.context:
         raise DoesNotFit(
@@ -109,10 +108,10 @@ def answer(
             next="shorten the prompt, or give a larger --context",
         )
     parser = Answer(conversation, engine.prompts.tokenizer, list(options.stop_strings))
-    count, limit = 0, max_tokens
-    for token in generate(session, prompt, options, max_tokens=limit, progress=progress):
+    count = 0
+    for token in generate(session, prompt, options, max_tokens=max_tokens, constraint=constraint):
         count += 1
         yield from parser.push(token)
         if parser.stopped:
             return
-    yield from parser.finish(length=limit is not None and count == limit)
+    yield from parser.finish(length=count == max_tokens)

@@ -35,7 +35,6 @@ class Groups:
     needed: int  # first position pooled, the previous window included where there is one
     opening: bool  # the first emitted row has no previous window (row 0)
     table: mx.array | None  # rotation of the emitted rows, complex64 [end - first, K / 2]
-    phases: slice | mx.array  # position mod ratio of this chunk's rows: picks rows of the position bias
     mask: mx.array | None  # float32 [T, end]: -inf where a query doesn't see a row; None where all see all
     seen: mx.array | None  # int32 [T]: rows visible to each query; None with `mask`
 
@@ -47,8 +46,9 @@ class Plan:
     start: int
     rows: int
     in_ring: bool  # the chunk is short enough to be written first and read back from the window ring
+    filled: int  # ring rows that hold a position once the chunk is written
     history: int  # else: first position of the window rows that go before the chunk's own
-    window: mx.array  # float32 [T, S], 0 or -inf, over the ring, or over history + chunk
+    window: mx.array | None  # float32 [T, S], 0 or -inf, over the filled ring, or over history + chunk
     plain: Rotation
     compressed: Rotation
     groups: dict[int, Groups]
@@ -71,6 +71,7 @@ class Planner:
             start=start,
             rows=rows,
             in_ring=in_ring,
+            filled=min(start + rows, self.window + SLACK),
             history=history,
             window=mask,
             plain=Rotation(*self._plain.rows(start, rows)),
@@ -78,28 +79,30 @@ class Planner:
             groups={ratio: self._groups(ratio, start, rows) for ratio in self.ratios},
         )
 
-    def _ring_mask(self, start: int, rows: int) -> mx.array:
-        """Visible slots [T, ring] once the chunk is written.
+    def _ring_mask(self, start: int, rows: int) -> mx.array | None:
+        """Visible slots [T, filled] once the chunk is written; None where one query sees them all.
 
         Once the ring is full they depend on the position modulo its size only, so all there are fit in one
         table [2 * ring, T, ring], and decoding makes no mask however long it goes on.
         """
         ring = self.window + SLACK
+        if rows == 1 and start < self.window:
+            return None
         if rows not in self._ring_masks:
             self._ring_masks[rows] = mx.stack(
                 [_ring_mask(at, rows, self.window, ring) for at in range(2 * ring)]
             )
             mx.eval(self._ring_masks[rows])
         at = start if start < ring else ring + start % ring
-        return self._ring_masks[rows][at : at + 1].squeeze(0)  # a view, where [at] would be a copy
+        filled = min(start + rows, ring)
+        return self._ring_masks[rows][at : at + 1, :, :filled].squeeze(
+            0
+        )  # a view, where [at] would be a copy
 
     def _groups(self, ratio: int, start: int, rows: int) -> Groups:
         first, end = start // ratio, (start + rows) // ratio
         overlap = ratio == 4
         opening = first == 0
-        phases: slice | mx.array = slice(start % ratio, start % ratio + rows)
-        if start % ratio + rows > ratio:
-            phases = mx.array(np.arange(start, start + rows) % ratio)
         mask = seen = None
         if rows > 1:
             counts = (np.arange(start, start + rows) + 1) // ratio
@@ -112,7 +115,6 @@ class Planner:
             needed=(first - (overlap and not opening)) * ratio,
             opening=opening,
             table=self._compressed.at(np.arange(first, end) * ratio) if end > first else None,
-            phases=phases,
             mask=mask,
             seen=seen,
         )

@@ -42,6 +42,10 @@ class Ring:
         if whole < count:
             self.buffer[:, : count - whole] = rows[:, whole:]
 
+    def filled(self, count: int) -> mx.array:
+        """The rows that hold a position, while no more than `count` were written: [B, count, width]."""
+        return self.buffer if count == self.size else self.buffer[:, :count]
+
     def read(self, start: int, end: int) -> mx.array:
         """Rows [B, end - start, width] of positions start .. end - 1, in order."""
         at, count = start % self.size, end - start
@@ -98,6 +102,10 @@ class LayerState:
         if self.group is None or self.rows is None:
             raise TypeError("this layer has no compressor")
         return self.group, self.rows
+
+    def rings(self) -> list[mx.array]:
+        """The rings as they are now: values, which the next write copies."""
+        return [mx.array(b.buffer) for b in self.buffers() if isinstance(b, Ring)]
 
     def buffers(self) -> list[Ring | Rows]:
         return [b for b in (self.window, self.group, self.rows, self.index_rows) if b is not None]
@@ -156,9 +164,16 @@ class ModelState:
         """Every array of the state: evaluate them each step, or lazy graphs pile up."""
         return [b.buffer for layer in self.layers for b in layer.buffers()]
 
-    def snapshot(self) -> Snapshot:
-        """Remember this point. Rings are values: the next write copies the one that is shared."""
-        point = Snapshot(self.length, self.reached, tuple(mx.array(ring.buffer) for ring in self._rings()))
+    def snapshot(self, taken: dict[int, list[mx.array]] | None = None) -> Snapshot:
+        """Remember this point. Rings are values: the next write copies the one that is shared.
+
+        `taken`: the rings of layers that have gone on since, as LayerState.rings gave them at this point.
+        """
+        found = [
+            layer.rings() if taken is None or i not in taken else taken[i]
+            for i, layer in enumerate(self.layers)
+        ]
+        point = Snapshot(self.length, self.reached, tuple(ring for rings in found for ring in rings))
         self._holding.add(point)
         return point
 

@@ -24,6 +24,9 @@ THREADS = 2  # before a measurement says better
 CANDIDATES = (1, 2, 4, 8)  # numbers of threads that are measured
 RECORDS = 8  # read with each number
 GAIN = 1.05  # more threads must be so much faster
+CHUNK = 512  # rows of a chunk, at most
+MOST_CHUNKS = 8
+CHUNKS_MEMORY = 1 << 30  # bytes for the activations of chunks that go through a layer together
 STRIDE = 97  # experts apart: records that are no neighbours on disk
 
 
@@ -73,7 +76,13 @@ class Pager:
             self.govern()
             known.advise(tokens)
 
-        model.loop = Steps(layers, before)
+        model.loop = Steps(layers, before, self._together(model))
+
+    def _together(self, model: Transformer) -> int:
+        """Chunks that go through a layer together: as many as their activations leave room for."""
+        config = model.config
+        values = config.hidden_size * (2 * config.streams + 2 * config.experts_per_token + 4)
+        return max(1, min(MOST_CHUNKS, CHUNKS_MEMORY // (CHUNK * values * 4)))
 
     def govern(self) -> None:
         """Give memory back under pressure, take it again slowly. Between steps only: no work is queued."""

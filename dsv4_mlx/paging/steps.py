@@ -9,14 +9,15 @@ are addressed by position, so what the guess wrote is written again. Same bits e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
 
-from dsv4_mlx.model.block import Block
-from dsv4_mlx.model.plan import Plan
+from dsv4_mlx.model.block import Block, Chunk
 from dsv4_mlx.model.state import ModelState
-from dsv4_mlx.model.transformer import layer_loop
+from dsv4_mlx.model.transformer import Taken
+from dsv4_mlx.operands import Streams
 from dsv4_mlx.paging.experts import FEW_ROWS, Guess, PagedExperts
 
 GUESS_BELOW, READ_ABOVE = 0.25, 0.75  # layers per token that lack an expert
@@ -40,38 +41,44 @@ class Form:
 
 
 class Steps:
-    """A model.transformer.LayerLoop. `before(tokens)` is called when a step begins."""
+    """A model.transformer.LayerLoop. `before(tokens)` is called when a step begins.
 
-    def __init__(self, layers: Sequence[PagedExperts], before: Callable[[mx.array], None]) -> None:
-        self._layers, self._before = layers, before
+    Up to `together` chunks of a prefill go through a layer before any goes to the next: attention one after
+    the other, the experts of all of them read once.
+    """
+
+    def __init__(
+        self, layers: Sequence[PagedExperts], before: Callable[[mx.array], None], together: int
+    ) -> None:
+        self._layers, self._before, self.together = layers, before, together
         self.form = Form()
 
     def __call__(
-        self, blocks: Sequence[Block], x: mx.array, tokens: mx.array, state: ModelState, plan: Plan
-    ) -> mx.array:
-        self._before(tokens)
-        if tokens.size > FEW_ROWS:
-            return layer_loop(blocks, x, tokens, state, plan)
-        if self.form.optimistic:
-            return self._guess(blocks, x, tokens, state, plan)
+        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
+    ) -> list[Streams]:
+        self._before(mx.concatenate([chunk.tokens for chunk in chunks], axis=1))
+        rows = sum(chunk.tokens.size for chunk in chunks)
+        if rows <= FEW_ROWS and len(chunks) == 1 and self.form.optimistic:
+            return [self._guess(blocks, chunks[0], state)]
         before = [layer.stats.misses for layer in self._layers]
-        x = layer_loop(blocks, x, tokens, state, plan)
-        self.form.learn(sum(layer.stats.misses > n for layer, n in zip(self._layers, before, strict=True)))
-        return x
+        found = _read_per_layer(blocks, chunks, state, taken, 0)
+        if rows <= FEW_ROWS:
+            self.form.learn(
+                sum(layer.stats.misses > n for layer, n in zip(self._layers, before, strict=True))
+            )
+        return found
 
-    def _guess(
-        self, blocks: Sequence[Block], x: mx.array, tokens: mx.array, state: ModelState, plan: Plan
-    ) -> mx.array:
+    def _guess(self, blocks: Sequence[Block], chunk: Chunk, state: ModelState) -> Streams:
         guesses: list[Guess] = []
-        entered = []
+        entered, streams = [], chunk.streams
         for layer in self._layers:
             layer.guesses = guesses
         try:
             for block, memory in zip(blocks, state.layers, strict=False):
-                entered.append(x)
-                x = block(x, tokens, memory, plan)
+                entered.append(streams)
+                streams = block(streams, chunk.tokens, memory, chunk.plan)
             missing = mx.stack([guess.missing for guess in guesses])
-            mx.eval(x, missing, [guess.ids for guess in guesses])
+            mx.eval(streams, missing, [guess.ids for guess in guesses])
         finally:
             for layer in self._layers:
                 layer.guesses = None
@@ -81,7 +88,20 @@ class Steps:
             guess.layer.confirm(guess.ids)
         self.form.learn(int(lacking.size))
         if first < len(guesses):
-            x = entered[first]
-            for block, memory in zip(blocks[first:], state.layers[first:], strict=False):
-                x = block(x, tokens, memory, plan)
-        return x
+            again = chunk._replace(streams=entered[first])
+            (streams,) = _read_per_layer(blocks, [again], state, lambda i, layer: None, first)
+        return streams
+
+
+def _read_per_layer(
+    blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken, first: int
+) -> list[Streams]:
+    """From block `first` on, whose input the chunks hold."""
+    for layer in range(first, len(blocks)):
+        left = blocks[layer].several(chunks, state.layers[layer], partial(_swapped, taken, layer))
+        chunks = [chunk._replace(streams=one) for chunk, one in zip(chunks, left, strict=True)]
+    return [chunk.streams for chunk in chunks]
+
+
+def _swapped(taken: Taken, layer: int, chunk: int) -> None:
+    taken(chunk, layer)

@@ -7,11 +7,12 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
-from dsv4_mlx.operands import Mix
+from dsv4_mlx.operands import Entry, Mix, Streams
+from dsv4_mlx.reference.hc_post import hc_post
 
 
 def hc_pre(
-    x: mx.array,
+    streams: Streams,
     fn: mx.array,
     base: mx.array,
     weight: mx.array,
@@ -19,42 +20,56 @@ def hc_pre(
     iterations: int,
     hc_eps: float,
     norm_eps: float,
-) -> tuple[mx.array, Mix]:
-    """Streams x [B, T, C, D] -> (input of the sublayer [B, T, D] in x's dtype, Mix).
+    dtype: mx.Dtype,
+) -> Entry:
+    """Streams [B, T, C, D], what is pending mixed in -> where the next sublayer starts.
 
     fn [(2 + C) * C, C * D] float32 already holds the three scales; base [(2 + C) * C] float32;
     weight [D] of the RMSNorm that follows. docs/model.md 3.2: `pre = sigmoid + eps`, `post = 2 sigmoid`,
-    comb = Sinkhorn of C x C scores. Float32 inside.
+    comb = Sinkhorn of C x C scores. Float32 inside; `dtype` is that of activations.
     """
-    batch, rows, streams, width = x.shape
+    x = hc_post(streams)
+    batch, rows, count, width = x.shape
     v = x.astype(mx.float32)
-    normed = mx.fast.rms_norm(v.reshape(batch, rows, streams * width), None, norm_eps)
+    normed = mx.fast.rms_norm(v.reshape(batch, rows, count * width), None, norm_eps)
     mixes = mx.addmm(base, normed, fn.T)  # [B, T, (2 + C) * C]
-    gates = mx.sigmoid(mixes[..., : 2 * streams])
-    comb = sinkhorn(mixes[..., 2 * streams :], streams, iterations, hc_eps)
-    u = (gates[..., None, :streams] + hc_eps) @ v  # [B, T, 1, C] @ [B, T, C, D]
+    gates = mx.sigmoid(mixes[..., : 2 * count])
+    comb = sinkhorn(mixes[..., 2 * count :], count, iterations, hc_eps)
+    u = (gates[..., None, :count] + hc_eps) @ v  # [B, T, 1, C] @ [B, T, C, D]
     u = mx.fast.rms_norm(u.reshape(batch, rows, width).astype(x.dtype), weight, norm_eps)
-    return u, Mix(gates[..., streams:], comb)
+    return Entry(x, u, u.astype(dtype), Mix(gates[..., count:], comb))
 
 
 def sinkhorn(scores: mx.array, streams: int, iterations: int, eps: float) -> mx.array:
     """scores [..., C * C] -> doubly normalised [..., C, C]: softmax of rows + eps, then columns and rows in
     turn, `iterations` column passes in all, ending on columns.
 
-    A sum over rows or columns of the C x C matrix, kept flat, is a product with a constant C*C x C*C matrix
-    of zeros and ones: one `addmm` (which adds eps) and one division a pass, at any number of tokens.
+    The C x C matrix of a token is kept as a row of C*C numbers and a one behind them. A sum over its rows or
+    columns, eps added, is then a product with a constant matrix, whose last column keeps the one: a product
+    and a division a pass at any number of tokens, and no shape in between for MLX to turn.
     """
-    shape = (*scores.shape[:-1], streams, streams)
-    comb = mx.softmax(scores.reshape(shape), axis=-1, precise=True).reshape(scores.shape) + eps
-    row_sums, column_sums, offset = _sums(streams, eps)
-    comb = comb / mx.addmm(offset, comb, column_sums)
+    lead, squared = scores.shape[:-1], streams * streams
+    first, offset, row_sums, column_sums, last = _sums(streams, eps)
+    comb = mx.softmax(scores.reshape(-1, streams, streams), axis=-1, precise=True).reshape(-1, squared)
+    comb = mx.addmm(offset, comb, first)  # + eps, and the one
     for _ in range(iterations - 1):
-        comb = comb / mx.addmm(offset, comb, row_sums)
-        comb = comb / mx.addmm(offset, comb, column_sums)
-    return comb.reshape(shape)
+        comb = comb / (comb @ column_sums)
+        comb = comb / (comb @ row_sums)
+    comb = comb[:, :squared] / (comb @ last)  # without the one: rows with a gap would be copied
+    return comb.reshape(*lead, streams, streams)
 
 
 @cache
-def _sums(streams: int, eps: float) -> tuple[mx.array, mx.array, mx.array]:
+def _sums(streams: int, eps: float) -> tuple[mx.array, ...]:
+    """How the one is put behind (factor and summand); sums of rows, of columns, of the last columns."""
+    squared = streams * streams
     ones, eye = np.ones((streams, streams), np.float32), np.eye(streams, dtype=np.float32)
-    return mx.array(np.kron(eye, ones)), mx.array(np.kron(ones, eye)), mx.array(eps, mx.float32)
+    offset = np.full((1, squared + 1), eps, np.float32)
+    offset[0, -1] = 1
+    matrices = []
+    for sums in (np.kron(eye, ones), np.kron(ones, eye)):
+        matrix = np.zeros((squared + 1, squared + 1), np.float32)
+        matrix[:-1, :-1], matrix[-1] = sums, offset
+        matrices.append(matrix)
+    first = np.eye(squared, squared + 1, dtype=np.float32)
+    return tuple(mx.array(a) for a in (first, offset, *matrices, matrices[1][:, :-1]))

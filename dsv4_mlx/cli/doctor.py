@@ -1,0 +1,88 @@
+"""dsv4-mlx doctor"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsv4_mlx.cli.console import progress, size, table
+from dsv4_mlx.cli.options import JsonOption, cache_folder, verdicts_file
+
+if TYPE_CHECKING:
+    from dsv4_mlx.checking import Verdict
+    from dsv4_mlx.doctor import Examination
+    from dsv4_mlx.doctor.fit import Fit
+
+
+def doctor(
+    folder: Annotated[
+        Path | None, typer.Option("--dir", metavar="DIR", help="Where models are kept. Default: the cache.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Examine this machine: chip, memory, disk, every kernel, which model fits how, and what to change.
+
+    It changes nothing: advice is printed. Kernels are checked again and the verdicts remembered.
+
+    Example: dsv4-mlx doctor --dir /Volumes/Models
+    """
+    from dsv4_mlx.doctor import examine
+    from dsv4_mlx.doctor.models import flash
+    from dsv4_mlx.engine.machine import memory_limit
+
+    models, config = flash()
+    with progress("checking kernels", "kernels", quiet=as_json) as show:
+        found = examine(
+            folder or cache_folder(), verdicts_file(), models, config, memory_limit(), progress=show
+        )
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        show_examination(found)
+
+
+def show_examination(found: Examination) -> None:
+    """For people, on stdout."""
+    m = found.machine
+    print(f"chip    {m.chip}, {m.cores} cores, {size(m.memory)} of memory")
+    if m.gpu_limit is not None:
+        setting = "the system's own" if not m.wired_limit_mb else f"iogpu.wired_limit_mb={m.wired_limit_mb}"
+        print(f"GPU     may use {size(m.gpu_limit)} ({setting})")
+    print(f"system  {m.system}, MLX {m.mlx}, Python {m.python}")
+    device = "GPU" if m.metal else "CPU"
+    print(f"copy    {size(found.copy)}/s read and written by the {device}")
+    read = f"read at {size(found.read)}/s" if found.read is not None else "read speed not measured"
+    print(f"disk    {size(found.free)} free, {read} ({found.folder})")
+    if found.kernels:
+        table(
+            "kernels",
+            ("kernel", "verdict", "time", "reference", "moved"),
+            [_kernel(v) for v in found.kernels],
+        )
+    title = f"V4-Flash in {size(found.limit)}"
+    table(title, ("recipe", "on disk", "runs", "needs at least", "context"), [_fit(f) for f in found.fits])
+    for sentence in found.unchecked:
+        print(f"not checked: {sentence}")
+    for sentence in found.advice:
+        print(f"advice: {sentence}")
+    if not found.advice:
+        print("advice: nothing to change")
+
+
+def _kernel(verdict: Verdict) -> tuple[str, ...]:
+    if verdict.seconds is None or verdict.reference_seconds is None or verdict.bytes is None:
+        return verdict.kernel, verdict.sentence(), "", "", ""
+    speed = f"{size(verdict.bytes / verdict.seconds)}/s"
+    times = f"{verdict.seconds * 1e6:.0f} us", f"{verdict.reference_seconds * 1e6:.0f} us"
+    return verdict.kernel, verdict.sentence(), *times, speed
+
+
+def _fit(fit: Fit) -> tuple[str, ...]:
+    how = fit.how
+    if fit.how == "paged":
+        how = f"paged, {fit.slots} experts of each layer in memory"
+    context = f"{fit.context:,}" if fit.context else ""
+    return fit.name, size(fit.bytes), how, size(fit.need), context

@@ -1,0 +1,124 @@
+"""dsv4-mlx plan"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsv4_mlx.cli.console import size, table
+from dsv4_mlx.cli.options import JsonOption, cache_folder
+from dsv4_mlx.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from dsv4_mlx.planning import Option, Plan, Speeds
+
+UNITS = {"MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": 1 << 30, "TB": 10**12, "TIB": 1 << 40}
+
+
+def plan(
+    model: Annotated[
+        str, typer.Argument(metavar="[MODEL]", help="A folder, official or converted. Default: V4-Flash.")
+    ] = "",
+    memory: Annotated[
+        str | None,
+        typer.Option("--for", metavar="SIZE", help="Plan for a Mac with this memory, such as 64GB."),
+    ] = None,
+    bandwidth: Annotated[
+        str | None,
+        typer.Option("--bandwidth", metavar="SIZE", help="Its memory's bytes per second, such as 400GB."),
+    ] = None,
+    disk: Annotated[
+        str | None, typer.Option("--disk", metavar="SIZE", help="Its disk's bytes per second, such as 5GB.")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option("--network", metavar="SIZE", help="Bytes per second of the download.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which recipe would run how, on how much disk, and what to type. Nothing is downloaded or changed.
+
+    Without --for it is for this machine, whose speeds are measured for some seconds.
+
+    Example: dsv4-mlx plan --for 64GB --bandwidth 400GB --disk 5GB
+    """
+    from dsv4_mlx.planning import Speeds
+    from dsv4_mlx.planning import plan as make
+    from dsv4_mlx.planning.machine import default_gpu_limit, this_machine
+    from dsv4_mlx.planning.model import ways_of
+
+    folder = Path(model).expanduser() if model else None
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"there is no folder {model!r}", next="give a folder, or no MODEL for V4-Flash")
+    ways, config = ways_of(folder)
+    speeds = Speeds(*(_bytes(text, name) for text, name in zip(
+        (bandwidth, disk, network), ("--bandwidth", "--disk", "--network"), strict=True)))  # fmt: skip
+    if memory is None:
+        limit, element, speeds = this_machine(speeds, cache_folder())
+    else:
+        # Memory is sold in binary units: a Mac of 64 GB has 64 GiB.
+        binary = re.sub(r"(?i)(?<=[MGT])B", "iB", memory)
+        limit, element = default_gpu_limit(int(_bytes(binary, "--for") or 0)), 2
+    found = make(ways, config, limit, element, speeds, str(folder or ""))
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        show(found, speeds)
+
+
+def _bytes(text: str | None, name: str) -> float | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]I?B)(?:/S)?", text.strip().upper())
+    if found is None or found[2] not in UNITS or float(found[1]) == 0:
+        raise UsageError(f"{name} is {text!r}, expected a size such as 64GB or 16GiB")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def show(found: Plan, speeds: Speeds) -> None:
+    """For people, on stdout."""
+    print(f"for {size(found.limit)} that a model may use")
+    table(
+        "how each runs",
+        ("stored as", "weights", "runs", "context", "tokens/s at most (predicted)"),
+        [
+            (o.name, size(o.disk.kept), _runs(o), f"{o.fit.context:,}" if o.fit.context else "-", _rate(o))
+            for o in found.options
+        ],
+    )
+    table(
+        "disk",
+        ("stored as", "download", "at most", "at most, with --delete-source", "afterwards"),
+        [
+            (o.name, size(o.disk.download), size(o.disk.peak), size(o.disk.peak_deleting), size(o.disk.kept))
+            for o in found.options
+        ],
+    )
+    if speeds.memory is None:
+        print("no speed is predicted: give --bandwidth and --disk")
+    for option in found.options:
+        if option.name == found.best:
+            if option.download_seconds:
+                print(f"the download takes {option.download_seconds / 3600:.1f} hours at that network speed")
+            print(f"best here: {option.name}")
+            for command in option.commands:
+                print(f"  {command}")
+    if found.best is None:
+        need = min(option.fit.need for option in found.options)
+        print(f"none of them runs: the least needs {size(need)}")
+
+
+def _runs(option: Option) -> str:
+    if option.fit.how == "paged":
+        return f"paged, {option.fit.slots} experts a layer"
+    return option.fit.how if option.fit.how == "resident" else f"no: needs {size(option.fit.need)}"
+
+
+def _rate(option: Option) -> str:
+    p = option.prediction
+    if p is None or p.low is None or p.high is None:
+        return "-"
+    return f"{p.high:.1f}" if p.low == p.high else f"{p.low:.1f} to {p.high:.1f}"

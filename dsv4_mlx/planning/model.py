@@ -1,0 +1,23 @@
+"""MODEL -> the ways to store it: from its headers, or from the shipped table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.engine.memory import touched_weights
+from dsv4_mlx.planning.candidates import Candidate, candidates, flash_config, stored_candidate
+from dsv4_mlx.weights.load import find_model
+
+
+def ways_of(folder: Path | None) -> tuple[list[Candidate], ModelConfig]:
+    """None: V4-Flash. A converted model has one way: as it is. Raises InputError, MachineError."""
+    if folder is None:
+        config = flash_config()
+        return candidates(config), config
+    stored = find_model(folder)
+    config, manifest = stored.config, stored.manifest
+    if manifest.recipe == "official":
+        return candidates(config), config
+    touched = touched_weights(config, manifest, stored.tensor_bytes())
+    return [stored_candidate(config, manifest, touched)], config

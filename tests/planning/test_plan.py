@@ -1,0 +1,143 @@
+"""`plan`: bytes as the converter then writes them, memory as the engine then allows it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from checkpoints import Checkpoints
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsv4_mlx.cli.main import run
+from dsv4_mlx.convert import RECIPES, convert
+from dsv4_mlx.engine.memory import touched_weights
+from dsv4_mlx.planning import Speeds, candidates, plan
+from dsv4_mlx.planning.candidates import flash_config, stored_candidate
+from dsv4_mlx.planning.predict import HITS, simulated
+from dsv4_mlx.weights.load import find_model
+
+FLASH = candidates(flash_config())
+CONFIG = flash_config()
+GIB = 1 << 30
+
+
+def weights_of(folder: Path) -> list[int]:
+    return [path.stat().st_size for path in sorted(folder.glob("*.safetensors"))]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_bytes_are_those_of_the_files(checkpoints: Checkpoints, recipe: str, tmp_path: Path) -> None:
+    config = checkpoints.parsed("small")
+    ways = {way.name: way for way in candidates(config)}
+    convert(checkpoints.official("small"), tmp_path / "out", recipe)
+    assert ways[recipe].stored.bytes == sum(weights_of(tmp_path / "out"))
+    stored = find_model(tmp_path / "out")
+    touched = touched_weights(config, stored.manifest, stored.tensor_bytes())
+    assert ways[recipe].touched == touched
+    assert stored_candidate(config, stored.manifest, touched).stored == ways[recipe].stored
+    official = find_model(checkpoints.official("small"))
+    assert ways["official"].touched == touched_weights(config, official.manifest, official.tensor_bytes())
+
+
+def test_the_release_is_the_published_one() -> None:
+    official = FLASH[0]
+    assert (official.name, official.stored.bytes, len(official.shards)) == ("official", 159_609_485_896, 46)
+    assert [way.name for way in FLASH] == ["official", *RECIPES]
+
+
+def test_disk_at_every_moment() -> None:
+    found = {o.name: o.disk for o in plan(FLASH, CONFIG, 48 * GIB, 2, Speeds()).options}
+    native, official = found["native"], found["official"]
+    assert native.peak == native.download + native.kept
+    assert native.kept < native.peak_deleting < native.kept + native.download / 20
+    assert official.peak == official.kept == official.download == official.peak_deleting
+    here = {o.name: o.disk for o in plan(FLASH, CONFIG, 48 * GIB, 2, Speeds(), "/m").options}
+    assert here["native"].download == 0 and here["native"].peak == native.kept
+
+
+@given(st.integers(1, 600), st.integers(0, 600))
+def test_more_memory_is_never_worse(gib: int, more: int) -> None:
+    speeds = Speeds(4e11, 5e9, 3e7)
+    less = plan(FLASH, CONFIG, gib * GIB, 2, speeds)
+    for small, large in zip(
+        less.options, plan(FLASH, CONFIG, (gib + more) * GIB, 2, speeds).options, strict=True
+    ):
+        assert large.fit.slots >= small.fit.slots
+        if small.prediction is None:
+            continue
+        assert large.prediction is not None
+        low, high = small.prediction.low, small.prediction.high
+        assert low is not None and high is not None and low <= high <= speeds.memory / small.touched  # type: ignore[operator]
+        assert large.prediction.high >= high * 0.999  # type: ignore[operator]
+        assert small.prediction.missed[0] >= small.prediction.missed[1]
+
+
+def test_simulated_hits_go_through_their_points() -> None:
+    for share, hits in HITS:
+        assert simulated(share) == pytest.approx(hits)
+    shares = [i / 100 for i in range(101)]
+    assert sorted(map(simulated, shares)) == [simulated(share) for share in shares]
+
+
+def test_a_speed_that_is_not_known_predicts_nothing() -> None:
+    for option in plan(FLASH, CONFIG, 64 * GIB, 2, Speeds(memory=4e11)).options:
+        assert option.fit.how == "paged"
+        assert option.prediction is not None and option.prediction.low is None
+        assert option.download_seconds is None
+    resident = plan(FLASH, CONFIG, 300 * GIB, 2, Speeds(memory=4e11, network=1e7)).options[1]
+    assert resident.prediction is not None and resident.prediction.low == resident.prediction.high
+    assert resident.download_seconds == pytest.approx(159_609_485_896 / 1e7)
+
+
+@pytest.mark.parametrize(
+    ("gib", "best", "words"),
+    [
+        (4, None, []),
+        (48, "native", ["--delete-source", "--expert-memory"]),
+        (300, "native", ["--context 131072"]),
+    ],
+)
+def test_what_to_type(gib: int, best: str | None, words: list[str]) -> None:
+    found = plan(FLASH, CONFIG, gib * GIB, 2, Speeds())
+    assert found.best == best
+    commands = [c for option in found.options if option.name == best for c in option.commands]
+    assert all(any(word in command for command in commands) for word in words)
+
+
+def test_the_command_that_is_printed_is_accepted_by_the_engine() -> None:
+    """The slots and the context of a paged option fit by the engine's own arithmetic."""
+    from dsv4_mlx.engine.memory import state_bytes, workspace
+    from dsv4_mlx.paging.sizing import choose, parse
+
+    for gib in (12, 24, 48, 96, 140):
+        for way, option in zip(FLASH, plan(FLASH, CONFIG, gib * GIB, 2, Speeds()).options, strict=True):
+            if option.fit.how != "paged":
+                continue
+            state = state_bytes(CONFIG, option.fit.context, 2).total
+            room = gib * GIB - way.stored.others - workspace(min(gib * GIB, way.stored.bytes)) - state
+            assert choose(parse(f"{option.fit.slots}x"), way.stored.experts, room).slots == option.fit.slots
+
+
+def test_the_command_line(checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "--for", "64GB", "--bandwidth", "400GB", "--disk", "5GB"]) == 0
+    out = capsys.readouterr().out
+    assert "best here: native" in out and "predicted" in out and "dsv4-mlx convert deepseek-ai/" in out
+    assert run(["plan", "--for", "64GB", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["limit"] == 48 * GIB and "nothing was run" in found["predicted"]
+    for name in ("official", "converted"):
+        folder = getattr(checkpoints, name)("small")
+        assert run(["plan", str(folder), "--for", "64GB", "--json"]) == 0
+        options = {o["name"]: o for o in json.loads(capsys.readouterr().out)["options"]}
+        assert options["native"]["disk"]["kept"] == sum(weights_of(checkpoints.converted("small")))
+        assert all(o["disk"]["download"] == 0 and o["fit"]["how"] == "resident" for o in options.values())
+
+
+@pytest.mark.parametrize(
+    "words", [["--for", "64"], ["--for", "0GB"], ["--disk", "fast"], ["no-such-folder"], ["--for", "8 bits"]]
+)
+def test_wrong_words_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", *words]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
