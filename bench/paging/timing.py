@@ -208,6 +208,14 @@ def _disk(median: dict[str, float], name: str, record: int) -> Disk:
     return Disk(max(0.0, median[f"{name}, {few}"] - few * record / speed), speed, speed)
 
 
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -215,7 +223,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     arguments = parser.parse_args()
     report = forecast(measure(stack(arguments.folder), arguments.minutes))
-    text = json.dumps(report, indent=1)
+    text = json.dumps(_rounded(report), indent=1)
     print(text)
     if arguments.out:
         arguments.out.write_text(text + "\n")

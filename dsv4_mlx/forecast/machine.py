@@ -11,8 +11,6 @@ LAYERS, EXPERTS, EACH, RECORD = 43, 256, 6, 13_369_344
 HASHED = 3  # layers whose experts are known with the token
 ROUTED_BYTES = LAYERS * EXPERTS * RECORD
 DENSE_BYTES = 9.03 * GB  # all else in memory: docs/model.md, lossless layout
-# Read per token of that: bench/results/ledger.json at a context of 4,096, weights and rows, experts apart.
-TOKEN_BYTES = 12.09 * GB + 0.02 * GB - LAYERS * EACH * RECORD
 SHARED_BYTES = 1.116 * GB
 HEAD_BYTES = 1.06 * GB
 WORKSPACE = 2.5 * GB  # activations, buffer cache, a conversation of some thousand tokens, the program
@@ -52,10 +50,15 @@ class Mac:
     def disk_figures(self) -> Disk:
         return Disk(latency=0.1e-3, speed=self.disk * GB, cached=self.cached * GB)
 
-    def costs(self, dispatches: int) -> Costs:
-        """`dispatches` of a whole step. They are spread evenly over layers, and over bytes within one."""
+    def costs(self, dispatches: int, step_bytes: float) -> Costs:
+        """A step of `dispatches` that moves `step_bytes` of weights and rows, routed experts included.
+
+        The launches are spread evenly over layers; a tenth of a layer's belongs to its shared expert.
+        """
         speed = self.bandwidth * GB * EFFICIENCY
         launch = dispatches * DISPATCH / LAYERS
         expert, shared = RECORD / speed, SHARED_BYTES / LAYERS / speed
-        before = (TOKEN_BYTES - SHARED_BYTES - HEAD_BYTES) / LAYERS / speed + 0.9 * launch
+        before = (
+            step_bytes - LAYERS * EACH * RECORD - SHARED_BYTES - HEAD_BYTES
+        ) / LAYERS / speed + 0.9 * launch
         return Costs(before, shared + 0.1 * launch, expert, SYNC, HEAD_BYTES / speed)
