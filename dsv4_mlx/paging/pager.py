@@ -137,8 +137,8 @@ class Pager:
         steps, all_layers = max((layer.runs for layer in new), default=0), total(new)
         if not steps:
             return ""
-        read = all_layers.bytes / steps / 1e6
-        return f"experts {all_layers.hit_rate:.0%} in memory, {read:,.0f} MB/token"
+        read, stall = all_layers.bytes / steps / 1e6, all_layers.stall / steps * 1e3
+        return f"experts {all_layers.hit_rate:.0%} in memory, {read:,.0f} MB and {stall:,.0f} ms a token"
 
     def close(self) -> None:
         self.pool.close()
