@@ -29,7 +29,7 @@ from dsv4_mlx.paging.stats import total
 from dsv4_mlx.paging.steps import Steps
 from dsv4_mlx.weights.load import activation_dtype, find_model, open_model
 
-PROMPT, STRETCH, PAIRS = 64, 32, 15
+PROMPT, STRETCH, PAIRS = 64, 16, 60
 CONTEXT = 4096
 
 
