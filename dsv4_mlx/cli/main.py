@@ -19,19 +19,13 @@ from dsv4_mlx import __version__
 from dsv4_mlx.cli import (
     bench,
     chat,
-<<<<<<< HEAD
-=======
     check,
->>>>>>> e625157a75cdf379318152c4ef965988f8c27e66
     connect,
     convert,
     demo,
     doctor,
-<<<<<<< HEAD
     download,
-=======
     evaluate,
->>>>>>> e625157a75cdf379318152c4ef965988f8c27e66
     generate,
     info,
     logits,

@@ -64,7 +64,9 @@ def offset_of(file: Path, key: str) -> int:
 
 def test_a_sound_model_passes(checkpoints: Checkpoints) -> None:
     found = accepted(checkpoints.converted("small"), verdicts=(Verdict("attend", "works"),))
-    assert {name: (step.ok, step.found) for name, step in found.items()} == dict.fromkeys(("files", "numbers", "kernels", "layers", "cuts"), (True, ()))
+    assert {name: (step.ok, step.found) for name, step in found.items()} == dict.fromkeys(
+        ("files", "numbers", "kernels", "layers", "cuts"), (True, ())
+    )
     report = json.dumps(Acceptance(tuple(found.values()), {}, True).to_json())
     assert str(checkpoints.cache) not in report
 
