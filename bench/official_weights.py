@@ -5,11 +5,12 @@ For comparisons on the CPU: float32 activations, mxfp8 dense, mxfp4 experts, and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
 
-from dsv4_mlx.model.tensors import ExpertProduct, Linear
+from dsv4_mlx.model.tensors import ExpertProduct, Linear, Routed
 from dsv4_mlx.operands import Bank
 
 FP8_BLOCK, GROUP = 128, 32
@@ -21,10 +22,8 @@ class Experts:
     def __init__(self, gate_up: Bank, down: Bank) -> None:
         self.gate_up, self.down = gate_up, down
 
-    def routed(
-        self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
-    ) -> mx.array:
-        return product(x, ids, weights, self.gate_up, self.down)
+    def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
+        return [product(c.rows, c.x, c.ids, c.weights, self.gate_up, self.down, c.beside) for c in chunks]
 
 
 class OfficialTensors:

@@ -5,7 +5,7 @@ Shapes: B batch, T rows of this chunk, S window rows, N compressed rows, H heads
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
@@ -15,6 +15,37 @@ class Mix(NamedTuple):
 
     half_post: mx.array
     comb: mx.array
+
+
+class Streams(NamedTuple):
+    """The C streams x [B, T, C, D] float32; `out` [B, T, D] of the last sublayer, where not yet mixed in."""
+
+    x: mx.array
+    out: mx.array | None = None
+    mix: Mix | None = None
+
+
+class Entry(NamedTuple):
+    """What a sublayer starts from: the streams x with nothing pending, its normed input `full` [B, T, D] as
+    float32 and `rounded` to the activations' dtype, and how to mix its output back.
+    """
+
+    x: mx.array
+    full: mx.array
+    rounded: mx.array
+    mix: Mix
+
+
+class Rounding(NamedTuple):
+    """The simulated quantisation of a row (docs/model.md 3.0).
+
+    "q8": its first `channels` channels in blocks of `block`. "q4": Hadamard transform, then all channels in
+    blocks. "none": the row as it is.
+    """
+
+    kind: Literal["none", "q8", "q4"] = "none"
+    channels: int = 0
+    block: int = 0
 
 
 class Rows(NamedTuple):
@@ -30,9 +61,11 @@ class Rows(NamedTuple):
 
 
 class Bank(NamedTuple):
-    """One matrix per expert. codes [E, out, in or packed in]; without `scales` it holds plain floats.
+    """Matrices, one per expert or group, or a single one without the first dimension.
 
-    mode "mxfp4" (group 32, scales uint8 E8M0) or "affine" (with `biases`); bits and group as MLX takes them.
+    codes [E, out, in or packed in]; without `scales` they are plain floats.
+    mode "mxfp4" or "mxfp8" (group 32, scales uint8 E8M0) or "affine" (with `biases`); bits and group as MLX
+    takes them.
     """
 
     codes: mx.array

@@ -9,42 +9,59 @@ import mlx.core as mx
 
 from dsv4_mlx import kernels
 from dsv4_mlx.kernels.launch import Launcher
-from dsv4_mlx.operands import Mix
+from dsv4_mlx.operands import Bank, Entry, Rounding, Streams
 from dsv4_mlx.reference import trainable
 from dsv4_mlx.reference.attend import attend
 from dsv4_mlx.reference.compress import compress
-from dsv4_mlx.reference.expert_ffn import expert_ffn
+from dsv4_mlx.reference.expert_ffn import expert_ffn, shared_ffn
+from dsv4_mlx.reference.group_project import group_project
 from dsv4_mlx.reference.hc_head import hc_head
 from dsv4_mlx.reference.hc_post import hc_post
 from dsv4_mlx.reference.hc_pre import hc_pre
 from dsv4_mlx.reference.index_select import index_select
+from dsv4_mlx.reference.latents import latents
+from dsv4_mlx.reference.project import project
+from dsv4_mlx.reference.query_heads import query_heads
 from dsv4_mlx.reference.rotate import rotate
-from dsv4_mlx.reference.round_trip import hadamard, q4, q8_rows
 from dsv4_mlx.reference.route import route, route_hashed
 
-Rounding = Callable[[mx.array], mx.array]
+
+def _float32(x: mx.array) -> mx.array:
+    return x.astype(mx.float32)
 
 
 @dataclass(frozen=True)
 class Ops:
-    """Every op by name; each entry has the signature and the meaning of its reference."""
+    """Every op by name; each entry has the signature and the meaning of its reference.
 
-    hc_pre: Callable[..., tuple[mx.array, Mix]] = hc_pre
-    hc_post: Callable[[mx.array, mx.array, Mix], mx.array] = hc_post
+    `hold`: how a weight of `project` and the router is kept in memory, given as it is stored.
+    """
+
+    hc_pre: Callable[..., Entry] = hc_pre
+    hc_post: Callable[[Streams], mx.array] = hc_post
     hc_head: Callable[..., mx.array] = hc_head
+    latents: Callable[..., tuple[mx.array, mx.array]] = latents
+    query_heads: Callable[..., mx.array] = query_heads
     rotate: Callable[[mx.array, mx.array], mx.array] = rotate
+    project: Callable[..., mx.array] = project
     compress: Callable[..., mx.array] = compress
     index_select: Callable[..., mx.array] = index_select
     attend: Callable[..., mx.array] = attend
+    group_project: Callable[[mx.array, Bank], mx.array] = group_project
     route: Callable[..., tuple[mx.array, mx.array]] = route
     route_hashed: Callable[..., tuple[mx.array, mx.array]] = route_hashed
     expert_ffn: Callable[..., mx.array] = expert_ffn
+    shared_ffn: Callable[[mx.array, Bank, Bank, float], mx.array] = shared_ffn
+    hold: Callable[[mx.array], mx.array] = _float32
     name: str = field(default="reference")
 
 
 REFERENCE = Ops()
 TRAINABLE = Ops(
+    latents=trainable.latents,
+    query_heads=trainable.query_heads,
     rotate=trainable.rotate,
+    attend=trainable.attend,
     compress=trainable.compress,
     index_select=trainable.index_select,
     route=trainable.route,
@@ -62,31 +79,33 @@ def with_kernels(launcher: Launcher, without: Collection[str] = ()) -> Ops:
         for op in kernels.ALL
         if op.name not in without
     }
-    return replace(REFERENCE, **chosen, name="kernels" if chosen else REFERENCE.name)
+    hold = _as_stored if "project" in chosen else REFERENCE.hold
+    return replace(REFERENCE, **chosen, hold=hold, name="kernels" if chosen else REFERENCE.name)
 
 
-def _same(x: mx.array) -> mx.array:
+def _as_stored(x: mx.array) -> mx.array:
     return x
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """Which simulated quantisation a run applies to key/value rows and to the indexer's queries and keys.
-
-    All take float32. `rows(x, channels, block)` rounds the first `channels` channels, the unrotated ones, of
-    window and compressed rows; `index(x)` whole index rows.
-    """
+    """Which simulated quantisation a run applies to key/value rows, and to the indexer's queries and keys."""
 
     name: str
-    rows: Callable[[mx.array, int, int], mx.array]
-    index: Rounding
+    simulated: bool
+
+    def rows(self, channels: int, block: int) -> Rounding:
+        """Of window and compressed rows, whose first `channels` are not rotated."""
+        return Rounding("q8", channels, block) if self.simulated else Rounding()
+
+    def index(self, channels: int) -> Rounding:
+        """Of index rows and index queries.
+
+        The Hadamard transform is orthogonal and applied to both: without Q4 it changes nothing.
+        """
+        return Rounding("q4", channels, 32) if self.simulated else Rounding()
 
 
-def _official_index(x: mx.array) -> mx.array:
-    return q4(hadamard(x), 32)
-
-
-# The Hadamard transform is orthogonal and applied to queries and keys alike: without Q4 it changes nothing.
-EXACT = Numerics("exact", lambda x, channels, block: x, _same)
-OFFICIAL = Numerics("official", q8_rows, _official_index)
+EXACT = Numerics("exact", False)
+OFFICIAL = Numerics("official", True)
 NUMERICS = {"official": OFFICIAL, "exact": EXACT}

@@ -67,10 +67,13 @@ PARTS: dict[str, set[str]] = {
     "constrain": {"engine", "chat", "errors"},
     "convert": {"checkpoint", "config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
-    "serving": {"engine", "chat", "model", "errors"},
+    "serving": {"engine", "weights", "chat", "model", "config", "errors"},
+    "server": {"serving", "constrain", "engine", "weights", "chat", "errors"},
     "terminal": {"errors"},
     "adapters": {"engine", "model", "official", "errors"},
     "cli": {
+        "server",
+        "serving",
         "checking",
         "doctor",
         "ops",
@@ -86,7 +89,7 @@ PARTS: dict[str, set[str]] = {
         "synthetic",
         "platforms",
         "errors",
-    },
+    },  # fmt: skip
 }
 
 # part -> packages from outside that it may import
@@ -115,6 +118,7 @@ OUTSIDE: dict[str, set[str]] = {
     "convert": {"numpy", "mlx"},
     "synthetic": {"numpy", "tokenizers"},
     "serving": {"mlx", "numpy", "deepseek_recipe"},
+    "server": {"uvicorn", "deepseek_recipe"},  # no mlx: the engine thread owns it
     "terminal": {"rich", "prompt_toolkit", "markdown_it", "pygments"},  # no mlx: it starts fast
     # the one place that may load mlx-lm and transformers
     "adapters": {"mlx", "mlx_lm", "transformers", "tokenizers", "deepseek_recipe"},

@@ -11,15 +11,15 @@ from typing import Any
 from bench.count import peer
 from bench.count.ours import Step, trace_ours, true_config
 from bench.count.rules import Count, count, share_of_experts
+from bench.count.shapes import Recipe
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.ops import EXACT, OFFICIAL, REFERENCE, Numerics
+from dsv4_mlx.ops import EXACT, OFFICIAL, Numerics
 from dsv4_mlx.synthetic.configs import release_config
 
 CONTEXTS = (4096, 65536, 1048576)
 CHUNK = 512
 FIELDS = ("dispatches", "copies", "metadata", "host_syncs", "bytes_weights", "bytes_cache", "bytes_other")
 RECORDED = Path(__file__).parents[1] / "results" / "mlx_vlm.json"
-NO_KERNELS = "there are no kernels yet"
 # Nothing in a step reads a value back: a trace's placeholders have none to read. The one wait is the
 # caller's, for the logits.
 HOST_SYNCS = 1
@@ -34,8 +34,15 @@ def figures(counted: Count, saved: int = 0) -> Figures:
     return {name: values[name] for name in FIELDS}
 
 
-def ours(config: ModelConfig, context: int, rows: int, numerics: Numerics = OFFICIAL) -> tuple[Count, Step]:
-    step = trace_ours(config, REFERENCE, context=context, rows=rows, numerics=numerics)
+def ours(
+    config: ModelConfig,
+    context: int,
+    rows: int,
+    numerics: Numerics = OFFICIAL,
+    kernels: bool = False,
+    recipe: Recipe = "native",
+) -> tuple[Count, Step]:
+    step = trace_ours(config, context=context, rows=rows, numerics=numerics, kernels=kernels, recipe=recipe)
     return _counted(step, rows, config.experts_per_token), step
 
 
@@ -47,7 +54,7 @@ def mlx_vlm(context: int, rows: int) -> Figures:
 
 def _counted(step: Step, rows: int, chosen: int) -> Count:
     share = share_of_experts(rows, chosen, step.experts)
-    return count(step.graph, weights=step.weights, cache=step.cache, chosen=share)
+    return count(step.graph, weights=step.weights, cache=step.cache, chosen=share, launches=step.launches)
 
 
 def starts(context: int) -> dict[str, tuple[int, int]]:
@@ -64,7 +71,7 @@ def ledger(contexts: tuple[int, ...] = CONTEXTS) -> Figures:
         table[str(context)] = {
             step: {
                 "reference": figures(ours(config, before, rows)[0]),
-                "kernels": None,
+                "kernels": figures(ours(config, before, rows, kernels=True)[0]),
                 "mlx_vlm": recorded["contexts"][str(context)][step] | {"source": recorded["source"]},
             }
             for step, (before, rows) in starts(context).items()
@@ -73,8 +80,12 @@ def ledger(contexts: tuple[int, ...] = CONTEXTS) -> Figures:
     return {
         "contexts": table,
         "decode": first,
-        "absent": {"kernels": NO_KERNELS},
         "detail": detail(config, contexts[0]),
+        "detail_kernels": detail(config, contexts[0], kernels=True),
+        "decode_4bit": {
+            str(context): figures(ours(config, context, 1, kernels=True, recipe="4bit")[0])
+            for context in contexts
+        },
     }
 
 
@@ -90,18 +101,18 @@ def peer_figures(contexts: tuple[int, ...]) -> Figures:
     return {"contexts": steps, "source": f"mlx-vlm {version}, counted", "short": mlx_vlm(2000, 1)}
 
 
-def detail(config: ModelConfig, context: int) -> Figures:
-    """Reference path at one context: what closing groups costs, which primitives there are, bytes by part."""
-    plain, step = ours(config, context, 1)
-    closing = ours(config, context + 3, 1)[0].dispatches
-    both = ours(config, context + 127, 1)[0].dispatches
-    exact = ours(config, context, 1, EXACT)[0].dispatches
+def detail(config: ModelConfig, context: int, kernels: bool = False) -> Figures:
+    """One path at one context: what closing groups costs, which primitives there are, bytes by part."""
+    plain, step = ours(config, context, 1, kernels=kernels)
+    closing = ours(config, context + 3, 1, kernels=kernels)[0].dispatches
+    both = ours(config, context + 127, 1, kernels=kernels)[0].dispatches
+    exact = ours(config, context, 1, EXACT, kernels=kernels)[0].dispatches
     return {
         "dispatches_closing_csa": closing,
         "dispatches_closing_csa_and_hca": both,
         "dispatches_mean": round((96 * plain.dispatches + 31 * closing + both) / 128, 1),
         "dispatches_exact_numerics": exact,
-        "dispatches_sinkhorn": sinkhorn_dispatches(config),
+        "dispatches_sinkhorn": 0 if kernels else sinkhorn_dispatches(config),
         "kinds": dict(plain.kinds.most_common()),
         "bytes_weights": bytes_by_part(plain, step),
     }

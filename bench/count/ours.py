@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from bench.count.shapes import BlankExperts, BlankTensors, blank
+from bench.count.launches import Counted
+from bench.count.shapes import BlankExperts, BlankTensors, Recipe, blank
 from bench.count.trace import Graph, as_on_metal, trace
 from dsv4_mlx.config import ModelConfig, parse_config
+from dsv4_mlx.kernels.launch import Launch
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.operands import Bank
-from dsv4_mlx.ops import OFFICIAL, Numerics, Ops
+from dsv4_mlx.ops import OFFICIAL, REFERENCE, Numerics, with_kernels
 from dsv4_mlx.synthetic.configs import release_config
 
 
@@ -28,6 +30,7 @@ class Step:
     cache: frozenset[str]
     experts: int  # of a layer; banks are read as far as a token's experts go
     names: dict[str, str]  # key of a weight -> where it is in the model
+    launches: dict[str, Launch] = field(default_factory=dict)  # of kernels, by the graph's primitive
 
 
 def true_config() -> ModelConfig:
@@ -35,10 +38,18 @@ def true_config() -> ModelConfig:
 
 
 def trace_ours(
-    config: ModelConfig, ops: Ops, *, context: int, rows: int, numerics: Numerics = OFFICIAL
+    config: ModelConfig,
+    *,
+    context: int,
+    rows: int,
+    numerics: Numerics = OFFICIAL,
+    kernels: bool = False,
+    recipe: Recipe = "native",
 ) -> Step:
     """The step that takes `rows` tokens in after `context` tokens and gives the last one's logits."""
-    model = Transformer(config, BlankTensors(config), ops, numerics)
+    counted = Counted()
+    ops = with_kernels(counted) if kernels else REFERENCE
+    model = Transformer(config, BlankTensors(config, recipe), ops, numerics)
     state = model.new_state()
     state.reserve(context + rows)
     state.length = state.reached = context
@@ -55,7 +66,8 @@ def trace_ours(
     arguments = [blank((1, rows), mx.int32), *(b.buffer for b in buffers), *(p.array for p in places)]
     with as_on_metal():
         graph = trace(step, arguments)
-    return whole_step(graph, len(buffers), config.experts, [place.name for place in places])
+    step_ = whole_step(graph, len(buffers), config.experts, [place.name for place in places])
+    return replace(step_, launches=counted.launches)
 
 
 def whole_step(graph: Graph, buffers: int, experts: int, names: list[str]) -> Step:

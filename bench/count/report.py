@@ -37,7 +37,7 @@ def table(ledger: dict[str, Any]) -> str:
     for context, steps in ledger["contexts"].items():
         for step, paths in steps.items():
             lines += [_row(context, step, name, paths[name]) for name in NAMES if paths[name] is not None]
-    detail = ledger["detail"]
+    detail, ours = ledger["detail"], ledger["detail_kernels"]
     lines += [
         "",
         "Launch: 2.4 to 2.75 us per dependent dispatch and 20 us per command buffer of 50, as reported for "
@@ -49,7 +49,14 @@ def table(ledger: dict[str, Any]) -> str:
         "group as well "
         f"{detail['dispatches_closing_csa_and_hca']}; the mean over 128 steps is "
         f"{detail['dispatches_mean']}. With numerics `exact`: {detail['dispatches_exact_numerics']}.",
-        f"mlx-vlm: {ledger['decode']['mlx_vlm']['source']}. Kernels: {ledger['absent']['kernels']}.",
+        f"Kernels: {ours['dispatches_closing_csa']}, {ours['dispatches_closing_csa_and_hca']}, a mean of "
+        f"{ours['dispatches_mean']}; `exact` {ours['dispatches_exact_numerics']}. "
+        f"mlx-vlm: {ledger['decode']['mlx_vlm']['source']}.",
+        "Recipe `4bit`, kernels, GB per decoded token: "
+        + ", ".join(
+            f"{total_bytes(f) / 1e9:.2f} at {context}" for context, f in ledger["decode_4bit"].items()
+        )
+        + ".",
     ]
     return "\n".join(lines)
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from bench.count.trace import Array, Graph, Primitive
+from dsv4_mlx.kernels.launch import Launch
 
 # These change shape and strides of a buffer and launch nothing.
 VIEWS = frozenset(  # fmt: skip
@@ -70,9 +71,14 @@ class _Source:
 class Walk:
     """Walks a graph once."""
 
-    def __init__(self, graph: Graph, weights: Set[str], cache: Set[str], chosen: float) -> None:
-        """`chosen`: the share of a bank of experts that a product over it reads."""
-        self.graph, self.chosen = graph, chosen
+    def __init__(
+        self, graph: Graph, weights: Set[str], cache: Set[str], chosen: float, launches: Mapping[str, Launch]
+    ) -> None:
+        """`chosen`: the share of a bank of experts that a product over it reads.
+
+        `launches`: of our kernels, by the name of the primitive that stands for each.
+        """
+        self.graph, self.chosen, self.launches = graph, chosen, launches
         self.count = Count()
         self.sources: dict[str, _Source] = {}
         for array in graph.inputs:
@@ -85,6 +91,8 @@ class Walk:
                 self._view(primitive)
             elif primitive.name == "Contiguous":
                 self._contiguous(primitive)
+            elif primitive.name in self.launches:
+                self._launch(primitive, self.launches[primitive.name])
             else:
                 self._kernel(primitive)
         return self.count
@@ -115,6 +123,20 @@ class Walk:
             self.count.copies += 1
             self._move(source, output.nbytes)
             self.count.bytes_other += output.nbytes
+
+    def _launch(self, primitive: Primitive, launch: Launch) -> None:
+        """A kernel of ours: it says itself what it reads. Unless it takes strides, gaps are copied away."""
+        self.count.dispatches += 1
+        self.count.kinds[launch.kernel.name] += 1
+        for array, nbytes in zip(primitive.inputs, launch.loaded().values(), strict=True):
+            source = self._source(array)
+            if not source.dense and not launch.kernel.strided:
+                self.count.copies += 1
+                self._move(source, array.nbytes)
+                self.count.bytes_other += array.nbytes + nbytes
+            else:
+                self._move(source, nbytes)
+        self.count.bytes_other += sum(launch.stored().values())
 
     def _kernel(self, primitive: Primitive) -> None:
         self.count.dispatches += 1
@@ -164,9 +186,16 @@ def _keeps_density(primitive: Primitive, output: Array) -> bool:
     return primitive.name != "AsStrided"
 
 
-def count(graph: Graph, *, weights: Set[str], cache: Set[str], chosen: float) -> Count:
+def count(
+    graph: Graph,
+    *,
+    weights: Set[str],
+    cache: Set[str],
+    chosen: float,
+    launches: Mapping[str, Launch] | None = None,
+) -> Count:
     """`chosen`: the share of a bank of experts that a product over it reads."""
-    return Walk(graph, weights, cache, chosen).run()
+    return Walk(graph, weights, cache, chosen, launches or {}).run()
 
 
 def share_of_experts(rows: int, chosen: int, experts: int) -> float:

@@ -89,15 +89,25 @@ def _primitive(event: dict[str, Any]) -> Primitive:
     return Primitive(name, _arrays(event["inputs"]), _arrays(event["outputs"]), tuple(event["arguments"]))
 
 
-def _tag(name: str, inputs: list[mx.array], shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
-    """One primitive called `name`. It can be traced anywhere and run nowhere."""
+def tag(
+    name: str, inputs: Sequence[mx.array], shapes: Sequence[tuple[int, ...]], dtypes: Sequence[mx.Dtype]
+) -> list[mx.array]:
+    """The outputs of one primitive called `name`. It can be traced anywhere and run nowhere."""
     kernel: Any = mx.fast.metal_kernel(
-        name=TAG + name, input_names=[f"i{n}" for n in range(len(inputs))], output_names=["out"], source=";"
+        name=TAG + name,
+        input_names=[f"i{n}" for n in range(len(inputs))],
+        output_names=[f"o{n}" for n in range(len(shapes))],
+        source=";",
     )
     outputs: list[mx.array] = kernel(
-        inputs=inputs, grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[shape], output_dtypes=[dtype]
-    )
-    return outputs[0]
+        inputs=list(inputs), grid=(1, 1, 1), threadgroup=(1, 1, 1),
+        output_shapes=list(shapes), output_dtypes=list(dtypes),
+    )  # fmt: skip
+    return outputs
+
+
+def _tag(name: str, inputs: list[mx.array], shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    return tag(name, inputs, [shape], [dtype])[0]
 
 
 # Primitives that MLX 0.32.4 can't export.
@@ -135,12 +145,22 @@ def _rope(
     return _tag("RoPE", inputs if freqs is None else [*inputs, freqs], x.shape, x.dtype)
 
 
+def _dequantize(
+    w: mx.array, scales: mx.array, biases: mx.array | None = None, *, bits: int, dtype: mx.Dtype, **_: Any
+) -> mx.array:
+    inputs = [w, scales] if biases is None else [w, scales, biases]
+    return _tag("Dequantize", inputs, (*w.shape[:-1], w.shape[-1] * 32 // bits), dtype)
+
+
 @contextmanager
 def as_on_metal() -> Iterator[None]:
-    """Within, `mx.fast` operations that Metal runs as one kernel and the CPU decomposes are one primitive.
+    """Within, operations that Metal runs as one kernel and the CPU decomposes are one primitive.
 
     `mx.fast.scaled_dot_product_attention` is left decomposed: at head dimension 512 with 64 query heads to
     one key head Metal has no fused kernel either.
     """
-    with mock.patch.multiple(mx.fast, rms_norm=_rms_norm, rope=_rope):
+    with (
+        mock.patch.multiple(mx.fast, rms_norm=_rms_norm, rope=_rope),
+        mock.patch.object(mx, "dequantize", _dequantize),
+    ):
         yield

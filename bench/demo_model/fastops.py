@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
 
-from dsv4_mlx.operands import Bank, Rows
+from dsv4_mlx.operands import Bank, Rounding, Rows
 from dsv4_mlx.ops import TRAINABLE, Ops
 from dsv4_mlx.reference.index_select import index_scores
+from dsv4_mlx.reference.round_trip import hadamard, q4, rounded
 
 NOTHING = -1e30
 Op = Callable[..., mx.array]
@@ -81,7 +83,7 @@ def permute(x: mx.array, order: mx.array, inverse: mx.array) -> mx.array:
 
 
 def expert_ffn(
-    x: mx.array, ids: mx.array, weights: mx.array, gate_up: Bank, down: Bank, limit: float
+    x: mx.array, ids: mx.array, weights: mx.array, gate_up: Bank, down: Bank, limit: float, start: mx.array
 ) -> mx.array:
     """As the reference, an expert at a time over all its tokens. Reads the ids on the host."""
     batch, rows, width = x.shape
@@ -103,7 +105,7 @@ def expert_ffn(
             hidden = swiglu(sorted_x[a:b] @ gate_up.codes[expert].T, limit) * scale[a:b]
             parts.append(hidden @ down.codes[expert].T)
     out = permute(mx.concatenate(parts, axis=0), back, forward)
-    return mx.sum(out.reshape(batch, rows, chosen, width), axis=-2)
+    return mx.sum(out.reshape(batch, rows, chosen, width), axis=-2) + start
 
 
 @dataclass
@@ -129,8 +131,11 @@ class Watch:
 def training_ops(window: int, watch: Watch) -> Ops:
     """The ops of one forward pass."""
 
-    def attend(q: mx.array, near: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
-        return _attend(q, near.rows, compressed, sinks, window, watch)
+    def attend(
+        q: mx.array, near: Rows, compressed: Rows | None, sinks: mx.array, inverse: mx.array
+    ) -> mx.array:
+        out = _attend(q, near.rows, compressed, sinks, window, watch)
+        return TRAINABLE.rotate(out, inverse[:, None])
 
     def index_select(
         q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int
@@ -157,12 +162,22 @@ def training_ops(window: int, watch: Watch) -> Ops:
         return ids, shares
 
     return replace(
-        TRAINABLE, attend=attend, index_select=index_select, expert_ffn=expert_ffn,
-        compress=_compress, route=route, name="training",
+        TRAINABLE, attend=attend, index_select=index_select, expert_ffn=expert_ffn, route=route,
+        latents=partial(TRAINABLE.latents, round=_straight),
+        query_heads=partial(TRAINABLE.query_heads, round=_straight),
+        compress=partial(TRAINABLE.compress, pool=_pool, round=_straight), name="training",
     )  # fmt: skip
 
 
-def _compress(
+def _straight(x: mx.array, rounding: Rounding) -> mx.array:
+    """The round trip forward, the identity backward."""
+    if rounding.kind == "q4":
+        x = hadamard(x)
+        return x + mx.stop_gradient(q4(x, rounding.block) - x)
+    return x + mx.stop_gradient(rounded(x, rounding) - x)
+
+
+def _pool(
     values: mx.array, gates: mx.array, weight: mx.array, table: mx.array,
     *, overlap: bool, first: bool, eps: float,
 ) -> mx.array:  # fmt: skip

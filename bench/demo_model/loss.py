@@ -14,8 +14,7 @@ from bench.demo_model.weights import Parameters, tensors
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.ops import EXACT, Numerics
-from dsv4_mlx.reference.round_trip import hadamard, q4, q8_rows
+from dsv4_mlx.ops import EXACT, OFFICIAL
 
 GROWTH = 128  # tokens by which row buffers grow: the runtime's step would be mostly zeros
 Ints = npt.NDArray[np.int32]
@@ -49,18 +48,6 @@ class Stage:
     iterations: int = 5
 
 
-def _straight(value: mx.array, rounded: mx.array) -> mx.array:
-    return value + mx.stop_gradient(rounded - value)
-
-
-def _index(x: mx.array) -> mx.array:
-    turned = hadamard(x)
-    return _straight(turned, q4(turned, 32))
-
-
-STRAIGHT = Numerics("straight", lambda x, channels, block: _straight(x, q8_rows(x, channels, block)), _index)
-
-
 class _Detached:
     """An indexer that learns from its own loss only: the trunk does not bend to it."""
 
@@ -73,7 +60,7 @@ class _Detached:
 
 def build(config: ModelConfig, parameters: Parameters, stage: Stage, watch: Watch) -> Transformer:
     config = replace(config, sinkhorn_iterations=stage.iterations)
-    numerics = STRAIGHT if stage.rounding else EXACT
+    numerics = OFFICIAL if stage.rounding else EXACT
     model = Transformer(config, tensors(config, parameters), training_ops(config.window, watch), numerics)
     for block in model.blocks:
         if block.attn.ratio == 4:

@@ -71,8 +71,10 @@ def _float_experts(x: mx.array, *rest: Any) -> mx.array:
     return REFERENCE.expert_ffn(x.astype(mx.float32), *rest)
 
 
-def _near_only(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
-    return attend(q, window, None, sinks)
+def _near_only(
+    q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array, inverse: mx.array
+) -> mx.array:
+    return attend(q, window, None, sinks, inverse)
 
 
 # The compressed branch cut off: every layer sees its window and nothing else.

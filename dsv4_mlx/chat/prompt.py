@@ -22,13 +22,14 @@ from dsv4_mlx.errors import InputError
 
 Think = Literal["off", "on", "max"]
 Role = Literal["system", "user", "assistant"]
+Level = Literal["low", "high", "max"]  # how much to think, as clients say it
 THINK: tuple[Think, ...] = ("off", "on", "max")
 
 # The library's words are those of the 0731 checkpoint: `low` adds no text, `high` adds what April was
 # trained to read as "max", `max` adds a text April has never seen, and no word at all means high.
-EFFORT: dict[str, dict[Think, Literal["low", "high", "max"] | None]] = {
-    "april": {"off": None, "on": "low", "max": "high"},
-    "0731": {"off": None, "on": "high", "max": "max"},
+LEVELS: dict[str, dict[Level, Level]] = {
+    "april": {"low": "low", "high": "low", "max": "high"},
+    "0731": {"low": "low", "high": "high", "max": "max"},
 }
 
 _MESSAGES: dict[Role, Callable[[str], Message]] = {
@@ -62,7 +63,12 @@ class Prompts:
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises its own kinds for every defect of the file
             raise InputError(f"tokenizer.json can't be read: {error}", where=path) from None
-        self.effort = EFFORT[checkpoint]
+        self.levels = LEVELS[checkpoint]
+        self.effort: dict[Think, Level | None] = {
+            "off": None,
+            "on": self.levels["high"],
+            "max": self.levels["max"],
+        }
         self._encoding = DeepseekV4Encoding().with_tokenizer(self.tokenizer)
         self.markers = Markers(
             end=self._marker(SpecialToken.Eos, path),

@@ -102,6 +102,14 @@ def _print(found: dict[str, Any]) -> None:
         )
     header = ("context", "prefill tok/s", "decode tok/s", "first token s", "active", "peak")
     table("speed", (*header, "read per token: weights + state"), rows)
+    for one in found["frontiers"]:
+        if paging := one.get("paging"):
+            print(
+                f"experts at {one['context']:,}: {paging['hit_rate']:.1%} in memory, "
+                f"{size(round(paging['bytes']))} read and {paging['stall_ms']:.1f} ms waited per token"
+            )
+    if "experts" in found:
+        print(f"experts: {found['experts']}")
     print(f"median of {found['passes']} passes (least to largest), {found['decoded']} tokens decoded at each")
     print(f"measured on: {found['machine']}")
 

@@ -60,15 +60,16 @@ def chat(
     """
     from dsv4_mlx.cli.crash import write_crash_log
     from dsv4_mlx.cli.piped import is_piped, question
-    from dsv4_mlx.manifest import read_manifest
     from dsv4_mlx.terminal.chat import ChatOptions
     from dsv4_mlx.terminal.terminal import talk
 
     asked = question(prompt) if prompt is not None or is_piped() else None
     folder = model_folder(model)
-    read_manifest(folder)  # a model that is missing or unfinished is said before anything is drawn
     from dsv4_mlx.cli.speaker import EngineSpeaker
     from dsv4_mlx.engine import EngineOptions, SamplingOptions
+    from dsv4_mlx.engine.facts import check
+
+    check(folder)  # a model that is missing or unfinished is said before anything is drawn
 
     speaker = EngineSpeaker(
         folder,

@@ -11,6 +11,12 @@ Progress = Callable[[int, int], None]
 _EVERY = 5.0  # seconds between lines when stderr is no terminal
 
 
+def tell(notice: str) -> None:
+    """A line on stderr about how the work is done; nothing for an empty one."""
+    if notice:
+        print(notice, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress(
     title: str, unit: str = "bytes", *, quiet: bool = False, plain: bool = False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import progress
+from dsv4_mlx.cli.console import progress, tell
 from dsv4_mlx.cli.form import JsonSchemaOption, RegexOption, form, rule_of
 from dsv4_mlx.cli.kernels import chosen
 from dsv4_mlx.cli.options import (
@@ -89,18 +89,12 @@ def generate(
     asked = question(prompt) or ""
     rule = rule_of(json_schema, regex)
     sampling = SamplingOptions(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=logit_bias(bias),
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, logit_bias=logit_bias(bias),
         seed=secrets.randbits(32) if seed is None else seed,
-        stop_ids=frozenset(stop_id or ()),
-        stop_strings=tuple(stop or ()),
-    )
+        stop_ids=frozenset(stop_id or ()), stop_strings=tuple(stop or ()),
+    )  # fmt: skip
     folder = model_folder(model)
     options = EngineOptions(
         context=context,
@@ -113,6 +107,7 @@ def generate(
     with Awake():
         with progress("loading", plain=plain) as loading:
             engine = Engine.open(folder, options, loading)
+        tell(engine.expert_memory)
         held = form(engine, folder, rule, thinking=think is not ThinkMode.OFF)
         session = engine.session()
         _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens, **held))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dsv4_mlx.cli.console import progress
+from dsv4_mlx.cli.console import progress, tell
 from dsv4_mlx.cli.kernels import chosen
 from dsv4_mlx.cli.options import (
     ContextOption,
@@ -73,6 +73,7 @@ def logits(
     )
     with progress("loading") as loading:
         engine = Engine.open(folder, options, loading)
+    tell(engine.expert_memory)
     arrays = {}
     with progress("prompts", "prompts") as show:
         for i, prompt in enumerate(prompts):

@@ -15,7 +15,21 @@ import typer
 from typer.exceptions import TyperException
 
 from dsv4_mlx import __version__
-from dsv4_mlx.cli import bench, chat, convert, demo, doctor, download, generate, info, logits, plan, verify
+from dsv4_mlx.cli import (
+    bench,
+    chat,
+    connect,
+    convert,
+    demo,
+    doctor,
+    download,
+    generate,
+    info,
+    logits,
+    plan,
+    serve,
+    verify,
+)  # fmt: skip
 from dsv4_mlx.cli.crash import write_crash_log
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error
 from dsv4_mlx.platforms import check_supported
@@ -53,6 +67,8 @@ def _options(
 COMMANDS = (
     chat.chat,
     generate.generate,
+    serve.serve,
+    connect.connect,
     download.download,
     convert.convert,
     verify.verify,

@@ -30,7 +30,9 @@ class OpsMode(StrEnum):
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", envvar="DSV4_MODEL", help="A converted folder, or `demo`. Default: $DSV4_MODEL."
+        metavar="MODEL",
+        envvar="DSV4_MODEL",
+        help="A converted or official folder, a Hub id already downloaded, or `demo`. Default: $DSV4_MODEL.",
     ),
 ]
 ContextOption = Annotated[
@@ -53,6 +55,12 @@ ThinkOption = Annotated[ThinkMode, typer.Option("--think", help="Think before an
 MaxTokensOption = Annotated[
     int | None,
     typer.Option("--max-tokens", metavar="N", min=1, help="Stop after N tokens. Default: the context."),
+]
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key", metavar="KEY", envvar="DSV4_API_KEY", show_envvar=True, help="The server's key."
+    ),
 ]
 ExpertMemoryOption = Annotated[
     str,
@@ -94,6 +102,12 @@ def data_folder() -> Path:
         return Path.home() / "Library" / "Application Support" / "dsv4-mlx"
     base = os.environ.get("XDG_DATA_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "share") / "dsv4-mlx"
+
+
+def config_folder() -> Path:
+    """Where other programs keep their settings, on every system that follows XDG and by custom on macOS."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    return Path(base) if os.path.isabs(base) else Path.home() / ".config"
 
 
 def terminal_environment() -> dict[str, str]:

@@ -11,23 +11,24 @@ from dsv4_mlx.strangers import gguf
 
 
 def model_folder(reference: str) -> Path:
-    """MODEL as given -> the folder of a converted model. Raises InputError, UsageError.
+    """MODEL as given -> the folder of a model, converted or official. Raises InputError, UsageError.
 
     A folder, a Hub id in the local cache, or `demo`, which is built when it isn't there.
     """
     if not reference:
-        raise UsageError("MODEL is empty", next="give the folder of a converted model, or `demo`")
+        raise UsageError("MODEL is empty", next="give a folder, or `demo`")
     folder = _no_gguf(Path(reference).expanduser())
     if reference == "demo" and not folder.exists():
         return build(cache_folder() / "demo").model
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise InputError(f"{reference!r} is a file", next="give the folder that holds manifest.json")
+        raise InputError(f"{reference!r} is a file", next="give the folder that it lies in")
     cached = _cached(reference)
     if cached is None:
         raise InputError(
-            f"there is no folder {reference!r}", next="give the folder of a converted model, or `demo`"
+            f"there is no folder {reference!r}",
+            next="give the folder of a converted model or of an official checkpoint, or `demo`",
         )
     return cached
 

@@ -55,6 +55,10 @@ class EngineSpeaker:
     def memory(self) -> int:
         return memory_in_use()
 
+    def experts(self) -> str:
+        pager = self._engine.pager if self._engine is not None else None
+        return "" if pager is None else pager.recently()
+
     def reply(self, asked: Asked, listener: Listener) -> Literal["stop", "length"]:
         engine, session = self._opened()
         conversation = engine.prompts.talk(_pairs(asked.messages), asked.think)

@@ -24,6 +24,7 @@ from dsv4_mlx.engine.machine import description
 from dsv4_mlx.engine.memory import touched_state, touched_weights
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.errors import UsageError
+from dsv4_mlx.paging.stats import LayerStats, total
 from dsv4_mlx.weights.load import find_model
 
 REPEATS = 3
@@ -60,6 +61,7 @@ class Frontier:
     active: int
     peak: int
     cache: int
+    paging: tuple[LayerStats, ...] = ()  # of all decoded tokens, by layer; empty where nothing is paged
 
 
 def frontiers(
@@ -94,6 +96,7 @@ def report(engine: Engine, folder: Path, found: Sequence[Frontier], decode: int)
         "model": {"layers": config.layers, "checkpoint": manifest.checkpoint, "recipe": manifest.recipe},
         "passes": REPEATS,
         "decoded": decode,
+        **({"experts": str(engine.pager.memory)} if engine.pager is not None else {}),
         "frontiers": [
             {
                 "context": one.context,
@@ -106,6 +109,7 @@ def report(engine: Engine, folder: Path, found: Sequence[Frontier], decode: int)
                     "weights": weights,
                     "state": touched_state(config, one.context, element),
                 },
+                **({"paging": _paging(one, decode * REPEATS)} if one.paging else {}),
             }
             for one in found
         ],
@@ -141,6 +145,7 @@ class _Times:
     active: int
     peak: int
     cache: int
+    paging: tuple[LayerStats, ...]
 
 
 def _pass(
@@ -157,13 +162,16 @@ def _pass(
         drawn = clock()
         prefilled += ready - start
         point = session.snapshot()
+        before = engine.pager.stats() if engine.pager is not None else []
         begun = clock()
         for _ in range(decode):
             token = sampler(session.advance(token), session.tokens)
         seconds = clock() - begun
+        after = engine.pager.stats() if engine.pager is not None else []
+        paged = tuple(b - a for a, b in zip(before, after, strict=True))
         memory = mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory()
         session.restore(point)
-        found.append(_Times(ready - start, prefilled + drawn - ready, seconds, *memory))
+        found.append(_Times(ready - start, prefilled + drawn - ready, seconds, *memory, paged))
     return found
 
 
@@ -178,4 +186,23 @@ def _frontier(contexts: Sequence[int], i: int, decode: int, times: Sequence[_Tim
         active=max(one.active for one in times),
         peak=max(one.peak for one in times),
         cache=max(one.cache for one in times),
+        paging=tuple(total(list(layer)) for layer in zip(*(one.paging for one in times), strict=True)),
     )
+
+
+def _paging(one: Frontier, tokens: int) -> dict[str, Any]:
+    """Per decoded token: of the whole model, and of each layer."""
+    return {
+        **_per_token(total(list(one.paging)), tokens),
+        "layers": [_per_token(layer, tokens) for layer in one.paging],
+    }
+
+
+def _per_token(counted: LayerStats, tokens: int) -> dict[str, float]:
+    return {
+        "hit_rate": counted.hit_rate,
+        "misses": counted.misses / tokens,
+        "advised": counted.advised / tokens,
+        "bytes": counted.bytes / tokens,
+        "stall_ms": counted.stall / tokens * 1e3,
+    }

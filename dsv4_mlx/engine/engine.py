@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.machine import memory_limit, page_cache_share
+from dsv4_mlx.engine.machine import memory_limit, memory_pressure, page_cache_share
 from dsv4_mlx.engine.memory import largest_context, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import DoesNotFit, UsageError
@@ -74,11 +74,26 @@ class Engine:
         mx.set_cache_limit(CACHE_LIMIT)
         pager = None
         if not memory.resident:
-            pager = Pager(memory, options.expert_threads, activation_dtype(), verify=options.verify_reads)
+            pager = Pager(
+                memory,
+                options.expert_threads,
+                activation_dtype(),
+                verify=options.verify_reads,
+                sense=memory_pressure,
+            )
         opened = open_model(
             stored, options.ops, NUMERICS[options.numerics], progress, pager.paged if pager else None
         )
+        if pager is not None:
+            pager.attach(opened.model)
+            if options.expert_threads is None:
+                pager.calibrate()
         return Engine(config, manifest, opened.model, prompts, context, pager)
+
+    @property
+    def expert_memory(self) -> str:
+        """How many experts are in memory and why, for people; "" where all are."""
+        return "" if self.pager is None else f"experts: {self.pager.memory}"
 
     def session(self, growth: int = GROWTH) -> Session:
         """A new, empty token sequence, whose row buffers grow by `growth` tokens."""

@@ -11,6 +11,11 @@ from dsv4_mlx.weights.load import activation_dtype, find_model
 CONTEXTS = (4096, 32_768, 131_072, 1_048_576)
 
 
+def check(folder: Path) -> None:
+    """Whether the folder holds a model, by manifest or headers. Raises InputError, MachineError."""
+    find_model(folder)
+
+
 def facts(folder: Path) -> dict[str, Any]:
     """What `dsv4-mlx info` shows of a model, as plain values. Raises InputError."""
     stored = find_model(folder)

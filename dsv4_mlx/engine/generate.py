@@ -19,10 +19,10 @@ from dsv4_mlx.chat.answer import Answer, Piece
 from dsv4_mlx.chat.prompt import Think
 from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.engine import Engine
-from dsv4_mlx.engine.forcing import Forcing
 from dsv4_mlx.engine.likelihood import likelihood
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.engine.session import Session, TokenSequence
+from dsv4_mlx.engine.thinking import Thinking
 from dsv4_mlx.engine.turn import Prefilled, Sampled, Wanted
 from dsv4_mlx.errors import DoesNotFit
 
@@ -39,24 +39,21 @@ def steps(
     context, InputError and UsageError for ids that the model has not.
     """
     options.check(session.vocabulary)
-    markers, constraint = session.markers, wanted.constraint
+    constraint = wanted.constraint
     room = session.room_after(prompt)
     room = room if wanted.max_tokens is None else min(wanted.max_tokens, room)
     sampler = Sampler(options, prompt=len(prompt))
-    forcing = Forcing(prompt, markers, wanted.think_budget, wanted.opening)
+    thinking = Thinking(prompt, session.markers, wanted.think_budget)
     for done, total in session.prefill(prompt):
         yield Prefilled(done, total)
     for _ in range(room):
         logits = session.logits
-        token = forcing.token
+        token = thinking.forced
         if token is None:
             token = sampler(logits if constraint is None else constraint.allow(logits), session.tokens)
-        if token == markers.end or token in options.stop_ids:
-            forced = forcing.instead_of_end()
-            if forced is None:
-                return "stop"
-            token = forced
-        forcing.accept(token)
+        if token == session.markers.end or token in options.stop_ids:
+            return "stop"
+        thinking.accept(token)
         if constraint is not None:
             constraint.accept(token)
         if wanted.logprobs is None:

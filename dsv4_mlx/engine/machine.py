@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
 
 import mlx.core as mx
+
+from dsv4_mlx.paging.governor import Pressure
 
 
 def memory_limit() -> int:
@@ -29,6 +32,18 @@ def page_cache_share() -> int:
     if mx.metal.is_available():
         return 0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
+
+
+def memory_pressure() -> Pressure:
+    """What macOS says about memory now; NORMAL elsewhere and where it says nothing."""
+    if sys.platform != "darwin":
+        return Pressure.NORMAL
+    level, size = ctypes.c_int(), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
+    wrong = ctypes.CDLL(None).sysctlbyname(
+        b"kern.memorystatus_vm_pressure_level", ctypes.byref(level), ctypes.byref(size), None, 0
+    )
+    known = not wrong and level.value in set(Pressure)
+    return Pressure(level.value) if known else Pressure.NORMAL
 
 
 def memory_in_use() -> int:

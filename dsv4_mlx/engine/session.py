@@ -85,6 +85,11 @@ class Session:
         """Token ids are below this."""
         return self.model.config.vocab_size
 
+    @property
+    def capacity(self) -> int:
+        """Tokens that its row buffers hold before they grow."""
+        return self._state.capacity
+
     def sync(self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None) -> Logits:
         """Make `tokens` the sequence; float32 logits [V] after its last token.
 
@@ -107,12 +112,17 @@ class Session:
         self.reused = self._keep(tokens)
         start, marks = len(self.tokens), cuts(tokens, self.markers)
         yield 0, len(tokens) - start
-        for end in [*(cut for cut in marks if start < cut < len(tokens)), len(tokens)]:
-            if end == len(self.tokens):
-                return  # all of it was known
-            self._step(tokens[len(self.tokens) : end])
+        if start == len(tokens):
+            return  # all of it was known
+        ends = [*(cut for cut in marks if start < cut < len(tokens)), len(tokens)]
+        together = self.model.loop.together
+        for group in (ends[i : i + together] for i in range(0, len(ends), together)):
+            starts = [len(self.tokens), *group]
+            points = self._step([tokens[a:b] for a, b in zip(starts, group, strict=False)])
+            end = group[-1]
             if end < len(tokens) or (marks and end == marks[-1]):
-                self._restart = thinned([*self._restart, self._state.snapshot()])
+                points = [*points, self._state.snapshot()]
+            self._restart = thinned([*self._restart, *points])
             yield end - start, len(tokens) - start
 
     @property
@@ -139,7 +149,8 @@ class Session:
             raise InputError(f"token {token} is not an id from 0 to {self.model.config.vocab_size - 1}")
         if len(self.tokens) >= self.context:
             raise DoesNotFit(f"the context of {self.context} tokens is full")
-        return self._step([token])
+        self._step([[token]])
+        return self.logits
 
     def take_back(self, count: int) -> None:
         """Forget the last `count` tokens. Raises UsageError beyond model.state.SLACK (8)."""
@@ -185,10 +196,13 @@ class Session:
         twin._state, twin._restart = self._state.fork(), list(self._restart)
         return twin
 
-    def _step(self, tokens: list[int]) -> Logits:
+    def _step(self, chunks: Sequence[list[int]]) -> list[Snapshot]:
+        """Take consecutive chunks in; snapshots after each but the last."""
         try:
-            logits = self.model(mx.array([tokens], mx.int32), self._state, last=True)
-            mx.eval(logits, *self._state.arrays())
+            arrays = [mx.array([chunk], mx.int32) for chunk in chunks]
+            streams, points = self.model.streams_of(arrays, self._state)
+            logits = self.model.logits(streams[-1], last=True)
+            mx.eval(logits, *self._state.arrays(), [point.rings for point in points])
             row = np.array(logits[0, -1])
             check_logits(row, self._state.length - 1)
         except BaseException:
@@ -196,9 +210,10 @@ class Session:
             self._forget()
             raise
         row.setflags(write=False)  # kept here and in snapshots: a caller must not change it
-        self.tokens += tokens
+        for chunk in chunks:
+            self.tokens += chunk
         self._logits = row
-        return row
+        return points
 
     def _keepable(self, tokens: Sequence[int]) -> tuple[int, Snapshot | None]:
         """How many of `tokens` can be kept, and the point to go back to for it; None to stay, or for 0."""

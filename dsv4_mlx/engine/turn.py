@@ -31,12 +31,10 @@ class Wanted:
 
     `max_tokens` None: what the context leaves. `logprobs`: so many alternatives beside each token, of the
     model's own distribution (before bias, penalties, constraint, temperature). `think_budget`: tokens of
-    thinking before its end is forced. `opening`: tokens forced where the answer begins, after the thinking.
-    A `constraint` is used up: it is left where the answer ends.
+    thinking before its end is forced. A `constraint` is used up: it is left where the answer ends.
     """
 
     max_tokens: int | None = None
     constraint: Constraint | None = None
     logprobs: int | None = None
     think_budget: int | None = None
-    opening: tuple[int, ...] = ()

@@ -6,15 +6,18 @@ import mlx.core as mx
 
 from dsv4_mlx.kernels.launch import Launch, Launcher, kernel, run
 from dsv4_mlx.kernels.op import Case, KernelOp, Tolerance
-from dsv4_mlx.operands import Mix
+from dsv4_mlx.operands import Mix, Streams
 
 STREAMS = (1, 2, 4)
 OUT = (mx.float32, mx.bfloat16, mx.float16)
 
 
-def hc_post(launcher: Launcher, x: mx.array, out: mx.array, mix: Mix) -> mx.array:
+def hc_post(launcher: Launcher, streams: Streams) -> mx.array:
     """As the reference: x float32 [B, T, C, D], out [B, T, D], mix -> [B, T, C, D]."""
-    batch, rows, streams, width = x.shape
+    x, out, mix = streams
+    if out is None or mix is None:
+        return x
+    batch, rows, count, width = x.shape
     launch = Launch(
         kernel("hc_post", "hc_post", ("x", "out", "half_post", "comb"), ("y",)),
         (x, out, mix.half_post, mix.comb),
@@ -22,12 +25,15 @@ def hc_post(launcher: Launcher, x: mx.array, out: mx.array, mix: Mix) -> mx.arra
         threadgroup=(min(width, 256), 1, 1),
         shapes=(x.shape,),
         dtypes=(mx.float32,),
-        template=(("C", streams), ("D", width)),
+        template=(("C", count), ("D", width)),
     )
     return run(launcher, launch)[0]
 
 
-def refuses(x: mx.array, out: mx.array, mix: Mix) -> str | None:
+def refuses(streams: Streams) -> str | None:
+    x, out, mix = streams
+    if out is None or mix is None:
+        return None
     if x.dtype != mx.float32 or mix.comb.dtype != mx.float32 or mix.half_post.dtype != mx.float32:
         return f"streams are {x.dtype} and mix {mix.comb.dtype}, expected float32"
     if x.shape[2] not in STREAMS:
@@ -55,14 +61,12 @@ def cases() -> list[Case]:
         ("large streams", 1, 64, 4, mx.float32, 1e30),
     ]
     return [
-        Case(name, _arguments(rows, width, streams, dtype, size), tolerance=Tolerance(1e-6))
+        Case(name, (_streams(rows, width, streams, dtype, size),), tolerance=Tolerance(1e-6))
         for name, rows, width, streams, dtype, size in made
     ]
 
 
-def _arguments(
-    rows: int, width: int, streams: int, dtype: mx.Dtype, size: float
-) -> tuple[mx.array, mx.array, Mix]:
+def _streams(rows: int, width: int, streams: int, dtype: mx.Dtype, size: float) -> Streams:
     keys = mx.random.split(mx.random.key(width), 4)
     x = mx.random.normal((1, rows, streams, width), key=keys[0]) * size
     out = (mx.random.normal((1, rows, width), key=keys[1]) * size).astype(dtype)
@@ -70,7 +74,7 @@ def _arguments(
         mx.random.uniform(shape=(1, rows, streams), key=keys[2]),
         mx.random.uniform(shape=(1, rows, streams, streams), key=keys[3]),
     )
-    return x, out, mix
+    return Streams(x, out, mix)
 
 
 OP = KernelOp("hc_post", hc_post, refuses, cases)

@@ -23,13 +23,18 @@ _BODY = re.compile(r"^// body: (\w+)\n", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Kernel:
-    """What `mx.fast.metal_kernel` is made from: `source` is the function's body, `header` goes before."""
+    """What `mx.fast.metal_kernel` is made from: `source` is the function's body, `header` goes before.
+
+    `strided`: inputs come as they lie, and the body reads their strides. Otherwise an input with gaps is
+    copied first.
+    """
 
     name: str
     source: str
     header: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    strided: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +103,14 @@ def _compiled(kernel: Kernel) -> Any:
         output_names=list(kernel.outputs),
         source=kernel.source,
         header=kernel.header,
+        ensure_row_contiguous=not kernel.strided,
     )
 
 
 @cache
-def kernel(file: str, body: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Kernel:
+def kernel(
+    file: str, body: str, inputs: tuple[str, ...], outputs: tuple[str, ...], strided: bool = False
+) -> Kernel:
     """The kernel whose body follows the line `// body: BODY` of metal/FILE.metal.
 
     What comes before the first body is the header of all of them; in it `#include "x.h"` is replaced by
@@ -113,7 +121,7 @@ def kernel(file: str, body: str, inputs: tuple[str, ...], outputs: tuple[str, ..
     if body not in bodies:
         raise ValueError(f"metal/{file}.metal has the bodies {sorted(bodies)}, expected one called {body!r}")
     name = file if body == file else f"{file}_{body}"
-    return Kernel(name, bodies[body], _joined(header), inputs, outputs)
+    return Kernel(name, bodies[body], _joined(header), inputs, outputs, strided)
 
 
 def _joined(header: str, seen: set[str] | None = None) -> str:
@@ -138,3 +146,9 @@ def _text(name: str) -> str:
 def numbers(*values: int) -> mx.array:
     """uint32 [n], n >= 1: numbers that change from call to call, which no template argument may carry."""
     return mx.array(values, mx.uint32)
+
+
+@cache
+def scalars(*values: float) -> mx.array:
+    """float32 [n], n >= 1: the model's constants, which are too few to change and no integers."""
+    return mx.array(values, mx.float32)

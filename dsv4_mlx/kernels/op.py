@@ -25,6 +25,7 @@ class Tolerance:
     relative: float = 1e-5
     share: float = 0.0
     step: float = 0.0
+    any_order: bool = False  # of the integers along the last axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +82,16 @@ def disagreement(found: Any, expected: Any, tolerance: Tolerance) -> str | None:
 def _leaves(tree: Any) -> list[mx.array]:
     if isinstance(tree, mx.array):
         return [tree]
-    return [leaf for _, leaf in tree_flatten(tree) if leaf is not None]
+    pairs: list[tuple[str, Any]] = tree_flatten(tree)  # type: ignore[assignment]
+    return [leaf for _, leaf in pairs if leaf is not None]
 
 
 def _wrong(found: mx.array, expected: mx.array, tolerance: Tolerance) -> str | None:
     if found.size == 0:
         return None
     if not mx.issubdtype(found.dtype, mx.floating):
+        if tolerance.any_order:
+            found, expected = mx.sort(found, axis=-1), mx.sort(expected, axis=-1)
         count = _number(mx.sum(found != expected))
         return f"{count:.0f} of {found.size} numbers differ" if count else None
     a, b = found.astype(mx.float32), expected.astype(mx.float32)

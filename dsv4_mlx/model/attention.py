@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import numpy as np
 from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.compressor import Compressor
 from dsv4_mlx.model.indexer import Indexer
-from dsv4_mlx.model.plan import Plan, Rotation
+from dsv4_mlx.model.plan import Plan
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import Linear, TensorSource
-from dsv4_mlx.operands import Rows
+from dsv4_mlx.operands import Entry, Rounding, Rows
 from dsv4_mlx.ops import Numerics, Ops
 
 
@@ -23,9 +22,9 @@ class Attention(Module):
         self, config: ModelConfig, ratio: int, prefix: str, source: TensorSource, ops: Ops, numerics: Numerics
     ) -> None:
         super().__init__()
-        self.ops, self.numerics, self.ratio = ops, numerics, ratio
-        self.heads, self.head_dim, self.nope = config.heads, config.head_dim, config.nope_dim
-        self.q_rank, self.groups, self.block = config.q_rank, config.o_groups, config.kv_block
+        self.ops, self.ratio = ops, ratio
+        self.heads = config.heads
+        self.rounding = numerics.rows(config.nope_dim, config.kv_block)
         self.eps, self.dtype = config.norm_eps, source.dtype
         hidden, width = config.hidden_size, config.heads * config.head_dim
         down = [
@@ -35,8 +34,6 @@ class Attention(Module):
         self.down = Linear.joined(down)  # [q_rank + K, D]: both read the same input
         self.q_norm = source.norm(f"{prefix}.q_norm", config.q_rank)
         self.kv_norm = source.vector(f"{prefix}.kv_norm.weight", (config.head_dim,))
-        # The weightless norm of a query carries the scale of the scores.
-        self._scale = mx.array(np.full(config.head_dim, config.head_dim**-0.5, np.float32))
         self.wq_b = source.linear(f"{prefix}.wq_b", (width, config.q_rank))
         rank = config.o_groups * config.o_rank
         self.wo_a = source.linear(f"{prefix}.wo_a", (rank, width // config.o_groups)).grouped(config.o_groups)
@@ -47,28 +44,24 @@ class Attention(Module):
         if ratio == 4:
             self.indexer = Indexer(config, f"{prefix}.indexer", source, ops, numerics)
 
-    def __call__(self, x: mx.array, state: LayerState, plan: Plan) -> mx.array:
-        """x [B, T, D] float32, normed -> [B, T, D]; the state takes in the chunk's rows."""
-        batch, count, _ = x.shape
+    def __call__(self, entry: Entry, state: LayerState, plan: Plan) -> mx.array:
+        """From the normed input [B, T, D] to [B, T, D]; the state takes in the chunk's rows."""
         rotation = plan.compressed if self.ratio else plan.plain
-        rounded = x.astype(self.dtype)
-        low = self.down(rounded)
-        qr = mx.fast.rms_norm(low[..., : self.q_rank], self.q_norm, self.eps)
-        q = self.wq_b(qr).astype(mx.float32).reshape(batch, count, self.heads, self.head_dim)
-        q = self.ops.rotate(mx.fast.rms_norm(q, self._scale, self.eps), rotation.forward[:, None])
-        window = self._window(low[..., self.q_rank :], rotation, state, plan)
-        compressed = self._compressed(x, rounded, qr, state, plan)
-        out = self.ops.attend(q, window, compressed, self.sinks)
-        out = self.ops.rotate(out, rotation.inverse[:, None]).astype(self.dtype)
-        grouped = out.reshape(batch, count, self.groups, -1).swapaxes(1, 2)  # [B, G, T, H / G * K]
-        low = self.wo_a(grouped).swapaxes(1, 2).reshape(batch, count, -1)
-        return self.wo_b(low)
+        qr, kv = self.ops.latents(
+            self.down(entry.rounded), self.q_norm, self.kv_norm, rotation.forward,
+            eps=self.eps, rounding=self.rounding,
+        )  # fmt: skip
+        q = self.ops.query_heads(
+            self.wq_b(qr), rotation.forward, heads=self.heads, eps=self.eps, rounding=Rounding()
+        )
+        window = self._window(kv, state, plan)
+        compressed = self._compressed(entry, qr, state, plan)
+        out = self.ops.attend(q, window, compressed, self.sinks, rotation.inverse)
+        return self.wo_b(self.ops.group_project(out, self.wo_a.bank()))
 
-    def _window(self, kv: mx.array, rotation: Rotation, state: LayerState, plan: Plan) -> Rows:
-        """Norm, rotate and round the chunk's rows, store them, and return the rows its queries see."""
-        kv = mx.fast.rms_norm(kv.astype(mx.float32), self.kv_norm, self.eps)
-        kv = self.ops.rotate(kv, rotation.forward)
-        kv = self.numerics.rows(kv, self.nope, self.block).astype(self.dtype)
+    @staticmethod
+    def _window(kv: mx.array, state: LayerState, plan: Plan) -> Rows:
+        """Store the chunk's rows and return the rows its queries see."""
         if plan.in_ring:
             state.window.write(kv, plan.start)
             return Rows(state.window.filled(plan.filled), plan.window)
@@ -78,14 +71,12 @@ class Attention(Module):
         state.window.write(kv, plan.start)
         return Rows(rows, plan.window)
 
-    def _compressed(
-        self, x: mx.array, rounded: mx.array, qr: mx.array, state: LayerState, plan: Plan
-    ) -> Rows | None:
+    def _compressed(self, entry: Entry, qr: mx.array, state: LayerState, plan: Plan) -> Rows | None:
         if not self.ratio:
             return None
-        self.compressor(x, state, plan)
+        self.compressor(entry.full, state, plan)
         if self.ratio == 4:
-            rows: Rows | None = self.indexer(rounded, qr, state, plan)
+            rows: Rows | None = self.indexer(entry.full, qr, state, plan)
             return rows
         groups = plan.groups[self.ratio]
         return Rows(state.compressed[1].read(groups.end), groups.mask) if groups.end else None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
@@ -11,7 +14,7 @@ from dsv4_mlx.model.moe import MoE
 from dsv4_mlx.model.plan import Plan
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import TensorSource
-from dsv4_mlx.operands import Mix
+from dsv4_mlx.operands import Entry, Streams
 from dsv4_mlx.ops import Numerics, Ops
 
 
@@ -23,7 +26,7 @@ class HyperConnection(Module):
     ) -> None:
         super().__init__()
         self.ops, self.iterations = ops, config.sinkhorn_iterations
-        self.hc_eps, self.norm_eps = config.hc_eps, config.norm_eps
+        self.hc_eps, self.norm_eps, self.dtype = config.hc_eps, config.norm_eps, source.dtype
         streams, width = config.streams, config.streams * config.hidden_size
         mixes = (2 + streams) * streams
         scale = source.vector(f"{prefix}.{kind}_scale", (3,))
@@ -35,12 +38,20 @@ class HyperConnection(Module):
         self.base = source.vector(f"{prefix}.{kind}_base", (mixes,))
         self.norm = source.vector(f"{prefix}.{norm}.weight", (config.hidden_size,))
 
-    def pre(self, x: mx.array) -> tuple[mx.array, Mix]:
-        """Streams [B, T, C, D] -> (normed input [B, T, D], how to mix back), float32."""
+    def pre(self, streams: Streams) -> Entry:
+        """Mix in what is pending and begin a sublayer."""
         return self.ops.hc_pre(
-            x, self.fn, self.base, self.norm,
-            iterations=self.iterations, hc_eps=self.hc_eps, norm_eps=self.norm_eps,
+            streams, self.fn, self.base, self.norm,
+            iterations=self.iterations, hc_eps=self.hc_eps, norm_eps=self.norm_eps, dtype=self.dtype,
         )  # fmt: skip
+
+
+class Chunk(NamedTuple):
+    """Streams of tokens [B, T], as planned."""
+
+    streams: Streams
+    tokens: mx.array
+    plan: Plan
 
 
 class Block(Module):
@@ -50,15 +61,27 @@ class Block(Module):
         self, config: ModelConfig, index: int, prefix: str, source: TensorSource, ops: Ops, numerics: Numerics
     ) -> None:
         super().__init__()
-        self.ops = ops
         self.attn_hc = HyperConnection(config, prefix, "hc_attn", "attn_norm", source, ops)
         self.attn = Attention(config, config.ratio(index), f"{prefix}.attn", source, ops, numerics)
         self.ffn_hc = HyperConnection(config, prefix, "hc_ffn", "ffn_norm", source, ops)
         self.ffn = MoE(config, config.hashed(index), prefix, source, ops)
 
-    def __call__(self, x: mx.array, tokens: mx.array, state: LayerState, plan: Plan) -> mx.array:
-        """Streams x [B, T, C, D] -> streams, float32; tokens [B, T]."""
-        u, mix = self.attn_hc.pre(x)
-        x = self.ops.hc_post(x, self.attn(u, state, plan), mix)
-        u, mix = self.ffn_hc.pre(x)
-        return self.ops.hc_post(x, self.ffn(u, tokens), mix)
+    def __call__(self, streams: Streams, tokens: mx.array, state: LayerState, plan: Plan) -> Streams:
+        """tokens [B, T]. The experts' output is left pending: whoever comes next mixes it in."""
+        return self.several([Chunk(streams, tokens, plan)], state, lambda i: None)[0]
+
+    def several(
+        self, chunks: Sequence[Chunk], state: LayerState, taken: Callable[[int], None]
+    ) -> list[Streams]:
+        """Consecutive chunks: attention one after the other, the experts of all together.
+
+        `taken(i)` is called when the state has taken chunk i in and not yet the next.
+        """
+        entries = []
+        for i, (streams, _, plan) in enumerate(chunks):
+            entry = self.attn_hc.pre(streams)
+            out = self.attn(entry, state, plan)
+            taken(i)
+            entries.append(self.ffn_hc.pre(Streams(entry.x, out, entry.mix)))
+        outs = self.ffn.several(entries, [chunk.tokens for chunk in chunks])
+        return [Streams(entry.x, out, entry.mix) for entry, out in zip(entries, outs, strict=True)]

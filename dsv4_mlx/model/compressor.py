@@ -9,6 +9,7 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.plan import Groups, Plan
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import Linear, TensorSource
+from dsv4_mlx.operands import Rounding
 from dsv4_mlx.ops import Numerics, Ops
 
 
@@ -23,9 +24,10 @@ class Compressor(Module):
         self, config: ModelConfig, ratio: int, prefix: str, source: TensorSource, ops: Ops, numerics: Numerics
     ) -> None:
         super().__init__()
-        self.ops, self.numerics = ops, numerics
+        self.ops, self.eps = ops, config.norm_eps
         self.ratio, self.overlap = ratio, ratio == 4
-        self.eps, self.nope, self.block = config.norm_eps, config.nope_dim, config.kv_block
+        self.rounding = numerics.rows(config.nope_dim, config.kv_block)
+        self.index_rounding = numerics.index(config.index_dim)
         spread = 2 if self.overlap else 1
         self.width, self.index_width = spread * config.head_dim, 0
         parts, bias = _projections(prefix, ratio, self.width, config.hidden_size, source)
@@ -36,39 +38,38 @@ class Compressor(Module):
             index_parts, index_bias = _projections(name, ratio, self.index_width, config.hidden_size, source)
             parts, bias = parts + index_parts, bias + index_bias
             self.index_norm = source.vector(f"{name}.norm.weight", (config.index_dim,))
-        self.weight = Linear.joined(parts).weight  # [width of a row, D]
+        self.weight = ops.hold(Linear.joined(parts).weight)  # [width of a row, D]
         self.bias = mx.concatenate(bias, axis=-1)  # [P, width of a row]: zero under the values
 
     def __call__(self, x: mx.array, state: LayerState, plan: Plan) -> None:
         """Take in x [B, T, D] float32: extend the open group and write the rows it completes."""
         groups = plan.groups[self.ratio]
         group, stored = state.compressed
-        rows = mx.addmm(self.bias[groups.phases], x, self.weight.T)
+        rows = self.ops.project(x, self.weight, self.bias, plan.start % self.ratio)
         after = groups.needed >= plan.start + plan.rows - group.size
         before = None if after else group.read(groups.needed, plan.start)
         group.write(rows, plan.start)
         if groups.table is None:
             return
-        end = groups.end * self.ratio
         if before is None:
-            pooled = group.read(groups.needed, end)
+            source, offset = group.buffer, groups.needed % group.size
         else:
-            pooled = mx.concatenate([before, rows[:, : end - plan.start]], axis=1)
-        pooled = pooled.reshape(x.shape[0], -1, self.ratio, pooled.shape[-1])
-        row = self._pool(pooled, 0, self.width, self.norm, groups)
-        row = self.numerics.rows(row, self.nope, self.block)
-        stored.write(row.astype(stored.buffer.dtype), groups.first)
+            source, offset = mx.concatenate([before, rows], axis=1), 0
+        row = self._rows(source, offset, 0, self.norm, groups, self.rounding, stored.buffer.dtype)
+        stored.write(row, groups.first)
         if state.index_rows is not None:
-            row = self._pool(pooled, 2 * self.width, self.index_width, self.index_norm, groups)
-            state.index_rows.write(
-                self.numerics.index(row).astype(state.index_rows.buffer.dtype), groups.first
-            )
+            dtype, at = state.index_rows.buffer.dtype, 2 * self.width
+            row = self._rows(source, offset, at, self.index_norm, groups, self.index_rounding, dtype)
+            state.index_rows.write(row, groups.first)
 
-    def _pool(self, pooled: mx.array, at: int, width: int, norm: mx.array, groups: Groups) -> mx.array:
-        values, gates = pooled[..., at : at + width], pooled[..., at + width : at + 2 * width]
+    def _rows(
+        self, source: mx.array, offset: int, at: int, norm: mx.array, groups: Groups,
+        rounding: Rounding, dtype: mx.Dtype,
+    ) -> mx.array:  # fmt: skip
         return self.ops.compress(
-            values, gates, norm, groups.table, overlap=self.overlap, first=groups.opening, eps=self.eps
-        )
+            source, offset, norm, groups.table, ratio=self.ratio, at=at, overlap=self.overlap,
+            first=groups.opening, eps=self.eps, rounding=rounding, dtype=dtype,
+        )  # fmt: skip
 
 
 def _projections(

@@ -20,13 +20,14 @@ class Indexer(Module):
         self, config: ModelConfig, prefix: str, source: TensorSource, ops: Ops, numerics: Numerics
     ) -> None:
         super().__init__()
-        self.ops, self.numerics = ops, numerics
-        self.heads, self.width, self.topk = config.index_heads, config.index_dim, config.index_topk
-        self.wq_b = source.linear(f"{prefix}.wq_b", (self.heads * self.width, config.q_rank))
-        self.weights_proj = source.linear(f"{prefix}.weights_proj", (self.heads, config.hidden_size))
+        self.ops, self.rounding = ops, numerics.index(config.index_dim)
+        self.heads, self.topk = config.index_heads, config.index_topk
+        self.wq_b = source.linear(f"{prefix}.wq_b", (self.heads * config.index_dim, config.q_rank))
+        weights = source.float_linear(f"{prefix}.weights_proj", (self.heads, config.hidden_size)).weight
+        self.weights_proj = ops.hold(weights)
 
     def __call__(self, x: mx.array, qr: mx.array, state: LayerState, plan: Plan) -> Rows | None:
-        """x [B, T, D], qr [B, T, q_rank], activations -> the compressed rows of this chunk's queries.
+        """x [B, T, D] float32, qr [B, T, q_rank] -> the compressed rows of this chunk's queries.
 
         While no more than index_topk rows exist, all are taken and nothing is scored.
         """
@@ -37,10 +38,10 @@ class Indexer(Module):
         rows = stored.read(groups.end)
         if groups.end <= self.topk or state.index_rows is None:
             return Rows(rows, groups.mask)
-        batch, count, _ = x.shape
-        q = self.wq_b(qr).astype(mx.float32).reshape(batch, count, self.heads, self.width)
-        q = self.numerics.index(self.ops.rotate(q, plan.compressed.forward[:, None]))
-        weights = self.weights_proj(x).astype(mx.float32)
+        q = self.ops.query_heads(
+            self.wq_b(qr), plan.compressed.forward, heads=self.heads, eps=None, rounding=self.rounding
+        )
+        weights = self.ops.project(x, self.weights_proj)
         keys = state.index_rows.read(groups.end)
         picks = self.ops.index_select(q, weights, keys, groups.mask, self.topk)
         mask = None if groups.seen is None else mx.where(picks < groups.seen[:, None], 0.0, -mx.inf)

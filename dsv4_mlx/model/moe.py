@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.tensors import ExpertSource, Linear, TensorSource
-from dsv4_mlx.operands import Bank
+from dsv4_mlx.model.tensors import ExpertSource, Linear, Routed, TensorSource
+from dsv4_mlx.operands import Bank, Entry
 from dsv4_mlx.ops import Ops
-from dsv4_mlx.reference.expert_ffn import swiglu
 
 
 class MoE(Module):
@@ -18,9 +19,9 @@ class MoE(Module):
     def __init__(self, config: ModelConfig, hashed: bool, block: str, source: TensorSource, ops: Ops) -> None:
         super().__init__()
         self.ops, self.limit, self.scale = ops, config.swiglu_limit, config.routed_scale
-        self.count, self.hashed, self.dtype = config.experts_per_token, hashed, source.dtype
+        self.count, self.hashed = config.experts_per_token, hashed
         prefix, hidden, width = f"{block}.ffn", config.hidden_size, config.expert_width
-        self.gate = source.float_linear(f"{prefix}.gate", (config.experts, hidden)).weight
+        self.gate = ops.hold(source.float_linear(f"{prefix}.gate", (config.experts, hidden)).weight)
         if hashed:
             # Not a parameter: integers have no gradient.
             self._experts_of = source.table(f"{prefix}.gate.tid2eid", (config.vocab_size, self.count))
@@ -32,19 +33,35 @@ class MoE(Module):
         self.shared_down = source.linear(f"{prefix}.shared_experts.w2", (hidden, width))
         self.experts: ExpertSource = source.experts(block)
 
-    def __call__(self, x: mx.array, tokens: mx.array) -> mx.array:
-        """x [B, T, D] float32, tokens [B, T] (read by hash layers) -> [B, T, D] float32."""
+    def __call__(self, entry: Entry, tokens: mx.array) -> mx.array:
+        """From the normed input [B, T, D] and tokens [B, T] (read by hash layers) to [B, T, D] float32."""
+        return self.several([entry], [tokens])[0]
+
+    def several(self, entries: Sequence[Entry], tokens: Sequence[mx.array]) -> list[mx.array]:
+        """Chunks that may go through the experts together."""
+        chunks = [self._route(entry, ids) for entry, ids in zip(entries, tokens, strict=True)]
+        return self.experts.routed(self._product, chunks)
+
+    def _route(self, entry: Entry, tokens: mx.array) -> Routed:
         if self.hashed:
             ids = self._experts_of[tokens]
-            ids, weights = self.ops.route_hashed(x, self.gate, ids, scale=self.scale)
+            ids, weights = self.ops.route_hashed(entry.full, self.gate, ids, scale=self.scale)
         else:
-            ids, weights = self.ops.route(x, self.gate, self.bias, count=self.count, scale=self.scale)
-        x = x.astype(self.dtype)
-        hidden = swiglu(self.shared_gate_up(x).astype(mx.float32), self.limit).astype(x.dtype)
-        shared = self.shared_down(hidden).astype(mx.float32)
-        return self.experts.routed(self._product, x, ids, weights, shared) + shared
+            ids, weights = self.ops.route(
+                entry.full, self.gate, self.bias, count=self.count, scale=self.scale
+            )
+        x = entry.rounded
+        shared = self.ops.shared_ffn(x, self.shared_gate_up.bank(), self.shared_down.bank(), self.limit)
+        return Routed(x, ids, weights, shared)
 
     def _product(
-        self, x: mx.array, slots: mx.array, weights: mx.array, gate_up: Bank, down: Bank
+        self,
+        chunk: int,
+        x: mx.array,
+        slots: mx.array,
+        weights: mx.array,
+        gate_up: Bank,
+        down: Bank,
+        start: mx.array | None,
     ) -> mx.array:
-        return self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit)
+        return self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit, start, chunk=chunk)

@@ -35,7 +35,6 @@ class Groups:
     needed: int  # first position pooled, the previous window included where there is one
     opening: bool  # the first emitted row has no previous window (row 0)
     table: mx.array | None  # rotation of the emitted rows, complex64 [end - first, K / 2]
-    phases: slice | mx.array  # position mod ratio of this chunk's rows: picks rows of the position bias
     mask: mx.array | None  # float32 [T, end]: -inf where a query doesn't see a row; None where all see all
     seen: mx.array | None  # int32 [T]: rows visible to each query; None with `mask`
 
@@ -104,9 +103,6 @@ class Planner:
         first, end = start // ratio, (start + rows) // ratio
         overlap = ratio == 4
         opening = first == 0
-        phases: slice | mx.array = slice(start % ratio, start % ratio + rows)
-        if start % ratio + rows > ratio:
-            phases = mx.array(np.arange(start, start + rows) % ratio)
         mask = seen = None
         if rows > 1:
             counts = (np.arange(start, start + rows) + 1) // ratio
@@ -119,7 +115,6 @@ class Planner:
             needed=(first - (overlap and not opening)) * ratio,
             opening=opening,
             table=self._compressed.at(np.arange(first, end) * ratio) if end > first else None,
-            phases=phases,
             mask=mask,
             seen=seen,
         )

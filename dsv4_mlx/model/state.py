@@ -103,6 +103,10 @@ class LayerState:
             raise TypeError("this layer has no compressor")
         return self.group, self.rows
 
+    def rings(self) -> list[mx.array]:
+        """The rings as they are now: values, which the next write copies."""
+        return [mx.array(b.buffer) for b in self.buffers() if isinstance(b, Ring)]
+
     def buffers(self) -> list[Ring | Rows]:
         return [b for b in (self.window, self.group, self.rows, self.index_rows) if b is not None]
 
@@ -160,9 +164,16 @@ class ModelState:
         """Every array of the state: evaluate them each step, or lazy graphs pile up."""
         return [b.buffer for layer in self.layers for b in layer.buffers()]
 
-    def snapshot(self) -> Snapshot:
-        """Remember this point. Rings are values: the next write copies the one that is shared."""
-        point = Snapshot(self.length, self.reached, tuple(mx.array(ring.buffer) for ring in self._rings()))
+    def snapshot(self, taken: dict[int, list[mx.array]] | None = None) -> Snapshot:
+        """Remember this point. Rings are values: the next write copies the one that is shared.
+
+        `taken`: the rings of layers that have gone on since, as LayerState.rings gave them at this point.
+        """
+        found = [
+            layer.rings() if taken is None or i not in taken else taken[i]
+            for i, layer in enumerate(self.layers)
+        ]
+        point = Snapshot(self.length, self.reached, tuple(ring for rings in found for ring in rings))
         self._holding.add(point)
         return point
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -61,6 +61,10 @@ class Linear(Module):
         """[G * out, in] -> [G, out, in]."""
         return self.like(**{name: a.reshape(groups, -1, a.shape[-1]) for name, a in self.parts().items()})
 
+    def bank(self) -> Bank:
+        """The weight as ops take it."""
+        return Bank(self.weight, self.get("scales"), self.get("biases"), self.mode, self.bits, self.group)
+
     @staticmethod
     def joined(parts: Sequence[Linear]) -> Linear:
         """Matrices that share their input, as one product: outputs side by side. All of one format."""
@@ -90,20 +94,35 @@ class Embedding(Module):
         )  # fmt: skip
 
 
-# x [B, T, D], indices [B, T, A] of matrices in the banks, weights [B, T, A], gate|up bank, down bank
-# -> float32 [B, T, D]; ops.expert_ffn but for the limit
-ExpertProduct = Callable[[mx.array, mx.array, mx.array, Bank, Bank], mx.array]
+# rows of the chunk in all, x [B, T, D], indices [B, T, A] of matrices in the banks, weights [B, T, A],
+# gate|up bank, down bank, what the sum is added to or None -> float32 [B, T, D]; ops.expert_ffn but for limit
+ExpertProduct = Callable[[int, mx.array, mx.array, mx.array, Bank, Bank, mx.array | None], mx.array]
+
+
+class Routed(NamedTuple):
+    """A chunk on its way through the experts: x [B, T, D], their ids and weights [B, T, A].
+
+    `beside` float32 [B, T, D] is what the experts' outputs are added to: the shared expert's.
+    """
+
+    x: mx.array
+    ids: mx.array
+    weights: mx.array
+    beside: mx.array
+
+    @property
+    def rows(self) -> int:
+        """B T: what decides, with the recipe, how the experts are multiplied."""
+        return self.x.shape[0] * self.x.shape[1]
 
 
 class ExpertSource(Protocol):
     """Where the routed experts of a layer live: in memory or paged, which is not the model's matter."""
 
-    def routed(
-        self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
-    ) -> mx.array:
-        """x [B, T, D] through its experts ids [B, T, A] with weights float32 [B, T, A] -> float32 [B, T, D].
+    def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
+        """For each chunk the sum of its experts' outputs and `beside`, float32 [B, T, D].
 
-        `beside` is work of the same layer that needs no routed expert: it may be computed while they come.
+        `beside` needs no routed expert: it may be computed while they come.
         """
 
 
@@ -118,7 +137,7 @@ class TensorSource(Protocol):
         """The matrix `name`.weight [out, in], ready to multiply activations."""
 
     def float_linear(self, name: str, shape: tuple[int, int]) -> Linear:
-        """A matrix whose product must be float32 whatever the activations are."""
+        """A matrix whose product must be float32 whatever the activations are: plain floats, as stored."""
 
     def vector(self, name: str, shape: tuple[int, ...]) -> mx.array:
         """The tensor `name`, as float32."""

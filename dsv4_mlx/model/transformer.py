@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.block import Block
+from dsv4_mlx.model.block import Block, Chunk
 from dsv4_mlx.model.plan import Plan, Planner
-from dsv4_mlx.model.state import GROWTH, ModelState
+from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
 from dsv4_mlx.model.tensors import Embedding, TensorSource
+from dsv4_mlx.operands import Streams
 from dsv4_mlx.ops import Numerics, Ops
 
 
@@ -39,6 +43,7 @@ class DraftBlock(Module):
         self, config: ModelConfig, index: int, prefix: str, source: TensorSource, ops: Ops, numerics: Numerics
     ) -> None:
         super().__init__()
+        self.ops = ops
         self.eps, self.dtype, width = config.norm_eps, source.dtype, config.hidden_size
         self.e_proj = source.linear(f"{prefix}.e_proj", (width, width))
         self.h_proj = source.linear(f"{prefix}.h_proj", (width, width))
@@ -55,7 +60,40 @@ class DraftBlock(Module):
         near = self.e_proj(mx.fast.rms_norm(embedded, self.enorm, self.eps).astype(self.dtype))
         far = self.h_proj(mx.fast.rms_norm(x, self.hnorm, self.eps).astype(self.dtype))
         x = (far + near[..., None, :]).astype(mx.float32)
-        return self.block(x, tokens, state.layers[self.index], plan)
+        return self.ops.hc_post(self.block(Streams(x), tokens, state.layers[self.index], plan))
+
+
+Taken = Callable[[int, int], None]  # (chunk, layer): this layer's state has taken this chunk in, no later one
+
+
+class LayerLoop(Protocol):
+    """How consecutive chunks go through the layers. Whoever pages experts brings another of the same bits."""
+
+    @property
+    def together(self) -> int:
+        """How many chunks of a prefill may be handed over at once."""
+
+    def __call__(
+        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
+    ) -> list[Streams]:
+        """The streams of each chunk after the last block."""
+
+
+class OneByOne:
+    """A chunk through all blocks, then the next."""
+
+    together = 1
+
+    def __call__(
+        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
+    ) -> list[Streams]:
+        found = []
+        for i, (streams, tokens, plan) in enumerate(chunks):
+            for layer, block in enumerate(blocks):
+                streams = block(streams, tokens, state.layers[layer], plan)
+                taken(i, layer)
+            found.append(streams)
+        return found
 
 
 class Transformer(Module):
@@ -63,7 +101,7 @@ class Transformer(Module):
 
     def __init__(self, config: ModelConfig, source: TensorSource, ops: Ops, numerics: Numerics) -> None:
         super().__init__()
-        self.config, self.dtype = config, source.dtype
+        self.config, self.ops, self.dtype = config, ops, source.dtype
         table = (config.vocab_size, config.hidden_size)
         self.embed = Embedding(source.linear("embed", table), mx.float32)
         self.blocks = [Block(config, i, f"layers.{i}", source, ops, numerics) for i in range(config.layers)]
@@ -74,6 +112,7 @@ class Transformer(Module):
             for i in range(config.draft_blocks)
         ]
         self.planner = Planner(config)
+        self.loop: LayerLoop = OneByOne()
 
     def new_state(self, batch: int = 1, growth: int = GROWTH) -> ModelState:
         """The state before the first token; its row buffers grow by `growth` tokens."""
@@ -88,15 +127,36 @@ class Transformer(Module):
 
     def streams(self, tokens: mx.array, state: ModelState) -> mx.array:
         """tokens int32 [B, T] -> the streams after the last layer [B, T, C, D]; the state takes them in."""
-        start, rows = state.length, tokens.shape[1]
-        state.reserve(start + rows)
-        plan = self.planner.plan(start, rows)
-        h = self.embed(tokens)
-        x = mx.broadcast_to(h[:, :, None], (*h.shape[:2], self.config.streams, h.shape[2]))
-        for block, layer in zip(self.blocks, state.layers, strict=False):
-            x = block(x, tokens, layer, plan)
-        state.advance(rows)
-        return x
+        return self.streams_of([tokens], state)[0][0]
+
+    def streams_of(
+        self, chunks: Sequence[mx.array], state: ModelState
+    ) -> tuple[list[mx.array], list[Snapshot]]:
+        """Consecutive chunks of tokens [B, T] -> the streams of each, and a snapshot after each but the last.
+
+        As `streams` of one after the other, to the bit; at most `loop.together` of them.
+        """
+        start = state.length
+        state.reserve(start + sum(tokens.shape[1] for tokens in chunks))
+        entering = []
+        for tokens in chunks:
+            h = self.embed(tokens)
+            x = mx.broadcast_to(h[:, :, None], (*h.shape[:2], self.config.streams, h.shape[2]))
+            entering.append(Chunk(Streams(x), tokens, self.planner.plan(start, tokens.shape[1])))
+            start += tokens.shape[1]
+        rings: list[dict[int, list[mx.array]]] = [{} for _ in chunks[1:]]
+
+        def taken(chunk: int, layer: int) -> None:
+            if chunk < len(rings):
+                rings[chunk][layer] = state.layers[layer].rings()
+
+        left = self.loop(self.blocks, entering, state, taken)
+        points = []
+        for i, tokens in enumerate(chunks):
+            state.advance(tokens.shape[1])
+            if i < len(rings):
+                points.append(state.snapshot(rings[i]))
+        return [self.ops.hc_post(streams) for streams in left], points
 
     def logits(self, streams: mx.array, *, last: bool = False) -> mx.array:
         """Streams [B, T, C, D] float32 -> float32 logits of every row, or of the last."""

@@ -1,40 +1,56 @@
 """The experts of one layer, read into slots when they are needed: an ExpertSource.
 
 One run: the routed ids come to the host, misses are asked for at once and in the order of the disk, what
-needs no expert and what needs loaded ones is computed meanwhile, the rest when it is there. Each product of a
-token with an expert is the same whatever group it is computed in, and a token's products are added in the
-order of its list, so neither slots nor time change a bit.
+needs no expert and what needs loaded ones is computed meanwhile, the rest when it is there (groups.Groups).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
 from dsv4_mlx.errors import Dsv4Error
-from dsv4_mlx.model.tensors import ExpertProduct
+from dsv4_mlx.model.tensors import ExpertProduct, Routed
 from dsv4_mlx.paging.bank import SlotBank
+from dsv4_mlx.paging.groups import Groups, Ids
 from dsv4_mlx.paging.policy import Policy
 from dsv4_mlx.paging.reading import ReaderPool, read_failure
 from dsv4_mlx.paging.slots import SlotTable
 from dsv4_mlx.paging.stats import LayerStats
 from dsv4_mlx.paging.turn import Turn
-from dsv4_mlx.reference.expert_ffn import add_in_order
 from dsv4_mlx.weights.records import RecordMap
 
 FEW_ROWS = 16  # up to so many tokens a run's output is kept until its slots are needed, else computed at once
 GROUP = 8  # experts computed together while others are still being read, in a run of many rows
 
-Ids = npt.NDArray[np.int64]
+
+class Lookahead(Protocol):
+    """Says early what another layer will need."""
+
+    def predict(self, x: mx.array) -> mx.array | None:
+        """From the input x [B, T, D] of this layer, expert ids to be computed beside this layer's."""
+
+    def advise(self, predicted: Ids) -> None:
+        """The ids, once this layer's own reads are on their way."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A run with whatever is loaded: `missing` bool [] is whether that was not enough for ids [B, T, A]."""
+
+    layer: PagedExperts
+    ids: mx.array
+    missing: mx.array
 
 
 class PagedExperts:
-    """`records` in `slots` slots. `advise`: hears x and may give the next layer its advice (see Pager)."""
+    """`records` in `slots` slots. While `guesses` is a list, runs don't wait, and add to it instead."""
 
     def __init__(
         self, records: RecordMap, slots: int, policy: Policy, pool: ReaderPool, dtype: mx.Dtype
@@ -43,28 +59,51 @@ class PagedExperts:
         self.bank = SlotBank(records, slots, dtype)
         self.table = SlotTable(slots, records.count)
         self.stats = LayerStats()
-        self.lookahead: Callable[[mx.array], Callable[[], None]] | None = None
+        self.lookahead: Lookahead | None = None
+        self.on_need: Callable[[set[int]], None] = lambda needed: None  # told what each run needs
+        self.guesses: list[Guess] | None = None
+        self._on_device: mx.array | None = None  # int32 [experts]: slots of loaded experts, -1 of others
         self._reads: dict[int, Future[None]] = {}  # by expert: asked for and not reported to the table
         self._advised: set[int] = set()
-        self._queued: list[tuple[int, mx.array]] = []  # epochs that may not be finished, and their outputs
+        self._queued: list[
+            tuple[int, list[mx.array]]
+        ] = []  # epochs that may not be finished, and their outputs
 
-    def routed(
-        self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
-    ) -> mx.array:
-        """As model.tensors.ExpertSource. Raises Dsv4Error when a record can't be read."""
-        wanted = np.array(ids)
+    def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
+        """As model.tensors.ExpertSource; experts of several chunks are read once.
+
+        Raises Dsv4Error when a record can't be read.
+        """
+        if self.guesses is not None:
+            return [self._guess(self.guesses, product, chunk) for chunk in chunks]
+        few = sum(chunk.ids[..., 0].size for chunk in chunks) <= FEW_ROWS
+        predicted = self.lookahead.predict(chunks[0].x) if few and self.lookahead is not None else None
+        mx.eval([chunk.ids for chunk in chunks], [] if predicted is None else predicted)
+        wanted = [np.array(chunk.ids) for chunk in chunks]
         self._collect()
         self._finish()  # of the last run: done long ago, unless the caller has not evaluated it
         turn = Turn(self.table, self.policy, self.records.disk_order(_distinct(wanted)))
         self._count(turn)
+        self.on_need({*turn.hits, *turn.early, *turn.misses})
         self._give_up_advice(turn)
+        self._begin(turn)
+        if predicted is not None and self.lookahead is not None:
+            self.lookahead.advise(np.array(predicted))
         if not turn.misses and not turn.early:
-            out = self._together(product, x, wanted, weights, turn)
+            outs = self._together(product, chunks, wanted, turn)
         else:
-            out = self._in_groups(product, x, wanted, weights, beside, turn)
-        if wanted.shape[0] * wanted.shape[1] > FEW_ROWS:
+            outs = self._in_groups(product, chunks, wanted, turn, GROUP if not few else turn.size)
+        if not few:
             self._finish()
-        return out
+        return outs
+
+    def confirm(self, ids: mx.array) -> None:
+        """A guess was right: its experts, ids [B, T, A], count as used."""
+        experts = self.records.disk_order(_distinct([np.array(ids)]))
+        self.on_need(set(experts))
+        self.policy.step(experts)
+        self.stats.runs += 1
+        self.stats.hits += len(experts)
 
     def advise(self, experts: Iterable[int]) -> None:
         """These experts may be needed soon: read those that are not here. Changes time, never a bit."""
@@ -88,6 +127,18 @@ class PagedExperts:
             self.stats.advised += 1
             self._read(expert)
 
+    def resize(self, slots: int) -> None:
+        """Have `slots` slots from now on, in new memory. What the policy would give up last stays loaded."""
+        self.settle()
+        kept = self.table.loaded()
+        while len(kept) > slots:
+            kept.remove(self.policy.victim(kept))
+        bank, table = SlotBank(self.records, slots, self._dtype), SlotTable(slots, self.records.count)
+        for expert in kept:
+            bank.memory(table.claim(expert))[:] = self.bank.memory(self.table.slot_of[expert])
+            table.filled(expert)
+        self.bank, self.table, self._on_device = bank, table, None
+
     def settle(self) -> None:
         """Wait for all reads and all work; afterwards the bank may be replaced."""
         if self._reads:
@@ -95,77 +146,93 @@ class PagedExperts:
         self._collect()
         self._finish()
 
+    def _guess(self, guesses: list[Guess], product: ExpertProduct, chunk: Routed) -> mx.array:
+        """No word from the host: what is not loaded is computed with another slot's bytes, and reported.
+
+        Whoever collects the guesses evaluates them before a slot is written again.
+        """
+        if self._on_device is None:
+            table = [slot if self.table.ready(e) else -1 for e, slot in enumerate(self.table.slot_of)]
+            self._on_device = mx.array(np.array(table, np.int32))
+        slots = self._on_device[chunk.ids]
+        guesses.append(Guess(self, chunk.ids, mx.any(slots < 0)))
+        loaded = mx.maximum(slots, 0).astype(mx.uint32)
+        return product(chunk.rows, chunk.x, loaded, chunk.weights, *self.bank.banks(), chunk.beside)
+
+    def _begin(self, turn: Turn) -> None:
+        for expert in turn.reads():
+            self._read(expert)
+
     def _together(
-        self, product: ExpertProduct, x: mx.array, wanted: Ids, weights: mx.array, turn: Turn
-    ) -> mx.array:
-        """Every expert is loaded: one product, as with all experts in memory."""
-        epoch = self.table.use(turn.group())
-        out = product(x, self._slots(wanted), weights, *self.bank.banks())
-        self._queued.append((epoch, out))
-        return out
+        self, product: ExpertProduct, chunks: Sequence[Routed], wanted: Sequence[Ids], turn: Turn
+    ) -> list[mx.array]:
+        """Every expert is loaded: one product a chunk, as with all experts in memory."""
+        epoch, slot_of, banks = self.table.use(turn.group()), self._slot_of(), self.bank.banks()
+        outs = []
+        for chunk, ids in zip(chunks, wanted, strict=True):
+            slots = mx.array(slot_of[ids].astype(np.uint32))
+            outs.append(product(chunk.rows, chunk.x, slots, chunk.weights, *banks, chunk.beside))
+        self._queued.append((epoch, outs))
+        return outs
 
     def _in_groups(
         self,
         product: ExpertProduct,
-        x: mx.array,
-        wanted: Ids,
-        weights: mx.array,
-        beside: mx.array,
+        chunks: Sequence[Routed],
+        wanted: Sequence[Ids],
         turn: Turn,
-    ) -> mx.array:
-        """Groups of experts as they come. A row is one (token, expert) pair."""
-        batch, tokens, count = wanted.shape
-        worth = GROUP if batch * tokens > FEW_ROWS else wanted.size
-        flat, x = wanted.reshape(-1), x.reshape(-1, x.shape[-1])
-        weights = weights.reshape(-1)
-        rows: list[Ids] = []
-        outs: list[mx.array] = []
+        worth: int,
+    ) -> list[mx.array]:
+        """Groups of experts as they come; `worth` of them are worth a product while others are read."""
+
+        def rows(chunk: int, x: mx.array, slots: mx.array, weights: mx.array) -> mx.array:
+            return product(chunk, x, slots, weights, *self.bank.banks(), None)
+
+        parts = [Groups(chunk, ids) for chunk, ids in zip(chunks, wanted, strict=True)]
+        beside = [chunk.beside for chunk in chunks]
         mx.async_eval(beside)  # type: ignore[no-untyped-call]
         while not turn.done:
-            for expert in turn.reads():
-                self._read(expert)
+            self._begin(turn)
             group = turn.group(worth)
             if not group:
-                self._wait(turn)
+                if turn.blocked and self._queued and not turn.reading:
+                    self._finish()
+                else:
+                    self._wait(turn, beside)
                 continue
-            at = np.flatnonzero(np.isin(flat, group))
-            rows.append(at)
-            epoch = self.table.use(group)
-            one = (1, len(at), 1)
-            out = product(
-                x[mx.array(at // count)][None],
-                self._slots(flat[at]).reshape(one),
-                weights[mx.array(at)].reshape(one),
-                *self.bank.banks(),
-            )[0]
-            outs.append(out)
-            self._queued.append((epoch, out))
+            epoch, slot_of = self.table.use(group), self._slot_of()
+            outs = [part.compute(group, slot_of, rows) for part in parts]
+            queued = [out for out in outs if out is not None]
+            self._queued.append((epoch, queued))
             if turn.blocked:
                 self._finish()
             elif not turn.done:
-                mx.async_eval(out)  # type: ignore[no-untyped-call]
-        back = np.empty(flat.size, np.int64)
-        back[np.concatenate(rows)] = np.arange(flat.size)
-        products = mx.concatenate(outs)[mx.array(back)]
-        return add_in_order(products.reshape(batch, tokens, count, -1))
+                mx.async_eval(queued)  # type: ignore[no-untyped-call]
+        return [part.result() for part in parts]
 
-    def _slots(self, experts: Ids) -> mx.array:
-        slot_of = np.array(self.table.slot_of, np.int32)
-        return mx.array(slot_of[experts].astype(np.uint32))
+    def _slot_of(self) -> Ids:
+        return np.array(self.table.slot_of, np.int64)
 
     def _read(self, expert: int) -> None:
         slot = self.table.slot_of[expert]
+        self._on_device = None
         self.stats.bytes += self.records.read_bytes
         self._reads[expert] = self._pool.submit(self.records, expert, self.bank.memory(slot))
 
-    def _wait(self, turn: Turn) -> None:
-        """Until one more expert is here. Raises the error of a read that failed for this run."""
-        started = time.perf_counter()
+    def _wait(self, turn: Turn, beside: list[mx.array]) -> None:
+        """Until one more expert is here. Raises the error of a read that failed for this run.
+
+        What can be computed is computed first; the time after that is lost.
+        """
         waiting = [self._reads[e] for e in turn.reading] or list(self._reads.values())
         if not waiting:
             raise RuntimeError("a run of a layer waits for nothing")
-        wait(waiting, return_when=FIRST_COMPLETED)
-        self.stats.stall += time.perf_counter() - started
+        if not any(future.done() for future in waiting):
+            mx.eval(beside)
+            self._finish()
+            started = time.perf_counter()
+            wait(waiting, return_when=FIRST_COMPLETED)
+            self.stats.stall += time.perf_counter() - started
         for expert, error in self._collect_for(turn):
             if expert in turn.misses:
                 raise error
@@ -176,6 +243,7 @@ class PagedExperts:
         for expert in [e for e, future in self._reads.items() if future.done()]:
             future = self._reads.pop(expert)
             self._advised.discard(expert)
+            self._on_device = None
             error = None if future.cancelled() else read_failure(future)
             if error is None and not future.cancelled():
                 self.table.filled(expert)
@@ -202,7 +270,7 @@ class PagedExperts:
     def _finish(self) -> None:
         """Compute what is queued, so that its slots may be written."""
         if self._queued:
-            mx.eval([out for _, out in self._queued])
+            mx.eval([outs for _, outs in self._queued])
             self.table.finish(self._queued[-1][0])
             self._queued.clear()
 
@@ -213,7 +281,7 @@ class PagedExperts:
         self.stats.misses += len(turn.misses)
 
 
-def _distinct(wanted: Ids) -> list[int]:
-    if wanted.size <= FEW_ROWS:
-        return list({int(e) for e in wanted.ravel()})
-    return [int(e) for e in np.unique(wanted)]
+def _distinct(wanted: Sequence[Ids]) -> list[int]:
+    if len(wanted) == 1 and wanted[0].size <= FEW_ROWS:
+        return list({int(e) for e in wanted[0].ravel()})
+    return [int(e) for e in np.unique(np.concatenate([ids.ravel() for ids in wanted]))]

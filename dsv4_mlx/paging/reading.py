@@ -1,8 +1,7 @@
 """Records from disk into memory: open files, positioned reads, threads that do them.
 
-A file stays open from the start, so that one replaced by a rename is read on as it was. One that is cut
-off or
-written over is noticed by its length and time of change after every read, before the bytes are used.
+A file stays open from the start, so that one replaced by a rename is read on as it was. One that is cut off
+or written over is noticed by its length and time of change after every read, before the bytes are used.
 """
 
 from __future__ import annotations

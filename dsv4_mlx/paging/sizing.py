@@ -66,8 +66,10 @@ class Experts:
 
     def slots(self, room: float) -> int:
         """The most slots per layer that `room` bytes hold."""
-        drafts = min(int(room // self.record_bytes), self.drafts * self.each)
-        return min(self.count, max(0, int(room // self.record_bytes) - drafts) // self.layers)
+        slots = min(self.count, max(0, int(room // (self.layers * self.record_bytes))))
+        while slots and self.bytes(slots) > room:
+            slots -= 1
+        return slots
 
 
 @dataclass(frozen=True)

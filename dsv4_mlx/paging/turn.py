@@ -30,6 +30,7 @@ class Turn:
         self.early = [e for e in experts if table.reading(e)]  # being read on somebody's advice
         self.misses = [e for e in experts if not table.ready(e) and not table.reading(e)]
         self._unread = self.misses[::-1]
+        self.size = len(experts)
         self._waiting = set(experts)  # not computed yet
         self._began = not self.hits
         policy.step(experts)

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
 from dsv4_mlx.operands import Rows
+from dsv4_mlx.reference.rotate import rotate
 
 _BLOCK = 1 << 25  # gathered elements [T, picks, K] alive at once: 128 MB in float32
 
 
-def attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
-    """q [B, T, H, K], scaled -> [B, T, H, K] in q's dtype. Keys are values (docs/model.md 3.3 step 5).
+def attend(
+    q: mx.array,
+    window: Rows,
+    compressed: Rows | None,
+    sinks: mx.array,
+    inverse: mx.array,
+    *,
+    turn: Callable[[mx.array, mx.array], mx.array] = rotate,
+) -> mx.array:
+    """q [B, T, H, K], scaled -> [B, T, H, K] in the rows' dtype. Keys are values (docs/model.md 3.3).
 
-    `p_n = exp(s_n) / (sum_n exp(s_n) + exp(sink_h))`, s = q . row, sinks [H] float32 unscaled.
+    `p_n = exp(s_n) / (sum_n exp(s_n) + exp(sink_h))`, s = q . row, sinks [H] float32 unscaled; the sums of
+    values are turned back at the queries' positions by `inverse`, complex64 [T, >= K / 2].
     Scores, softmax and sums are float32. Gathered rows are taken a block of queries at a time.
     """
+    return turn(_sums(q.astype(mx.float32), window, compressed, sinks), inverse[:, None]).astype(
+        window.rows.dtype
+    )
+
+
+def _sums(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
+    """float32 [B, T, H, K] -> the shares' sums of values, float32."""
     if compressed is None or compressed.picks is None:
         return _attend(q, window, compressed, sinks)
     picks = compressed.picks
@@ -29,7 +48,6 @@ def attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) 
 
 
 def _attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
-    dtype, q = q.dtype, q.astype(mx.float32)
     near = window.rows.astype(mx.float32)[:, None]  # [B, 1, S, K]: all queries and heads share the rows
     scores = [_scores(q, near, window.mask)]
     far = None
@@ -44,7 +62,7 @@ def _attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array)
     out = p[..., :span] @ near
     if far is not None:
         out = mx.addmm(out, p[..., span:-1], far)
-    return out.astype(dtype)
+    return out
 
 
 def _scores(q: mx.array, rows: mx.array, mask: mx.array | None) -> mx.array:

@@ -1,4 +1,4 @@
-"""Compressor: a group of tokens -> one key/value row, by a gated, channelwise softmax."""
+"""Compressor: groups of tokens -> one key/value row each, by a gated, channelwise softmax."""
 
 from __future__ import annotations
 
@@ -6,10 +6,50 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from dsv4_mlx.operands import Rounding
 from dsv4_mlx.reference.rotate import rotate
+from dsv4_mlx.reference.round_trip import rounded
 
 
 def compress(
+    source: mx.array,
+    offset: int,
+    weight: mx.array,
+    table: mx.array,
+    *,
+    ratio: int,
+    at: int,
+    overlap: bool,
+    first: bool,
+    eps: float,
+    rounding: Rounding,
+    dtype: mx.Dtype,
+    pool: Callable[..., mx.array] | None = None,
+    round: Callable[[mx.array, Rounding], mx.array] = rounded,
+) -> mx.array:
+    """Whole groups of projected tokens -> their rows [B, G', K] of `dtype`, normed, rotated and rounded.
+
+    source [B, S, W] float32 is a ring: the groups' tokens begin at row `offset` and go on from the last row
+    to the first. From column `at` on a row holds c * K values and as many gates, the position bias added; c
+    is 2 with `overlap`. weight [K]; table complex64 [G', >= K / 2]. Groups and `first` as in `pool_groups`.
+    """
+    groups = table.shape[0] + (overlap and not first)
+    rows = _span(source, offset, groups * ratio)
+    width = weight.shape[0] * (1 + overlap)
+    rows = rows.reshape(rows.shape[0], groups, ratio, rows.shape[2])
+    values, gates = rows[..., at : at + width], rows[..., at + width : at + 2 * width]
+    pooled = (pool or pool_groups)(values, gates, weight, table, overlap=overlap, first=first, eps=eps)
+    return round(pooled, rounding).astype(dtype)
+
+
+def _span(source: mx.array, offset: int, count: int) -> mx.array:
+    whole = min(count, source.shape[1] - offset)
+    if whole == count:
+        return source[:, offset : offset + count]
+    return mx.concatenate([source[:, offset:], source[:, : count - whole]], axis=1)
+
+
+def pool_groups(
     values: mx.array,
     gates: mx.array,
     weight: mx.array,
@@ -20,7 +60,7 @@ def compress(
     eps: float,
     turn: Callable[[mx.array, mx.array], mx.array] = rotate,
 ) -> mx.array:
-    """Pool, norm and rotate whole groups (docs/model.md 3.4); rounding is the caller's.
+    """Pool, norm and rotate whole groups (docs/model.md 3.4).
 
     values, gates [B, G, P, c * K] float32, gates with the position bias added; weight [K]
     float32; table complex64 [G', >= K / 2] of the emitted rows. Returns [B, G', K] float32.

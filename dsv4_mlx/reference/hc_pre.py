@@ -7,11 +7,12 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
-from dsv4_mlx.operands import Mix
+from dsv4_mlx.operands import Entry, Mix, Streams
+from dsv4_mlx.reference.hc_post import hc_post
 
 
 def hc_pre(
-    x: mx.array,
+    streams: Streams,
     fn: mx.array,
     base: mx.array,
     weight: mx.array,
@@ -19,22 +20,24 @@ def hc_pre(
     iterations: int,
     hc_eps: float,
     norm_eps: float,
-) -> tuple[mx.array, Mix]:
-    """Streams x [B, T, C, D] -> (input of the sublayer [B, T, D] in x's dtype, Mix).
+    dtype: mx.Dtype,
+) -> Entry:
+    """Streams [B, T, C, D], what is pending mixed in -> where the next sublayer starts.
 
     fn [(2 + C) * C, C * D] float32 already holds the three scales; base [(2 + C) * C] float32;
     weight [D] of the RMSNorm that follows. docs/model.md 3.2: `pre = sigmoid + eps`, `post = 2 sigmoid`,
-    comb = Sinkhorn of C x C scores. Float32 inside.
+    comb = Sinkhorn of C x C scores. Float32 inside; `dtype` is that of activations.
     """
-    batch, rows, streams, width = x.shape
+    x = hc_post(streams)
+    batch, rows, count, width = x.shape
     v = x.astype(mx.float32)
-    normed = mx.fast.rms_norm(v.reshape(batch, rows, streams * width), None, norm_eps)
+    normed = mx.fast.rms_norm(v.reshape(batch, rows, count * width), None, norm_eps)
     mixes = mx.addmm(base, normed, fn.T)  # [B, T, (2 + C) * C]
-    gates = mx.sigmoid(mixes[..., : 2 * streams])
-    comb = sinkhorn(mixes[..., 2 * streams :], streams, iterations, hc_eps)
-    u = (gates[..., None, :streams] + hc_eps) @ v  # [B, T, 1, C] @ [B, T, C, D]
+    gates = mx.sigmoid(mixes[..., : 2 * count])
+    comb = sinkhorn(mixes[..., 2 * count :], count, iterations, hc_eps)
+    u = (gates[..., None, :count] + hc_eps) @ v  # [B, T, 1, C] @ [B, T, C, D]
     u = mx.fast.rms_norm(u.reshape(batch, rows, width).astype(x.dtype), weight, norm_eps)
-    return u, Mix(gates[..., streams:], comb)
+    return Entry(x, u, u.astype(dtype), Mix(gates[..., count:], comb))
 
 
 def sinkhorn(scores: mx.array, streams: int, iterations: int, eps: float) -> mx.array:
@@ -46,19 +49,19 @@ def sinkhorn(scores: mx.array, streams: int, iterations: int, eps: float) -> mx.
     and a division a pass at any number of tokens, and no shape in between for MLX to turn.
     """
     lead, squared = scores.shape[:-1], streams * streams
-    first, offset, row_sums, column_sums = _sums(streams, eps)
+    first, offset, row_sums, column_sums, last = _sums(streams, eps)
     comb = mx.softmax(scores.reshape(-1, streams, streams), axis=-1, precise=True).reshape(-1, squared)
     comb = mx.addmm(offset, comb, first)  # + eps, and the one
-    comb = comb / (comb @ column_sums)
     for _ in range(iterations - 1):
-        comb = comb / (comb @ row_sums)
         comb = comb / (comb @ column_sums)
-    return comb[:, :squared].reshape(*lead, streams, streams)
+        comb = comb / (comb @ row_sums)
+    comb = comb[:, :squared] / (comb @ last)  # without the one: rows with a gap would be copied
+    return comb.reshape(*lead, streams, streams)
 
 
 @cache
-def _sums(streams: int, eps: float) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """What the first pass adds and multiplies by, and the two matrices of sums."""
+def _sums(streams: int, eps: float) -> tuple[mx.array, ...]:
+    """How the one is put behind (factor and summand); sums of rows, of columns, of the last columns."""
     squared = streams * streams
     ones, eye = np.ones((streams, streams), np.float32), np.eye(streams, dtype=np.float32)
     offset = np.full((1, squared + 1), eps, np.float32)
@@ -67,6 +70,6 @@ def _sums(streams: int, eps: float) -> tuple[mx.array, mx.array, mx.array, mx.ar
     for sums in (np.kron(eye, ones), np.kron(ones, eye)):
         matrix = np.zeros((squared + 1, squared + 1), np.float32)
         matrix[:-1, :-1], matrix[-1] = sums, offset
-        matrices.append(mx.array(matrix))
+        matrices.append(matrix)
     first = np.eye(squared, squared + 1, dtype=np.float32)
-    return mx.array(first), mx.array(offset), matrices[0], matrices[1]
+    return tuple(mx.array(a) for a in (first, offset, *matrices, matrices[1][:, :-1]))

@@ -20,7 +20,9 @@ def index_scores(q: mx.array, weights: mx.array, keys: mx.array) -> mx.array:
 def index_select(
     q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int
 ) -> mx.array:
-    """The `count` best rows of every query, best first: uint32 [B, T, count], count <= N.
+    """The `count` best rows of every query: uint32 [B, T, count], count <= N, here best first.
+
+    Which rows they are is the contract, and their order is not: a kernel gives another one.
 
     mask: float32 [T, N], 0 where a query sees a row and -inf where not, or None where all see all. A tie goes
     to the smaller index (the sort is stable). A query that sees fewer than `count` rows gets invisible ones
@@ -29,7 +31,7 @@ def index_select(
     rows, heads = q.shape[1:3]
     step = max(1, _BLOCK // (heads * keys.shape[1]))
     picks = []
-    for a in range(0, rows, step):
+    for a in range(0, max(1, rows), step):
         b = min(rows, a + step)
         scores = index_scores(q[:, a:b], weights[:, a:b], keys)
         if mask is not None:

@@ -13,9 +13,18 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
+from dsv4_mlx.operands import Rounding
+
 _TINY_Q8 = 1e-4  # the official lower bounds of a block's largest value
 _TINY_Q4 = 6.0 * 2.0**-126
 _EXPONENT = 0x7F800000
+
+
+def rounded(x: mx.array, rounding: Rounding) -> mx.array:
+    """x [..., K] -> the round trip that `rounding` names, in x's dtype."""
+    if rounding.kind == "q8":
+        return q8_rows(x, rounding.channels, rounding.block)
+    return q4(hadamard(x), rounding.block) if rounding.kind == "q4" else x
 
 
 def q8(x: mx.array, block: int) -> mx.array:
@@ -48,7 +57,7 @@ def hadamard(x: mx.array) -> mx.array:
 
 def _scaled(x: mx.array, block: int, tiny: float, carry: int, exponent: int) -> tuple[mx.array, mx.array]:
     """x as blocks [..., n, block], divided by their scales [..., n, 1]: no value exceeds `top`."""
-    blocks = x.astype(mx.float32).reshape(*x.shape[:-1], -1, block)
+    blocks = x.astype(mx.float32).reshape(*x.shape[:-1], x.shape[-1] // block, block)
     largest = mx.maximum(mx.max(mx.abs(blocks), axis=-1, keepdims=True), tiny)
     scale = ((largest.view(mx.uint32) - ((exponent << 23) - carry)) & _EXPONENT).view(mx.float32)
     return blocks / scale, scale

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from dsv4_mlx.reference.project import project
+
 
 def route(
     x: mx.array, gate: mx.array, bias: mx.array, *, count: int, scale: float
 ) -> tuple[mx.array, mx.array]:
-    """x [B, T, D], gate [E, D], bias [E], both float32 -> (ids uint32, weights float32), each [B, T, A].
+    """x [B, T, D], bias [E] float32, gate [E, D] -> (ids uint32, weights float32), each [B, T, A].
 
     `p = sqrt(softplus(x . gate^T))`; the A largest of p + bias are chosen, best first, a tie to the smaller
     id; the weights are `scale * p / sum of chosen p`: the bias never enters them (docs/model.md 3.6).
@@ -24,8 +26,7 @@ def route_hashed(x: mx.array, gate: mx.array, ids: mx.array, *, scale: float) ->
 
 
 def _scores(x: mx.array, gate: mx.array) -> mx.array:
-    logits = x.astype(mx.float32) @ gate.T
-    return mx.sqrt(mx.logaddexp(logits, 0.0))
+    return mx.sqrt(mx.logaddexp(project(x.astype(mx.float32), gate), 0.0))
 
 
 def _weights(p: mx.array, ids: mx.array, scale: float) -> mx.array:

@@ -10,8 +10,11 @@ from typing import Any
 
 import mlx.core as mx
 
+from dsv4_mlx.reference import attend as attending
 from dsv4_mlx.reference import compress as compressing
 from dsv4_mlx.reference import index_select as selecting
+from dsv4_mlx.reference import latents as lowering
+from dsv4_mlx.reference import query_heads as querying
 from dsv4_mlx.reference import rotate as rotating
 from dsv4_mlx.reference import route as routing
 
@@ -36,9 +39,29 @@ def _rotated_back(
     return rotating.rotate(cotangent, mx.conjugate(table)), mx.zeros_like(table)
 
 
-def compress(*arrays: mx.array, **options: Any) -> mx.array:
+def attend(*arguments: Any) -> mx.array:
     """As the reference."""
-    return compressing.compress(*arrays, **options, turn=rotate)
+    return attending.attend(*arguments, turn=rotate)
+
+
+def latents(*arrays: mx.array, **options: Any) -> tuple[mx.array, mx.array]:
+    """As the reference."""
+    return lowering.latents(*arrays, **options, turn=rotate)
+
+
+def query_heads(*arrays: mx.array, **options: Any) -> mx.array:
+    """As the reference."""
+    return querying.query_heads(*arrays, **options, turn=rotate)
+
+
+def compress(*arguments: Any, **options: Any) -> mx.array:
+    """As the reference."""
+    return compressing.compress(*arguments, **{"pool": pool_groups, **options})
+
+
+def pool_groups(*arrays: mx.array, **options: Any) -> mx.array:
+    """As the reference."""
+    return compressing.pool_groups(*arrays, **options, turn=rotate)
 
 
 def index_select(*arrays: Any) -> mx.array:

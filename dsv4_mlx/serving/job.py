@@ -26,7 +26,6 @@ class Job:
     `prompt`: token ids, ending where the turn begins. `max_tokens` None: what the context leaves.
     `constraint` belongs to this job alone. `logprobs`: that many alternatives beside each token's own, 0 to
     20; None for no log probabilities. `think_budget`: after so many tokens of thinking its end is forced.
-    `opening`: tokens forced where the answer begins: after the thinking, or at once if there is none.
     `sampling.stop_strings` is not looked at: text is the caller's, who cancels the ticket.
     `hint` groups jobs of one client for fairness; it is never a path or a key to anything.
     """
@@ -37,7 +36,6 @@ class Job:
     constraint: Constraint | None = None
     logprobs: int | None = None
     think_budget: int | None = None
-    opening: tuple[int, ...] = ()
     hint: str = ""
 
 

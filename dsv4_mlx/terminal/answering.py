@@ -25,6 +25,7 @@ class Answering:
     last_token: float | None = None
     answer_began: float | None = None
     memory: int = 0
+    experts: str = ""
     stopping: bool = False
 
     def take(self, event: Prefilling | Said | Counted | Ended) -> None:
@@ -38,6 +39,7 @@ class Answering:
             self.last_token = event.at
             self.message.tokens = event.tokens
             self.memory = event.memory or self.memory
+            self.experts = event.experts or self.experts
             if self.answer_began is None:
                 self.message.thinking_tokens = event.tokens
         else:

@@ -55,4 +55,6 @@ def stats(answering: Answering) -> str:
         lines.append(f"waited    {span(answering.first_token - answering.started)} for the first token")
     if answering.memory:
         lines.append(f"memory    {amount(answering.memory)}")
+    if answering.experts:
+        lines.append(f"experts   {answering.experts.removeprefix('experts ')}")
     return "\n".join(lines)

@@ -66,6 +66,9 @@ class Speaker(Protocol):
     def memory(self) -> int:
         """Bytes the model and its state take now."""
 
+    def experts(self) -> str:
+        """How paged experts did since the last call, for the status line; "" where all are in memory."""
+
     def reply(self, asked: Asked, listener: Listener) -> Literal["stop", "length"]:
         """Answer, and say whether the model ended it or a limit did. Raises Dsv4Error."""
 

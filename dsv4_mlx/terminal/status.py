@@ -24,6 +24,8 @@ def status(chat: Chat, width: int) -> str:
         parts.append(f"decode {rate(answering.decode_rate)} tok/s")
         if answering.memory:
             parts.append(amount(answering.memory))
+        if answering.experts:
+            parts.append(answering.experts)
     parts.append(f"think {chat.conversation.think}")
     if chat.attachments:
         parts.append(f"{len(chat.attachments)} file{'s' if len(chat.attachments) > 1 else ''} attached")

@@ -60,6 +60,7 @@ class Counted:
     tokens: int
     at: float
     memory: int
+    experts: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class _Hearing:
     worker: Worker
     tokens: int = 0
     memory: int = 0
+    experts: str = ""
     looked: float = field(default=0.0)
 
     def prefill(self, done: int, total: int, reused: int) -> None:
@@ -99,7 +101,8 @@ class _Hearing:
         now = time.monotonic()
         if now - self.looked > MEMORY_EVERY:
             self.looked, self.memory = now, self.worker.speaker.memory()
-        self.worker.events.put(Counted(self.tokens, now, self.memory))
+            self.experts = self.worker.speaker.experts()
+        self.worker.events.put(Counted(self.tokens, now, self.memory, self.experts))
         self.worker.check()
 
 

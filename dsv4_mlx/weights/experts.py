@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import mlx.core as mx
@@ -9,7 +10,7 @@ from mlx.nn.layers.base import Module
 
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import SEGMENT_ITEM_BYTES, ExpertTable
-from dsv4_mlx.model.tensors import ExpertProduct
+from dsv4_mlx.model.tensors import ExpertProduct, Routed
 from dsv4_mlx.operands import Bank
 
 # format -> (mode, bits, group) as MLX names them
@@ -53,10 +54,8 @@ class ResidentExperts:
         self.gate_up = _bank(records, table, ("gate", "up"), dtype)
         self.down = _bank(records, table, ("down",), dtype)
 
-    def routed(
-        self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
-    ) -> mx.array:
-        return product(x, ids, weights, self.gate_up, self.down)
+    def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
+        return [product(c.rows, c.x, c.ids, c.weights, self.gate_up, self.down, c.beside) for c in chunks]
 
 
 class FloatExperts(Module):
@@ -66,10 +65,9 @@ class FloatExperts(Module):
         super().__init__()
         self.gate_up, self.down = gate_up, down
 
-    def routed(
-        self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
-    ) -> mx.array:
-        return product(x, ids, weights, Bank(self.gate_up), Bank(self.down))
+    def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
+        gate_up, down = Bank(self.gate_up), Bank(self.down)
+        return [product(c.rows, c.x, c.ids, c.weights, gate_up, down, c.beside) for c in chunks]
 
 
 def _bank(records: mx.array, table: ExpertTable, names: tuple[str, ...], dtype: mx.Dtype) -> Bank:

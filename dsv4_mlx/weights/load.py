@@ -45,7 +45,8 @@ def activation_dtype() -> mx.Dtype:
 
 def find_model(folder: Path) -> StoredModel:
     """A converted folder or an official checkpoint. Raises InputError, MachineError."""
-    if not os.path.lexists(folder / MANIFEST) and os.path.lexists(folder / INDEX):
+    official = os.path.lexists(folder / INDEX) or any(folder.glob("model-*-of-*.safetensors"))
+    if official and not os.path.lexists(folder / MANIFEST):
         return OfficialModel(folder)
     return ConvertedModel(folder)
 

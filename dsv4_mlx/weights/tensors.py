@@ -35,7 +35,7 @@ class StoredTensors:
         return self._linear(name, shape, self._dtype)
 
     def float_linear(self, name: str, shape: tuple[int, int]) -> Linear:
-        return self._linear(name, shape, mx.float32)
+        return self._linear(name, shape, None)
 
     def vector(self, name: str, shape: tuple[int, ...]) -> mx.array:
         return self._raw(name, shape).astype(mx.float32)
@@ -78,17 +78,19 @@ class StoredTensors:
                 f"{len(left)} tensors belong to no part of the model that config.json describes: {shown}"
             )
 
-    def _linear(self, name: str, shape: tuple[int, int], dtype: mx.Dtype) -> Linear:
+    def _linear(self, name: str, shape: tuple[int, int], dtype: mx.Dtype | None) -> Linear:
         record = self._record(f"{name}.weight", shape)
         parts = {part: self._array(record.file, key) for part, key in record.parts.items()}
         if record.format != "raw" and record.format not in QUANTISED:
             raise self._bad(f"{name} has format {record.format!r}, expected raw or {sorted(QUANTISED)}")
         if record.format == "raw":
             self._check_raw(name, parts["weight"], shape, FLOATS, record.file)
-            return Linear(parts["weight"].astype(dtype))
+            return Linear(parts["weight"] if dtype is None else parts["weight"].astype(dtype))
         found = {part: (array.dtype, array.shape) for part, array in parts.items()}
         if found != layout(record.format, *shape):
             raise self._bad(f"{name} is stored as {found}, which is not {record.format}", record.file)
+        if dtype is None:
+            raise self._bad(f"{name} has format {record.format!r}, expected raw: its product must be float32")
         mode, bits, group = QUANTISED[record.format]
         if mode == "affine":
             parts |= {part: parts[part].astype(dtype) for part in ("scales", "biases")}

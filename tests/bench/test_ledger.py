@@ -16,10 +16,11 @@ FIELDS = {
     "dispatches", "copies", "metadata", "host_syncs", "bytes_weights", "bytes_cache", "bytes_other"
 }  # fmt: skip
 # GB per decoded token of layout L: mxfp8 dense, mxfp4 experts, bfloat16 head. Compressors and router are
-# bfloat16 in the files and float32 once loaded, which doubles their 0.526 + 0.088 and 0.090.
+# bfloat16 in the files and float32 once loaded, which doubles their 0.526 + 0.088 and 0.090; so are the
+# indexer's weights, 0.011.
 LAYOUT_L = {
     "attention": 4.743, "experts": 3.449, "shared": 1.116, "compressor": 2 * (0.526 + 0.088),
-    "indexer": 0.281 - 0.088, "head": 1.059, "router": 2 * 0.090, "rest": 0.136,
+    "indexer": 0.281 - 0.088 + 0.011, "head": 1.059, "router": 2 * 0.090, "rest": 0.136,
 }  # fmt: skip
 
 
@@ -36,15 +37,36 @@ def test_bytes_of_cache(ledger: figures.Figures) -> None:
     assert found == pytest.approx(22.8e6 + spare, rel=0.03)
 
 
+def test_kernels_hold_their_figures(ledger: figures.Figures) -> None:
+    """At most 1,100 launches per decoded token and 43 copies; bytes within 3% of weights and rows alone."""
+    found = ledger["decode"]["kernels"]
+    assert (found["dispatches"] <= 1100, found["copies"] <= 43, found["host_syncs"]) == (True, True, 1)
+    assert report.total_bytes(found) <= 1.03 * 11.42e9  # layout L with 16-bit rows
+    assert report.total_bytes(ledger["decode_4bit"]["4096"]) <= 1.03 * 7.89e9
+
+
+def test_kernels_read_router_and_compressors_as_stored(ledger: figures.Figures) -> None:
+    parts, wide = (ledger[name]["bytes_weights"] for name in ("detail_kernels", "detail"))
+    for part in ("compressor", "router"):
+        assert parts[part] == pytest.approx(wide[part] / 2, rel=0.05)
+
+
+def test_kernels_cost_the_same_at_any_context() -> None:
+    """From 4,096 to 65,536 tokens: launches and bytes grow by 5% at most."""
+    config = figures.true_config()
+    near, far = (figures.figures(figures.ours(config, at, 1, kernels=True)[0]) for at in (4096, 65536))
+    assert far["dispatches"] <= 1.05 * near["dispatches"]
+    assert report.total_bytes(far) <= 1.05 * report.total_bytes(near)
+
+
 def test_schema(ledger: figures.Figures) -> None:
     assert ledger["decode"] == ledger["contexts"]["4096"]["decode"]
     for steps in ledger["contexts"].values():
         assert set(steps) == {"decode", "prefill"}
         for paths in steps.values():
             assert set(paths) == {"reference", "kernels", "mlx_vlm"}
-            assert set(paths["reference"]) == FIELDS
+            assert set(paths["reference"]) == set(paths["kernels"]) == FIELDS
             assert set(paths["mlx_vlm"]) == FIELDS | {"source"}
-            assert paths["kernels"] is None and ledger["absent"]["kernels"]
     assert json.loads(json.dumps(ledger)) == ledger
 
 
@@ -69,7 +91,8 @@ def test_recorded_results_are_of_today(ledger: figures.Figures) -> None:
     """`bench/ledger.py --write` after every change that moves a figure."""
     recorded = json.loads((report.RESULTS / "ledger.json").read_text(encoding="utf-8"))
     for step, paths in ledger["contexts"]["4096"].items():
-        assert recorded["contexts"]["4096"][step]["reference"] == paths["reference"]
+        for path in ("reference", "kernels"):
+            assert recorded["contexts"]["4096"][step][path] == paths[path]
 
 
 def test_mlx_vlm_at_a_short_context_is_what_others_counted() -> None:
@@ -103,4 +126,4 @@ def test_experts_of_a_chunk_are_counted_once() -> None:
 def test_the_plot_and_the_table_say_predicted(ledger: figures.Figures, tmp_path: Path) -> None:
     assert "redicted" in report.table(ledger) and "Predicted" in report.plot(ledger)
     (tmp_path / "plot.svg").write_text(report.plot(ledger), encoding="utf-8")
-    assert report.plot(ledger).count("<rect") == 3 + 2 * 2
+    assert report.plot(ledger).count("<rect") == 3 + 2 * 3

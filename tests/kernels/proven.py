@@ -13,13 +13,15 @@ from dsv4_mlx.kernels.launch import Launch
 
 @dataclass
 class Proven:
-    """Runs launches, with every access judged (`check`) or only executed, and remembers what they were.
+    """Runs launches, with every access judged (`check`) or only executed, and may remember what they were.
 
     A checked launch fails with everything the proof machine found.
     """
 
     check: bool = True
     schedules: int = 3
+    remember: bool = True
+    ran: set[str] = field(default_factory=set)  # names of kernels
     launches: list[Launch] = field(default_factory=list)
     results: list[proof.Result] = field(default_factory=list)
 
@@ -33,12 +35,15 @@ class Proven:
             output_shapes=launch.shapes,
             output_dtypes=launch.dtypes,
             template=launch.template,
+            ensure_row_contiguous=not launch.kernel.strided,
             check=self.check,
             schedules=self.schedules if self.check else 1,
         ).raise_findings()
         assert not result.differs, f"{launch.kernel.name}: {result.differs} depend on the schedule"
-        self.launches.append(launch)
-        self.results.append(result)
+        self.ran.add(launch.kernel.name)
+        if self.remember:
+            self.launches.append(launch)
+            self.results.append(result)
         return [proof.to_mlx(array) for array in result.outputs]
 
 

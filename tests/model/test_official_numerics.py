@@ -12,6 +12,9 @@ from compare import CHAOTIC, LOGITS, OFFICIAL_MEDIAN, OFFICIAL_TOP1, assert_clos
 from oracle import goldens
 from oracle.cases import CASES, Case
 
+from dsv4_mlx.operands import Streams
+from dsv4_mlx.reference.hc_post import hc_post
+
 Note = Callable[[str, object], None]
 
 
@@ -41,7 +44,7 @@ def test_each_layer(checkpoints: Checkpoints, case: Case, record_property: Note)
     worst = 0.0
     for layer, block in enumerate(model.blocks):
         x = mx.array(streams[layer].astype(np.float32)[None])
-        actual = np.array(block(x, ids, state.layers[layer], plan))[0]
+        actual = np.array(hc_post(block(Streams(x), ids, state.layers[layer], plan)))[0]
         expected = streams[layer + 1]
         median = float(np.median(np.abs(actual - expected)) / expected.std())
         assert median <= OFFICIAL_MEDIAN, f"layer {layer}"

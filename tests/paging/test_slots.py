@@ -63,10 +63,15 @@ class World:
                 assert self.bytes[slot] == expert, "computed with bytes that are not the expert's"
                 self.queued.append((slot, expert))
                 self.computed.append(expert)
-            if self.turn.blocked:
-                self.queued.clear()
-                self.table.finish(self.table.epoch)
-        return bool(begun or group)
+        finishes = self.turn.blocked and bool(self.queued) and (bool(group) or not self.turn.reading)
+        if finishes:
+            self.finish()
+        return bool(begun or group or finishes)
+
+    def finish(self) -> None:
+        """Queued work is computed and known to be."""
+        self.queued.clear()
+        self.table.finish(self.table.epoch)
 
     def key(self) -> tuple[object, ...]:
         turn = self.turn
@@ -90,21 +95,18 @@ def successors(world: World, turns: int, worth: int) -> Iterator[World]:
             yield after
     if world.turn is None:
         if world.turns < turns:
+            if world.queued:
+                after = copy.deepcopy(world)
+                after.finish()
+                yield after
             for need in NEEDS:
                 after = copy.deepcopy(world)
-                after.queued.clear()  # the driver finishes the last run before a new one
-                after.table.finish(after.table.epoch)
-                after.turn, after.turns, after.computed = (
-                    Turn(after.table, after.policy, need),
-                    world.turns + 1,
-                    [],
-                )
+                after.turn = Turn(after.table, after.policy, need)
+                after.turns, after.computed = world.turns + 1, []
                 yield after
             for expert in range(EXPERTS):  # advice between two runs
                 if world.table.slot_of[expert] < 0:
                     after = copy.deepcopy(world)
-                    after.queued.clear()
-                    after.table.finish(after.table.epoch)
                     candidates = after.table.loaded(besides={expert})
                     if not after.table.free and not candidates:
                         continue

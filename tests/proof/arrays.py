@@ -98,9 +98,13 @@ def array_dtype(array: Array) -> str:
     return "bfloat16" if isinstance(array, BFloat16) else dtype_name(array.dtype)
 
 
-def storage(array: Array) -> npt.NDArray[Any]:
-    """The bytes a kernel sees: row-contiguous, as `ensure_row_contiguous=True` makes them."""
+def storage(array: Array, contiguous: bool = True) -> npt.NDArray[Any]:
+    """The array a kernel sees: row-contiguous, as `ensure_row_contiguous=True` makes it, or as it lies."""
     raw = array.bits if isinstance(array, BFloat16) else array
+    if not contiguous:
+        if min(raw.strides, default=0) < 0:
+            raise ValueError(f"strides are {raw.strides}: an array that runs backwards is not supported")
+        return raw
     # np.ascontiguousarray would turn a 0-d array into a 1-d one, and with it change the signature.
     return np.array(raw, order="C", copy=None)
 
@@ -110,12 +114,12 @@ def from_storage(raw: npt.NDArray[Any], name: str) -> Array:
 
 
 def from_mlx(array: Any) -> Array:
-    """An `mx.array` as this tool takes it (copied)."""
+    """An `mx.array` as this tool takes it: not copied, with its strides."""
     import mlx.core as mx
 
     if array.dtype == mx.bfloat16:
-        return BFloat16(np.array(array.view(mx.uint16)))
-    return np.array(array)
+        return BFloat16(np.asarray(array.view(mx.uint16)))
+    return np.asarray(array)
 
 
 def to_mlx(array: Array) -> Any:

@@ -67,6 +67,14 @@ def _runtime() -> ctypes.CDLL:
     return _loaded[0]
 
 
+def extent(array: npt.NDArray[Any]) -> int:
+    """Bytes from an array's first element to the end of its last, gaps included."""
+    if not array.size:
+        return 0
+    gaps: int = sum((count - 1) * step for count, step in zip(array.shape, array.strides, strict=True))
+    return gaps + array.itemsize
+
+
 @dataclass
 class Outcome:
     """What one launch left besides the outputs."""
@@ -118,7 +126,7 @@ class Call:
         self._clear_outputs()
         rows = (BufferRow * len(self.arrays))()
         for row, argument, array in zip(rows, self.signature.arguments, self.arrays, strict=True):
-            row.data, row.size, row.role = array.ctypes.data, array.nbytes, _ROLES[argument.role]
+            row.data, row.size, row.role = array.ctypes.data, extent(array), _ROLES[argument.role]
             row.initialised = int(self.init_value is not None)
         raw = (RawFinding * _CAPACITY)()
         launch = _Launch(

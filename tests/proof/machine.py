@@ -132,6 +132,7 @@ def run(
     output_dtypes: Sequence[object],
     template: Template = (),
     init_value: float | None = None,
+    ensure_row_contiguous: bool = True,
     schedules: int = 3,
     check: bool = True,
     seed: int = 0,
@@ -157,7 +158,7 @@ def run(
     if refused:
         return Result([from_storage(a, d) for a, d in zip(outputs, dtypes, strict=True)], refused)
 
-    arrays = [*map(storage, inputs), *outputs]
+    arrays = [*(storage(array, ensure_row_contiguous) for array in inputs), *outputs]
     named = dict(zip((*kernel.input_names, *kernel.output_names), arrays, strict=True))
     call = Call(
         signature=signature,

@@ -148,6 +148,14 @@ def test_index_beyond_an_array_type(source: str) -> None:
     assert finding.line == 2
 
 
+def test_an_atomic_store_reads_nothing_and_an_atomic_update_does() -> None:
+    declared = "threadgroup atomic_uint s[64];\n"
+    stored = "atomic_store_explicit(&s[t], 1, memory_order_relaxed);\n"
+    added = "atomic_fetch_add_explicit(&s[t], 1, memory_order_relaxed);\ny[i] = x0[i];"
+    assert not check(declared + stored + added).findings
+    assert first(check(declared + added), "uninitialised-read").line == 3
+
+
 def test_uninitialised_output_is_not_readable() -> None:
     assert first(check("y[i] += x0[i];"), "uninitialised-read").line == 2
     check("y[i] += x0[i];", init_value=0).raise_findings()

@@ -9,10 +9,14 @@ from compare import OP, assert_bits, assert_close
 
 from dsv4_mlx.operands import Rows
 from dsv4_mlx.reference import attend as module
-from dsv4_mlx.reference.attend import attend
 
 B, T, H, K, S, N = 2, 7, 5, 16, 12, 9
 Array = np.ndarray
+
+
+def attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
+    """Without a turn of the result."""
+    return module.attend(q, window, compressed, sinks, mx.ones((1, q.shape[-1] // 2), mx.complex64))
 
 
 def slow(
@@ -151,8 +155,17 @@ def test_blocks_of_queries_change_nothing(
     assert_close(np.array(attend(*arguments)), np.array(whole), OP, "in blocks of two queries")
 
 
-def test_result_has_the_dtype_of_the_queries(arrays: dict[str, Array]) -> None:
+def test_result_is_turned_back(arrays: dict[str, Array], rng: np.random.Generator) -> None:
     a = arrays
-    q = mx.array(a["q"]).astype(mx.bfloat16)
+    q, sinks, window = mx.array(a["q"]), mx.array(a["sinks"]), Rows(mx.array(a["near"]), None)
+    table = np.exp(1j * rng.random((T, K // 2))).astype(np.complex64)
+    found = np.array(module.attend(q, window, None, sinks, mx.array(table)))
+    plain = np.array(attend(q, window, None, sinks)).view(np.complex64)
+    assert_close(found, (plain * table[:, None]).view(np.float32), OP)
+
+
+def test_result_has_the_dtype_of_the_rows(arrays: dict[str, Array]) -> None:
+    a = arrays
+    q = mx.array(a["q"])
     window = Rows(mx.array(a["near"]).astype(mx.bfloat16), None)
     assert attend(q, window, None, mx.array(a["sinks"])).dtype == mx.bfloat16

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from compare import OP, assert_bits, assert_close
 
-from dsv4_mlx.reference.compress import compress
+from dsv4_mlx.operands import Rounding
+from dsv4_mlx.reference.compress import compress, pool_groups
+from dsv4_mlx.reference.round_trip import rounded
 
 Array = np.ndarray
 EPS = 1e-6
@@ -48,7 +50,7 @@ def test_separate_groups(rng: np.random.Generator, groups: int, ratio: int) -> N
     values, gates = arrays(rng, groups, ratio, 24)
     weight = rng.standard_normal(24).astype(np.float32)
     turn = table(np.arange(groups) * ratio, 4)
-    found = compress(
+    found = pool_groups(
         mx.array(values),
         mx.array(gates),
         mx.array(weight),
@@ -89,7 +91,7 @@ def test_overlapping_groups(rng: np.random.Generator, groups: int, first: bool) 
     values, gates = arrays(rng, groups, 4, 48)
     weight = rng.standard_normal(24).astype(np.float32)
     turn = table(np.arange(groups if first else groups - 1) * 4, 3)
-    found = compress(
+    found = pool_groups(
         mx.array(values),
         mx.array(gates),
         mx.array(weight),
@@ -109,7 +111,7 @@ def test_the_first_row_has_no_predecessor(rng: np.random.Generator) -> None:
 
     def row() -> Array:
         return np.array(
-            compress(mx.array(values), mx.array(gates), weight, turn, overlap=True, first=True, eps=EPS)
+            pool_groups(mx.array(values), mx.array(gates), weight, turn, overlap=True, first=True, eps=EPS)
         )
 
     before = row()
@@ -125,7 +127,7 @@ def test_cut_between_groups_changes_nothing(rng: np.random.Generator) -> None:
     def rows(start: int, end: int, first: bool) -> Array:
         made = whole(turn[start if first else start + 1 : end], 24)
         v, g = mx.array(values[:, start:end]), mx.array(gates[:, start:end])
-        return np.array(compress(v, g, weight, made, overlap=True, first=first, eps=EPS))
+        return np.array(pool_groups(v, g, weight, made, overlap=True, first=first, eps=EPS))
 
     uncut = rows(0, 6, True)
     assert_close(np.concatenate([rows(0, 2, True), rows(1, 6, False)], axis=1), uncut, OP)
@@ -136,6 +138,24 @@ def test_gates_are_per_channel_and_saturate() -> None:
     values = mx.array([[[[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [4.0, 40.0]]]])
     gates = mx.array([[[[0.0, 0.0], [1e4, 0.0], [0.0, 1e4], [-1e4, -1e4]]]])
     turn = mx.array(np.ones((1, 1), np.complex64))
-    found = np.array(compress(values, gates, mx.ones(2), turn, overlap=False, first=True, eps=EPS))
+    found = np.array(pool_groups(values, gates, mx.ones(2), turn, overlap=False, first=True, eps=EPS))
     expected = np.array([2.0, 30.0]) / np.sqrt((4 + 900) / 2)
     assert found.ravel() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("offset", [0, 4, 12])
+def test_groups_of_a_ring(rng: np.random.Generator, offset: int) -> None:
+    """Rows from `offset` on, round the end of the ring; values and gates from column `at`; then Q8."""
+    ring = rng.standard_normal((2, 16, 50)).astype(np.float32)
+    weight = mx.array(rng.standard_normal(8).astype(np.float32))
+    turn = whole(table(np.array([4.0]), 2), 8)
+    options = {"overlap": True, "first": False, "eps": EPS}
+    rounding = Rounding("q8", 4, 4)
+    found = compress(
+        mx.array(ring), offset, weight, turn, ratio=4, at=10, rounding=rounding, dtype=mx.bfloat16, **options
+    )
+    rows = np.roll(ring, -offset, axis=1)[:, :8].reshape(2, 2, 4, 50)
+    parts = mx.array(rows[..., 10:26]), mx.array(rows[..., 26:42])
+    expected = rounded(pool_groups(*parts, weight, turn, **options), rounding).astype(mx.bfloat16)
+    assert found.dtype == mx.bfloat16
+    assert_bits(np.array(found.astype(mx.float32)), np.array(expected.astype(mx.float32)), "rows of a ring")

@@ -7,16 +7,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from compare import OP, assert_close
+from compare import OP, assert_bits, assert_close
 
-from dsv4_mlx.operands import Mix
+from dsv4_mlx.operands import Mix, Streams
 from dsv4_mlx.reference.hc_head import hc_head
 from dsv4_mlx.reference.hc_post import hc_post
 from dsv4_mlx.reference.hc_pre import hc_pre, sinkhorn
 
 Array = np.ndarray
 C, D = 4, 24
-PRE: dict[str, Any] = {"iterations": 20, "hc_eps": 1e-6, "norm_eps": 1e-6}
+PRE: dict[str, Any] = {"iterations": 20, "hc_eps": 1e-6, "norm_eps": 1e-6, "dtype": mx.float32}
 
 
 def sigmoid(x: Array) -> Array:
@@ -51,7 +51,8 @@ def arrays(rng: np.random.Generator) -> dict[str, Array]:
 
 def test_pre_against_numpy(arrays: dict[str, Array]) -> None:
     a = arrays
-    u, mix = hc_pre(*(mx.array(a[n]) for n in ("x", "fn", "base", "weight")), **PRE)
+    parameters = [mx.array(a[n]) for n in ("fn", "base", "weight")]
+    _, u, _, mix = hc_pre(Streams(mx.array(a["x"])), *parameters, **PRE)
     x = a["x"].astype(np.float64)
     m = rms(x.reshape(2, 5, -1)) @ a["fn"].T.astype(np.float64) + a["base"]
     pre, post = sigmoid(m[..., :C]) + 1e-6, 2 * sigmoid(m[..., C : 2 * C])
@@ -64,7 +65,7 @@ def test_pre_against_numpy(arrays: dict[str, Array]) -> None:
 def test_post_sums_over_the_first_index(arrays: dict[str, Array], rng: np.random.Generator) -> None:
     x, out = arrays["x"], arrays["out"]
     post, comb = rng.random((2, 5, C)).astype(np.float32), rng.random((2, 5, C, C)).astype(np.float32)
-    found = hc_post(mx.array(x), mx.array(out), Mix(mx.array(post / 2), mx.array(comb)))
+    found = hc_post(Streams(mx.array(x), mx.array(out), Mix(mx.array(post / 2), mx.array(comb))))
     expected = post[..., None].astype(float) * out[..., None, :] + np.einsum(
         "btjk,btjd->btkd", comb, x.astype(float)
     )
@@ -75,7 +76,8 @@ def test_post_moves_a_stream_where_comb_says() -> None:
     x = mx.array(np.arange(4, dtype=np.float32).reshape(1, 1, 4, 1) + 1)
     comb = np.zeros((1, 1, 4, 4), np.float32)
     comb[0, 0, 0, 3] = 1  # from stream 0 to stream 3
-    found = hc_post(x, mx.array([[[10.0]]]), Mix(mx.array([[[0.0, 0.5, 0.0, 0.0]]]), mx.array(comb)))
+    mix = Mix(mx.array([[[0.0, 0.5, 0.0, 0.0]]]), mx.array(comb))
+    found = hc_post(Streams(x, mx.array([[[10.0]]]), mix))
     assert np.array(found).ravel().tolist() == [0, 10, 0, 1]
 
 
@@ -121,8 +123,25 @@ def test_streams_in_bfloat16_are_mixed_in_float32(arrays: dict[str, Array]) -> N
     """The streams' dtype is the result's; what is between is float32."""
     x = mx.array(arrays["x"]).astype(mx.bfloat16)
     fn, base = mx.array(arrays["fn"]), mx.array(arrays["base"])
-    u, mix = hc_pre(x, fn, base, mx.array(arrays["weight"]).astype(mx.bfloat16), **PRE)
+    weight = mx.array(arrays["weight"])
+    _, u, rounded, mix = hc_pre(Streams(x), fn, base, weight.astype(mx.bfloat16), **PRE)
+    assert rounded.dtype == mx.float32
     assert (u.dtype, mix.half_post.dtype, mix.comb.dtype) == (mx.bfloat16, mx.float32, mx.float32)
-    wide, exact = hc_pre(x.astype(mx.float32), fn, base, mx.array(arrays["weight"]), **PRE)
-    assert_close(np.array(mix.comb), np.array(exact.comb), OP, "comb")
-    assert hc_post(x, u, mix).dtype == mx.bfloat16
+    wide = hc_pre(Streams(x.astype(mx.float32)), fn, base, weight, **PRE)
+    assert_close(np.array(mix.comb), np.array(wide.mix.comb), OP, "comb")
+    assert hc_post(Streams(x, u, mix)).dtype == mx.bfloat16
+
+
+def test_pending_output_is_mixed_in_first(arrays: dict[str, Array]) -> None:
+    """hc_pre of streams with something pending is hc_post, then hc_pre; the input also comes rounded."""
+    parameters = [mx.array(arrays[n]) for n in ("fn", "base", "weight")]
+    before = hc_pre(Streams(mx.array(arrays["x"])), *parameters, **PRE)
+    pending = Streams(before.x, mx.array(arrays["out"]), before.mix)
+    options = {**PRE, "dtype": mx.bfloat16}
+    found = hc_pre(pending, *parameters, **options)
+    expected = hc_pre(Streams(hc_post(pending)), *parameters, **options)
+    assert_bits(np.array(found.x), np.array(expected.x), "streams")
+    assert_bits(np.array(found.full), np.array(expected.full), "input")
+    assert_bits(np.array(found.mix.comb), np.array(expected.mix.comb), "comb")
+    assert found.rounded.dtype == mx.bfloat16
+    assert mx.array_equal(found.rounded, found.full.astype(mx.bfloat16)).item()

@@ -55,6 +55,9 @@ class Scripted:
     def memory(self) -> int:
         return 12_300_000_000
 
+    def experts(self) -> str:
+        return "experts 93% in memory"
+
     def reply(self, asked: Asked, listener: Listener) -> Literal["stop", "length"]:
         self.asked.append(asked)
         reply = self.answer(asked.messages[-1].text, asked)

@@ -186,7 +186,15 @@ def test_tokens_stats_and_copy(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> N
     talk.says("/tokens")
     assert "of 8,192 tokens are used" in talk.shown.notes[-1]
     talk.says("/stats")
-    for part in ("prompt ", "answer ", "tokens/s", "ended by the model", "thinking", "memory    12.3 GB"):
+    for part in (
+        "prompt ",
+        "answer ",
+        "tokens/s",
+        "ended by the model",
+        "thinking",
+        "memory    12.3 GB",
+        "experts   93% in memory",
+    ):
         assert part in talk.shown.notes[-1]
     talk.says("/copy")
     assert talk.shown.escapes == ["\x1b]52;c;VGhlICoqYW5zd2VyKiogaXMgNDIu\a"]

@@ -100,6 +100,6 @@ void proof_collective(proof::Combine combine, void* slot, int line);
 void proof_inactive_lane(int line);
 uint32_t proof_lane();
 void* proof_threadgroup_memory(int id, size_t size, size_t align, const char* name);
-void proof_atomic(const void* address, uint32_t size, uint32_t write);
+void proof_atomic(const void* address, uint32_t size, uint32_t read, uint32_t write);
 void proof_matrix_access(int inside);
 }

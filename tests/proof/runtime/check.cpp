@@ -145,14 +145,12 @@ void check_buffer(Region& region, uintptr_t address, uint64_t size, Use use, uin
     memset(bytes, kLoaded | kInitialised, size);
     return;
   }
-  // An atomic update reads what it replaces.
-  bool reads = !use.write || use.atomic;
   uint8_t all = kInitialised;
   for (uint64_t i = 0; i < size; ++i) {
     all &= bytes[i];
-    bytes[i] |= static_cast<uint8_t>((reads ? kLoaded : 0) | (use.write ? kStored | kInitialised : 0));
+    bytes[i] |= static_cast<uint8_t>((use.read ? kLoaded : 0) | (use.write ? kStored | kInitialised : 0));
   }
-  if (reads && !all) report(finding);
+  if (use.read && !all) report(finding);
   check_order(region.cells + offset, size, access_now(kDevice, use, place), use, finding);
 }
 
@@ -178,7 +176,7 @@ void check_threadgroup(uintptr_t address, uint64_t size, Use use, uint64_t place
     }
     if (use.write) written = mark;
   }
-  if (unwritten && (!use.write || use.atomic)) report(finding);
+  if (unwritten && use.read) report(finding);
   check_order(threadgroup_cells + first, size, access_now(kThreadgroup, use, place), use, finding);
 }
 
@@ -269,9 +267,9 @@ void end_check() {
 
 using namespace proof;
 
-extern "C" void proof_atomic(const void* address, uint32_t size, uint32_t write) {
+extern "C" void proof_atomic(const void* address, uint32_t size, uint32_t read, uint32_t write) {
   uint64_t place = place_of(__builtin_return_address(0));
-  check_access(reinterpret_cast<uintptr_t>(address), size, {write != 0, true, true}, place);
+  check_access(reinterpret_cast<uintptr_t>(address), size, {write != 0, read != 0, true, true}, place);
 }
 
 extern "C" void proof_matrix_access(int inside) { machine.current->in_matrix = inside != 0; }

@@ -7,6 +7,7 @@ namespace proof {
 
 struct Use {
   bool write;
+  bool read;
   bool atomic;
   bool aligned;  // the compiler took the address to be a multiple of the size
 };

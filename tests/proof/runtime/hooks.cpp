@@ -26,7 +26,7 @@ void report_here(Kind kind, uint64_t value, void* return_address) {
 #define PROOF_PLACE place_of(__builtin_return_address(0))
 #define PROOF_HOOK(name, size, write, aligned)                                                   \
   extern "C" void __tsan_##name(void* address) {                                                 \
-    check_access(reinterpret_cast<uintptr_t>(address), size, {write, false, aligned}, PROOF_PLACE); \
+    check_access(reinterpret_cast<uintptr_t>(address), size, {write, !write, false, aligned}, PROOF_PLACE); \
   }
 #define PROOF_HOOKS(size)                                  \
   PROOF_HOOK(read##size, size, false, true)                \
@@ -43,25 +43,25 @@ PROOF_HOOKS(8)
 PROOF_HOOKS(16)
 
 extern "C" void __tsan_read_range(void* address, uint64_t size) {
-  check_access(reinterpret_cast<uintptr_t>(address), size, {false, false, false}, PROOF_PLACE);
+  check_access(reinterpret_cast<uintptr_t>(address), size, {false, true, false, false}, PROOF_PLACE);
 }
 extern "C" void __tsan_write_range(void* address, uint64_t size) {
-  check_access(reinterpret_cast<uintptr_t>(address), size, {true, false, false}, PROOF_PLACE);
+  check_access(reinterpret_cast<uintptr_t>(address), size, {true, false, false, false}, PROOF_PLACE);
 }
 
 // clang turns copies and fills of structs into these.
 extern "C" void* __tsan_memcpy(void* to, const void* from, size_t size) {
-  check_access(reinterpret_cast<uintptr_t>(from), size, {false, false, false}, PROOF_PLACE);
-  check_access(reinterpret_cast<uintptr_t>(to), size, {true, false, false}, PROOF_PLACE);
+  check_access(reinterpret_cast<uintptr_t>(from), size, {false, true, false, false}, PROOF_PLACE);
+  check_access(reinterpret_cast<uintptr_t>(to), size, {true, false, false, false}, PROOF_PLACE);
   return memcpy(to, from, size);
 }
 extern "C" void* __tsan_memmove(void* to, const void* from, size_t size) {
-  check_access(reinterpret_cast<uintptr_t>(from), size, {false, false, false}, PROOF_PLACE);
-  check_access(reinterpret_cast<uintptr_t>(to), size, {true, false, false}, PROOF_PLACE);
+  check_access(reinterpret_cast<uintptr_t>(from), size, {false, true, false, false}, PROOF_PLACE);
+  check_access(reinterpret_cast<uintptr_t>(to), size, {true, false, false, false}, PROOF_PLACE);
   return memmove(to, from, size);
 }
 extern "C" void* __tsan_memset(void* to, int value, size_t size) {
-  check_access(reinterpret_cast<uintptr_t>(to), size, {true, false, false}, PROOF_PLACE);
+  check_access(reinterpret_cast<uintptr_t>(to), size, {true, false, false, false}, PROOF_PLACE);
   return memset(to, value, size);
 }
 

@@ -30,9 +30,10 @@ typedef atomic<float> atomic_float;
 typedef atomic<ulong> atomic_ulong;
 
 #if defined(PROOF_CHECK)
-#define MSL_ATOMIC_ACCESS(object, write) proof_atomic(const_cast<const atomic<T>*>(object), sizeof(T), write)
+#define MSL_ATOMIC_ACCESS(object, read, write) \
+  proof_atomic(const_cast<const atomic<T>*>(object), sizeof(T), read, write)
 #else
-#define MSL_ATOMIC_ACCESS(object, write) ((void)0)
+#define MSL_ATOMIC_ACCESS(object, read, write) ((void)0)
 #endif
 #define MSL_PLAIN __attribute__((no_sanitize("thread"), noinline))
 
@@ -45,19 +46,19 @@ MSL_PLAIN void atomic_write(volatile T* at, T value) { *at = value; }
 
 template <typename T>
 inline T atomic_load_explicit(const volatile atomic<T>* object, memory_order) {
-  MSL_ATOMIC_ACCESS(object, 0);
+  MSL_ATOMIC_ACCESS(object, 1, 0);
   return detail::atomic_read(&object->value);
 }
 template <typename T>
 inline void atomic_store_explicit(volatile atomic<T>* object, std::common_type_t<T> value, memory_order) {
-  MSL_ATOMIC_ACCESS(object, 1);
+  MSL_ATOMIC_ACCESS(object, 0, 1);
   detail::atomic_write(&object->value, value);
 }
 
 #define MSL_ATOMIC_UPDATE(name, expression)                                                                     \
   template <typename T>                                                                                         \
   inline T name(volatile atomic<T>* object, std::common_type_t<T> operand, memory_order) {                      \
-    MSL_ATOMIC_ACCESS(object, 1);                                                                               \
+    MSL_ATOMIC_ACCESS(object, 1, 1);                                                                               \
     T old = detail::atomic_read(&object->value);                                                                        \
     detail::atomic_write(&object->value, T(expression));                                                                \
     return old;                                                                                                 \
@@ -74,7 +75,7 @@ MSL_ATOMIC_UPDATE(atomic_fetch_max_explicit, operand > old ? operand : old)
 template <typename T>
 inline bool atomic_compare_exchange_weak_explicit(volatile atomic<T>* object, T* expected,
                                                   std::common_type_t<T> desired, memory_order, memory_order) {
-  MSL_ATOMIC_ACCESS(object, 1);
+  MSL_ATOMIC_ACCESS(object, 1, 1);
   T old = detail::atomic_read(&object->value);
   bool equal = __builtin_memcmp(&old, expected, sizeof(T)) == 0;
   if (equal) detail::atomic_write(&object->value, desired);

@@ -1,0 +1,190 @@
+"""dsv4-mlx serve"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsv4_mlx.cli.options import (
+    ApiKeyOption,
+    ContextOption,
+    ExpertMemoryOption,
+    ExpertThreadsOption,
+    ModelArgument,
+    NumericsMode,
+    NumericsOption,
+    ThinkMode,
+    ThinkOption,
+    VerifyReadsOption,
+)
+from dsv4_mlx.cli.sources import model_folder
+
+if TYPE_CHECKING:
+    from dsv4_mlx.engine import EngineOptions
+    from dsv4_mlx.server.options import ServerOptions
+    from dsv4_mlx.serving.runner import WorkerOptions
+    from dsv4_mlx.serving.worker import Worker
+
+
+class SamplingMode(StrEnum):
+    CLIENT = "client"
+    DEEPSEEK = "deepseek"
+
+
+HostOption = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")]
+PortOption = Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="0: any free one.")]
+SamplingOption = Annotated[
+    SamplingMode,
+    typer.Option(
+        "--sampling", help="client: its values count; deepseek: not while thinking (temperature 1, top-p 1)."
+    ),
+]
+OpenOption = Annotated[
+    bool, typer.Option("--allow-unauthenticated", help="Listen for other machines without a key.")
+]
+AllowedHostOption = Annotated[
+    list[str] | None,
+    typer.Option("--allowed-host", metavar="NAME", help="Accept this name of the server too. Repeatable."),
+]
+CorsOption = Annotated[
+    list[str] | None,
+    typer.Option("--cors", metavar="ORIGIN", help="Let pages of this origin use the server. Repeatable."),
+]
+ActiveOption = Annotated[
+    int, typer.Option("--max-active", metavar="N", help="Answers that are made at once, by turns.")
+]
+QueueOption = Annotated[
+    int, typer.Option("--max-queue", metavar="N", help="Requests that may wait; more are told to come again.")
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict-model", help="Refuse model names other than the listed one.")
+]
+RawOption = Annotated[
+    bool,
+    typer.Option("--raw-special-tokens", help="Markers spelt in a text completion's prompt count."),
+]
+ReplayOption = Annotated[
+    Path | None,
+    typer.Option("--replay", metavar="FILE", help="Answer with the turns of a file; no weights are loaded."),
+]
+
+
+def serve(
+    model: ModelArgument = "",
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8080,
+    context: ContextOption = None,
+    think: ThinkOption = ThinkMode.ON,
+    sampling: SamplingOption = SamplingMode.CLIENT,
+    api_key: ApiKeyOption = None,
+    allow_unauthenticated: OpenOption = False,
+    allowed_host: AllowedHostOption = None,
+    cors: CorsOption = None,
+    max_active: ActiveOption = 4,
+    max_queue: QueueOption = 16,
+    strict_model: StrictOption = False,
+    raw_special_tokens: RawOption = False,
+    replay: ReplayOption = None,
+    numerics: NumericsOption = NumericsMode.OFFICIAL,
+    expert_memory: ExpertMemoryOption = "auto",
+    expert_threads: ExpertThreadsOption = None,
+    verify_reads: VerifyReadsOption = False,
+) -> None:
+    """Serve a model to editors and agents: OpenAI's and Anthropic's protocols on this machine.
+
+    Example: dsv4-mlx serve ~/models/flash
+    """
+    from dsv4_mlx.engine import EngineOptions
+    from dsv4_mlx.server.options import ServerOptions
+    from dsv4_mlx.serving.runner import WorkerOptions
+
+    engine = EngineOptions(
+        context=context,
+        numerics=numerics.value,
+        expert_memory=expert_memory,
+        expert_threads=expert_threads,
+        verify_reads=verify_reads,
+    )
+    options = ServerOptions(
+        host=host,
+        port=port,
+        api_key=api_key or None,
+        allow_unauthenticated=allow_unauthenticated,
+        allowed_hosts=tuple(allowed_host or ()),
+        allowed_origins=tuple(cors or ()),
+        sampling=sampling.value,
+        think=think.value,
+        strict_model=strict_model,
+        raw_special_tokens=raw_special_tokens,
+    )
+    limits = WorkerOptions(active=max_active, waiting=max_queue)
+    code = _serve(model, engine, options, limits, replay)
+    if code:
+        raise typer.Exit(code)
+
+
+def _serve(
+    model: str, engine: EngineOptions, options: ServerOptions, limits: WorkerOptions, replay: Path | None
+) -> int:
+    from dsv4_mlx.cli.crash import write_crash_log
+    from dsv4_mlx.cli.demo import MODEL_ID as DEMO
+    from dsv4_mlx.server.options import MODEL_ID
+    from dsv4_mlx.server.run import addresses, listen
+    from dsv4_mlx.server.run import serve as run_server
+    from dsv4_mlx.server.setup import make_app, model_facts
+    from dsv4_mlx.serving.backend import Backend, ModelBackend
+    from dsv4_mlx.serving.replay import ReplayBackend
+    from dsv4_mlx.serving.script import read_script
+    from dsv4_mlx.serving.worker import Worker
+
+    turns = None if replay is None else read_script(replay)
+    reference = model or ("demo" if replay is not None else "")
+    folder = model_folder(reference)
+    name = DEMO if reference == "demo" else MODEL_ID
+    memory = engine.expert_memory if turns is None else None
+    facts = model_facts(folder, name, options, engine.context, memory)
+    sockets = listen(options)  # before anything is loaded: a busy port is said at once
+    opened = dataclasses.replace(engine, context=facts.context)
+    backend: Backend = (
+        ModelBackend(folder, opened) if turns is None else ReplayBackend(folder, turns, facts.context)
+    )
+    log = _log()
+    worker = Worker(backend, limits).start()
+    with ThreadPoolExecutor(2, "request") as threads:
+        app = make_app(folder, facts, worker, threads, write_crash_log)
+        for address in addresses(sockets, options.host):
+            log.info("%s at %s, context %d tokens", name, address, facts.context)
+        if options.api_key is None and options.allow_unauthenticated:
+            log.warning("no API key: everybody who reaches %s can use the model", options.host)
+        threading.Thread(target=_say_ready, args=(worker, log), daemon=True).start()
+        return run_server(app, options, sockets, worker)
+
+
+def _log() -> logging.Logger:
+    log = logging.getLogger("dsv4_mlx.server")
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.addHandler(lines)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    return log
+
+
+def _say_ready(worker: Worker, log: logging.Logger) -> None:
+    """One line when the model is loaded."""
+    began = time.monotonic()
+    while worker.state == "loading":
+        time.sleep(0.05)
+    if worker.state == "ready":
+        log.info(
+            "ready after %.1f s; connect a program with: dsv4-mlx connect NAME", time.monotonic() - began
+        )

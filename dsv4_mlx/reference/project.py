@@ -1,0 +1,27 @@
+"""Products that must be float32: compressors and router."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import mlx.core as mx
+import numpy as np
+
+
+def project(x: mx.array, weight: mx.array, bias: mx.array | None = None, phase: int = 0) -> mx.array:
+    """x [B, T, D] float32, weight [N, D] of any float dtype -> `x @ weight^T` [B, T, N], float32.
+
+    bias float32 [P, N], 0 <= phase < P: row (phase + t) mod P is added to token t.
+    """
+    weight = weight.astype(mx.float32)
+    if bias is None:
+        return x @ weight.T
+    period, rows = bias.shape[0], x.shape[1]
+    if phase + rows <= period:
+        return mx.addmm(bias[phase : phase + rows], x, weight.T)
+    return mx.addmm(bias[_phases(phase, rows, period)], x, weight.T)
+
+
+@lru_cache(maxsize=16)
+def _phases(phase: int, rows: int, period: int) -> mx.array:
+    return mx.array((phase + np.arange(rows)) % period)

@@ -1,0 +1,12 @@
+"""HTTP in front of the engine thread: four protocols, one model, loopback by default.
+
+    body.py, fields.py      bytes -> a checked JSON object; its values -> typed ones, or a Refusal
+    chat.py, messages.py, responses.py, completions.py      a body -> Ask: what one protocol wants
+    turn.py                 Ask -> prompt ids and a Job
+    parse.py, wire.py       sampled tokens -> the protocol's events, and its whole answer
+    guard.py                who may ask at all: Host, Origin, key, content type, sizes
+    deliver.py, app.py      the same over ASGI: streams, keep-alives, disconnects, routes
+    run.py                  uvicorn, signals, shutdown
+
+Only the last three lines know of HTTP's machinery. Nothing here touches MLX: dsv4_mlx.serving does.
+"""

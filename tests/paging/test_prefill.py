@@ -1,0 +1,68 @@
+"""Several chunks of a prefill go through a layer together: its experts are read once, the cuts stay."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from paging.paged_model import Model
+from small_model import token_ids
+
+from dsv4_mlx.engine import Engine, EngineOptions, Session
+from dsv4_mlx.paging.stats import LayerStats, total
+
+LENGTH = 1700  # cuts at 512, 1024, 1536
+
+
+def opened(model: Model, memory: str, together: int = 1) -> Engine:
+    engine = Engine.open(
+        model.folder,
+        EngineOptions(context=2048, numerics="exact", expert_memory=memory, expert_threads=3),
+    )
+    if engine.pager is not None:
+        engine.model.loop.together = together  # type: ignore[misc]
+    return engine
+
+
+def prefilled(engine: Engine, tokens: list[int]) -> tuple[Session, list[int], LayerStats]:
+    """The session, how far it said it was after each group, and what was read."""
+    session = engine.session()
+    said = [done for done, _ in session.prefill(tokens)]
+    return session, said, total(engine.pager.stats()) if engine.pager is not None else LayerStats()
+
+
+@pytest.fixture(scope="module")
+def tokens() -> list[int]:
+    return token_ids(np.random.default_rng(11), LENGTH)
+
+
+@pytest.fixture(scope="module")
+def whole(model: Model, tokens: list[int]) -> Session:
+    return prefilled(opened(model, "100%"), tokens)[0]
+
+
+@pytest.mark.parametrize(
+    ("together", "memory", "said"),
+    [(1, "3x", [0, 512, 1024, 1536, 1700]), (2, "3x", [0, 1024, 1700]), (8, "15x", [0, 1700])],
+)
+def test_logits_and_restart_points_are_the_same(
+    model: Model, tokens: list[int], whole: Session, together: int, memory: str, said: list[int]
+) -> None:
+    session, heard, _ = prefilled(opened(model, memory, together), tokens)
+    assert heard == said
+    assert np.array_equal(session.logits, whole.logits)
+    for shared in (1600, 1100, 600):  # goes back to 1536, 1024, 512, two of which lie inside a group
+        other = [*tokens[:shared], *tokens[:40]]
+        alone = whole.fork()
+        assert np.array_equal(session.sync(other), alone.sync(other))
+        assert session.reused == alone.reused == shared // 512 * 512
+        assert np.array_equal(session.sync([*other, 9]), alone.sync([*other, 9]))
+
+
+def test_experts_are_read_once_for_chunks_together(model: Model, tokens: list[int]) -> None:
+    read = {n: prefilled(opened(model, "5x", n), tokens)[2].bytes for n in (1, 4)}
+    assert read[4] < 0.4 * read[1]
+
+
+def test_small_models_take_as_many_chunks_as_allowed(model: Model) -> None:
+    engine = Engine.open(model.folder, EngineOptions(context=512, expert_memory="5x"))
+    assert engine.model.loop.together == 8

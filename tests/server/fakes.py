@@ -1,0 +1,122 @@
+"""A worker that says what it is told to, for tests of everything in front of the real one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deepseek_recipe import Conversation
+
+from dsv4_mlx.chat.prompt import Prompts
+from dsv4_mlx.serving.job import Emit, Finished, Job, Prefill, Reason, Started, Token
+from dsv4_mlx.serving.turns import Rendered, Said, Turns
+from dsv4_mlx.serving.worker import Health, State, Stats
+
+CHECKPOINT = Path(__file__).resolve().parent.parent.parent / "dsv4_mlx" / "demo"
+VOCABULARY = 1792
+
+
+@dataclass
+class Script:
+    """One turn: `text` with markers, said token by token."""
+
+    text: str
+    finish: Reason = "stop"
+    error: BaseException | None = None
+    queued: float = 0.0  # seconds before anything is said
+    prefill: float = 0.0  # seconds
+    pause: float = 0.0  # seconds between tokens
+    cached: int = 0
+
+
+@dataclass
+class FakeTicket:
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+class FakeWorker:
+    """Each job takes the next script, then again from the first; its thread ends with the job."""
+
+    def __init__(self, prompts: Prompts, scripts: Iterable[Script], context: int = 4096) -> None:
+        self.prompts, self.scripts, self.context = prompts, list(scripts), context
+        self.state: State = "ready"
+        self.error: BaseException | None = None
+        self.loaded = (1, 1)
+        self.jobs: list[Job] = []
+        self.tickets: list[FakeTicket] = []
+        self.refuse: BaseException | None = None
+
+    def submit(self, job: Job, emit: Emit) -> FakeTicket:
+        if self.refuse is not None:
+            raise self.refuse
+        script = self.scripts[len(self.jobs) % len(self.scripts)]
+        ticket = FakeTicket()
+        self.jobs.append(job)
+        self.tickets.append(ticket)
+        threading.Thread(target=self._run, args=(job, script, emit, ticket), daemon=True).start()
+        return ticket
+
+    def _run(self, job: Job, script: Script, emit: Emit, ticket: FakeTicket) -> None:
+        if ticket.cancelled.wait(script.queued):
+            emit(Finished("cancelled"))
+            return
+        cached = min(script.cached, len(job.prompt) - 1)
+        emit(Prefill(0, len(job.prompt) - cached, cached))
+        if ticket.cancelled.wait(script.prefill):
+            emit(Finished("cancelled"))
+            return
+        emit(Started(cached))
+        ids = self.prompts.tokenizer.encode(script.text)
+        top = ((5, -1.5), (self.prompts.markers.end_think, -2.5))
+        for count, id in enumerate(ids):
+            if ticket.cancelled.is_set():
+                emit(Finished("cancelled"))
+                return
+            if job.max_tokens is not None and count == job.max_tokens:
+                emit(Finished("length"))
+                return
+            if script.pause:
+                time.sleep(script.pause)
+            asked = job.logprobs
+            emit(Token(id) if asked is None else Token(id, -0.5, ((id, -0.5), *top)[:asked]))
+        emit(Finished(script.finish, script.error))
+
+    def probe(self, timeout: float) -> Health:
+        return Health(self.state, True, 0.0)
+
+    def stats(self) -> Stats:
+        return Stats(0, 0, 1, 10, 100, len(self.jobs), 0, {}, 100, 40, 7, 0, 0, 0, {})
+
+    def close(self, grace: float) -> bool:
+        self.state = "closed"
+        for ticket in self.tickets:
+            ticket.cancel()
+        return True
+
+
+class PlainTurns(Turns):
+    """Renders without remembering; keeps what it was told to remember."""
+
+    def __init__(self, prompts: Prompts) -> None:
+        super().__init__(prompts)
+        self.prompts = prompts
+        self.made = 0
+        self.remembered: list[tuple[tuple[int, ...], tuple[int, ...], Said, str]] = []
+        self.handles: list[Mapping[int, str]] = []
+
+    def handle(self) -> str:
+        self.made += 1
+        return f"{self.made:032x}"
+
+    def remember(self, prompt: Sequence[int], sampled: Sequence[int], said: Said, handle: str = "") -> None:
+        self.remembered.append((tuple(prompt), tuple(sampled), said, handle))
+
+    def render(self, conversation: Conversation, handles: Mapping[int, str] | None = None) -> Rendered:
+        self.handles.append(handles or {})
+        return Rendered(tuple(self.prompts.encode(conversation)), 0, 0)
