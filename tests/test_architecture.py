@@ -38,6 +38,18 @@ PARTS: dict[str, set[str]] = {
     },  # fmt: skip
     "paging": {"weights", "model", "manifest", "config", "ops", "reference", "operands", "errors"},
     "checking": {"kernels", "ops"},
+    "acceptance": {
+        "checking",
+        "engine",
+        "convert",
+        "weights",
+        "model",
+        "config",
+        "ops",
+        "operands",
+        "errors",
+    },  # fmt: skip
+    "evaluation": {"engine", "errors"},
     "doctor": {
         "checking",
         "kernels",
@@ -65,6 +77,7 @@ PARTS: dict[str, set[str]] = {
     },  # fmt: skip
     "hub": {"convert", "checkpoint", "errors"},
     "constrain": {"engine", "chat", "errors"},
+    "forecast": set(),
     "convert": {"checkpoint", "config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
     "serving": {"engine", "weights", "chat", "model", "config", "errors"},
@@ -74,6 +87,8 @@ PARTS: dict[str, set[str]] = {
     "cli": {
         "server",
         "serving",
+        "acceptance",
+        "evaluation",
         "checking",
         "doctor",
         "ops",
@@ -109,12 +124,15 @@ OUTSIDE: dict[str, set[str]] = {
     "weights": {"mlx", "numpy"},
     "paging": {"mlx", "numpy"},
     "checking": {"mlx"},
+    "acceptance": {"mlx", "numpy"},
+    "evaluation": {"mlx", "numpy"},
     "doctor": {"mlx"},
     "chat": {"deepseek_recipe"},
     "engine": {"mlx", "numpy"},
     "planning": {"mlx"},
     "hub": {"huggingface_hub"},
     "constrain": {"numpy", "llguidance"},
+    "forecast": set(),
     "convert": {"numpy", "mlx"},
     "synthetic": {"numpy", "tokenizers"},
     "serving": {"mlx", "numpy", "deepseek_recipe"},
