@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsv4_mlx.errors import InputError
+from dsv4_mlx.strangers import stranger
 
 Checkpoint = Literal["april", "0731"]
 
@@ -237,11 +238,9 @@ class _Reader:
         return InputError(message, where=self.where, next="use the config.json of the official checkpoint")
 
     def config(self) -> ModelConfig:
-        if self.raw.get("model_type") not in (None, FIXED["model_type"]):
-            raise self.fail(
-                f"model_type is {self.raw['model_type']!r}, expected {FIXED['model_type']!r}: "
-                "this program runs DeepSeek V4 only"
-            )
+        other = stranger(self.raw, self.where)
+        if other is not None:
+            raise other
         self.check_keys()
         for key, only in FIXED.items():
             if self.raw[key] != only or isinstance(self.raw[key], bool) != isinstance(only, bool):

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "dsv4_mlx"
 PARTS: dict[str, set[str]] = {
     "errors": set(),
     "platforms": {"errors"},
-    "config": {"errors"},
+    "strangers": {"errors"},
+    "config": {"strangers", "errors"},
     "manifest": {"errors"},
     "official": {"config"},
     "checkpoint": {"config", "official", "manifest", "errors"},
@@ -98,6 +99,7 @@ PARTS: dict[str, set[str]] = {
         "constrain",
         "planning",
         "hub",
+        "strangers",
         "convert",
         "synthetic",
         "platforms",
@@ -109,6 +111,7 @@ PARTS: dict[str, set[str]] = {
 OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
     "platforms": set(),
+    "strangers": set(),
     "config": set(),
     "manifest": set(),
     "official": set(),

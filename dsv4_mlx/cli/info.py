@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from dsv4_mlx.cli.console import size, table
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
@@ -15,8 +16,12 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
     Example: dsv4-mlx info ~/models/flash
     """
     from dsv4_mlx.engine.facts import facts
+    from dsv4_mlx.planning.model import fit_here
 
-    found = facts(model_folder(model))
+    folder = model_folder(model)
+    found = facts(folder)
+    here = fit_here(folder)
+    found["here"] = asdict(here)
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -39,6 +44,10 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
         ("context", "state", "with weights"),
         [(f"{e['context']:,}", size(e["state"]), size(e["total"])) for e in found["memory"]],
     )
+    runs = (
+        f"{here.slots} of {shape['experts']} experts of each layer in memory" if here.slots else "too large"
+    )
+    print(f"here: {here.how}, {runs}, context {here.context:,}")
     print(
         f"rows are {found['row_format']} here; "
         f"the state grows by {found['bytes_per_token']:.0f} bytes a token"

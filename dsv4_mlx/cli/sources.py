@@ -7,6 +7,7 @@ from pathlib import Path
 from dsv4_mlx.cli.demo import build
 from dsv4_mlx.cli.options import cache_folder
 from dsv4_mlx.errors import InputError, UsageError
+from dsv4_mlx.strangers import gguf
 
 
 def model_folder(reference: str) -> Path:
@@ -16,7 +17,7 @@ def model_folder(reference: str) -> Path:
     """
     if not reference:
         raise UsageError("MODEL is empty", next="give a folder, or `demo`")
-    folder = Path(reference).expanduser()
+    folder = _no_gguf(Path(reference).expanduser())
     if reference == "demo" and not folder.exists():
         return build(cache_folder() / "demo").model
     if folder.is_dir():
@@ -34,7 +35,7 @@ def model_folder(reference: str) -> Path:
 
 def official_folder(reference: str) -> Path:
     """SOURCE as given -> a folder on this machine. Raises InputError."""
-    folder = Path(reference).expanduser()
+    folder = _no_gguf(Path(reference).expanduser())
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -46,6 +47,14 @@ def official_folder(reference: str) -> Path:
             next="download it first: dsv4-mlx download deepseek-ai/DeepSeek-V4-Flash FOLDER",
         )
     return cached
+
+
+def _no_gguf(path: Path) -> Path:
+    """The path itself. Raises InputError for GGUF."""
+    refusal = gguf(path) if path.exists() else None
+    if refusal is not None:
+        raise refusal
+    return path
 
 
 def on_the_hub(reference: str) -> bool:

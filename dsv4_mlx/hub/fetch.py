@@ -71,11 +71,11 @@ class Fetcher:
         came = 0
         advance, stop = self.advance, self.stop
 
-        class Count(tqdm):  # type: ignore[misc]  # the library has no types here
+        class Count(tqdm):
             """Counts what comes; draws nothing."""
 
             def __init__(self, *arguments: Any, **options: Any) -> None:
-                super().__init__(*arguments, **{**options, "disable": True})
+                super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
             def update(self, n: float | None = 1) -> None:
                 nonlocal came

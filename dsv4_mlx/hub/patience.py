@@ -60,7 +60,7 @@ class Patience:
                 time.sleep(max(self._pause(failures), _asked(error)))
 
     def _pause(self, failures: int) -> float:
-        return min(self.longest, self.first * 2 ** (failures - 1))
+        return float(min(self.longest, self.first * 2 ** (failures - 1)))
 
 
 def refusal(what: str, error: Exception) -> Dsv4Error | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Condition, Thread
 from typing import Any
 
@@ -99,7 +99,7 @@ class Coming:
         try:
             for shard in self._order:
                 with self._changed:
-                    self._changed.wait_for(lambda shard=shard: self._may(shard))
+                    self._changed.wait_for(partial(self._may, shard))
                 self.fetcher.fetch(shard)
                 with self._changed:
                     self._ready.add(shard)

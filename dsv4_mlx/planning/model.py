@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.doctor.fit import Fit, fit
+from dsv4_mlx.engine.machine import memory_limit
 from dsv4_mlx.engine.memory import touched_weights
 from dsv4_mlx.planning.candidates import Candidate, candidates, flash_config, stored_candidate
-from dsv4_mlx.weights.load import find_model
+from dsv4_mlx.weights.load import activation_dtype, find_model
 
 
 def ways_of(folder: Path | None) -> tuple[list[Candidate], ModelConfig]:
@@ -21,3 +23,9 @@ def ways_of(folder: Path | None) -> tuple[list[Candidate], ModelConfig]:
         return candidates(config), config
     touched = touched_weights(config, manifest, stored.tensor_bytes())
     return [stored_candidate(config, manifest, touched)], config
+
+
+def fit_here(folder: Path) -> Fit:
+    """How the model in `folder`, as it is, runs on this machine. Raises InputError, MachineError."""
+    ways, config = ways_of(folder)
+    return fit(ways[0].stored, config, memory_limit(), activation_dtype().size)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 from hub.conftest import QUICK, same
@@ -212,7 +213,7 @@ def test_a_full_disk_is_said_and_the_rest_comes_later(
 ) -> None:
     from dsv4_mlx.hub import fetch
 
-    real = fetch.hf_hub_download
+    real = huggingface_hub.hf_hub_download
 
     def full(repository: str, name: str, **options: Any) -> Any:
         if name == SHARD:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -26,8 +27,16 @@ def started(hub: Hub, target: Path, event: int) -> subprocess.CompletedProcess[s
 
 
 def finished(target: Path) -> dict[str, int]:
-    """Output files that are whole, and when they were written."""
-    return {path.name: path.stat().st_mtime_ns for path in target.glob("*.safetensors")}
+    """Output files that are done, and when they were written.
+
+    One that was renamed and not yet entered in the journal is the running piece: it is made again.
+    """
+    journal = target / ".convert.journal"
+    done = {path.name for path in target.glob("*.safetensors")}
+    if journal.exists():
+        lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
+        done &= {json.loads(line)["file"] for line in lines if line.endswith("\n")}
+    return {name: (target / name).stat().st_mtime_ns for name in done}
 
 
 def survive(official: Path, converted: Path, folder: Path, kills: int, seed: int) -> None:

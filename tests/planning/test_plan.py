@@ -135,6 +135,16 @@ def test_the_command_line(checkpoints: Checkpoints, capsys: pytest.CaptureFixtur
         assert all(o["disk"]["download"] == 0 and o["fit"]["how"] == "resident" for o in options.values())
 
 
+def test_info_says_the_same(checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("official", "converted"):
+        folder = str(getattr(checkpoints, name)("small"))
+        assert run(["info", folder, "--json"]) == 0
+        here = json.loads(capsys.readouterr().out)["here"]
+        assert here["how"] == "resident" and here["slots"] == checkpoints.parsed("small").experts
+        assert run(["info", folder]) == 0
+        assert "here: resident" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "words", [["--for", "64"], ["--for", "0GB"], ["--disk", "fast"], ["no-such-folder"], ["--for", "8 bits"]]
 )
