@@ -16,7 +16,19 @@ from typer.exceptions import TyperException
 
 from dsv4_mlx import __version__
 from dsv4_mlx.cli import (
-    bench, chat, connect, convert, demo, doctor, generate, info, logits, plan, serve, verify,
+    bench,
+    chat,
+    connect,
+    convert,
+    demo,
+    doctor,
+    download,
+    generate,
+    info,
+    logits,
+    plan,
+    serve,
+    verify,
 )  # fmt: skip
 from dsv4_mlx.cli.crash import write_crash_log
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error
@@ -57,6 +69,7 @@ COMMANDS = (
     generate.generate,
     serve.serve,
     connect.connect,
+    download.download,
     convert.convert,
     verify.verify,
     info.info,
