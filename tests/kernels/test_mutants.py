@@ -29,7 +29,6 @@ GUARDS = [
     ("attend_join", r"split < splits", "split <= splits"),
     ("index_select_scores", r"n < count(?= &&)", "n <= count"),
     ("index_select_scores", r"&& n < count\)", "&& n <= count)"),
-    ("index_select_scores", r"step < steps", "step <= steps"),
     ("index_select_best", r"n < total", "n <= total"),
     ("index_select_best", r"same < left", "same <= left"),
     ("index_select_best", r"before < left", "before <= left"),
