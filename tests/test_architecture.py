@@ -37,6 +37,18 @@ PARTS: dict[str, set[str]] = {
     },  # fmt: skip
     "paging": {"weights", "model", "manifest", "config", "ops", "reference", "operands", "errors"},
     "checking": {"kernels", "ops"},
+    "acceptance": {
+        "checking",
+        "engine",
+        "convert",
+        "weights",
+        "model",
+        "config",
+        "ops",
+        "operands",
+        "errors",
+    },  # fmt: skip
+    "evaluation": {"engine", "errors"},
     "doctor": {
         "checking",
         "kernels",
@@ -64,6 +76,7 @@ PARTS: dict[str, set[str]] = {
     },  # fmt: skip
     "hub": {"convert", "checkpoint", "errors"},
     "constrain": {"engine", "chat", "errors"},
+    "forecast": set(),
     "convert": {"checkpoint", "config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
     "serving": {"engine", "weights", "chat", "model", "config", "errors"},
@@ -73,6 +86,8 @@ PARTS: dict[str, set[str]] = {
     "cli": {
         "server",
         "serving",
+        "acceptance",
+        "evaluation",
         "checking",
         "doctor",
         "ops",
@@ -106,12 +121,15 @@ OUTSIDE: dict[str, set[str]] = {
     "weights": {"mlx", "numpy"},
     "paging": {"mlx", "numpy"},
     "checking": {"mlx"},
+    "acceptance": {"mlx", "numpy"},
+    "evaluation": {"mlx", "numpy"},
     "doctor": {"mlx"},
     "chat": {"deepseek_recipe"},
     "engine": {"mlx", "numpy"},
     "planning": {"mlx"},
     "hub": {"huggingface_hub"},
     "constrain": {"numpy", "llguidance"},
+    "forecast": set(),
     "convert": {"numpy", "mlx"},
     "synthetic": {"numpy", "tokenizers"},
     "serving": {"mlx", "numpy", "deepseek_recipe"},
