@@ -8,10 +8,10 @@
   // out [B, T, H, K], normalised and turned (DIRECT), or float32 [splits, B, T, H, K], neither;
   // stats float32 [splits, B, T, H, 2]: peak, and sum without the sink.
   //
-  // A threadgroup takes HEAD_TILES x 8 heads of one token over the rows of one split. Its simdgroups are STREAMS
-  // of rows times SLICES of channels. A row's channels are loaded once, as a simdgroup matrix that serves as key
-  // (rows x channels, times q) and as value (heads x rows times it). Because a sum over channels has no order, a
-  // lane takes neighbouring channels for its places in the matrices of its slice.
+  // A threadgroup takes HEAD_TILES x 8 heads of one token over the rows of one split. Its simdgroups are one or two
+  // STREAMS of rows times SLICES of channels. A row's channels are loaded once, as a simdgroup matrix that serves
+  // as key (rows x channels, times q) and as value (heads x rows times it). Because a sum over channels has no
+  // order, a lane takes neighbouring channels for its places in the matrices of its slice.
   //
   // grid: (splits x threads, ceil(H / 8 / HEAD_TILES), B x T); threadgroup: 32 x SLICES x STREAMS.
   // Everything is float32 after a row is loaded. The peak starts at the sink, so it is always finite.
@@ -20,7 +20,7 @@
   constexpr int EACH = 2 * CHUNKS;   // channels of a lane
   threadgroup float board[2 * STREAMS * SLICES * HEAD_TILES * 64];
   threadgroup float peaks[STREAMS * HEAD_TILES * 16];
-  threadgroup float joined[STREAMS > 1 ? HEAD_TILES * 8 * K : 1];
+  threadgroup float joined[STREAMS == 2 ? HEAD_TILES * 8 * K : 1];
 
   const uint heads = q_shape[2];
   const uint token = threadgroup_position_in_grid.z;
@@ -137,7 +137,7 @@
     }
   }
 
-  if (STREAMS > 1) {
+  if (STREAMS == 2) {
     for (int tile = 0; tile < HEAD_TILES; tile++) {
       if (slice == 0 && column == 0) {
         peaks[(stream * HEAD_TILES + tile) * 16 + row] = peak[tile];
@@ -163,27 +163,24 @@
       peak[tile] = highest;
       total[tile] = sum;
     }
-    for (uint other = 1; other < STREAMS; other++) {
-      if (stream == other) {
-        for (int tile = 0; tile < HEAD_TILES; tile++) {
-          for (int i = 0; i < CHUNKS; i++) {
-            for (int j = 0; j < 2; j++) {
-              joined[(tile * 8 + row) * K + channel + 2 * i + j] = sums[tile][i].thread_elements()[j];
-            }
+    if (stream == 1) {
+      for (int tile = 0; tile < HEAD_TILES; tile++) {
+        for (int i = 0; i < CHUNKS; i++) {
+          for (int j = 0; j < 2; j++) {
+            joined[(tile * 8 + row) * K + channel + 2 * i + j] = sums[tile][i].thread_elements()[j];
           }
         }
       }
-      threadgroup_barrier(mem_flags::mem_threadgroup);
-      if (stream == 0) {
-        for (int tile = 0; tile < HEAD_TILES; tile++) {
-          for (int i = 0; i < CHUNKS; i++) {
-            for (int j = 0; j < 2; j++) {
-              sums[tile][i].thread_elements()[j] += joined[(tile * 8 + row) * K + channel + 2 * i + j];
-            }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (stream == 0) {
+      for (int tile = 0; tile < HEAD_TILES; tile++) {
+        for (int i = 0; i < CHUNKS; i++) {
+          for (int j = 0; j < 2; j++) {
+            sums[tile][i].thread_elements()[j] += joined[(tile * 8 + row) * K + channel + 2 * i + j];
           }
         }
       }
-      threadgroup_barrier(mem_flags::mem_threadgroup);
     }
   }
 

@@ -150,7 +150,8 @@ inline uint order_of(float value) {
     left = found[1];
   }
 
-  // Four neighbouring scores a thread. In one number: scores above (low half), equal ones (high half).
+  // Four neighbouring scores a thread; places beyond the last one come below and after all. In one number: scores
+  // above (low half), equal ones (high half).
   uint above = 0, equal = 0;  // in earlier rounds
   uint turn = 0;
   for (uint start = 0; start < total; start += threads * 4) {
@@ -176,10 +177,10 @@ inline uint order_of(float value) {
     uint same = equal + (before >> 16);
     for (uint j = 0; j < 4; j++) {
       const uint n = start + index * 4 + j;
-      if (n < total && key[j] > prefix) {
+      if (key[j] > prefix) {
         picks[row * wanted[0] + higher + min(same, left)] = n;
         higher++;
-      } else if (n < total && key[j] == prefix) {
+      } else if (key[j] == prefix) {
         if (same < left) {
           picks[row * wanted[0] + higher + same] = n;
         }

@@ -94,8 +94,11 @@ def cases() -> list[Case]:
     steps = mx.floor(mx.arange(2200) % 7 / 2)[None, :, None] * mx.ones((1, 2200, 32))
     tied = (mx.ones((1, 1, 8, 32)), mx.ones((1, 1, 8)), steps, None, 777)
     signed = (mx.ones((1, 1, 8, 32)), -mx.ones((1, 1, 8)), steps[:, :90], None, 40)
+    holes = mx.where(mx.arange(600)[None, :, None] % 30 == 7, 1.0, mx.nan) * mx.ones((1, 600, 32))
+    nothing = (mx.ones((1, 1, 8, 32)), mx.ones((1, 1, 8)), holes, None, 40)
     return [
         *found,
+        Case("fewer numbers than wanted, the rest NaN", nothing, tolerance=Tolerance(any_order=True)),
         Case("all equal", equal, tolerance=Tolerance(any_order=True)),
         Case("zeros of both signs", below, tolerance=Tolerance(any_order=True)),
         Case("ties at the edge", tied, tolerance=Tolerance(any_order=True)),
