@@ -12,6 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from checkpoints import Checkpoints
 
 from dsv4_mlx.checking import Metal, choose, store
 from dsv4_mlx.checking.verdict import Limits, Verdict
@@ -48,7 +49,7 @@ def test_without_metal_the_references_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_faulty_kernel_is_replaced(fault: str, tmp_path: Path, checkpoints) -> None:
+def test_a_faulty_kernel_is_replaced(fault: str, tmp_path: Path, checkpoints: Checkpoints) -> None:
     """The verdict says what happened, its neighbour still runs, the model gives the reference's logits."""
     outcome, detail = FAULTS[fault]
     choice = choose("auto", tmp_path / "kernels.json", metal=scripted(fault), kernels=KERNELS, limits=LIMITS)
