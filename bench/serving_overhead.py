@@ -99,6 +99,9 @@ class Timed:
     def recover(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 def bare(tokens: int) -> tuple[float, float]:
     """Wall and CPU seconds of the loop alone."""

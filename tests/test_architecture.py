@@ -74,6 +74,7 @@ PARTS: dict[str, set[str]] = {
         "official",
         "errors",
     },  # fmt: skip
+    "hub": {"convert", "checkpoint", "errors"},
     "constrain": {"engine", "chat", "errors"},
     "convert": {"checkpoint", "config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
@@ -95,6 +96,7 @@ PARTS: dict[str, set[str]] = {
         "chat",
         "constrain",
         "planning",
+        "hub",
         "convert",
         "synthetic",
         "platforms",
@@ -124,6 +126,7 @@ OUTSIDE: dict[str, set[str]] = {
     "chat": {"deepseek_recipe"},
     "engine": {"mlx", "numpy"},
     "planning": {"mlx"},
+    "hub": {"huggingface_hub"},
     "constrain": {"numpy", "llguidance"},
     "convert": {"numpy", "mlx"},
     "synthetic": {"numpy", "tokenizers"},

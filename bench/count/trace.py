@@ -145,12 +145,22 @@ def _rope(
     return _tag("RoPE", inputs if freqs is None else [*inputs, freqs], x.shape, x.dtype)
 
 
+def _dequantize(
+    w: mx.array, scales: mx.array, biases: mx.array | None = None, *, bits: int, dtype: mx.Dtype, **_: Any
+) -> mx.array:
+    inputs = [w, scales] if biases is None else [w, scales, biases]
+    return _tag("Dequantize", inputs, (*w.shape[:-1], w.shape[-1] * 32 // bits), dtype)
+
+
 @contextmanager
 def as_on_metal() -> Iterator[None]:
-    """Within, `mx.fast` operations that Metal runs as one kernel and the CPU decomposes are one primitive.
+    """Within, operations that Metal runs as one kernel and the CPU decomposes are one primitive.
 
     `mx.fast.scaled_dot_product_attention` is left decomposed: at head dimension 512 with 64 query heads to
     one key head Metal has no fused kernel either.
     """
-    with mock.patch.multiple(mx.fast, rms_norm=_rms_norm, rope=_rope):
+    with (
+        mock.patch.multiple(mx.fast, rms_norm=_rms_norm, rope=_rope),
+        mock.patch.object(mx, "dequantize", _dequantize),
+    ):
         yield

@@ -15,7 +15,7 @@ from dsv4_mlx.server.options import Limits
 from dsv4_mlx.server.refusal import invalid, unsupported
 from dsv4_mlx.server.sampling import sampling
 from dsv4_mlx.server.thinking import resolve
-from dsv4_mlx.server.tools import arguments_text, chosen, evenly_strict, with_schema
+from dsv4_mlx.server.tools import arguments_text, chosen, rendered, with_schema
 
 MOST = 1 << 31
 _ROLES = {"developer": "system", "function": "tool"}
@@ -43,7 +43,7 @@ def read(body: Body, facts: Facts) -> Ask:
         **form,
     }
     if tools.offered:
-        given["tools"] = [{"type": "function", "function": one} for one in evenly_strict(functions)]
+        given["tools"] = [{"type": "function", "function": one} for one in map(rendered, functions)]
     try:
         request = ChatCompletionRequest(given).convert(conversion())
     except Exception as error:  # the library has one kind for wrong types and another for wrong values

@@ -16,7 +16,7 @@ from dsv4_mlx.server.options import Limits
 from dsv4_mlx.server.refusal import invalid
 from dsv4_mlx.server.sampling import sampling
 from dsv4_mlx.server.thinking import resolve
-from dsv4_mlx.server.tools import chosen, evenly_strict, with_schema
+from dsv4_mlx.server.tools import chosen, rendered, with_schema
 
 _IGNORED = ("redacted_thinking", "server_tool_use", "web_search_tool_result", "container_upload")
 _LIBRARY_MOST = 393_216  # the largest max_tokens that the library takes
@@ -46,7 +46,7 @@ def read(body: Body, facts: Facts) -> Ask:
     if "system" in body:
         given["system"] = body["system"]
     if tools.offered:
-        given["tools"] = evenly_strict(declared)
+        given["tools"] = [rendered(tool) for tool in declared]
     try:
         request = MessagesRequest(given).convert(conversion())
     except Exception as error:  # the library has one kind for wrong types and another for wrong values

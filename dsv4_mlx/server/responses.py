@@ -17,7 +17,7 @@ from dsv4_mlx.server.options import Limits
 from dsv4_mlx.server.refusal import invalid, unsupported
 from dsv4_mlx.server.sampling import sampling
 from dsv4_mlx.server.thinking import Thinking, resolve
-from dsv4_mlx.server.tools import arguments_text, chosen, evenly_strict, with_schema
+from dsv4_mlx.server.tools import arguments_text, chosen, rendered, with_schema
 
 _LIBRARY_MOST = 393_216  # the largest max_output_tokens that the library takes
 _HANDLE = re.compile(r"resp_(.+)-\d+")  # encrypted_content as the library makes it from the response's id
@@ -44,10 +44,15 @@ def read(body: Body, facts: Facts) -> Ask:
     logprobs = _logprobs(body)
     sampled = sampling(body, thinking=thinking.on, mode=facts.options.sampling, vocabulary=facts.vocabulary)
     given: Body = {name: body[name] for name in _ECHOED if name in body}
-    given |= {"model": NAME, "input": items, "tools": _even(declared), **form}
+    given |= {"model": NAME, "input": items, "tools": [_rendered(tool) for tool in declared], **form}
     given |= {"tool_choice": "none" if body.get("tool_choice") == "none" else "auto"}
     given |= {"max_output_tokens": min(most, _LIBRARY_MOST)} if most is not None else {}
-    shown = {**given, "reasoning": _reasoning(body, thinking), "text": record(body, "text")}
+    shown = {
+        **given,
+        "tools": declared,
+        "reasoning": _reasoning(body, thinking),
+        "text": record(body, "text"),
+    }
     given["reasoning"] = {**shown["reasoning"], **({} if thinking.on else {"effort": "none"})}
     options = conversion()
     try:
@@ -144,13 +149,9 @@ def _function(tool: Body, name: str) -> Body:
     return {"name": name, "parameters": tool["parameters"], "strict": tool.get("strict") is True}
 
 
-def _even(declared: list[Body]) -> list[Body]:
-    if len({tool.get("strict") is True for tool in _functions(declared)}) < 2:
-        return declared
-    plain = [
-        {**tool, "tools": evenly_strict(tool["tools"])} if "tools" in tool else tool for tool in declared
-    ]
-    return [{name: value for name, value in tool.items() if name != "strict"} for tool in plain]
+def _rendered(tool: Body) -> Body:
+    plain = rendered(tool)
+    return {**plain, "tools": [_rendered(inner) for inner in plain["tools"]]} if "tools" in plain else plain
 
 
 def _choice(body: Body) -> Any:

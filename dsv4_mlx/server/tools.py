@@ -50,14 +50,12 @@ def chosen(choice: Any, functions: list[Body], *, one: bool = False, param: str 
     return Tools(json.dumps(declared, ensure_ascii=False), True, must, one)
 
 
-def evenly_strict(functions: list[Body]) -> list[Body]:
-    """The library takes either strict functions or others: in a mixture the word is left out.
+def rendered(function: Body) -> Body:
+    """A function as the library gets it: without `strict`, of which it takes a few schemas only.
 
-    What a strict function is promised is kept by a grammar all the same.
+    What a strict function is promised is kept by a grammar (Tools.declared).
     """
-    if len({function.get("strict") is True for function in functions}) < 2:
-        return functions
-    return [{name: value for name, value in one.items() if name != "strict"} for one in functions]
+    return {name: value for name, value in function.items() if name != "strict"}
 
 
 def arguments_text(given: Any) -> str:

@@ -70,6 +70,9 @@ class Backend(Protocol):
     def recover(self) -> None:
         """After a failure: give back what can be given back."""
 
+    def close(self) -> None:
+        """Nothing is used after it."""
+
 
 class ModelBackend:
     """The real engine. `session_memory`: bytes for all sessions; None: what the model leaves."""
@@ -123,6 +126,10 @@ class ModelBackend:
 
     def recover(self) -> None:
         mx.clear_cache()
+
+    def close(self) -> None:
+        if self._engine is not None and self._engine.pager is not None:
+            self._engine.pager.close()
 
 
 def wanted(job: Job) -> Wanted:

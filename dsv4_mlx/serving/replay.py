@@ -154,6 +154,9 @@ class ReplayBackend:
     def recover(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 def script_ids(prompts: Prompts, turn: ScriptedTurn, think: bool) -> list[int]:
     """The ids a model would have sampled to say this turn, without the end of sentence. Raises InputError.

@@ -78,9 +78,11 @@ class Runner:
         self.progress = clock()  # when something was last done
         self._shares: Shares[Entry] = Shares()
         self._in_a_row = 0
+        self._changed = False  # since nobody could come in: a prompt is compared with every session for it
 
     def add(self, entry: Entry) -> None:
         self.waiting.add(entry, entry.job.hint)
+        self._changed = True
 
     def step(self) -> float | None:
         """Do what can be done now; seconds until there may be more (0: at once; None: nothing is left)."""
@@ -110,13 +112,15 @@ class Runner:
         for entry in list(self.waiting):
             if entry.cancelled or now - entry.since >= self.options.patience:
                 self.waiting.remove(entry)
+                self._changed = True
                 waited = Unavailable(f"the request waited {self.options.patience:.0f} s for its turn")
                 self._say(entry, Finished("cancelled") if entry.cancelled else Finished("error", waited))
 
     def _admit(self) -> None:
-        while len(self.active) < self.options.active and len(self.waiting):
+        while self._changed and len(self.active) < self.options.active:
             entry = self.waiting.admit([one.job.hint for one in self.active], self._fits)
             if entry is None:
+                self._changed = False
                 return
             self.active.append(entry)
             self._shares.add(entry)
@@ -184,6 +188,7 @@ class Runner:
         if entry.lease is not None:
             self.pool.release(entry.lease)
         entry.run = entry.lease = None
+        self._changed = True
         for other in self.active:
             other.blocked = False
         self._say(entry, Finished(reason, error))

@@ -213,6 +213,7 @@ class Worker:
         try:
             self._loop()
         finally:
+            self.backend.close()
             self.state = "closed"
             self._answer_probes()
 

@@ -72,7 +72,8 @@ def test_what_is_not_plain_json_is_left_alone(client: str, old: str) -> None:
 @pytest.mark.parametrize(
     "old",
     [
-        "name: Mine\nversion: 1.0.0\nmodels:\n  - name: a # my own\n    provider: x\n    model: y\nrules: []\n",
+        "name: Mine\nversion: 1.0.0\nmodels:\n  - name: a # my own\n    provider: x\n    model: y\n"
+        "rules: []\n",
         "name: Mine\nmodels:\n- name: a\n  provider: x\n  model: y\n",
         "name: Mine\nversion: 1.0.0\n",
         "name: Mine\nmodels: # none yet\n",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
+from collections.abc import Sequence
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from small_model import MARKERS, new_session, tiny_model, token_ids
@@ -14,6 +17,7 @@ from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import InputError, ModelOutputError
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.serving.job import Finished, Job, Prefill, Started, Token, Unavailable
+from dsv4_mlx.serving.pool import Lease, Pool
 from dsv4_mlx.serving.runner import Runner, WorkerOptions
 from serving.tiny import ENDLESS, Heard, ScriptedBackend, TinyBackend, add, drain, job, runner
 
@@ -28,6 +32,12 @@ def small_is_512(monkeypatch: pytest.MonkeyPatch) -> None:
     """The boundary between small and large requests, where a test needs both: a tiny model is not fast."""
     monkeypatch.setattr("dsv4_mlx.serving.policy.SMALL", 512)
     monkeypatch.setattr("dsv4_mlx.serving.pool.SMALL", 512)
+
+
+@pytest.fixture
+def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsv4_mlx.serving.policy.SMALL", 8)
+    monkeypatch.setattr("dsv4_mlx.serving.pool.SMALL", 8)
 
 
 @pytest.fixture
@@ -234,31 +244,38 @@ def test_a_listener_that_raises_ends_its_job_only(backend: TinyBackend, rng: np.
     assert beside.end == Finished("length") and one.counts.finished["cancelled"] == 1
 
 
-def test_memory_for_one_long_job_serialises_long_ones(model: Transformer, rng: np.random.Generator) -> None:
-    """Each may come to need the whole context; both end, and none fails."""
-    backend = TinyBackend(model, budget=0, context=1040)
-    one = runner(backend, active=2)
-    jobs = [job(token_ids(rng, 1000), None, seed=1), job(token_ids(rng, 900), 40, seed=2)]
-    heard = [add(one, each)[1] for each in jobs]
-    most = 0
-    while one.active or len(one.waiting):
-        one.step()
-        most = max(most, sum(held.bytes for held in one.pool.held))
-    limits = one.pool.limits
-    assert most <= limits.budget + limits.side
-    for asked, each in zip(jobs, heard, strict=True):
-        expected = generate(
-            new_session(model, 1040), list(asked.prompt), asked.sampling, max_tokens=asked.max_tokens
-        )
-        assert each.end == Finished("length") and each.tokens == list(expected)
-
-
-def test_a_job_that_needs_anothers_memory_waits_and_goes_on(
+@pytest.mark.usefixtures("all_are_large")
+def test_memory_for_one_long_job_serialises_long_ones(
     model: Transformer, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each may come to need the whole context: one after the other, and none fails. Who waits is asked
+    about again when something has changed, not at each token: it is compared with every session then."""
+    backend = ScriptedBackend(model, budget=0, context=1040)
+    one = runner(backend, active=2)
+    asked: list[int] = []
+    acquire = Pool.acquire
+
+    def counted(self: Pool, prompt: Sequence[int], most: int) -> Lease | None:
+        asked.append(len(prompt))
+        return acquire(self, prompt, most)
+
+    monkeypatch.setattr(Pool, "acquire", counted)
+    jobs = [job(token_ids(rng, size), 1040 - size, seed=size) for size in (1000, 900, 950)]
+    heard = [add(one, each)[1] for each in jobs]
+    limits = one.pool.limits
+    while one.active or len(one.waiting):
+        one.step()
+        assert sum(held.bytes for held in one.pool.held) <= limits.budget + limits.side
+        assert len(one.active) <= 1
+    assert [each.tokens for each in heard] == [backend.script(each) for each in jobs]
+    assert asked == [1000, 900, 950, 900, 950, 950]
+
+
+@pytest.mark.usefixtures("all_are_large")
+def test_a_job_that_needs_anothers_memory_waits_and_goes_on(
+    model: Transformer, rng: np.random.Generator
+) -> None:
     """Two jobs come in because they could end one after another; side by side they do not fit."""
-    for room in ("policy", "pool"):
-        monkeypatch.setattr(f"dsv4_mlx.serving.{room}.SMALL", 8)
     backend = ScriptedBackend(model, context=512, growth=128)
     cost = backend.limits(2).cost
     backend.budget = cost(128) + cost(384)
@@ -338,3 +355,28 @@ def _continued(model: Transformer, tokens: list[int]) -> np.ndarray:
     session = new_session(model, growth=256)
     session.sync(tokens)
     return session.sync([*tokens, 9])
+
+
+def test_sessions_take_no_more_memory_than_is_counted(model: Transformer, rng: np.random.Generator) -> None:
+    """Real bytes beside the ones that limits are made of; and evicted sessions give theirs back."""
+    backend = TinyBackend(model, budget=0, context=1024)
+    one = runner(backend)
+    add(one, job(token_ids(rng, 520), 2))  # tables that the model makes once
+    drain(one)
+    one.pool = Pool(one.pool.limits, backend.session)
+    before = real_memory()
+    for _ in range(5):
+        add(one, job(token_ids(rng, 520), 2))
+        drain(one)
+        counted = sum(held.bytes for held in one.pool.held)
+        limits = one.pool.limits
+        assert 0 < real_memory() - before <= counted <= limits.budget + limits.side
+    assert one.pool.evictions >= 3
+    one.pool = Pool(one.pool.limits, backend.session)
+    assert real_memory() - before <= 64 << 10
+
+
+def real_memory() -> int:
+    gc.collect()
+    mx.clear_cache()
+    return mx.get_active_memory()

@@ -41,6 +41,7 @@ class TinyBackend:
         self.before_open: Callable[[Progress], None] = lambda progress: None
         self.before_step: Callable[[Job], None] = lambda job: None
         self.recovered = 0
+        self.closed = False
 
     @property
     def prompts(self) -> Prompts:
@@ -71,6 +72,9 @@ class TinyBackend:
 
     def recover(self) -> None:
         self.recovered += 1
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class ScriptedBackend(TinyBackend):
