@@ -145,12 +145,15 @@ def test_a_child_ends_with_its_parent() -> None:
         "import subprocess as s, os, threading, time\nreal = s.Popen\n"
         "def popen(*a, **k):\n    p = real(*a, **k); print(p.pid, flush=True); return p\n"
         "s.Popen = popen\n"
+        "loads = parent.json.loads\n"
+        "def heard(line):\n    print(line.decode(), flush=True); return loads(line)\n"
+        "parent.json.loads = heard\n"
         "parent.check(Metal('checking.scripted:hanging', '', '', ''), ['hc_post'], Limits(60.0))\n"
     )
     program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert program.stdout is not None
     child = int(program.stdout.readline())
-    time.sleep(1.0)
+    assert "begins" in program.stdout.readline()  # from here on it hangs
     program.kill()
     program.wait()
     program.stdout.close()
