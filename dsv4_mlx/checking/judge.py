@@ -37,7 +37,7 @@ def judge(op: KernelOp, launcher: Launcher, limits: Limits, alive: Callable[[], 
 
         try:
             found = op.call(counting, *case.arguments, **case.options)
-            mx.eval(_arrays(found))
+            mx.eval(arrays(found))
         except Exception as error:
             return Verdict(op.name, "fails", f"{case.name}: {_first_line(error)}", len(cases))
         expected = reference(*case.arguments, **case.options)
@@ -74,11 +74,12 @@ def _timed(
 
 def _seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
-    mx.eval(_arrays(run()))
+    mx.eval(arrays(run()))
     return time.perf_counter() - start
 
 
-def _arrays(tree: Any) -> list[mx.array]:
+def arrays(tree: Any) -> list[mx.array]:
+    """The arrays of a result, however it is nested."""
     if isinstance(tree, mx.array):
         return [tree]
     pairs: list[tuple[str, Any]] = tree_flatten(tree)  # type: ignore[assignment]

@@ -50,11 +50,12 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> Floats:
     """[T, V] -> natural log probabilities in float64."""
     values = logits.astype(np.float64)
     values -= values.max(axis=-1, keepdims=True)
-    return values - np.log(np.exp(values).sum(axis=-1, keepdims=True))
+    values -= np.log(np.exp(values).sum(axis=-1, keepdims=True))
+    return values
 
 
 def perplexities(losses: Sequence[float] | Floats, first: int = 512) -> list[Bucket]:
-    """losses[i]: -log p of the token with i + 1 tokens before it. Buckets double in length from `first` on."""
+    """losses[i]: -log p of the token with i + 1 tokens before it. Buckets begin at 1, first, 2 first, ..."""
     found, begin, end = [], 0, first
     while begin < len(losses):
         part = np.asarray(losses[begin:end], np.float64)

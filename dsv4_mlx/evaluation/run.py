@@ -1,4 +1,4 @@
-"""A text through a model, chunk by chunk; through another, or another numerics, and the distance between them."""
+"""A text through a model, chunk by chunk, and through others; the distance between what they predict."""
 
 from __future__ import annotations
 

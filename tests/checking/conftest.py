@@ -8,8 +8,8 @@ import mlx.core as mx
 import pytest
 from checking.scripted import sound
 from checking.test_choose import KERNELS, TESTS
-from mlx.utils import tree_flatten
 
+from dsv4_mlx.checking.judge import arrays
 from dsv4_mlx.kernels import ALL
 
 
@@ -18,8 +18,7 @@ def compiled(home: object) -> None:
     for op in ALL:
         if op.name in KERNELS:
             for case in op.cases():
-                result = op.call(sound, *case.arguments, **case.options)
-                mx.eval([a for _, a in tree_flatten(result) if isinstance(a, mx.array)])
+                mx.eval(arrays(op.call(sound, *case.arguments, **case.options)))
 
 
 @pytest.fixture(autouse=True)

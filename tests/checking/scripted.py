@@ -20,7 +20,8 @@ _sound = Proven(check=False)
 
 
 def sound(launch: Launch) -> Sequence[mx.array]:
-    _sound.launches.clear(), _sound.results.clear()
+    _sound.launches.clear()
+    _sound.results.clear()
     return _sound(launch)
 
 

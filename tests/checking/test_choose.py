@@ -12,6 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from checkpoints import Checkpoints
 
 from dsv4_mlx.checking import Metal, choose, store
 from dsv4_mlx.checking.verdict import Limits, Verdict
@@ -48,7 +49,7 @@ def test_without_metal_the_references_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_faulty_kernel_is_replaced(fault: str, tmp_path: Path, checkpoints) -> None:
+def test_a_faulty_kernel_is_replaced(fault: str, tmp_path: Path, checkpoints: Checkpoints) -> None:
     """The verdict says what happened, its neighbour still runs, the model gives the reference's logits."""
     outcome, detail = FAULTS[fault]
     choice = choose("auto", tmp_path / "kernels.json", metal=scripted(fault), kernels=KERNELS, limits=LIMITS)
@@ -144,12 +145,15 @@ def test_a_child_ends_with_its_parent() -> None:
         "import subprocess as s, os, threading, time\nreal = s.Popen\n"
         "def popen(*a, **k):\n    p = real(*a, **k); print(p.pid, flush=True); return p\n"
         "s.Popen = popen\n"
+        "loads = parent.json.loads\n"
+        "def heard(line):\n    print(line.decode(), flush=True); return loads(line)\n"
+        "parent.json.loads = heard\n"
         "parent.check(Metal('checking.scripted:hanging', '', '', ''), ['hc_post'], Limits(60.0))\n"
     )
     program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert program.stdout is not None
     child = int(program.stdout.readline())
-    time.sleep(1.0)
+    assert "begins" in program.stdout.readline()  # from here on it hangs
     program.kill()
     program.wait()
     program.stdout.close()
