@@ -47,7 +47,7 @@ AGENTS: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
     ),
     "opencode": (
         # it asks for a title first
-        [{"content": "A title"}, calling("bash", command="echo ran > proof.txt", description="write"), DONE],
+        [{"content": "A title"}, calling("bash", command="echo ran > proof.txt"), DONE],
         ["opencode", "run", "write the proof"],
     ),
 }  # fmt: skip
