@@ -16,7 +16,18 @@ from typer.exceptions import TyperException
 
 from dsv4_mlx import __version__
 from dsv4_mlx.cli import (
-    bench, chat, connect, convert, demo, doctor, generate, info, logits, plan, serve, verify,
+    bench,
+    chat,
+    connect,
+    convert,
+    demo,
+    doctor,
+    generate,
+    info,
+    logits,
+    plan,
+    serve,
+    verify,
 )  # fmt: skip
 from dsv4_mlx.cli.crash import write_crash_log
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error

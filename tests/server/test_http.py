@@ -335,6 +335,8 @@ def test_unknown_things(start: Start) -> None:
         assert (reply.status, reply.headers["content-type"]) == (status, "application/json"), path
         assert "message" in reply.json()["error"]
     assert call(port, "GET", "/anthropic/nothing").json()["type"] == "error"
+    other = call(port, "GET", "/v1/models/other", None, {"anthropic-version": "2023-06-01"})
+    assert (other.status, other.json()["error"]["type"]) == (404, "not_found_error")
 
 
 def test_while_loading(start: Start) -> None:
