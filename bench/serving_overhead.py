@@ -40,6 +40,7 @@ class Still:
     """A session without a model: the likeliest token is always 9."""
 
     growth = 2048
+    together: int | None = None
 
     def __init__(self) -> None:
         self.tokens: list[int] = []

@@ -3,7 +3,18 @@
 from dsv4_mlx.convert.compare import Damage
 from dsv4_mlx.convert.finish import PartCost, Summary
 from dsv4_mlx.convert.recipe import RECIPES
-from dsv4_mlx.convert.run import Progress, convert
+from dsv4_mlx.convert.run import Progress, convert, convert_from
 from dsv4_mlx.convert.verify import PartError, Report, verify
 
-__all__ = ["RECIPES", "Damage", "PartCost", "PartError", "Progress", "Report", "Summary", "convert", "verify"]
+__all__ = [
+    "RECIPES",
+    "Damage",
+    "PartCost",
+    "PartError",
+    "Progress",
+    "Report",
+    "Summary",
+    "convert",
+    "convert_from",
+    "verify",
+]

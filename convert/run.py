@@ -3,7 +3,7 @@
 open_source   headers, index, config           no weights are read, nothing is written
 match         every official tensor used once  or one error that lists all that is wrong
 make_plan     files, offsets, sizes             pure
-identify      which checkpoint this is          a second of sampling
+identify      which checkpoint this is          a second of sampling, see supply.py
 for file:     read -> expand or quantise -> hash, write      stream.py, bounded memory
               temporary name -> on disk -> final name -> journal
 manifest      last: its presence means "complete"
@@ -15,11 +15,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from dsv4_mlx.checkpoint.identity import identify
 from dsv4_mlx.checkpoint.names import match
-from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.source import Source, open_source
 from dsv4_mlx.convert import target as folder
 from dsv4_mlx.convert.finish import Effort, Status, Summary, build_manifest, check_finished, summarise
@@ -27,12 +24,12 @@ from dsv4_mlx.convert.journal import Journal, Task
 from dsv4_mlx.convert.plan import FilePlan, Plan, make_plan
 from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.convert.stream import BLOCK, Streamer, check_block
+from dsv4_mlx.convert.supply import Folder, Supply
 from dsv4_mlx.convert.work import work_for
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import NAME as MANIFEST
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, file being written
-ADVICE = "check the disk and the file; an interrupted conversion continues with --resume"
 
 
 def convert(
@@ -55,15 +52,29 @@ def convert(
     another source. A machine fault (MachineError) or Ctrl-C leaves a target that `resume` continues. `block`
     bounds memory: it is the number of bytes handled at a time.
     """
-    started = time.monotonic()
-    rules = find_recipe(recipe)
+    find_recipe(recipe)
     check_block(block)
     folder.check_place(source, target)
-    official = open_source(source)
+    return convert_from(
+        Folder(open_source(source)), target, recipe, resume=resume, progress=progress, block=block
+    )
+
+
+def convert_from(
+    supply: Supply,
+    target: Path,
+    recipe: str = "native",
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    block: int = BLOCK,
+) -> Summary:
+    """As convert, from shards that may still be on their way."""
+    started = time.monotonic()
+    official = supply.source
     table = match(official)
-    plan = make_plan(table, rules, lambda weight: official.entry(weight.name).dtype)
-    facts = identify(official)
-    task = Task(facts["identity"], recipe)
+    plan = make_plan(table, find_recipe(recipe), lambda weight: official.entry(weight.name).dtype)
+    task = Task(supply.facts["identity"], recipe)
 
     folder.refuse_if_locked(target)
     _admit(target, plan, task, resume)
@@ -75,7 +86,7 @@ def convert(
             if state == "finished":
                 _tidy(target, plan)
             else:
-                _write_all(target, plan, official, facts, task, progress, block, effort)
+                _write_all(target, plan, supply, task, progress, block, effort)
     except BaseException:
         if made:
             with suppress(OSError):  # goes only if it is empty
@@ -109,27 +120,27 @@ def _admit(target: Path, plan: Plan, task: Task, resume: bool) -> folder.State:
 
 
 def _write_all(
-    target: Path, plan: Plan, source: Source, facts: dict[str, Any], task: Task,
+    target: Path, plan: Plan, supply: Supply, task: Task,
     progress: Progress | None, block: int, effort: Effort,
 ) -> None:  # fmt: skip
     """Everything from the first byte to the manifest. Bad input removes what was written."""
     try:
         with folder.writing(target, lambda: plan.bytes - effort.kept_bytes - effort.finished_bytes):
-            _write_files(target, plan, source, task, progress, block, effort)
-            manifest = build_manifest(plan, source, facts, Journal(target).finished())
+            _write_files(target, plan, supply, task, progress, block, effort)
+            manifest = build_manifest(plan, supply.source, supply.facts, Journal(target).finished())
             with folder.finished_file(target / MANIFEST) as out:
                 out.write(manifest.to_json().encode(), 0)
             _tidy(target, plan)
     except InputError:
-        _discard(target, plan, source)
+        _discard(target, plan, supply.source)
         raise
 
 
 def _write_files(
-    target: Path, plan: Plan, source: Source, task: Task,
+    target: Path, plan: Plan, supply: Supply, task: Task,
     progress: Progress | None, block: int, effort: Effort,
 ) -> None:  # fmt: skip
-    journal = Journal(target)
+    journal, source = Journal(target), supply.source
     _tidy(target, plan, keep_journal=True)
     finished = journal.finished()
     kept = {file.name for file in plan.files if _complete(target, file, finished)}
@@ -146,12 +157,14 @@ def _write_files(
         if progress is not None:
             progress(effort.kept_bytes + effort.bytes, plan.bytes, file.name)
 
-    with SourceReader(source, ADVICE) as reader, Streamer(reader, block) as streamer:
+    supply.begin(plan, kept)
+    with supply.reader() as reader, Streamer(reader, block) as streamer:
         for file in plan.files:
             if file.name not in kept:
                 digests = _write_file(target, file, source, streamer, advance)
                 journal.add(file.name, digests)
                 effort.finished_bytes += file.size
+                supply.finished(file.name)
         reader.unchanged()
         effort.hash_seconds, effort.write_seconds = streamer.hash_seconds, streamer.write_seconds
 

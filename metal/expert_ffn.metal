@@ -7,6 +7,8 @@ inline float swiglu(float gate, float up, float limit) {
   return gate / (1.0f + exp(-gate)) * clamp(up, -limit, limit);
 }
 
+// I and D are multiples of 32: no simdgroup and no tile goes beyond them.
+
 // body: gate_up
   // hidden[b, t, a] = swiglu(x[b, t] times expert ids[b, t, a]) * weights[b, t, a]: x [B, T, D], ids [B, T, A],
   // weights float32 -> hidden [B, T, A, I] in x's dtype. The bank holds I gate rows, then I up rows.
@@ -19,14 +21,13 @@ inline float swiglu(float gate, float up, float limit) {
   const Matrix<S> matrix = matrix_of<S>(
       codes, codes_strides[0], scales, scales_strides[0], biases, biases_strides[0], uint(ids[pair]));
   const device X* from = x + ulong(pair / ids_shape[2]) * x_shape[2];
-  float gate[CHANNELS], up[CHANNELS];
-  row_products<MODE, BITS, GROUP, CHANNELS>(
-      from, matrix, blocks, first, 1, inner, thread_index_in_simdgroup, gate);
-  row_products<MODE, BITS, GROUP, CHANNELS>(
-      from, matrix, blocks, inner + first, 1, 2 * inner, thread_index_in_simdgroup, up);
+  float sums[2 * CHANNELS];  // gates, then up values
+  row_products<MODE, BITS, GROUP, CHANNELS, 2>(
+      from, matrix, blocks, first, inner, thread_index_in_simdgroup, sums);
   for (uint i = 0; i < CHANNELS; i++) {
-    if (thread_index_in_simdgroup == i && first + i < inner) {
-      hidden[ulong(pair) * inner + first + i] = X(swiglu(gate[i], up[i], limit[0]) * weights[pair]);
+    if (thread_index_in_simdgroup == i) {
+      const float value = swiglu(sums[i], sums[CHANNELS + i], limit[0]);
+      hidden[ulong(pair) * inner + first + i] = X(value * weights[pair]);
     }
   }
 
@@ -49,14 +50,14 @@ inline float swiglu(float gate, float up, float limit) {
     const Matrix<S> matrix = matrix_of<S>(
         codes, codes_strides[0], scales, scales_strides[0], biases, biases_strides[0], uint(ids[pair]));
     float part[CHANNELS];
-    row_products<MODE, BITS, GROUP, CHANNELS>(
-        hidden + ulong(pair) * inner, matrix, inner / 32, first, 1, width, thread_index_in_simdgroup, part);
+    row_products<MODE, BITS, GROUP, CHANNELS, 1>(
+        hidden + ulong(pair) * inner, matrix, inner / 32, first, width, thread_index_in_simdgroup, part);
     for (uint i = 0; i < CHANNELS; i++) {
       sums[i] += part[i];
     }
   }
   for (uint i = 0; i < CHANNELS; i++) {
-    if (thread_index_in_simdgroup == i && first + i < width) {
+    if (thread_index_in_simdgroup == i) {
       const ulong at = ulong(token) * width + first + i;
       out[at] = START ? sums[i] + start[at] : sums[i];
     }
@@ -144,7 +145,7 @@ inline float swiglu(float gate, float up, float limit) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
     stage_rows(x, rows, valid, width, block, thread_index, x_tile);
     for (uint part = 0; part < 2; part++) {
-      const uint channel = part * inner + min(first + thread_index / 4, inner - 1);
+      const uint channel = part * inner + first + thread_index / 4;
       eight_weights<MODE, BITS, GROUP>(
           matrix, blocks, channel, block, thread_index % 4,
           w_tile + (part * 32 + thread_index / 4) * PITCH + thread_index % 4 * 8);
@@ -158,7 +159,7 @@ inline float swiglu(float gate, float up, float limit) {
     const uint channel =
         first + simdgroup_index_in_threadgroup % 2 * 16 + i % 2 * 8 + tile_column(thread_index_in_simdgroup);
     for (uint j = 0; j < 2; j++) {
-      if (row < valid && channel + j < inner) {
+      if (row < valid) {
         const uint pair = order[tile[1] + row];
         const float value = swiglu(gate[i].thread_elements()[j], up[i].thread_elements()[j], limit[0]);
         hidden[ulong(pair) * inner + channel + j] = X(value * weights[pair]);
@@ -194,7 +195,7 @@ inline float swiglu(float gate, float up, float limit) {
   for (uint block = 0; block < blocks; block++) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
     stage_rows(hidden, rows, valid, inner, block, thread_index, x_tile);
-    const uint channel = min(first + thread_index / 4, width - 1);
+    const uint channel = first + thread_index / 4;
     eight_weights<MODE, BITS, GROUP>(
         matrix, blocks, channel, block, thread_index % 4,
         w_tile + thread_index / 4 * PITCH + thread_index % 4 * 8);
@@ -206,7 +207,7 @@ inline float swiglu(float gate, float up, float limit) {
     const uint channel =
         first + simdgroup_index_in_threadgroup % 2 * 16 + i % 2 * 8 + tile_column(thread_index_in_simdgroup);
     for (uint j = 0; j < 2; j++) {
-      if (row < valid && channel + j < width) {
+      if (row < valid) {
         out[ulong(order[tile[1] + row]) * width + channel + j] = sums[i].thread_elements()[j];
       }
     }

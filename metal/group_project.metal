@@ -13,8 +13,8 @@
   const Matrix<S> matrix = matrix_of<S>(
       codes, codes_strides[0], scales, scales_strides[0], biases, biases_strides[0], group);
   float sums[CHANNELS];
-  row_products<MODE, BITS, GROUP, CHANNELS>(
-      x + (ulong(row) * groups + group) * width, matrix, width / 32, first, 1, rank, thread_index_in_simdgroup,
+  row_products<MODE, BITS, GROUP, CHANNELS, 1>(
+      x + (ulong(row) * groups + group) * width, matrix, width / 32, first, rank, thread_index_in_simdgroup,
       sums);
   for (uint i = 0; i < CHANNELS; i++) {
     if (thread_index_in_simdgroup == i && first + i < rank) {

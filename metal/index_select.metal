@@ -36,11 +36,10 @@ inline uint order_of(float value) {
   for (uint tile = 0; tile < TILES; tile++) {
     const uint head = (simdgroup_index_in_threadgroup * TILES + tile) * 8 + column;
     for (uint j = 0; j < 2; j++) {
-      const bool exists = head + j < heads;
-      share[tile][j] = exists ? weights[token * heads + head + j] : 0.0f;
+      share[tile][j] = weights[token * heads + head + j];
       for (uint i = 0; i < CHUNKS; i++) {
         const uint at = row / 2 * EACH + 2 * i + row % 2;
-        query[tile][i].thread_elements()[j] = exists ? q[(token * heads + head + j) * K + at] : 0.0f;
+        query[tile][i].thread_elements()[j] = q[(token * heads + head + j) * K + at];
       }
     }
   }

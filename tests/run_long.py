@@ -20,8 +20,8 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tests" / "LONG_RESULTS.md"
 HEAD = """# The tests that take minutes
 
-Written by `make test-long`. A run of some of them (`python tests/run_long.py tests/convert`) replaces their rows
-and leaves the others.
+Written by `make test-long`. A run of some of them (`python tests/run_long.py tests/convert`) replaces their
+rows and leaves the others.
 
 | test | outcome | time | measured | date (UTC) | commit | machine |
 |---|---|---|---|---|---|---|

@@ -11,6 +11,7 @@ from typing import Any
 from bench.count import peer
 from bench.count.ours import Step, trace_ours, true_config
 from bench.count.rules import Count, count, share_of_experts
+from bench.count.shapes import Recipe
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.ops import EXACT, OFFICIAL, Numerics
 from dsv4_mlx.synthetic.configs import release_config
@@ -34,9 +35,14 @@ def figures(counted: Count, saved: int = 0) -> Figures:
 
 
 def ours(
-    config: ModelConfig, context: int, rows: int, numerics: Numerics = OFFICIAL, kernels: bool = False
+    config: ModelConfig,
+    context: int,
+    rows: int,
+    numerics: Numerics = OFFICIAL,
+    kernels: bool = False,
+    recipe: Recipe = "native",
 ) -> tuple[Count, Step]:
-    step = trace_ours(config, context=context, rows=rows, numerics=numerics, kernels=kernels)
+    step = trace_ours(config, context=context, rows=rows, numerics=numerics, kernels=kernels, recipe=recipe)
     return _counted(step, rows, config.experts_per_token), step
 
 
@@ -76,6 +82,10 @@ def ledger(contexts: tuple[int, ...] = CONTEXTS) -> Figures:
         "decode": first,
         "detail": detail(config, contexts[0]),
         "detail_kernels": detail(config, contexts[0], kernels=True),
+        "decode_4bit": {
+            str(context): figures(ours(config, context, 1, kernels=True, recipe="4bit")[0])
+            for context in contexts
+        },
     }
 
 

@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from bench.count.launches import Counted
-from bench.count.shapes import BlankExperts, BlankTensors, blank
+from bench.count.shapes import BlankExperts, BlankTensors, Recipe, blank
 from bench.count.trace import Graph, as_on_metal, trace
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.kernels.launch import Launch
@@ -38,12 +38,18 @@ def true_config() -> ModelConfig:
 
 
 def trace_ours(
-    config: ModelConfig, *, context: int, rows: int, numerics: Numerics = OFFICIAL, kernels: bool = False
+    config: ModelConfig,
+    *,
+    context: int,
+    rows: int,
+    numerics: Numerics = OFFICIAL,
+    kernels: bool = False,
+    recipe: Recipe = "native",
 ) -> Step:
     """The step that takes `rows` tokens in after `context` tokens and gives the last one's logits."""
     counted = Counted()
     ops = with_kernels(counted) if kernels else REFERENCE
-    model = Transformer(config, BlankTensors(config), ops, numerics)
+    model = Transformer(config, BlankTensors(config, recipe), ops, numerics)
     state = model.new_state()
     state.reserve(context + rows)
     state.length = state.reached = context

@@ -52,6 +52,11 @@ def table(ledger: dict[str, Any]) -> str:
         f"Kernels: {ours['dispatches_closing_csa']}, {ours['dispatches_closing_csa_and_hca']}, a mean of "
         f"{ours['dispatches_mean']}; `exact` {ours['dispatches_exact_numerics']}. "
         f"mlx-vlm: {ledger['decode']['mlx_vlm']['source']}.",
+        "Recipe `4bit`, kernels, GB per decoded token: "
+        + ", ".join(
+            f"{total_bytes(f) / 1e9:.2f} at {context}" for context, f in ledger["decode_4bit"].items()
+        )
+        + ".",
     ]
     return "\n".join(lines)
 

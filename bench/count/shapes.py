@@ -1,9 +1,10 @@
-"""Tensors that have a shape and a dtype and nothing else, in the formats the recipe `native` stores."""
+"""Tensors that have a shape and a dtype and nothing else, in the formats a recipe stores."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import mlx.core as mx
 
@@ -11,8 +12,10 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.tensors import ExpertProduct, Linear, Routed
 from dsv4_mlx.operands import Bank
 
+Recipe = Literal["native", "4bit"]
 GROUP = 32  # columns that share a scale in mxfp8 and mxfp4
-BF16_MATRICES = ("embed", "head")  # besides the indexer's weights_proj: stored as they came
+AFFINE_GROUP = 64
+BF16_MATRICES = ("embed", "head")  # stored as they came, by `native`
 
 
 def blank(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
@@ -33,16 +36,17 @@ class BlankExperts:
 
 @dataclass
 class BlankTensors:
-    """TensorSource for a Mac: bfloat16 activations, dtypes as a converted folder of recipe `native` loads."""
+    """TensorSource for a Mac: bfloat16 activations, dtypes as a converted folder of the recipe loads."""
 
     config: ModelConfig
+    recipe: Recipe = "native"
     dtype: mx.Dtype = mx.bfloat16
     taken: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def linear(self, name: str, shape: tuple[int, int]) -> Linear:
-        if name in BF16_MATRICES or name.endswith("weights_proj"):
+        if name in BF16_MATRICES and self.recipe == "native":
             return Linear(self._blank(name, shape, mx.bfloat16))
-        return _quantised(shape, 8)
+        return _affine(shape) if self.recipe == "4bit" else _quantised(shape, 8)
 
     def float_linear(self, name: str, shape: tuple[int, int]) -> Linear:
         return Linear(self._blank(name, shape, mx.bfloat16))
@@ -63,6 +67,13 @@ class BlankTensors:
     def _blank(self, name: str, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
         self.taken[name] = shape
         return blank(shape, dtype)
+
+
+def _affine(shape: tuple[int, int]) -> Linear:
+    rows, columns = shape
+    codes = blank((rows, columns // 8), mx.uint32)
+    scales, biases = (blank((rows, columns // AFFINE_GROUP), mx.bfloat16) for _ in range(2))
+    return Linear(codes, scales, biases, mode="affine", bits=4, group=AFFINE_GROUP)
 
 
 def _quantised(shape: tuple[int, int], bits: int) -> Linear:

@@ -68,8 +68,13 @@ def read_header(path: Path) -> Header:
         raise MachineError(f"the file can't be read: {error.strerror or error}", where=path) from None
     if len(text) != length:
         raise _damaged(path, "the file shrank while it was read")
-    tensors = _Check(path, 8 + length, size).tensors(_parse(path, text))
-    return Header(path, tensors, 8 + length, size, hashlib.sha256(prefix + text).hexdigest())
+    return parse_header(path, prefix + text, size)
+
+
+def parse_header(path: Path, start: bytes, size: int) -> Header:
+    """Check a header, its 8 bytes of length included, of a file of `size` bytes. Raises InputError."""
+    tensors = _Check(path, len(start), size).tensors(_parse(path, start[8:]))
+    return Header(path, tensors, len(start), size, hashlib.sha256(start).hexdigest())
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:

@@ -13,6 +13,7 @@ bytes are read: `verify --against`.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,18 @@ SAMPLES = 64
 PIECE = 4096
 
 
-def identify(source: Source) -> dict[str, Any]:
-    """The source's identity as it stands in the manifest: JSON-able, the same on every machine."""
+Pieces = Callable[[str, Header], Iterable[bytes]]  # shard -> its sample, piece by piece
+
+
+def identify(source: Source, pieces: Pieces | None = None) -> dict[str, Any]:
+    """The source's identity as it stands in the manifest: JSON-able, the same on every machine.
+
+    `pieces` reads the samples where the shards are not in the folder.
+    """
+    read = pieces or (lambda name, header: _pieces(source.folder / name, header))
     texts = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(source.texts.items())}
     shards = {
-        name: {"bytes": header.size, "header": header.digest, "sample": _sample(source.folder / name, header)}
+        name: {"bytes": header.size, "header": header.digest, "sample": _digest(read(name, header))}
         for name, header in source.shards.items()
     }
     whole = hashlib.sha256()
@@ -39,16 +47,21 @@ def identify(source: Source) -> dict[str, Any]:
     return {"identity": whole.hexdigest(), "index": source.index_digest, "texts": texts, "shards": shards}
 
 
-def _sample(path: Path, header: Header) -> str:
+def _digest(pieces: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(path: Path, header: Header) -> Iterator[bytes]:
     try:
         with path.open("rb", buffering=0) as file:
             for start in sample_points(header.data_start, header.size):
                 file.seek(start)
-                digest.update(file.read(PIECE))
+                yield file.read(PIECE)
     except OSError as error:
         raise MachineError(f"the file can't be read: {error.strerror or error}", where=path) from None
-    return digest.hexdigest()
 
 
 def sample_points(start: int, end: int) -> list[int]:

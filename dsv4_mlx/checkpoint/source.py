@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,18 @@ def open_source(folder: Path) -> Source:
         raise InputError(
             "there is no such folder", where=folder, next="give the folder of the official checkpoint"
         )
+    return outline(folder, lambda name: read_header(inside(folder, name)))
+
+
+def outline(folder: Path, header_of: Callable[[str], Header]) -> Source:
+    """As open_source, with the shards' headers from elsewhere: the shards need not be there yet."""
     config = parse_config(_text(folder, "config.json").decode("utf-8", "replace"), folder / "config.json")
     texts = {name: _text(folder, name) for name in REQUIRED}
     _check_tokenizer(folder / "tokenizer.json", texts["tokenizer.json"])
     texts |= {name: _text(folder, name) for name in OPTIONAL if (folder / name).exists()}
     index = _text(folder, INDEX)
     weight_map, total = _parse_index(folder / INDEX, index)
-    shards = {name: read_header(inside(folder, name)) for name in sorted(set(weight_map.values()))}
+    shards = {name: header_of(name) for name in sorted(set(weight_map.values()))}
     _compare(folder, weight_map, total, shards)
     return Source(folder, config, texts, hashlib.sha256(index).hexdigest(), shards, weight_map)
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dsv4_mlx.cli.console import progress, size
+from dsv4_mlx.cli.download import RevisionOption, stages
 from dsv4_mlx.cli.options import JsonOption
-from dsv4_mlx.cli.sources import official_folder
+from dsv4_mlx.cli.sources import official_folder, on_the_hub
 from dsv4_mlx.cli.verify import raise_if_damaged, show_report
+from dsv4_mlx.errors import UsageError
+
+if TYPE_CHECKING:
+    from dsv4_mlx.convert import Summary
 
 
 def convert(
-    source: Annotated[
-        str, typer.Argument(help="The official checkpoint: a folder, or a Hub id already downloaded.")
-    ],
+    source: Annotated[str, typer.Argument(help="The official checkpoint: a folder, or its name on the Hub.")],
     target: Annotated[Path, typer.Argument(help="The folder to make: new or empty.")],
     recipe: Annotated[
         str,
@@ -31,25 +34,36 @@ def convert(
     verify: Annotated[
         bool, typer.Option("--verify", help="Then compare every converted value with the official one.")
     ] = False,
+    delete_source: Annotated[
+        bool, typer.Option("--delete-source", help="Delete downloaded files as soon as they are converted.")
+    ] = False,
+    revision: RevisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Convert the official FP8/FP4 checkpoint for MLX. The default recipe changes no weight.
 
-    Example: dsv4-mlx convert ~/Downloads/DeepSeek-V4-Flash ~/models/flash
+    A name on the Hub is downloaded at the same time, to TARGET.official; with --delete-source the disk never
+    holds more than the result and two of its files.
+
+    Example: dsv4-mlx convert deepseek-ai/DeepSeek-V4-Flash ~/models/flash --delete-source
     """
-    from dsv4_mlx.convert import convert as run
     from dsv4_mlx.convert import verify as prove
 
-    folder = official_folder(source)
-
-    with progress("converting") as show:
-        summary = run(
-            folder,
-            target,
-            recipe,
-            resume=resume,
-            progress=lambda done, total, file: show(done, total),
-        )
+    if on_the_hub(source):
+        if delete_source and verify:
+            raise UsageError(
+                "--verify compares with files that --delete-source deletes", next="leave one out"
+            )
+        summary = _from_hub(source, target, recipe, resume, delete_source, revision)
+        folder = Path(summary.source)
+    else:
+        if delete_source or revision is not None:
+            raise UsageError(
+                "--delete-source and --revision are for a checkpoint from the Hub",
+                next="leave them out for a folder",
+            )
+        folder = official_folder(source)
+        summary = _from_folder(folder, target, recipe, resume)
     facts = summary.to_json()
     if not as_json:
         print(f"{summary.status}: {summary.tensors} official tensors, {size(summary.bytes)} -> {target}")
@@ -66,3 +80,28 @@ def convert(
         print(json.dumps(facts, indent=1))
     if report is not None:
         raise_if_damaged(report)
+
+
+def _from_folder(folder: Path, target: Path, recipe: str, resume: bool) -> Summary:
+    from dsv4_mlx.convert import convert as run
+
+    with progress("converting") as show:
+        return run(
+            folder,
+            target,
+            recipe,
+            resume=resume,
+            progress=lambda done, total, file: show(done, total),
+        )
+
+
+def _from_hub(
+    source: str, target: Path, recipe: str, resume: bool, delete: bool, revision: str | None
+) -> Summary:
+    from dsv4_mlx.hub import convert_from_hub
+    from dsv4_mlx.terminal.awake import Awake
+
+    with Awake(), stages("downloading and converting") as show:
+        return convert_from_hub(
+            source, target, recipe, delete=delete, resume=resume, revision=revision, progress=show
+        )

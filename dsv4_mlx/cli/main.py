@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 import traceback
@@ -18,10 +19,19 @@ from dsv4_mlx import __version__
 from dsv4_mlx.cli import (
     bench,
     chat,
+<<<<<<< HEAD
+=======
+    check,
+>>>>>>> 3317d48fe71bb0b1a55b43f4606e5078ae5d3806
     connect,
     convert,
     demo,
     doctor,
+<<<<<<< HEAD
+=======
+    download,
+    evaluate,
+>>>>>>> 3317d48fe71bb0b1a55b43f4606e5078ae5d3806
     generate,
     info,
     logits,
@@ -68,6 +78,7 @@ COMMANDS = (
     generate.generate,
     serve.serve,
     connect.connect,
+    download.download,
     convert.convert,
     verify.verify,
     info.info,
@@ -75,10 +86,12 @@ COMMANDS = (
     logits.logits,
     demo.demo,
     doctor.doctor,
+    check.check,
     plan.plan,
 )
 for command in COMMANDS:
     app.command()(command)
+app.command("eval")(evaluate.evaluate)  # a function of that name would hide Python's
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -110,8 +123,9 @@ def run(arguments: list[str]) -> int:
         return _fail("interrupted", EXIT_INTERRUPT)
     except BrokenPipeError:
         # The reader of a pipe has gone: nobody is left to tell. Python's own flush at exit must not fail.
-        _drop_output(sys.stdout)
-        return 0
+        done = _reader_gone(sys.stdout)
+        _drop_output(sys.stdout if done else sys.stderr)
+        return 0 if done else 3
     except OSError as error:
         return _system(error)
     except Exception:
@@ -123,6 +137,16 @@ def _usage(error: TyperException) -> int:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "dsv4-mlx"
     return _fail(f"{message}\n  next: {path} --help", 2)
+
+
+def _reader_gone(stream: TextIO) -> bool:
+    """Whether nobody reads this stream any more, told from the other stream that may have broken."""
+    try:
+        waiting = select.poll()
+        waiting.register(stream.fileno(), 0)
+        return bool(waiting.poll(0))  # errors and hang-ups are always reported
+    except (OSError, ValueError):  # a stand-in without a descriptor
+        return True
 
 
 def _drop_output(stream: TextIO) -> None:

@@ -43,13 +43,22 @@ def official_folder(reference: str) -> Path:
     if cached is None:
         raise InputError(
             f"there is no folder {reference!r}, and no such model in the Hub's local cache",
-            next="download it first, for example with: hf download deepseek-ai/DeepSeek-V4-Flash",
+            next="download it first: dsv4-mlx download deepseek-ai/DeepSeek-V4-Flash FOLDER",
         )
     return cached
 
 
+def on_the_hub(reference: str) -> bool:
+    """Whether SOURCE names a repository that has to be fetched: none on this machine, and no folder."""
+    return _is_id(reference) and not Path(reference).exists() and _cached(reference) is None
+
+
+def _is_id(reference: str) -> bool:
+    return reference.count("/") == 1 and not reference.startswith((".", "/", "~"))
+
+
 def _cached(reference: str) -> Path | None:
-    if reference.count("/") != 1 or reference.startswith((".", "/", "~")):
+    if not _is_id(reference):
         return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

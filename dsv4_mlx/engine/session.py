@@ -71,6 +71,7 @@ class Session:
     def __init__(self, model: Transformer, context: int, markers: Markers, growth: int = GROWTH) -> None:
         self.model, self.context, self.markers, self.growth = model, context, markers, growth
         self.tokens: list[int] = []
+        self.together: int | None = None  # chunks in a step of `prefill` at most; None: the model says
         self.reused = 0  # tokens of the last `sync` that needed no computation
         self._state: ModelState = model.new_state(growth=growth)
         self._restart: list[Snapshot] = []
@@ -102,10 +103,11 @@ class Session:
         return self.logits
 
     def prefill(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """`sync` cut by cut: yields (tokens computed, to compute), first with 0, then after each cut.
+        """`sync` step by step: yields (tokens computed, to compute), first with 0, then at cuts.
 
-        The caller may stop after any cut: the session is then as far as it got, and a later `sync` goes on
-        from there, cut alike. At the end `logits` are those of the last token.
+        A step is as many chunks as the model takes at once, `together` at most. The caller may stop after
+        any: the session is then as far as it got, and a later `sync` goes on from there, cut alike. At the
+        end `logits` are those of the last token.
         """
         tokens = [int(token) for token in tokens]
         check_tokens(tokens, self.vocabulary, self.context)
@@ -115,8 +117,10 @@ class Session:
         if start == len(tokens):
             return  # all of it was known
         ends = [*(cut for cut in marks if start < cut < len(tokens)), len(tokens)]
-        together = self.model.loop.together
-        for group in (ends[i : i + together] for i in range(0, len(ends), together)):
+        while ends:
+            together = self.model.loop.together
+            count = together if self.together is None else min(self.together, together)
+            group, ends = ends[:count], ends[count:]
             starts = [len(self.tokens), *group]
             points = self._step([tokens[a:b] for a, b in zip(starts, group, strict=False)])
             end = group[-1]

@@ -189,7 +189,8 @@ class PagedExperts:
             return product(chunk, x, slots, weights, *self.bank.banks(), None)
 
         parts = [Groups(chunk, ids) for chunk, ids in zip(chunks, wanted, strict=True)]
-        mx.async_eval([chunk.beside for chunk in chunks])  # type: ignore[no-untyped-call]
+        beside = [chunk.beside for chunk in chunks]
+        mx.async_eval(beside)  # type: ignore[no-untyped-call]
         while not turn.done:
             self._begin(turn)
             group = turn.group(worth)
@@ -197,7 +198,7 @@ class PagedExperts:
                 if turn.blocked and self._queued and not turn.reading:
                     self._finish()
                 else:
-                    self._wait(turn)
+                    self._wait(turn, beside)
                 continue
             epoch, slot_of = self.table.use(group), self._slot_of()
             outs = [part.compute(group, slot_of, rows) for part in parts]
@@ -218,14 +219,20 @@ class PagedExperts:
         self.stats.bytes += self.records.read_bytes
         self._reads[expert] = self._pool.submit(self.records, expert, self.bank.memory(slot))
 
-    def _wait(self, turn: Turn) -> None:
-        """Until one more expert is here. Raises the error of a read that failed for this run."""
-        started = time.perf_counter()
+    def _wait(self, turn: Turn, beside: list[mx.array]) -> None:
+        """Until one more expert is here. Raises the error of a read that failed for this run.
+
+        What can be computed is computed first; the time after that is lost.
+        """
         waiting = [self._reads[e] for e in turn.reading] or list(self._reads.values())
         if not waiting:
             raise RuntimeError("a run of a layer waits for nothing")
-        wait(waiting, return_when=FIRST_COMPLETED)
-        self.stats.stall += time.perf_counter() - started
+        if not any(future.done() for future in waiting):
+            mx.eval(beside)
+            self._finish()
+            started = time.perf_counter()
+            wait(waiting, return_when=FIRST_COMPLETED)
+            self.stats.stall += time.perf_counter() - started
         for expert, error in self._collect_for(turn):
             if expert in turn.misses:
                 raise error

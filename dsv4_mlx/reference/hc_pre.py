@@ -49,19 +49,19 @@ def sinkhorn(scores: mx.array, streams: int, iterations: int, eps: float) -> mx.
     and a division a pass at any number of tokens, and no shape in between for MLX to turn.
     """
     lead, squared = scores.shape[:-1], streams * streams
-    first, offset, row_sums, column_sums = _sums(streams, eps)
+    first, offset, row_sums, column_sums, last = _sums(streams, eps)
     comb = mx.softmax(scores.reshape(-1, streams, streams), axis=-1, precise=True).reshape(-1, squared)
     comb = mx.addmm(offset, comb, first)  # + eps, and the one
-    comb = comb / (comb @ column_sums)
     for _ in range(iterations - 1):
-        comb = comb / (comb @ row_sums)
         comb = comb / (comb @ column_sums)
-    return comb[:, :squared].reshape(*lead, streams, streams)
+        comb = comb / (comb @ row_sums)
+    comb = comb[:, :squared] / (comb @ last)  # without the one: rows with a gap would be copied
+    return comb.reshape(*lead, streams, streams)
 
 
 @cache
-def _sums(streams: int, eps: float) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """What the first pass adds and multiplies by, and the two matrices of sums."""
+def _sums(streams: int, eps: float) -> tuple[mx.array, ...]:
+    """How the one is put behind (factor and summand); sums of rows, of columns, of the last columns."""
     squared = streams * streams
     ones, eye = np.ones((streams, streams), np.float32), np.eye(streams, dtype=np.float32)
     offset = np.full((1, squared + 1), eps, np.float32)
@@ -70,6 +70,6 @@ def _sums(streams: int, eps: float) -> tuple[mx.array, mx.array, mx.array, mx.ar
     for sums in (np.kron(eye, ones), np.kron(ones, eye)):
         matrix = np.zeros((squared + 1, squared + 1), np.float32)
         matrix[:-1, :-1], matrix[-1] = sums, offset
-        matrices.append(mx.array(matrix))
+        matrices.append(matrix)
     first = np.eye(squared, squared + 1, dtype=np.float32)
-    return mx.array(first), mx.array(offset), matrices[0], matrices[1]
+    return tuple(mx.array(a) for a in (first, offset, *matrices, matrices[1][:, :-1]))

@@ -13,6 +13,8 @@ from dsv4_mlx.serving.policy import SMALL, Held, Limits, growth, plan
 class Reusable(TokenSequence, Protocol):
     """A session that the pool can keep; as in engine.Session."""
 
+    together: int | None
+
     @property
     def capacity(self) -> int: ...
 

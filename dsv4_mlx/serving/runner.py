@@ -142,6 +142,8 @@ class Runner:
         if not self.pool.may_go_on(lease):
             entry.blocked = True
             return
+        # Alone, a prefill may take its chunks as the model likes them best; others should not wait for it.
+        lease.session.together = 1 if len(self.active) > 1 else None
         begun = self.clock()
         try:
             step = next(run)

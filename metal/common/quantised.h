@@ -72,26 +72,26 @@ struct Matrix {
   const device S* biases;  // affine only
 };
 
-// The products of ROWS rows of a matrix, `first + i * stride`, with x: lane 0 to 31 of a simdgroup each take
-// every 32nd block, and the sum is left in every lane. Rows at or beyond `end` give what row `end - 1` gives.
-template <int MODE, int BITS, int GROUP, int ROWS, typename X, typename S>
+// The products of CHANNELS neighbouring rows of a matrix with x, and of the same rows of each further part of
+// the matrix, of which there are PARTS with `rows` rows: lanes 0 to 31 of a simdgroup each take every 32nd
+// block, and the sums are left in every lane. Beyond the end of a part its last row is taken instead.
+template <int MODE, int BITS, int GROUP, int CHANNELS, int PARTS, typename X, typename S>
 void row_products(
     const device X* x,
     Matrix<S> matrix,
     uint blocks,
     uint first,
-    uint stride,
-    uint end,
+    uint rows,
     uint lane,
     thread float* sums) {
-  for (int r = 0; r < ROWS; r++) {
+  for (int r = 0; r < CHANNELS * PARTS; r++) {
     sums[r] = 0.0f;
   }
   for (uint block = lane; block < blocks; block += 32) {
     float values[32];
     const float sum = load_values(x + block * 32, values);
-    for (int r = 0; r < ROWS; r++) {
-      const ulong row = min(first + r * stride, end - 1);
+    for (int r = 0; r < CHANNELS * PARTS; r++) {
+      const ulong row = r / CHANNELS * rows + min(first + r % CHANNELS, rows - 1);
       uint words[BITS];
       load_block<BITS>(matrix.codes + (row * blocks + block) * BITS, words);
       float dot = 0.0f;
@@ -106,7 +106,7 @@ void row_products(
       sums[r] += dot;
     }
   }
-  for (int r = 0; r < ROWS; r++) {
+  for (int r = 0; r < CHANNELS * PARTS; r++) {
     sums[r] = simd_sum(sums[r]);
   }
 }

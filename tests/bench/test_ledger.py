@@ -42,6 +42,7 @@ def test_kernels_hold_their_figures(ledger: figures.Figures) -> None:
     found = ledger["decode"]["kernels"]
     assert (found["dispatches"] <= 1100, found["copies"] <= 43, found["host_syncs"]) == (True, True, 1)
     assert report.total_bytes(found) <= 1.03 * 11.42e9  # layout L with 16-bit rows
+    assert report.total_bytes(ledger["decode_4bit"]["4096"]) <= 1.03 * 7.89e9
 
 
 def test_kernels_read_router_and_compressors_as_stored(ledger: figures.Figures) -> None:

@@ -12,10 +12,41 @@ from functools import cache
 import proof
 import pytest
 from kernels.proven import Proven, machine_kernel, parse_findings
-from proof.mutate import Mutant, with_wrong_flags, without_each_barrier, without_each_qualifier
+from proof.mutate import Mutant, with_each, with_wrong_flags, without_each_barrier, without_each_qualifier
 
 from dsv4_mlx.kernels import ALL
 from dsv4_mlx.kernels.launch import Kernel, Launch
+
+# Bounds one too far, by kernel, in the words of the kernels themselves.
+GUARDS = [
+    ("attend", r"h < heads", "h <= heads"),
+    ("attend", r"n < count", "n <= count"),
+    ("attend", r"at < count \?", "at <= count ?"),
+    ("attend", r"at < near\)", "at <= near)"),
+    ("attend", r"n >= near", "n > near"),
+    ("attend", r"step < steps", "step <= steps"),
+    ("attend", r"head >= heads", "head > heads"),
+    ("attend_join", r"split < splits", "split <= splits"),
+    ("index_select_scores", r"n < count(?= &&)", "n <= count"),
+    ("index_select_scores", r"&& n < count\)", "&& n <= count)"),
+    ("index_select_scores", r"step < steps", "step <= steps"),
+    ("index_select_best", r"n < total", "n <= total"),
+    ("index_select_best", r"same < left", "same <= left"),
+    ("index_select_best", r"before < left", "before <= left"),
+    ("group_project_rows", r"first \+ i < rank", "first + i <= rank"),
+    ("group_project_rows", r"block < blocks", "block <= blocks"),
+    ("group_project_tiles", r"channel \+ j < rank", "channel + j <= rank"),
+    ("group_project_tiles", r"row < valid", "row <= valid"),
+    ("group_project_tiles", r"block < width / 32", "block <= width / 32"),
+    ("expert_ffn_gate_up", r"block < blocks", "block <= blocks"),
+    ("expert_ffn_down", r"a < chosen", "a <= chosen"),
+    ("expert_ffn_order", r"p < pairs(?=;)", "p <= pairs"),
+    ("expert_ffn_order", r"i \* 32 < counts\[e\]", "i * 32 <= counts[e]"),
+    ("expert_ffn_order", r"tile < uint", "tile <= uint"),
+    ("expert_ffn_sorted_gate_up", r"row < valid", "row <= valid"),
+    ("expert_ffn_sorted_down", r"block < blocks", "block <= blocks"),
+    ("expert_ffn_sum", r"a < chosen", "a <= chosen"),
+]
 
 KINDS: dict[str, Callable[[str], Iterator[Mutant]]] = {
     "barrier": without_each_barrier,
@@ -32,8 +63,10 @@ class Broken:
     mutant: Mutant
 
     def on(self, launch: Launch) -> Launch:
-        text = {self.part: self.mutant.text}
-        return replace(launch, kernel=replace(launch.kernel, **text))
+        kernel = launch.kernel
+        if self.part == "header":
+            return replace(launch, kernel=replace(kernel, header=self.mutant.text))
+        return replace(launch, kernel=replace(kernel, source=self.mutant.text))
 
     def __str__(self) -> str:
         return f"{self.kernel.name} {self.part} {self.mutant.change}"
@@ -41,14 +74,14 @@ class Broken:
 
 @cache
 def launches() -> dict[str, list[Launch]]:
-    """Launches of each kernel that its cases make, one for each text, those with the most threads first."""
+    """Launches of each kernel that its cases make, one for each text and shape, the largest first."""
     found: dict[str, dict[object, Launch]] = {}
     for op in ALL:
         for case in op.cases():
             machine = Proven(check=False)
             op.call(machine, *case.arguments, **case.options)
             for launch in machine.launches:
-                found.setdefault(launch.kernel.name, {}).setdefault(launch.template, launch)
+                found.setdefault(launch.kernel.name, {}).setdefault((launch.template, launch.shapes), launch)
     return {name: sorted(made.values(), key=_threads, reverse=True) for name, made in found.items()}
 
 
@@ -103,6 +136,20 @@ def differs(launch: Launch, broken: Launch) -> bool:
     return bool(found.findings) or any(
         found.values(i).tobytes() != sound.values(i).tobytes() for i in outputs
     )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "pattern", "wider"), GUARDS)
+def test_a_bound_one_too_far(name: str, pattern: str, wider: str) -> None:
+    made = launches()[name]
+    broken = [
+        Broken(made[0].kernel, "guard", part, mutant)
+        for part in ("source", "header")
+        for mutant in with_each(getattr(made[0].kernel, part), pattern, wider)
+    ]
+    assert broken
+    for mutant in broken:
+        assert any(differs(launch, mutant.on(launch)) for launch in made), str(mutant)
 
 
 @pytest.mark.parametrize("kind", KINDS)

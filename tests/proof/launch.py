@@ -71,8 +71,8 @@ def extent(array: npt.NDArray[Any]) -> int:
     """Bytes from an array's first element to the end of its last, gaps included."""
     if not array.size:
         return 0
-    steps = zip(array.shape, array.strides, strict=True)
-    return array.itemsize + sum((count - 1) * step for count, step in steps)
+    gaps: int = sum((count - 1) * step for count, step in zip(array.shape, array.strides, strict=True))
+    return gaps + array.itemsize
 
 
 @dataclass

@@ -211,3 +211,24 @@ def test_thinking_ends_at_its_budget(backend: TinyBackend, rng: np.random.Genera
     assert heard.tokens.index(MARKERS.end_think) == 6 and heard.tokens.count(MARKERS.end_think) == 1
     assert at_once.tokens.index(MARKERS.end_think) == 0 and at_once.tokens.count(MARKERS.end_think) == 1
     assert MARKERS.end_think not in not_thinking.tokens
+
+
+def test_chunks_go_together_only_while_nobody_waits(model: Transformer, rng: np.random.Generator) -> None:
+    """Whoever pages experts takes several chunks at once: the same bits, but a long step."""
+    prompt, other = token_ids(rng, 1100), job(token_ids(rng, 5), 12)
+    found = {}
+    for name, several, busy in (("apart", 1, False), ("together", 2, False), ("beside", 2, True)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model.loop, "together", several)
+            one = runner(TinyBackend(model))
+            if busy:
+                add(one, other)
+                one.step()
+            _, heard = add(one, job(prompt, 3))
+            drain(one)
+        steps = [event.done for event in heard.events if isinstance(event, Prefill)]
+        found[name] = steps, heard.tokens
+    assert found["apart"][0] == [0, 512, 1024, 1100]
+    assert found["together"][0] == [0, 1024, 1100]
+    assert found["beside"][0][:2] == [0, 512]
+    assert found["apart"][1] == found["together"][1] == found["beside"][1]
