@@ -19,19 +19,13 @@ from dsv4_mlx import __version__
 from dsv4_mlx.cli import (
     bench,
     chat,
-<<<<<<< HEAD
-=======
     check,
->>>>>>> 3317d48fe71bb0b1a55b43f4606e5078ae5d3806
     connect,
     convert,
     demo,
     doctor,
-<<<<<<< HEAD
-=======
     download,
     evaluate,
->>>>>>> 3317d48fe71bb0b1a55b43f4606e5078ae5d3806
     generate,
     info,
     logits,
