@@ -72,7 +72,7 @@ def read(body: Body, facts: Facts) -> Ask:
 def one_choice(body: Body) -> None:
     """Raises Refusal 400 for more than one answer at once."""
     for name in ("n", "best_of"):
-        if whole(body, name, 0, MOST, 1) != 1:
+        if (whole(body, name, 0, MOST) or 1) != 1:
             raise unsupported(f"{name} is {body[name]}: one answer at a time", name)
 
 

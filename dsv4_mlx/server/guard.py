@@ -29,7 +29,8 @@ class Head:
     def family(self) -> Family:
         """Whose error shapes the client reads."""
         path = self.path.removeprefix("/v1")
-        return "anthropic" if path.startswith(("/messages", "/anthropic")) else "openai"
+        theirs = path.startswith(("/messages", "/anthropic")) or "anthropic-version" in self.headers
+        return "anthropic" if theirs else "openai"
 
 
 def is_loopback(host: str) -> bool:

@@ -38,7 +38,8 @@ def calling(name: str, **arguments: str) -> dict[str, Any]:
 AGENTS: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
     "claude": (
         [calling("Bash", command="echo ran > proof.txt", description="write"), DONE],
-        ["claude", "-p", "write the proof", "--settings", "{home}/.claude/dsv4-mlx.json", "--allowedTools", "Bash"],
+        ["claude", "-p", "write the proof", "--settings", "{home}/.claude/dsv4-mlx.json",
+         "--allowedTools", "Bash"],
     ),
     "codex": (
         [calling("exec_command", cmd="echo ran > proof.txt"), DONE],
@@ -47,7 +48,7 @@ AGENTS: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
     ),
     "opencode": (
         # it asks for a title first
-        [{"content": "A title"}, calling("bash", command="echo ran > proof.txt", description="write"), DONE],
+        [{"content": "A title"}, calling("bash", command="echo ran > proof.txt"), DONE],
         ["opencode", "run", "write the proof"],
     ),
 }  # fmt: skip
@@ -96,12 +97,13 @@ def test_an_agent_runs_a_tool_and_ends(
 LIBRARIES = {
     "litellm": """
 import litellm
-said = litellm.completion(model="openai/m", api_base=URL + "/v1", api_key="x", messages=[{"role": "user", "content": "q"}])
+asked = {"api_key": "x", "messages": [{"role": "user", "content": "q"}]}
+said = litellm.completion(model="openai/m", api_base=URL + "/v1", **asked)
 assert said.choices[0].message.content == "All done here.", said
 assert said.choices[0].message.reasoning_content == "fine", said
-pieces = litellm.completion(model="deepseek/m", api_base=URL, api_key="x", stream=True, messages=[{"role": "user", "content": "q"}])
+pieces = litellm.completion(model="deepseek/m", api_base=URL, stream=True, **asked)
 assert "".join(p.choices[0].delta.content or "" for p in pieces) == "All done here."
-said = litellm.completion(model="anthropic/m", api_base=URL, api_key="x", messages=[{"role": "user", "content": "q"}])
+said = litellm.completion(model="anthropic/m", api_base=URL, **asked)
 assert said.choices[0].message.content == "All done here.", said
 """,
     "langchain_openai": """
@@ -125,7 +127,8 @@ assert said.content[-1]["text"] == "All done here.", said
 import pathlib, os, llm
 folder = pathlib.Path(os.environ["LLM_USER_PATH"])
 folder.mkdir(parents=True)
-(folder / "extra-openai-models.yaml").write_text(f"- model_id: local\\n  model_name: m\\n  api_base: {URL}/v1\\n")
+settings = f"- model_id: local\\n  model_name: m\\n  api_base: {URL}/v1\\n"
+(folder / "extra-openai-models.yaml").write_text(settings)
 model = llm.get_model("local")
 model.key = "x"
 assert model.prompt("q").text() == "All done here."
