@@ -112,6 +112,11 @@ def test_the_command_line_says_what_it_chose(
     captured = capfd.readouterr()
     assert f"experts: 3 of {EXPERTS} experts of each layer in memory" in captured.err
     assert captured.out == ""
+    asked = ["chat", str(model.folder), "-p", "hi", "--think", "off", "--max-tokens", "2"]
+    assert run([*asked, "--expert-memory", "3x", "--context", "512"]) == 0
+    captured = capfd.readouterr()
+    assert f"experts: 3 of {EXPERTS} experts of each layer in memory" in captured.err
+    assert "experts:" not in captured.out
     for wrong, message in (("0x", "the least is --expert-memory 1x"), ("many", "expected auto")):
         assert run([*command, str(tmp_path / "b.npz"), "--expert-memory", wrong]) == 2
         assert message in capfd.readouterr().err
