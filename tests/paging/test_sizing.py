@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,16 @@ def test_a_size_is_not_exceeded(size: float) -> None:
     assert chosen.nbytes <= max(size, FLASH.bytes(1))
 
 
+def test_the_chat_says_what_it_chose(model: Model) -> None:
+    asked = [sys.executable, "-m", "dsv4_mlx", "chat", str(model.folder), "-p", "hi", "--think", "off"]
+    options = ["--max-tokens", "2", "--expert-memory", "3x", "--context", "512"]
+    done = subprocess.run(
+        [*asked, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    )
+    assert f"experts: 3 of {EXPERTS} experts of each layer in memory" in done.stderr
+    assert "experts:" not in done.stdout
+
+
 def test_the_command_line_says_what_it_chose(
     model: Model, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,11 +124,6 @@ def test_the_command_line_says_what_it_chose(
     captured = capfd.readouterr()
     assert f"experts: 3 of {EXPERTS} experts of each layer in memory" in captured.err
     assert captured.out == ""
-    asked = ["chat", str(model.folder), "-p", "hi", "--think", "off", "--max-tokens", "2"]
-    assert run([*asked, "--expert-memory", "3x", "--context", "512"]) == 0
-    captured = capfd.readouterr()
-    assert f"experts: 3 of {EXPERTS} experts of each layer in memory" in captured.err
-    assert "experts:" not in captured.out
     for wrong, message in (("0x", "the least is --expert-memory 1x"), ("many", "expected auto")):
         assert run([*command, str(tmp_path / "b.npz"), "--expert-memory", wrong]) == 2
         assert message in capfd.readouterr().err
