@@ -37,6 +37,18 @@ PARTS: dict[str, set[str]] = {
     },  # fmt: skip
     "paging": {"weights", "model", "manifest", "config", "ops", "reference", "operands", "errors"},
     "checking": {"kernels", "ops"},
+    "acceptance": {
+        "checking",
+        "engine",
+        "convert",
+        "weights",
+        "model",
+        "config",
+        "ops",
+        "operands",
+        "errors",
+    },  # fmt: skip
+    "evaluation": {"engine", "errors"},
     "doctor": {
         "checking",
         "kernels",
@@ -74,6 +86,8 @@ PARTS: dict[str, set[str]] = {
     "cli": {
         "server",
         "serving",
+        "acceptance",
+        "evaluation",
         "checking",
         "doctor",
         "ops",
@@ -107,6 +121,8 @@ OUTSIDE: dict[str, set[str]] = {
     "weights": {"mlx", "numpy"},
     "paging": {"mlx", "numpy"},
     "checking": {"mlx"},
+    "acceptance": {"mlx", "numpy"},
+    "evaluation": {"mlx", "numpy"},
     "doctor": {"mlx"},
     "chat": {"deepseek_recipe"},
     "engine": {"mlx", "numpy"},

@@ -19,11 +19,13 @@ from dsv4_mlx import __version__
 from dsv4_mlx.cli import (
     bench,
     chat,
+    check,
     connect,
     convert,
     demo,
     doctor,
     download,
+    evaluate,
     generate,
     info,
     logits,
@@ -78,10 +80,12 @@ COMMANDS = (
     logits.logits,
     demo.demo,
     doctor.doctor,
+    check.check,
     plan.plan,
 )
 for command in COMMANDS:
     app.command()(command)
+app.command("eval")(evaluate.evaluate)  # a function of that name would hide Python's
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

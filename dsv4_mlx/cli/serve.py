@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsv4_mlx.cli.kernels import chosen
 from dsv4_mlx.cli.options import (
     ApiKeyOption,
     ContextOption,
@@ -22,6 +23,8 @@ from dsv4_mlx.cli.options import (
     ModelArgument,
     NumericsMode,
     NumericsOption,
+    OpsMode,
+    OpsOption,
     ThinkMode,
     ThinkOption,
     VerifyReadsOption,
@@ -95,6 +98,7 @@ def serve(
     raw_special_tokens: RawOption = False,
     replay: ReplayOption = None,
     numerics: NumericsOption = NumericsMode.OFFICIAL,
+    ops: OpsOption = OpsMode.AUTO,
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
     verify_reads: VerifyReadsOption = False,
@@ -127,13 +131,18 @@ def serve(
         raw_special_tokens=raw_special_tokens,
     )
     limits = WorkerOptions(active=max_active, waiting=max_queue)
-    code = _serve(model, engine, options, limits, replay)
+    code = _serve(model, engine, ops, options, limits, replay)
     if code:
         raise typer.Exit(code)
 
 
 def _serve(
-    model: str, engine: EngineOptions, options: ServerOptions, limits: WorkerOptions, replay: Path | None
+    model: str,
+    engine: EngineOptions,
+    ops: OpsMode,
+    options: ServerOptions,
+    limits: WorkerOptions,
+    replay: Path | None,
 ) -> int:
     from dsv4_mlx.cli.crash import write_crash_log
     from dsv4_mlx.cli.demo import MODEL_ID as DEMO
@@ -153,10 +162,12 @@ def _serve(
     memory = engine.expert_memory if turns is None else None
     facts = model_facts(folder, name, options, engine.context, memory)
     sockets = listen(options)  # before anything is loaded: a busy port is said at once
-    opened = dataclasses.replace(engine, context=facts.context)
-    backend: Backend = (
-        ModelBackend(folder, opened) if turns is None else ReplayBackend(folder, turns, facts.context)
-    )
+    backend: Backend
+    if turns is None:
+        opened = dataclasses.replace(engine, context=facts.context, ops=chosen(ops, plain=True))
+        backend = ModelBackend(folder, opened)
+    else:
+        backend = ReplayBackend(folder, turns, facts.context)
     log = _log()
     worker = Worker(backend, limits).start()
     with ThreadPoolExecutor(2, "request") as threads:

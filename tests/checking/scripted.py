@@ -58,7 +58,7 @@ def hanging(launch: Launch) -> Sequence[mx.array]:
 
 @_faulty
 def slow(launch: Launch) -> Sequence[mx.array]:
-    time.sleep(0.15)
+    time.sleep(0.3)
     return sound(launch)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from checking.test_choose import FAULTS, KERNELS, LIMITS, TESTS, scripted
+from checking.test_choose import FAULTS, KERNELS, LIMITS, scripted
 
 from dsv4_mlx.cli.doctor import show_examination
 from dsv4_mlx.doctor import examine
@@ -22,11 +21,6 @@ from dsv4_mlx.doctor.models import flash
 
 MODELS, CONFIG = flash()
 GB = 10**9
-
-
-@pytest.fixture(autouse=True)
-def children_find_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(TESTS), os.environ.get("PYTHONPATH", ""))))
 
 
 def mac(memory: int, limit: int) -> Machine:
