@@ -33,6 +33,7 @@ from bench.paging.replay import reads
 from dsv4_mlx.engine import Engine, EngineOptions
 from dsv4_mlx.engine.machine import description
 from dsv4_mlx.forecast.decode import Costs, Disk, Need, token_seconds
+from dsv4_mlx.model.tensors import Routed
 from dsv4_mlx.paging.policy import Duel
 from dsv4_mlx.paging.reading import RecordReader
 from dsv4_mlx.paging.stats import total
@@ -101,11 +102,12 @@ class Parts:
     def experts(self, count: int) -> None:
         ids = mx.arange(count, dtype=mx.uint32)[None, None]
         weights = mx.ones((1, 1, count))
-        mx.eval(self._experts.routed(self._moe._product, self._x, ids, weights, self._zero))
+        mx.eval(self._experts.routed(self._moe._product, [Routed(self._x, ids, weights, self._zero)]))
 
     def shared(self) -> None:
-        hidden = self._moe.shared_gate_up(self._x)
-        mx.eval(self._moe.shared_down(hidden[..., : hidden.shape[-1] // 2]))
+        moe = self._moe
+        banks = moe.shared_gate_up.bank(), moe.shared_down.bank()
+        mx.eval(moe.ops.shared_ffn(self._x, *banks, moe.limit))
 
 
 def read(engine: Engine, count: int, rng: np.random.Generator) -> None:

@@ -6,12 +6,16 @@ import random
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 from bench.paging import policies, traces
+from bench.paging.record import CHECKPOINT, record, text
 from bench.paging.rejected import Gaps, Often
 from bench.paging.replay import Belady, hit_rate, misses
 from bench.paging.traces import SKEWED, Drawn, Trace, drawn, load, scan
@@ -163,3 +167,20 @@ def test_traces_are_kept_as_they_are(tmp_path: Path) -> None:
     assert (drawn(SKEWED, 20, 2).ids == trace.ids).all() and (
         drawn(SKEWED, 20, 2, seed=1).ids != trace.ids
     ).any()
+
+
+def test_the_recorder_notes_what_the_model_asks_for() -> None:
+    """Hash layers ask for what their table says of each token, learned ones for as many different experts."""
+    tokens = text(CHECKPOINT, 48)
+    trace = record(CHECKPOINT, 48)
+    assert trace.ids.shape[0] == 48 and trace.ids.min() >= 0 and trace.ids.max() < trace.experts
+    each = trace.ids.shape[2]
+    assert all(len(set(row)) == each for row in trace.ids.reshape(-1, each).tolist())
+    tables: dict[str, Any] = {}
+    for path in CHECKPOINT.glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            tables |= {name: file.get_tensor(name) for name in file.keys() if name.endswith("tid2eid")}  # noqa: SIM118
+    assert tables
+    for name, table in tables.items():
+        layer = int(name.split(".")[1])
+        assert (np.sort(trace.ids[:, layer]) == np.sort(table[tokens])).all()
