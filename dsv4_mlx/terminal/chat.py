@@ -250,6 +250,8 @@ class Chat:
     def _opened(self, facts: Facts) -> None:
         self.facts = facts
         self.awake.off()
+        if facts.notice:
+            self.view.note(facts.notice)
         if self.conversation.messages:
             self.used = self.count()
         self._next()

@@ -39,6 +39,7 @@ class Facts:
 
     name: str
     context: int
+    notice: str = ""  # how it was opened, where there is something to say
 
 
 class Listener(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,16 @@ def test_a_size_is_not_exceeded(size: float) -> None:
         assert size < FLASH.bytes(1)
         return
     assert chosen.nbytes <= max(size, FLASH.bytes(1))
+
+
+def test_the_chat_says_what_it_chose(model: Model) -> None:
+    asked = [sys.executable, "-m", "dsv4_mlx", "chat", str(model.folder), "-p", "hi", "--think", "off"]
+    options = ["--max-tokens", "2", "--expert-memory", "3x", "--context", "512"]
+    done = subprocess.run(
+        [*asked, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    )
+    assert f"experts: 3 of {EXPERTS} experts of each layer in memory" in done.stderr
+    assert "experts:" not in done.stdout
 
 
 def test_the_command_line_says_what_it_chose(
