@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from deepseek_recipe import Conversation, ToolDefinition, UserMessage
 
-from dsv4_mlx.chat.answer import Answer
+from dsv4_mlx.chat.answer import Answer, Piece
 from dsv4_mlx.cli.demo import MODEL_ID, SHIPPED, build
 from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.config import ModelConfig
@@ -72,7 +72,7 @@ def test_it_calls_a_tool(model: Engine) -> None:
     )
     prompt = model.prompts.encode(conversation)
     parser = Answer(conversation, model.prompts.tokenizer)
-    pieces = []
+    pieces: list[Piece] = []
     for token in generate(model.session(), prompt, SamplingOptions(temperature=0.0), max_tokens=100):
         pieces += parser.push(token)
     pieces += parser.finish(length=False)
