@@ -9,6 +9,7 @@ import mlx.core as mx
 import pytest
 
 from bench.count import budget, figures, report
+from bench.count.ours import true_config
 from bench.count.rules import count, share_of_experts
 from bench.count.trace import trace
 
@@ -53,7 +54,7 @@ def test_kernels_read_router_and_compressors_as_stored(ledger: figures.Figures) 
 
 def test_kernels_cost_the_same_at_any_context() -> None:
     """From 4,096 to 65,536 tokens: launches and bytes grow by 5% at most."""
-    config = figures.true_config()
+    config = true_config()
     near, far = (figures.figures(figures.ours(config, at, 1, kernels=True)[0]) for at in (4096, 65536))
     assert far["dispatches"] <= 1.05 * near["dispatches"]
     assert report.total_bytes(far) <= 1.05 * report.total_bytes(near)

@@ -50,7 +50,7 @@ def test_pressure_in_the_middle_of_an_answer(model: Model) -> None:
     assert pager is not None
     session, whole = engine.session(), model.open("100%").session()
     times = iter(range(0, 10_000, 30))
-    pager.clock = lambda: float(next(times))  # type: ignore[assignment]
+    pager.clock = lambda: float(next(times))
     seen, memory = [], []
     for count in range(30, 90):
         pressed = 40 <= count < 46

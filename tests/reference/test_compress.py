@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -149,7 +151,7 @@ def test_groups_of_a_ring(rng: np.random.Generator, offset: int) -> None:
     ring = rng.standard_normal((2, 16, 50)).astype(np.float32)
     weight = mx.array(rng.standard_normal(8).astype(np.float32))
     turn = whole(table(np.array([4.0]), 2), 8)
-    options = {"overlap": True, "first": False, "eps": EPS}
+    options: dict[str, Any] = {"overlap": True, "first": False, "eps": EPS}
     rounding = Rounding("q8", 4, 4)
     found = compress(
         mx.array(ring), offset, weight, turn, ratio=4, at=10, rounding=rounding, dtype=mx.bfloat16, **options

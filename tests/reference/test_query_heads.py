@@ -28,7 +28,8 @@ def table(rng: np.random.Generator) -> Array:
 
 def turned(x: Array, table: Array) -> Array:
     pairs = (x[..., ::2] + 1j * x[..., 1::2]) * table[:, None, -K // 2 :]
-    return np.stack([pairs.real, pairs.imag], -1).reshape(x.shape)
+    both: Array = np.stack([pairs.real, pairs.imag], -1)
+    return both.reshape(x.shape)
 
 
 def test_main_queries(q: Array, table: Array) -> None:
@@ -48,6 +49,8 @@ def test_index_queries(q: Array, table: Array) -> None:
 
 def test_bfloat16_queries_are_worked_on_in_float32(q: Array, table: Array) -> None:
     narrow = mx.array(q).astype(mx.bfloat16)
-    options = {"heads": H, "eps": EPS, "rounding": Rounding()}
-    found = query_heads(narrow, mx.array(table), **options)
-    assert_bits(np.array(found), np.array(query_heads(narrow.astype(mx.float32), mx.array(table), **options)))
+    found, wide = (
+        query_heads(x, mx.array(table), heads=H, eps=EPS, rounding=Rounding())
+        for x in (narrow, narrow.astype(mx.float32))
+    )
+    assert_bits(np.array(found), np.array(wide))
