@@ -40,9 +40,12 @@ def cases() -> list[Case]:
         ("no tokens", routed(0, 4, 2, 64, 64, "mxfp4", 1.0)),
     ]
     found = [Case(name, given, tolerance=_FLOAT) for name, given in made]
+    x, _, *rest = routed(33, 2, 1, 32, 32, "mxfp4", 1.0)
+    full = (x, (mx.arange(33) // 32).astype(mx.uint32).reshape(1, 33, 1), *rest)
     started = routed(2, 6, 3, 64, 64, "mxfp4", 1.0)
     return [
         *found,
+        Case("a whole tile and one token", full, tolerance=_FLOAT),
         Case("added to what is there", (*started, mx.ones((1, 2, 64))), tolerance=_FLOAT),
         Case(
             "33 tokens, added to what is there",
