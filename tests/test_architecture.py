@@ -76,6 +76,7 @@ PARTS: dict[str, set[str]] = {
     },  # fmt: skip
     "hub": {"convert", "checkpoint", "errors"},
     "constrain": {"engine", "chat", "errors"},
+    "forecast": set(),
     "convert": {"checkpoint", "config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
     "serving": {"engine", "weights", "chat", "model", "config", "errors"},
@@ -128,6 +129,7 @@ OUTSIDE: dict[str, set[str]] = {
     "planning": {"mlx"},
     "hub": {"huggingface_hub"},
     "constrain": {"numpy", "llguidance"},
+    "forecast": set(),
     "convert": {"numpy", "mlx"},
     "synthetic": {"numpy", "tokenizers"},
     "serving": {"mlx", "numpy", "deepseek_recipe"},

@@ -13,10 +13,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from bench.count.ours import named, slots
 from bench.count.trace import Graph, trace
-from bench.official_weights import OfficialTensors
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import EXACT, REFERENCE
+from dsv4_mlx.weights.load import find_model, open_model
 
 Logits = npt.NDArray[np.float32]
 
@@ -26,8 +25,7 @@ class Ours:
 
     def __init__(self, folder: Path) -> None:
         self.config = ModelConfig.read(folder)
-        source = OfficialTensors(folder, self.config.experts)
-        self.model = Transformer(self.config, source, REFERENCE, EXACT)
+        self.model = open_model(find_model(folder), REFERENCE, EXACT).model
         mx.eval([array for _, array in named(self.model)], [slot.array for slot in slots(self.model)])
 
     def start(self, tokens: npt.NDArray[np.int64]) -> Logits:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from dsv4_mlx.paging.stats import total
 from dsv4_mlx.paging.steps import Steps
 from dsv4_mlx.weights.load import activation_dtype, find_model, open_model
 
-PROMPT, STRETCH, PAIRS = 64, 32, 15
+PROMPT, STRETCH, PAIRS = 64, 16, 60
 CONTEXT = 4096
 
 
@@ -108,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -15,7 +15,6 @@ import json
 import mmap
 import os
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -210,4 +209,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

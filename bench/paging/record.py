@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,9 +20,9 @@ from bench.demo_model.dialogue import Renderer
 from bench.demo_model.tasks import KINDS
 from bench.paging.traces import Trace, save
 from dsv4_mlx.engine import Engine, EngineOptions
-from dsv4_mlx.model.tensors import ExpertProduct, ExpertSource
+from dsv4_mlx.model.tensors import ExpertProduct, ExpertSource, Routed
 
-CHECKPOINT = Path(__file__).parent.parent / "demo_model" / "checkpoint"
+CHECKPOINT = Path(__file__).parents[2] / "dsv4_mlx" / "demo"
 TOKENS = 8000  # of the 8192 that the model was trained for
 SEED = 20  # not one of the training's
 
@@ -33,11 +33,10 @@ class Recorded:
     def __init__(self, experts: ExpertSource, note: Callable[[mx.array], None]) -> None:
         self._experts, self._note = experts, note
 
-    def routed(
-        self, product: ExpertProduct, x: mx.array, ids: mx.array, weights: mx.array, beside: mx.array
-    ) -> mx.array:
-        self._note(ids)
-        return self._experts.routed(product, x, ids, weights, beside)
+    def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
+        for chunk in chunks:
+            self._note(chunk.ids)
+        return self._experts.routed(product, chunks)
 
 
 def text(folder: Path, tokens: int) -> list[int]:

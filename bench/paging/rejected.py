@@ -60,4 +60,4 @@ class Gaps:
         if self._last[expert] < 0:
             return 1e9
         rate = self._often[expert] * self._decay ** (self._now - self._last[expert])
-        return (1 - self._decay**self._now) / (rate * (1 - self._decay))
+        return float((1 - self._decay**self._now) / (rate * (1 - self._decay)))

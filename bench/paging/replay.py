@@ -33,14 +33,20 @@ class Belady:
         return max(candidates, key=lambda e: self._next[e][-1] if self._next[e] else NEVER)
 
 
-def misses(steps: Sequence[Sequence[int]], slots: int, policy: Policy) -> list[int]:
-    """Experts read in each step of one layer."""
+def reads(
+    steps: Sequence[Sequence[int]], slots: int, policy: Policy, *, known: bool = False
+) -> list[list[int]]:
+    """The experts read in each step of one layer, in the order of reading.
+
+    `known`: they are read before the step begins, so the policy hears of the step after it chose.
+    """
     loaded: set[int] = set()
-    counts = []
+    found = []
     for needed in steps:
         absent = [e for e in needed if e not in loaded]
-        counts.append(len(absent))
-        policy.step(needed)
+        found.append(absent)
+        if not known:
+            policy.step(needed)
         waiting = set(needed)
         for expert in absent:
             if len(loaded) >= slots:
@@ -50,6 +56,27 @@ def misses(steps: Sequence[Sequence[int]], slots: int, policy: Policy) -> list[i
                     candidates = list(loaded)
                 loaded.remove(policy.victim(candidates))
             loaded.add(expert)
+        if known:
+            policy.step(needed)
+    return found
+
+
+def misses(steps: Sequence[Sequence[int]], slots: int, policy: Policy) -> list[int]:
+    """How many experts are read in each step of one layer."""
+    return [len(one) for one in reads(steps, slots, policy)]
+
+
+def from_cache(found: Sequence[Sequence[int]], cached: int) -> list[int]:
+    """How many reads of each step the page cache answers; it keeps the `cached` records read last."""
+    kept: dict[int, None] = {}
+    counts = []
+    for step in found:
+        counts.append(sum(expert in kept for expert in step))
+        for expert in step:
+            kept.pop(expert, None)
+            kept[expert] = None
+        while len(kept) > cached:
+            del kept[next(iter(kept))]
     return counts
 
 

@@ -77,12 +77,12 @@ def bench(
 
 def parse_contexts(text: str) -> list[int]:
     """ "512,4096" -> [512, 4096]. Raises UsageError."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts):
         raise UsageError(
             f"--context is {text!r}, expected numbers with commas between them", next="--context 512,4096"
-        ) from None
+        )
+    return [int(part) for part in parts]
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -83,6 +83,7 @@ def generate(
     """
     from dsv4_mlx.cli.piped import question
     from dsv4_mlx.engine import Engine, EngineOptions, SamplingOptions
+    from dsv4_mlx.engine.facts import vocabulary
     from dsv4_mlx.engine.generate import answer
     from dsv4_mlx.terminal.awake import Awake
 
@@ -104,6 +105,9 @@ def generate(
         expert_threads=expert_threads,
         verify_reads=verify_reads,
     )
+    folder = model_folder(model)
+    if sampling.logit_bias or sampling.stop_ids:
+        sampling.check(vocabulary(folder))  # before minutes of loading
     with Awake():
         with progress("loading", plain=plain) as loading:
             engine = Engine.open(folder, options, loading)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 import traceback
@@ -116,8 +117,9 @@ def run(arguments: list[str]) -> int:
         return _fail("interrupted", EXIT_INTERRUPT)
     except BrokenPipeError:
         # The reader of a pipe has gone: nobody is left to tell. Python's own flush at exit must not fail.
-        _drop_output(sys.stdout)
-        return 0
+        done = _reader_gone(sys.stdout)
+        _drop_output(sys.stdout if done else sys.stderr)
+        return 0 if done else 3
     except OSError as error:
         return _system(error)
     except Exception:
@@ -129,6 +131,16 @@ def _usage(error: TyperException) -> int:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "dsv4-mlx"
     return _fail(f"{message}\n  next: {path} --help", 2)
+
+
+def _reader_gone(stream: TextIO) -> bool:
+    """Whether nobody reads this stream any more, told from the other stream that may have broken."""
+    try:
+        waiting = select.poll()
+        waiting.register(stream.fileno(), 0)
+        return bool(waiting.poll(0))  # errors and hang-ups are always reported
+    except (OSError, ValueError):  # a stand-in without a descriptor
+        return True
 
 
 def _drop_output(stream: TextIO) -> None:

@@ -59,7 +59,7 @@ def logit_bias(pairs: list[str] | None) -> dict[int, float]:
     for pair in pairs or []:
         token, equals, value = pair.partition("=")
         try:
-            if not equals:
+            if not equals or not pair.isascii():  # int() would take other scripts' digits
                 raise ValueError
             found[int(token)] = float(value)
         except ValueError:

@@ -16,6 +16,11 @@ def check(folder: Path) -> None:
     find_model(folder)
 
 
+def vocabulary(folder: Path) -> int:
+    """Tokens the model knows. Raises as `check`."""
+    return find_model(folder).config.vocab_size
+
+
 def facts(folder: Path) -> dict[str, Any]:
     """What `dsv4-mlx info` shows of a model, as plain values. Raises InputError."""
     stored = find_model(folder)

@@ -96,7 +96,9 @@ class Fetcher:
             )
 
         try:
-            self.remote.patience.over(f"{file.name} of {self.remote.repository}", work, lambda: came)
+            # A file that comes whole again and again is no progress.
+            what = f"{file.name} of {self.remote.repository}"
+            self.remote.patience.over(what, work, lambda: min(came, file.bytes))
         except MachineError as error:
             if "the disk is full" in error.message:
                 missing = file.bytes - came
@@ -144,11 +146,8 @@ class Fetcher:
 
 
 def write(path: Path, data: bytes) -> None:
-    """New contents under that name, whole or not at all. Raises OSError."""
+    """New contents under that name. Not forced to disk: readers check them, and all can be fetched again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
+    part.write_bytes(data)
     os.replace(part, path)

@@ -64,8 +64,9 @@ class Outline:
     def _start(self, name: str) -> bytes:
         """A shard's header as stored, its length included."""
         kept = self.folder / STATE / f"{name}.header"
-        if kept.is_file():
-            return kept.read_bytes()
+        known = kept.read_bytes() if kept.is_file() else b""
+        if len(known) >= 8 and len(known) == 8 + int.from_bytes(known[:8], "little"):
+            return known
         size = self.remote.files[name].bytes
         if size < 8:
             raise InputError(f"{name} has {size} bytes, too few for a header", next="use another revision")
@@ -80,9 +81,9 @@ class Outline:
 
     def _samples(self, name: str) -> bytes:
         kept = self.folder / STATE / f"{name}.sample"
-        if kept.is_file():
-            return kept.read_bytes()
         size, start = self.remote.files[name].bytes, len(self._start(name))
+        if kept.is_file() and kept.stat().st_size == min(size - start, SAMPLES * PIECE):
+            return kept.read_bytes()
         if size - start <= SAMPLES * PIECE:  # read whole
             found = self.remote.read(name, start, size - start) if size > start else b""
         else:

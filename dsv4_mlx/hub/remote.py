@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from threading import Lock
+from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from dsv4_mlx.errors import InputError, MachineError
@@ -42,7 +43,8 @@ class Remote:
 
         def work() -> bytes:
             place = self._place(name)
-            own = place.startswith(self.endpoint or "https://huggingface.co/")
+            hub = urlsplit(self.endpoint or constants.ENDPOINT).netloc
+            own = urlsplit(place).netloc == hub
             headers = build_hf_headers() if own else {}  # a token is for the Hub, not for where it stores
             headers["Range"] = f"bytes={start}-{start + count - 1}"
             response = get_session().get(place, headers=headers, follow_redirects=True)

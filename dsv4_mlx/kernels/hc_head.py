@@ -10,7 +10,6 @@ from dsv4_mlx.kernels.launch import Launch, Launcher, kernel, numbers, run, scal
 from dsv4_mlx.kernels.op import Case, KernelOp
 from dsv4_mlx.operands import Streams
 
-_LEAST = 8  # with fewer elements they would arrive in another address space
 _INPUTS = ("x", "partial", "base", "weight", "numbers", "scalars")
 
 
@@ -43,9 +42,6 @@ def hc_head(
 def refuses(
     x: mx.array, fn: mx.array, base: mx.array, weight: mx.array, *, hc_eps: float, norm_eps: float
 ) -> str | None:
-    parts = x.shape[0] * x.shape[1] * -(-x.shape[3] // hc_pre.PART) * (fn.shape[0] + 1)
-    if x.size > 0 and parts < _LEAST:
-        return f"{list(x.shape)} makes {parts} sums in parts, expected at least {_LEAST}"
     return hc_pre.refuses_streams(Streams(x), fn, base, weight)
 
 

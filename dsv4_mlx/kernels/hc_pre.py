@@ -11,6 +11,7 @@ from dsv4_mlx.kernels.op import Case, KernelOp, Tolerance
 from dsv4_mlx.operands import Entry, Mix, Streams
 
 PART = 64  # channels a threadgroup of the first launch takes
+LEAST = 8  # elements: fewer would arrive in another address space
 _ROWS = 4  # rows it takes of a chunk, so that `fn` is read a quarter as often
 _MOST_THREADS = 512
 _MIX = ("x", "out", "half_post", "comb", "fn", "numbers")
@@ -110,6 +111,9 @@ def refuses_streams(streams: Streams, fn: mx.array, base: mx.array, weight: mx.a
         return f"streams are {x.dtype}, fn {fn.dtype}, weight {weight.dtype}; expected float32"
     if x.shape[2] not in STREAMS:
         return f"there are {x.shape[2]} streams, expected one of {STREAMS}"
+    parts = x.shape[0] * x.shape[1] * -(-x.shape[3] // PART) * (fn.shape[0] + 1)
+    if x.size > 0 and min(parts, x.size) < LEAST:
+        return f"{list(x.shape)} makes {parts} sums in parts, expected at least {LEAST}"
     if (out is None) != (mix is None):
         return "an output is pending without a mix, or a mix without an output"
     if out is not None and out.dtype not in OUT:

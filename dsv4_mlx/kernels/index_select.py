@@ -8,6 +8,7 @@ from dsv4_mlx.kernels.launch import Launch, Launcher, kernel, numbers, run
 from dsv4_mlx.kernels.op import Case, KernelOp, Tolerance
 
 FLOATS = (mx.float32, mx.bfloat16, mx.float16)
+BLOCK = 1 << 25  # scores alive at once: 128 MB
 GROUPS = 1024  # threadgroups of a token's scores, at most: each then takes several blocks of 32 keys
 THREADS = 512  # that find a row's best
 HEADS = (8, 16, 32, 64)
@@ -18,6 +19,18 @@ def index_select(
     launcher: Launcher, q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int
 ) -> mx.array:
     """As the reference, the picks of a query in ascending order: uint32 [B, T, count]."""
+    tokens = q.shape[1]
+    step = max(1, BLOCK // (q.shape[0] * keys.shape[1]))
+    picks = []
+    for a in range(0, max(1, tokens), step):
+        seen = None if mask is None else mask[a : a + step]
+        picks.append(_block(launcher, q[:, a : a + step], weights[:, a : a + step], keys, seen, count))
+    return picks[0] if len(picks) == 1 else mx.concatenate(picks, axis=1)
+
+
+def _block(
+    launcher: Launcher, q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int
+) -> mx.array:
     batch, tokens, heads, width = q.shape
     rows = keys.shape[1]
     simdgroups = min(4, heads // 8)

@@ -142,7 +142,7 @@ def _text(name: str) -> str:
     return files("dsv4_mlx.metal").joinpath(name).read_text("utf-8")
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def numbers(*values: int) -> mx.array:
     """uint32 [n], n >= 1: numbers that change from call to call, which no template argument may carry."""
     return mx.array(values, mx.uint32)

@@ -30,8 +30,10 @@ def _everyone(batch: int, tokens: int) -> tuple[mx.array, mx.array, mx.array, mx
     first = mx.arange(0, max(count, 1), expert_ffn.TILE, dtype=mx.uint32)
     tiles = mx.stack([mx.zeros_like(first), first, mx.minimum(first + expert_ffn.TILE, count)], axis=1)
     tiles = mx.concatenate([tiles.astype(mx.uint32), mx.zeros((3, 3), mx.uint32)])  # no fewer than 8 numbers
-    shape = (batch, tokens, 1)
-    return mx.zeros(shape, mx.uint32), mx.ones(shape), mx.arange(count, dtype=mx.uint32), tiles
+    ids, weights = mx.zeros((batch, tokens, 1), mx.uint32), mx.ones((batch, tokens, 1))
+    made = ids, weights, mx.arange(count, dtype=mx.uint32), tiles
+    mx.eval(made)  # once, and not again in every step
+    return made
 
 
 def _bank(bank: Bank) -> Bank:

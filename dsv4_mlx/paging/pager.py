@@ -27,6 +27,7 @@ GAIN = 1.05  # more threads must be so much faster
 CHUNK = 512  # rows of a chunk, at most
 MOST_CHUNKS = 8
 CHUNKS_MEMORY = 1 << 30  # bytes for the activations of chunks that go through a layer together
+FREE_EVERY = 256  # steps; else MLX keeps freed buffers of ever more sizes, and memory was counted on
 STRIDE = 97  # experts apart: records that are no neighbours on disk
 
 
@@ -47,6 +48,7 @@ class Pager:
         self.pool = ReaderPool(DiskReader(self.files, verify=verify), threads or THREADS)
         self.layers: dict[str, PagedExperts] = {}
         self.governor, self.sense, self.clock = Governor(memory.slots), sense, time.monotonic
+        self._steps = 0
         self._seen: list[LayerStats] = []
 
     def paged(self, block: str, records: RecordMap) -> PagedExperts:
@@ -73,6 +75,9 @@ class Pager:
                 layers[i - 1].lookahead = look_ahead(block, layers[i])
 
         def before(tokens: mx.array) -> None:
+            self._steps += 1
+            if self._steps % FREE_EVERY == 0:
+                mx.clear_cache()
             self.govern()
             known.advise(tokens)
 
@@ -137,8 +142,8 @@ class Pager:
         steps, all_layers = max((layer.runs for layer in new), default=0), total(new)
         if not steps:
             return ""
-        read = all_layers.bytes / steps / 1e6
-        return f"experts {all_layers.hit_rate:.0%} in memory, {read:,.0f} MB/token"
+        read, stall = all_layers.bytes / steps / 1e6, all_layers.stall / steps * 1e3
+        return f"experts {all_layers.hit_rate:.0%} in memory, {read:,.0f} MB and {stall:,.0f} ms a token"
 
     def close(self) -> None:
         self.pool.close()

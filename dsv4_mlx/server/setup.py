@@ -34,7 +34,7 @@ def model_facts(
     if expert_memory is not None:
         context, _ = fitting(config, stored.manifest, context, expert_memory)
     elif context is None:
-        context = min(DEFAULT_CONTEXT, config.max_context)
+        context = DEFAULT_CONTEXT
     levels = LEVELS[stored.manifest.checkpoint]
     return Facts(options, name, levels, config.vocab_size, context, config.max_context)
 

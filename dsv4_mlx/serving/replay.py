@@ -26,8 +26,8 @@ from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
 from dsv4_mlx.engine.thinking import thinks
 from dsv4_mlx.engine.turn import Sampled
 from dsv4_mlx.errors import InputError, MachineError, UsageError
-from dsv4_mlx.model.state import ModelState
-from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.model.state import ModelState, Snapshot
+from dsv4_mlx.model.transformer import OneByOne, Transformer
 from dsv4_mlx.serving.backend import GROWTH, Ended, Pause, Progress, Run, session_limits, wanted
 from dsv4_mlx.serving.job import Job
 from dsv4_mlx.serving.policy import Limits
@@ -36,6 +36,7 @@ from dsv4_mlx.serving.script import ScriptedTurn
 from dsv4_mlx.weights.load import find_model
 
 UNLIKELY = -1e6  # the logit of every token but the script's; finite, as a real model's are
+MOST_CONTEXT = 1 << 20
 ELEMENT = 2  # bytes of a number in the sessions whose memory is accounted for: bfloat16, as on a Mac
 
 
@@ -45,6 +46,7 @@ class ScriptedModel:
     def __init__(self, config: ModelConfig, script: Sequence[int], prompt: int, end: int) -> None:
         self.config, self._script, self._prompt, self._end = config, list(script), prompt, end
         self._at = 0
+        self.loop = OneByOne()
 
     @property
     def expected(self) -> int:
@@ -54,13 +56,20 @@ class ScriptedModel:
     def new_state(self, growth: int) -> ModelState:
         return ModelState(replace(self.config, layers=0, mtp_layers=0), mx.bfloat16, growth=growth)
 
-    def __call__(self, tokens: mx.array, state: ModelState, *, last: bool) -> mx.array:
-        """As Transformer: float32 logits [1, 1, V] after `tokens`, which `state` counts."""
+    def streams_of(
+        self, chunks: Sequence[mx.array], state: ModelState
+    ) -> tuple[list[mx.array], list[Snapshot]]:
+        """As Transformer, of one chunk: `state` counts its tokens. The streams are the tokens themselves."""
+        (tokens,) = chunks
         if state.length >= self._prompt:
             self._follow(cast(int, tokens[0, 0].item()))
         rows = tokens.shape[1]
         state.reserve(state.length + rows)
         state.advance(rows)
+        return [tokens], []
+
+    def logits(self, streams: mx.array, *, last: bool) -> mx.array:
+        """float32 [1, 1, V] after the tokens so far."""
         logits = np.full((1, 1, self.config.vocab_size), UNLIKELY, np.float32)
         logits[0, 0, self.expected] = 0
         return mx.array(logits)
@@ -82,9 +91,10 @@ class ReplayBackend:
     def open(self, progress: Progress) -> None:
         stored = find_model(self._folder)
         config, prompts = stored.config, Prompts(self._folder, stored.manifest.checkpoint)
-        if self._asked is not None and not 1 <= self._asked <= config.max_context:
-            raise UsageError(f"--context is {self._asked}, expected 1 to {config.max_context}")
-        context = min(DEFAULT_CONTEXT, config.max_context) if self._asked is None else self._asked
+        # Nothing is computed, so the model's own limit says nothing: an agent's prompt fits the demo too.
+        if self._asked is not None and not 1 <= self._asked <= MOST_CONTEXT:
+            raise UsageError(f"--context is {self._asked}, expected 1 to {MOST_CONTEXT}")
+        context = DEFAULT_CONTEXT if self._asked is None else self._asked
         modes = [{think: script_ids(prompts, turn, think) for think in (False, True)} for turn in self._turns]
         self._next = itertools.cycle(zip(self._turns, modes, strict=True))
         self._opened = config, prompts, context

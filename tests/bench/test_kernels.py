@@ -36,7 +36,7 @@ def test_an_unknown_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["attend", "attend_join", "index_select_best", "route", "route_hashed", "latents", "hc_head"]
+    "name", ["attend", "attend_join", "index_select_best", "route", "route_hashed", "latents", "hc_post"]
 )
 def test_made_up_numbers_can_be_run(name: str, decode: dict[str, Launch]) -> None:
     machine = Proven(check=False)

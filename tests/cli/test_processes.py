@@ -58,6 +58,18 @@ def test_a_reader_that_has_gone_is_no_error(folder: str, arguments: list[str]) -
     assert (process.returncode, err) == (0, b"")
 
 
+def test_an_answer_cut_off_because_nobody_reads_stderr_is_no_success(folder: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    arguments = [*COMMAND, "generate", folder, "-p", "x", "--think", "on", "--max-tokens", "5"]
+    with subprocess.Popen(
+        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=writing, env=environment()
+    ) as process:
+        os.close(writing)
+        out, _ = process.communicate(timeout=120)
+    assert (process.returncode, out) == (3, b"")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_generation(folder: str, number: signal.Signals, code: int) -> None:
     arguments = ["generate", folder, "-p", "x", "--think", "off", "--max-tokens", "4000", "--seed", "1"]

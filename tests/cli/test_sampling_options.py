@@ -30,7 +30,11 @@ def test_every_knob_reaches_the_sampler(
 
     monkeypatch.setattr(import_module("dsv4_mlx.engine.generate"), "answer", answer)
 
+    monkeypatch.setattr("dsv4_mlx.engine.facts.vocabulary", lambda folder: 640)
+
     class NoEngine:
+        expert_memory = ""
+
         def session(self) -> None:
             return None
 
@@ -67,7 +71,7 @@ def test_every_knob_reaches_the_sampler(
     ]
 
 
-@pytest.mark.parametrize("pair", ("17", "=1", "x=1", "17=", "17=y", "1.5=2"))
+@pytest.mark.parametrize("pair", ("17", "=1", "x=1", "17=", "17=y", "1.5=2", "１７=1", "17=１"))
 def test_a_bias_must_be_a_pair(pair: str) -> None:
     with pytest.raises(UsageError, match="expected ID=VALUE"):
         logit_bias([pair])

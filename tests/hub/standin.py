@@ -58,84 +58,83 @@ class Hub:
         return {"_id": "1", "id": REPOSITORY, "modelId": REPOSITORY, "sha": COMMIT, "siblings": siblings}
 
 
-def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class Handler(BaseHTTPRequestHandler):
+    hub: Hub  # set by `serving`
+    disable_nagle_algorithm = True  # or every answer waits for an acknowledgement
+    wbufsize = 1 << 16
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Quiet."""
+    protocol_version = "HTTP/1.1"
 
-        def do_HEAD(self) -> None:
-            self.answer("HEAD")
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Quiet."""
 
-        def do_GET(self) -> None:
-            self.answer("GET")
+    def do_HEAD(self) -> None:
+        self.answer("HEAD")
 
-        def answer(self, method: str) -> None:
-            parts = urlsplit(self.path).path.strip("/").split("/")
-            if parts[0] == "api":
-                known = "/".join(parts[2:4]) == REPOSITORY and (
-                    len(parts) == 4 or parts[5] in ("main", COMMIT)
-                )
-                data = json.dumps(hub.listing() if known else {"error": "not here"}).encode()
-                headers = {} if known else {"X-Error-Code": "RepoNotFound"}
-                self.send(Asked("", method, 0, 0, data, 200 if known else 404, headers))
-                return
-            self.file(method, unquote(parts[-1]), parts[0] == "cdn")
+    def do_GET(self) -> None:
+        self.answer("GET")
 
-        def file(self, method: str, name: str, stored: bool) -> None:
-            if name not in hub.files:
-                self.send(Asked(name, method, 0, 0, b"", 404, {"X-Error-Code": "EntryNotFound"}))
-                return
-            data = hub.files[name]
-            large = name.endswith(".safetensors")
-            headers = {
-                "ETag": f'"{hub.listed[name]}"',
-                "X-Repo-Commit": COMMIT,
-                "X-Linked-Etag": f'"{hub.listed[name]}"',
-                "X-Linked-Size": str(hub.sizes[name]),
-                "Accept-Ranges": "bytes",
-            }
-            if hub.redirect and large and not stored:
-                headers["Location"] = f"{hub.endpoint}/cdn/{name}?signed=yes"
-                self.send(Asked(name, "HEAD", 0, 0, b"", 302, headers))
-                return
-            asked = Asked(name, method, 0, 0, data, 200, headers)
-            part = self.headers.get("Range")
-            if part is not None:
-                first, last = part.removeprefix("bytes=").split("-")
-                asked.start, end = int(first), int(last) + 1 if last else len(data)
-                asked.status, asked.body = 206, data[asked.start : end]
-                headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(data)}"
-            if method == "GET":
-                with hub.lock:
-                    hub.gets[name] = asked.number = hub.gets.get(name, 0) + 1
-            if hub.fault is not None:
-                hub.fault(asked)
-            self.send(asked)
+    def answer(self, method: str) -> None:
+        parts = urlsplit(self.path).path.strip("/").split("/")
+        if parts[0] == "api":
+            known = "/".join(parts[2:4]) == REPOSITORY and (len(parts) == 4 or parts[5] in ("main", COMMIT))
+            data = json.dumps(self.hub.listing() if known else {"error": "not here"}).encode()
+            headers = {} if known else {"X-Error-Code": "RepoNotFound"}
+            self.send(Asked("", method, 0, 0, data, 200 if known else 404, headers))
+            return
+        self.file(method, unquote(parts[-1]), parts[0] == "cdn")
 
-        def send(self, asked: Asked) -> None:
-            self.send_response(asked.status)
-            for key, value in asked.headers.items():
-                self.send_header(key, value)
-            if "Content-Length" not in asked.headers:
-                self.send_header("Content-Length", str(len(asked.body)))
-            self.end_headers()
-            if asked.method == "HEAD":
-                return
-            body = asked.body if asked.cut is None else asked.body[: asked.cut]
-            for at in range(0, len(body), 1 << 16):
-                self.wfile.write(body[at : at + (1 << 16)])
-                with hub.lock:
-                    hub.sent[asked.name] = hub.sent.get(asked.name, 0) + len(body[at : at + (1 << 16)])
-                if hub.delay:
-                    threading.Event().wait(hub.delay)
-            if asked.cut is not None:
-                self.wfile.flush()
-                self.connection.close()
-                self.close_connection = True
+    def file(self, method: str, name: str, stored: bool) -> None:
+        if name not in self.hub.files:
+            self.send(Asked(name, method, 0, 0, b"", 404, {"X-Error-Code": "EntryNotFound"}))
+            return
+        data = self.hub.files[name]
+        large = name.endswith(".safetensors")
+        headers = {
+            "ETag": f'"{self.hub.listed[name]}"',
+            "X-Repo-Commit": COMMIT,
+            "X-Linked-Etag": f'"{self.hub.listed[name]}"',
+            "X-Linked-Size": str(self.hub.sizes[name]),
+            "Accept-Ranges": "bytes",
+        }
+        if self.hub.redirect and large and not stored:
+            headers["Location"] = f"{self.hub.endpoint}/cdn/{name}?signed=yes"
+            self.send(Asked(name, "HEAD", 0, 0, b"", 302, headers))
+            return
+        asked = Asked(name, method, 0, 0, data, 200, headers)
+        part = self.headers.get("Range")
+        if part is not None:
+            first, last = part.removeprefix("bytes=").split("-")
+            asked.start, end = int(first), int(last) + 1 if last else len(data)
+            asked.status, asked.body = 206, data[asked.start : end]
+            headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(data)}"
+        if method == "GET":
+            with self.hub.lock:
+                self.hub.gets[name] = asked.number = self.hub.gets.get(name, 0) + 1
+        if self.hub.fault is not None:
+            self.hub.fault(asked)
+        self.send(asked)
 
-    return Handler
+    def send(self, asked: Asked) -> None:
+        self.send_response(asked.status)
+        for key, value in asked.headers.items():
+            self.send_header(key, value)
+        if "Content-Length" not in asked.headers:
+            self.send_header("Content-Length", str(len(asked.body)))
+        self.end_headers()
+        if asked.method == "HEAD":
+            return
+        body = asked.body if asked.cut is None else asked.body[: asked.cut]
+        for at in range(0, len(body), 1 << 16):
+            self.wfile.write(body[at : at + (1 << 16)])
+            with self.hub.lock:
+                self.hub.sent[asked.name] = self.hub.sent.get(asked.name, 0) + len(body[at : at + (1 << 16)])
+            if self.hub.delay:
+                threading.Event().wait(self.hub.delay)
+        if asked.cut is not None:
+            self.wfile.flush()
+            self.connection.close()
+            self.close_connection = True
 
 
 @contextmanager
@@ -146,7 +145,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
         def handle_error(self, request: object, client_address: object) -> None:
             """A client that went away, or a connection cut on purpose."""
 
-    server = Quiet(("127.0.0.1", 0), _handler(hub))
+    server = Quiet(("127.0.0.1", 0), type("Ours", (Handler,), {"hub": hub}))
     hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

@@ -107,6 +107,12 @@ REFUSED: list[tuple[KernelOp, tuple[Any, ...], dict[str, Any], str]] = [
         "at least 8",
     ),
     (
+        hc_pre.OP,
+        (Streams(normal((1, 1, 1, 32), 1)), normal((3, 32), 2), normal((3,), 3), normal((32,), 4)),
+        {**EPS, "iterations": 20, "dtype": mx.float32},
+        "at least 8",
+    ),
+    (
         latents.OP,
         (rows(164, slice(0, 1)), normal((100,), 1), normal((64,), 2), turns(1, 32, 4)),
         {"eps": 1e-6, "rounding": Q8},

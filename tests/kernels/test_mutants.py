@@ -74,14 +74,14 @@ class Broken:
 
 @cache
 def launches() -> dict[str, list[Launch]]:
-    """Launches of each kernel that its cases make, one for each text, those with the most threads first."""
+    """Launches of each kernel that its cases make, one for each text and shape, the largest first."""
     found: dict[str, dict[object, Launch]] = {}
     for op in ALL:
         for case in op.cases():
             machine = Proven(check=False)
             op.call(machine, *case.arguments, **case.options)
             for launch in machine.launches:
-                found.setdefault(launch.kernel.name, {}).setdefault(launch.template, launch)
+                found.setdefault(launch.kernel.name, {}).setdefault((launch.template, launch.shapes), launch)
     return {name: sorted(made.values(), key=_threads, reverse=True) for name, made in found.items()}
 
 

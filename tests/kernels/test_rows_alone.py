@@ -73,6 +73,16 @@ def test_attention(tokens: int) -> None:
     assert np.array_equal(bits(alone), whole[:, part])
 
 
+def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = mx.random.split(mx.random.key(5), 3)
+    q, weights = mx.random.normal((1, 5, 8, 32), key=keys[0]), mx.random.normal((1, 5, 8), key=keys[1])
+    rows = mx.random.normal((1, 40, 32), key=keys[2])
+    mask = mx.where(mx.arange(40) < mx.array([3, 30, 31, 35, 40])[:, None], 0.0, -mx.inf)
+    whole = np.array(index_select.index_select(FAST, q, weights, rows, mask, 20))
+    monkeypatch.setattr(index_select, "BLOCK", 80)
+    assert np.array_equal(np.array(index_select.index_select(FAST, q, weights, rows, mask, 20)), whole)
+
+
 def test_index_picks() -> None:
     keys = mx.random.split(mx.random.key(3), 3)
     q, weights = mx.random.normal((1, 3, 16, 32), key=keys[0]), mx.random.normal((1, 3, 16), key=keys[1])

@@ -22,7 +22,7 @@ PROMPT = [0, *range(20, 60)]
 WIDE: dict[str, Any] = {
     "hidden_size": 256,
     "moe_intermediate_size": 2048,
-    "n_routed_experts": 160,
+    "n_routed_experts": 256,
     "num_experts_per_tok": 2,
 }
 

@@ -71,7 +71,7 @@ def outline(graph: Graph, slots: int) -> list[tuple[object, ...]]:
         assert rest == 0
         return "slots", each, array.shape[1:], array.dtype
 
-    found = []
+    found: list[tuple[object, ...]] = []
     for one in graph.primitives:
         view = one.name in VIEWS and one.inputs[0].key in banks
         if view:

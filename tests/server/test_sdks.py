@@ -89,7 +89,7 @@ def test_openai_streamed_calls(client: Callable[..., openai.OpenAI]) -> None:
 
 
 def test_openai_json(client: Callable[..., openai.OpenAI]) -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    schema: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     schema["additionalProperties"] = False
     form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     ai = client({"content": '{"a": 5}'}, {"content": "no JSON"})

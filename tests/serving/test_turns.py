@@ -18,7 +18,7 @@ from deepseek_recipe import (
     ToolMessage,
     UserMessage,
 )
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsv4_mlx.chat.prompt import Prompts
@@ -203,19 +203,21 @@ def test_a_prefix_that_is_to_be_continued_is_left_alone(prompts: Prompts) -> Non
     assert told.turns.render(begun).ids == tuple(prompts.encode(begun))
 
 
-@given(
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
-    st.text(max_size=20).filter(str.isprintable),
-)
-def test_any_text_comes_back_as_it_was_sampled(content: str, reasoning: str) -> None:
-    """Whatever the tokens were: here one for every byte or so, which no encoder would choose."""
-    prompts = Prompts(DEMO, "april")
-    turns, prompt = Turns(prompts), prompts.encode(conversation())
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=TEXT, reasoning=TEXT)
+def test_any_text_comes_back_as_it_was_sampled(prompts: Prompts, content: str, reasoning: str) -> None:
+    """Whatever the tokens were: here each character by itself, as no encoder would choose."""
+    asked = [UserMessage("q")]
+    turns, prompt = Turns(prompts), prompts.encode(Conversation(asked, tools=[TOOL]))
     pieces = [prompts.tokenizer.encode(c) for c in reasoning] + [[prompts.markers.end_think]]
     pieces += [prompts.tokenizer.encode(c) for c in content]
     sampled = [token for piece in pieces for token in piece]
     turns.remember(prompt, sampled, Said(reasoning, content))
-    found = turns.render(conversation(AssistantMessage(content, reasoning), UserMessage("next")))
+    back = [*asked, AssistantMessage(content, reasoning), UserMessage("next")]
+    found = turns.render(Conversation(back, tools=[TOOL]))
     exact = [*prompt, *sampled, prompts.markers.end]
     assert list(found.ids[: len(exact)]) == exact
 

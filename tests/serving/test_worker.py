@@ -150,13 +150,14 @@ def test_closing_lets_jobs_end_and_then_ends_them(model: Transformer, rng: np.ra
     worker.submit(job(token_ids(rng, 20), 10), short := Heard())
     worker.submit(job(token_ids(rng, 20), None), endless := Heard())
     until(lambda: endless.tokens)
-    closing = threading.Thread(target=worker.close, args=(1.0,))
+    closing = threading.Thread(target=worker.close, args=(300.0,))
     closing.start()
     until(lambda: worker._closing is not None)
     with pytest.raises(Unavailable, match="shutting down"):
         worker.submit(job([9]), Heard())
-    closing.join()
     assert short.wait().end == Finished("length")
+    assert worker.close(0.0), "a second call shortens the grace"
+    closing.join()
     ended = endless.wait().end
     assert ended is not None and ended.reason == "error" and isinstance(ended.error, Unavailable)
 

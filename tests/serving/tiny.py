@@ -10,7 +10,7 @@ import numpy as np
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
 from dsv4_mlx.chat.prompt import Prompts
-from dsv4_mlx.engine import SamplingOptions, Session
+from dsv4_mlx.engine import SamplingOptions, Session, generate
 from dsv4_mlx.engine.generate import steps
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.serving.backend import Progress, Run, session_limits, wanted
@@ -148,3 +148,8 @@ def drain(runner: Runner) -> None:
     """Step until nothing is left."""
     while runner.active or len(runner.waiting):
         runner.step()
+
+
+def alone(model: Transformer, job: Job) -> list[int]:
+    """What `generate` makes of a job."""
+    return list(generate(new_session(model), list(job.prompt), job.sampling, max_tokens=job.max_tokens))

@@ -1,0 +1,54 @@
+"""What advice from the next layer's router is worth: the demo model on its own text, half of its experts.
+
+python -m bench.paging.advice [SLOTS]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from dsv4_mlx.cli.sources import model_folder
+from dsv4_mlx.engine import Engine, EngineOptions, SamplingOptions, generate
+from dsv4_mlx.paging.stats import total
+
+PROMPTS = ("Which layers route by token?", "Tell me about the window.", "What is an expert?")
+TOKENS = 80
+
+
+def run(slots: str, advised: bool) -> dict[str, Any]:
+    engine = Engine.open(
+        model_folder("demo"), EngineOptions(context=2048, expert_memory=slots, expert_threads=2)
+    )
+    pager = engine.pager
+    assert pager is not None
+    layers = list(pager.layers.values())
+    trust = [layer.lookahead.trust for layer in layers if layer.lookahead is not None]  # type: ignore[attr-defined]
+    if not advised:
+        for layer in layers:
+            layer.lookahead = None
+    session, tokens = engine.session(), 0
+    before = total(pager.stats())
+    for prompt in PROMPTS:
+        ids = engine.prompts.encode(engine.prompts.ask(prompt, "off"))
+        for _ in generate(session, ids, SamplingOptions(seed=1), max_tokens=TOKENS):
+            tokens += 1
+    counted = total(pager.stats()) - before
+    return {
+        "advice from the next router": advised,
+        "tokens": tokens,
+        **{name: round(value / tokens, 3) for name, value in asdict(counted).items()},
+        "share of advice that came true": [round(one.share, 2) for one in trust] if advised else None,
+    }
+
+
+def main() -> None:
+    slots = sys.argv[1] if len(sys.argv) > 1 else "4x"
+    for advised in (False, True):
+        print(json.dumps(run(slots, advised)))
+
+
+if __name__ == "__main__":
+    main()
