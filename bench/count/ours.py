@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from bench.count.launches import Counted
-from bench.count.shapes import BlankExperts, BlankTensors, Recipe, blank
+from bench.count.shapes import BlankTensors, Recipe, blank
 from bench.count.trace import Graph, as_on_metal, trace
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.kernels.launch import Launch
@@ -94,7 +94,7 @@ class _Slot:
     def put(self, array: mx.array) -> None:
         if isinstance(self.owner, Transformer):
             self.owner.update(tree_unflatten([(self.name, array)]))
-        elif isinstance(self.owner, BlankExperts):
+        elif self.name.startswith("experts."):  # whichever class holds the banks
             _, bank, part = self.name.split(".")
             changed = getattr(self.owner, bank)._replace(**{part: array})
             object.__setattr__(self.owner, bank, changed)
