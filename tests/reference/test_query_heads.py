@@ -23,7 +23,8 @@ def q(rng: np.random.Generator) -> Array:
 @pytest.fixture
 def table(rng: np.random.Generator) -> Array:
     """Wider than a head, as the tables of layers whose indexer has narrower heads."""
-    return np.exp(1j * rng.uniform(0, 6, (T, K))).astype(np.complex64)
+    turns: Array = np.exp(1j * rng.uniform(0, 6, (T, K))).astype(np.complex64)
+    return turns
 
 
 def turned(x: Array, table: Array) -> Array:
