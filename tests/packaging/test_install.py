@@ -23,7 +23,7 @@ pytestmark = pytest.mark.long
 # These look at the checkout's own files, or build from them.
 OF_THE_CHECKOUT = (
     "test_architecture.py", "test_sizes.py", "test_docs.py", "test_package.py", "reference/test_pairing.py",
-    "packaging", "bench",
+    "packaging", "bench", "paging/test_graphs.py", "paging/test_policy.py",
 )  # fmt: skip
 WHERE = """
 import dsv4_mlx, dsv4_mlx.convert
