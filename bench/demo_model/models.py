@@ -66,9 +66,9 @@ class Bfloat16Tensors(FloatTensors):
         return super().linear(name, shape)
 
 
-def _float_experts(x: mx.array, *rest: Any) -> mx.array:
+def _float_experts(x: mx.array, *rest: Any, **more: Any) -> mx.array:
     """MLX multiplies gathered matrices in float32 only on the CPU; what goes in has been rounded."""
-    return REFERENCE.expert_ffn(x.astype(mx.float32), *rest)
+    return REFERENCE.expert_ffn(x.astype(mx.float32), *rest, **more)
 
 
 def _near_only(
