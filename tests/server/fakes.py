@@ -6,16 +6,16 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from deepseek_recipe import Conversation
 
 from dsv4_mlx.chat.prompt import Prompts
+from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.serving.job import Emit, Finished, Job, Prefill, Reason, Started, Token
 from dsv4_mlx.serving.turns import Rendered, Said, Turns
 from dsv4_mlx.serving.worker import Health, State, Stats
 
-CHECKPOINT = Path(__file__).resolve().parent.parent.parent / "dsv4_mlx" / "demo"
+CHECKPOINT = SHIPPED
 VOCABULARY = 1792
 
 

@@ -24,6 +24,7 @@ from deepseek_recipe import (
     UserMessage,
 )
 
+from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.engine import SamplingOptions
 from dsv4_mlx.errors import InputError, MachineError, UsageError
 from dsv4_mlx.serving.job import Finished, Job, Token
@@ -32,7 +33,7 @@ from dsv4_mlx.serving.runner import Entry, Runner, WorkerOptions
 from dsv4_mlx.serving.script import ScriptedCall, ScriptedTurn, read_script
 from serving.tiny import Heard
 
-DEMO = Path(__file__).parents[2] / "dsv4_mlx" / "demo"
+DEMO = SHIPPED
 TOOL = ToolDefinition("ls", "List files", {"type": "object", "properties": {"path": {"type": "string"}}})
 CALL = ScriptedCall("ls", '{"path": "/tmp", "depth": 3}')
 

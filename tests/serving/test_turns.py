@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsv4_mlx.chat.prompt import Prompts
+from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.engine import EngineOptions, SamplingOptions
 from dsv4_mlx.engine.generate import generate
 from dsv4_mlx.serving.backend import ModelBackend
@@ -31,7 +31,7 @@ from dsv4_mlx.serving.runner import Runner, WorkerOptions
 from dsv4_mlx.serving.turns import Call, Said, Turns
 from serving.test_replay import message, run, turn
 
-DEMO = Path(__file__).parents[2] / "dsv4_mlx" / "demo"
+DEMO = SHIPPED
 TOOL = ToolDefinition("ls", "List files", {"type": "object"})
 # Spelled as no renderer would: no space after the colon, a number with a zero too many, text in odd tokens.
 SAMPLED = (
