@@ -58,9 +58,10 @@ def watch(
     samples = []
     logits = session.advance(PROMPT[0])
     logits = session.sync(PROMPT)
-    fixed = fixed_bytes(engine)
+    fixed = 0
     while len(session.tokens) < tokens:
         logits = session.advance(sampler(logits, session.tokens))
+        fixed = fixed or fixed_bytes(engine)  # after a decode step: its mask is made by then
         length = len(session.tokens)
         state = state_bytes(engine.config, length, engine.model.dtype.size, growth)
         arrays = reachable_arrays() if length % every == 0 else None
