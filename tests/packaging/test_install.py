@@ -136,7 +136,16 @@ def test_types_hold_in_the_wheel(tested: Path, wheel: Path, tmp_path: Path) -> N
     """mypy in a checkout doesn't see convert/ as a part of the package; here it must see every file."""
     count = sum(name.endswith(".py") for name in ZipFile(wheel).namelist())
     settings = str(ROOT / "pyproject.toml")
-    said = run(str(tested / "mypy"), "--strict", "--config-file", settings, "-p", "dsv4_mlx", cwd=tmp_path)
+    said = run(
+        str(tested / "mypy"),
+        "--strict",
+        "--config-file",
+        settings,
+        "-p",
+        "dsv4_mlx",
+        cwd=tmp_path,
+        env=clean(tmp_path),
+    )
     seen = re.search(r"no issues found in (\d+) source files", said)
     assert seen
     assert int(seen[1]) >= count  # and the folder metal/, which is a namespace
