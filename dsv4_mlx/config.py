@@ -10,7 +10,6 @@ import difflib
 import json
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,10 +178,6 @@ class ModelConfig:
     def kv_block(self) -> int:
         """Channels that share one scale in the Q8 round trip of key/value rows (64 in every release)."""
         return math.gcd(self.nope_dim, 64)
-
-    @cached_property
-    def compressed_layers(self) -> int:
-        return sum(1 for ratio in self.ratios if ratio)
 
     def ratio(self, layer: int) -> int:
         """Compression ratio of `layer`; blocks after the trunk (MTP) see their window only."""

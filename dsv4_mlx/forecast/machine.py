@@ -9,7 +9,6 @@ from dsv4_mlx.forecast.decode import Costs, Disk
 GB = 1e9
 LAYERS, EXPERTS, EACH, RECORD = 43, 256, 6, 13_369_344
 HASHED = 3  # layers whose experts are known with the token
-ROUTED_BYTES = LAYERS * EXPERTS * RECORD
 DENSE_BYTES = 9.03 * GB  # all else in memory: docs/model.md, lossless layout
 SHARED_BYTES = 1.116 * GB
 HEAD_BYTES = 1.06 * GB

@@ -8,7 +8,6 @@ from typing import Literal
 from dsv4_mlx.chat.prompt import Think
 
 MODEL_ID = "deepseek-v4-flash"
-DEMO_ID = "dsv4-demo"
 MAX_EFFORT_CONTEXT = 393_216  # the context that "max" effort was made for, by the model card
 
 
