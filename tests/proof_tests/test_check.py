@@ -134,6 +134,19 @@ def test_out_of_bounds(source: str, name: str, line: int) -> None:
     assert finding.line == line
 
 
+def test_another_threads_private_memory_is_out_of_bounds() -> None:
+    """A wild address may lie in any stack: it is refused there as well."""
+    finding = first(
+        check(
+            "threadgroup ulong at[64]; int own = 0; at[t] = (ulong)&own;"
+            "threadgroup_barrier(mem_flags::mem_threadgroup);"
+            "*(thread int*)at[63 - t] = 1; y[i] = own;"
+        ),
+        "out-of-bounds",
+    )
+    assert "far from any buffer" in finding.message
+
+
 def test_out_of_bounds_write_does_not_happen() -> None:
     x = np.arange(64, dtype=F32)
     result = check("((device float*)y)[i * 1000000] = 1; y[i] = x0[i];", [x])

@@ -31,8 +31,8 @@ char* stack_top(uint32_t index) {
 
 }  // namespace
 
-bool in_stacks(uintptr_t address) {
-  return address - reinterpret_cast<uintptr_t>(stacks) < kStackBytes * kMaxThreads;
+bool in_stack(uint32_t index, uintptr_t address) {
+  return address - reinterpret_cast<uintptr_t>(stacks) - index * kStackBytes < kStackBytes;
 }
 
 #if defined(__x86_64__) && !defined(PROOF_PORTABLE_SWITCH)

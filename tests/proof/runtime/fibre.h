@@ -33,7 +33,7 @@ void switch_context(Context& from, Context& to);
 // Arranges that the first switch to `context` calls `entry` on stack number `index`. `entry` must not return.
 void prepare_context(Context& context, uint32_t index, void (*entry)());
 
-// True for addresses in any fibre's stack: private memory, which no other thread should see.
-bool in_stacks(uintptr_t address);
+// True for addresses in stack number `index`: memory private to the thread that runs on it.
+bool in_stack(uint32_t index, uintptr_t address);
 
 }  // namespace proof
