@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -65,7 +66,7 @@ def watch(
         length = len(session.tokens)
         state = state_bytes(engine.config, length, engine.model.dtype.size, growth)
         arrays = reachable_arrays() if length % every == 0 else None
-        active = mx.get_active_memory() - before
+        active = settled_memory() - before
         sample = Sample(length, active, mx.get_cache_memory(), fixed + state.total, arrays)
         samples.append(sample)
         if said is not None:
@@ -82,6 +83,18 @@ def watch_alone(folder: Path, context: int, tokens: int, growth: int, every: int
 def _watch_here(folder: Path, context: int, tokens: int, growth: int, every: int) -> list[Sample]:
     before = held_by_others()
     return watch(tiny_engine(folder, context), tokens, growth, every, before)
+
+
+def settled_memory() -> int:
+    """Active memory once MLX's own thread has let go of the last step's temporaries.
+
+    It does so a moment after the results are there.
+    """
+    least = mx.get_active_memory()
+    for _ in range(3):
+        time.sleep(0.0005)
+        least = min(least, mx.get_active_memory())
+    return least
 
 
 def held_by_others() -> int:
