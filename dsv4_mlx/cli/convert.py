@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import progress, size
+from dsv4_mlx.cli.console import progress, size, tell
 from dsv4_mlx.cli.download import RevisionOption, stages
 from dsv4_mlx.cli.options import JsonOption
 from dsv4_mlx.cli.sources import official_folder, on_the_hub
@@ -98,10 +98,11 @@ def _from_folder(folder: Path, target: Path, recipe: str, resume: bool) -> Summa
 def _from_hub(
     source: str, target: Path, recipe: str, resume: bool, delete: bool, revision: str | None
 ) -> Summary:
-    from dsv4_mlx.hub import convert_from_hub
+    from dsv4_mlx.hub import Patience, convert_from_hub
     from dsv4_mlx.terminal.awake import Awake
 
     with Awake(), stages("downloading and converting") as show:
         return convert_from_hub(
-            source, target, recipe, delete=delete, resume=resume, revision=revision, progress=show
-        )
+            source, target, recipe, delete=delete, resume=resume, revision=revision,
+            patience=Patience(tell=tell), progress=show,
+        )  # fmt: skip

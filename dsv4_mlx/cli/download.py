@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import progress, size
+from dsv4_mlx.cli.console import progress, size, tell
 
 RevisionOption = Annotated[
     str | None, typer.Option("--revision", metavar="NAME", help="A branch, tag or commit. Default: main.")
@@ -27,11 +27,12 @@ def download(
 
     Example: dsv4-mlx download deepseek-ai/DeepSeek-V4-Flash ~/models/flash-official
     """
+    from dsv4_mlx.hub import Patience
     from dsv4_mlx.hub import download as run
     from dsv4_mlx.terminal.awake import Awake
 
     with Awake(), stages("downloading") as show:
-        source = run(repository, target, revision=revision, progress=show)
+        source = run(repository, target, revision=revision, patience=Patience(tell=tell), progress=show)
     total = sum(header.size for header in source.shards.values())
     print(f"{len(source.shards)} files with {size(total)} of weights are in {target}")
 

@@ -8,5 +8,6 @@ convert   download of shard n+1 beside conversion of shard n            supply.p
 """
 
 from dsv4_mlx.hub.download import convert_from_hub, download
+from dsv4_mlx.hub.patience import Patience
 
-__all__ = ["convert_from_hub", "download"]
+__all__ = ["Patience", "convert_from_hub", "download"]

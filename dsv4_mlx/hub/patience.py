@@ -28,11 +28,15 @@ _TOKEN = "log in with `hf auth login`, and accept the model's terms on its page"
 
 @dataclass(frozen=True)
 class Patience:
-    """`tries` failures in a row without a byte of progress end it; pauses double, `first` to `longest`."""
+    """`tries` failures in a row without a byte of progress end it; pauses double, `first` to `longest`.
+
+    `tell` gets a line for the user before each pause.
+    """
 
     tries: int = 8
     first: float = 1.0  # seconds
     longest: float = 60.0
+    tell: Callable[[str], None] = lambda line: None
 
     def over(self, what: str, work: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
         """The result of `work`. `progress` counts what has come so far.
@@ -57,7 +61,9 @@ class Patience:
                         f"{what} can't be fetched: {_words(error)}",
                         next="check the network; the same command continues where it stopped",
                     ) from None
-                time.sleep(max(self._pause(failures), _asked(error)))
+                pause = max(self._pause(failures), _asked(error))
+                self.tell(f"{what}: {_words(error)}; trying again in {pause:.0f} s")
+                time.sleep(pause)
 
     def _pause(self, failures: int) -> float:
         return float(min(self.longest, self.first * 2 ** (failures - 1)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,11 @@ def test_what_does_not_pass_is_said(
 def test_another_repository_or_no_hub_is_said(official: Path, tmp_path: Path) -> None:
     with serving(Hub(official)) as hub, pytest.raises(InputError, match="no such model"):
         download("deepseek-ai/None", tmp_path / "a", endpoint=hub.endpoint, patience=QUICK)
+    said: list[str] = []
     with pytest.raises(MachineError, match="can't be fetched"):
-        download(REPOSITORY, tmp_path / "a", endpoint="http://127.0.0.1:9", patience=QUICK)
+        patience = replace(QUICK, tell=said.append)
+        download(REPOSITORY, tmp_path / "a", endpoint="http://127.0.0.1:9", patience=patience)
+    assert len(said) == QUICK.tries - 1 and all("trying again in" in line for line in said)
     assert not (tmp_path / "a").exists()
 
 
