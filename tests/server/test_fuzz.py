@@ -137,8 +137,8 @@ def check_cut_off(
     for (name, arguments), (expected, values) in zip(read.calls or [], turn.calls, strict=False):
         assert expected == name
         whole = _arguments_text(values)
-        begun = arguments.removesuffix('"').rstrip("\ufffd")  # the library closes a string that is cut off
-        assert whole.startswith((arguments, begun)) or json.loads(arguments) == values
+        unclosed = arguments.removesuffix('"').rstrip("\ufffd")  # the library closes a string that is cut off
+        assert whole.startswith((arguments, unclosed)) or json.loads(arguments) == values
     answer = json.dumps(wire.answer(), ensure_ascii=False)
     assert intake.spelling.markup not in answer
     if wire.unfinished:
