@@ -207,7 +207,7 @@ class Session:
             streams, points = self.model.streams_of(arrays, self._state)
             logits = self.model.logits(streams[-1], last=True)
             mx.eval(logits, *self._state.arrays(), [point.rings for point in points])
-            row = np.array(logits[0, -1])
+            row = np.array(logits)[0, -1]  # indexed on the host: on the device it is work of its own
             check_logits(row, self._state.length - 1)
         except BaseException:
             # Interrupted, some layers have the chunk and some have not: nothing of it can be trusted.

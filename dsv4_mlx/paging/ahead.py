@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -76,8 +76,8 @@ class HashLayers:
             (np.array(block.ffn._experts_of), paged) for block, paged in zip(blocks, experts, strict=True)
         ]
 
-    def advise(self, tokens: mx.array) -> None:
-        """tokens [B, T] are about to run."""
-        ids = np.array(tokens).ravel()
+    def advise(self, tokens: Sequence[mx.array]) -> None:
+        """The tokens [B, T] of these chunks are about to run."""
+        ids = np.concatenate([np.array(chunk).ravel() for chunk in tokens])
         for table, paged in self._tables:
-            paged.advise(int(e) for e in np.unique(table[ids]))
+            paged.advise(set(table[ids].ravel().tolist()))

@@ -7,7 +7,7 @@ needs no expert and what needs loaded ones is computed meanwhile, the rest when 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,11 +42,10 @@ class Lookahead(Protocol):
 
 @dataclass(frozen=True)
 class Guess:
-    """A run with whatever is loaded: `missing` bool [] is whether that was not enough for ids [B, T, A]."""
+    """A run with whatever is loaded, which is right if `layer.holds` its ids [B, T, A]."""
 
     layer: PagedExperts
     ids: mx.array
-    missing: mx.array
 
 
 class PagedExperts:
@@ -62,7 +61,7 @@ class PagedExperts:
         self.lookahead: Lookahead | None = None
         self.on_need: Callable[[set[int]], None] = lambda needed: None  # told what each run needs
         self.guesses: list[Guess] | None = None
-        self._on_device: mx.array | None = None  # int32 [experts]: slots of loaded experts, -1 of others
+        self._on_device: mx.array | None = None  # uint32 [experts]: slots of loaded experts, 0 of others
         self._reads: dict[int, Future[None]] = {}  # by expert: asked for and not reported to the table
         self._advised: set[int] = set()
         self._queued: list[
@@ -97,13 +96,19 @@ class PagedExperts:
             self._finish()
         return outs
 
-    def confirm(self, ids: mx.array) -> None:
-        """A guess was right: its experts, ids [B, T, A], count as used."""
-        experts = self.records.disk_order(_distinct([np.array(ids)]))
+    def holds(self, experts: Collection[int]) -> bool:
+        """Whether all these were loaded when a guess was made; nothing was read since."""
+        return all(self.table.ready(expert) for expert in experts)
+
+    def confirm(self, experts: Collection[int], out: mx.array | None = None) -> None:
+        """A guess was right: its experts count as used. `out` reads them and may not be computed yet."""
         self.on_need(set(experts))
         self.policy.step(experts)
         self.stats.runs += 1
         self.stats.hits += len(experts)
+        if out is not None:
+            self._finish()  # of the last guess: done, unless the caller has not evaluated it
+            self._queued.append((self.table.use(experts), [out]))
 
     def advise(self, experts: Iterable[int]) -> None:
         """These experts may be needed soon: read those that are not here. Changes time, never a bit."""
@@ -147,17 +152,17 @@ class PagedExperts:
         self._finish()
 
     def _guess(self, guesses: list[Guess], product: ExpertProduct, chunk: Routed) -> mx.array:
-        """No word from the host: what is not loaded is computed with another slot's bytes, and reported.
+        """No word from the host: what is not loaded is computed with another slot's bytes.
 
-        Whoever collects the guesses evaluates them before a slot is written again.
+        Whoever collects the guesses evaluates them before a slot is written again, and asks whether they
+        were right.
         """
         if self._on_device is None:
-            table = [slot if self.table.ready(e) else -1 for e, slot in enumerate(self.table.slot_of)]
-            self._on_device = mx.array(np.array(table, np.int32))
+            table = [slot if self.table.ready(e) else 0 for e, slot in enumerate(self.table.slot_of)]
+            self._on_device = mx.array(np.array(table, np.uint32))
+        guesses.append(Guess(self, chunk.ids))
         slots = self._on_device[chunk.ids]
-        guesses.append(Guess(self, chunk.ids, mx.any(slots < 0)))
-        loaded = mx.maximum(slots, 0).astype(mx.uint32)
-        return product(chunk.rows, chunk.x, loaded, chunk.weights, *self.bank.banks(), chunk.beside)
+        return product(chunk.rows, chunk.x, slots, chunk.weights, *self.bank.banks(), chunk.beside)
 
     def _begin(self, turn: Turn) -> None:
         for expert in turn.reads():

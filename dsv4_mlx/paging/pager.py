@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import mlx.core as mx
@@ -74,7 +74,7 @@ class Pager:
             if i and not block.ffn.hashed:
                 layers[i - 1].lookahead = look_ahead(block, layers[i])
 
-        def before(tokens: mx.array) -> None:
+        def before(tokens: Sequence[mx.array]) -> None:
             self._steps += 1
             if self._steps % FREE_EVERY == 0:
                 mx.clear_cache()

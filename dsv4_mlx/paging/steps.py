@@ -1,9 +1,9 @@
 """How a chunk goes through paged layers: reading at every layer, or guessing that nothing must be read.
 
 *Read per layer*: each learned layer's ids come to the host before its experts run. *Optimistic*: nothing
-comes to the host inside the step; every layer computes with what is loaded and says whether that was enough.
-If a layer lacked an expert, the step goes on from that layer's input as read per layer: the state's writes
-are addressed by position, so what the guess wrote is written again. Same bits either way.
+comes to the host inside the step; every layer computes with what is loaded, and its ids are looked at when
+all is done. If a layer lacked an expert, the step goes on from that layer's input as read per layer: the
+state's writes are addressed by position, so what the guess wrote is written again. Same bits either way.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Form:
 
 
 class Steps:
-    """A model.transformer.LayerLoop. `before(tokens)` is called when a step begins.
+    """A model.transformer.LayerLoop. `before(tokens)`, of each chunk, is called when a step begins.
 
     Up to `together` chunks of a prefill go through a layer before any goes to the next: attention one after
     the other, the experts of all of them read once.
     """
 
     def __init__(
-        self, layers: Sequence[PagedExperts], before: Callable[[mx.array], None], together: int
+        self, layers: Sequence[PagedExperts], before: Callable[[Sequence[mx.array]], None], together: int
     ) -> None:
         self._layers, self._before, self.together = layers, before, together
         self.form = Form()
@@ -56,7 +56,7 @@ class Steps:
     def __call__(
         self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
     ) -> list[Streams]:
-        self._before(mx.concatenate([chunk.tokens for chunk in chunks], axis=1))
+        self._before([chunk.tokens for chunk in chunks])
         rows = sum(chunk.tokens.size for chunk in chunks)
         if rows <= FEW_ROWS and len(chunks) == 1 and self.form.optimistic:
             return [self._guess(blocks, chunks[0], state)]
@@ -77,16 +77,19 @@ class Steps:
             for block, memory in zip(blocks, state.layers, strict=False):
                 entered.append(streams)
                 streams = block(streams, chunk.tokens, memory, chunk.plan)
-            missing = mx.stack([guess.missing for guess in guesses])
-            mx.eval(streams, missing, [guess.ids for guess in guesses])
+            # The last layer's experts go on running while the host looks at the ids.
+            mx.async_eval(entered[-1], [guess.ids for guess in guesses])  # type: ignore[no-untyped-call]
+            mx.async_eval(streams)  # type: ignore[no-untyped-call]
+            mx.eval(entered[-1])
         finally:
             for layer in self._layers:
                 layer.guesses = None
-        lacking = np.flatnonzero(np.array(missing))
-        first = int(lacking[0]) if lacking.size else len(guesses)
-        for guess in guesses[:first]:
-            guess.layer.confirm(guess.ids)
-        self.form.learn(int(lacking.size))
+        used = [set(np.array(guess.ids).ravel().tolist()) for guess in guesses]
+        lacking = [i for i, guess in enumerate(guesses) if not guess.layer.holds(used[i])]
+        first = lacking[0] if lacking else len(guesses)
+        for i, guess in enumerate(guesses[:first]):
+            guess.layer.confirm(used[i], streams if i == len(guesses) - 1 else None)
+        self.form.learn(len(lacking))
         if first < len(guesses):
             again = chunk._replace(streams=entered[first])
             (streams,) = _read_per_layer(blocks, [again], state, lambda i, layer: None, first)

@@ -44,7 +44,7 @@ def step_graph(model: Model, slots: int) -> Graph:
         for layer, array in zip(paged, banks, strict=True):
             layer.bank._array, layer.bank._views = array, None
             layer.bank.banks = views(layer)  # type: ignore[method-assign]
-        return [net(tokens, state, last=True), *(guess.missing for guess in guesses)]
+        return [net(tokens, state, last=True), *(guess.ids for guess in guesses)]
 
     return trace(step, [mx.array([[5]], mx.int32), *(layer.bank._array for layer in paged)])
 
