@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -139,7 +140,7 @@ async def _nothing(request: Request, error: Exception) -> Response:
 
 
 async def _other_method(request: Request, error: Exception) -> Response:
-    allowed = ", ".join(sorted(request.scope["route"].methods))
+    allowed = ", ".join(sorted((cast(HTTPException, error).headers or {})["Allow"].split(", ")))
     visit = visit_of(request.scope)
     refusal = Refusal(405, "method_not_allowed", f"{visit.head.path[:200]!r} takes {allowed}")
     response = visit.refused(refusal)
