@@ -31,7 +31,7 @@ def check_bind(options: ServerOptions) -> None:
         return
     raise UsageError(
         f"--host {options.host} can be reached by other machines, and there is no API key",
-        next="set --api-key, or give --allow-unauthenticated to let everybody in the network use the model",
+        next="set DSV4_API_KEY or give --api-key-file; or --allow-unauthenticated: everybody may",
     )
 
 
