@@ -65,9 +65,9 @@ def check(head: Head, options: ServerOptions) -> dict[str, str]:
 
 def _check_host(host: str | None, options: ServerOptions) -> None:
     """A page of another site whose name was pointed here sends that name: refused."""
-    if host is None:  # HTTP/1.0; the server's port is all that a browser can't leave out
+    if host is None and is_loopback(options.host):  # HTTP/1.0, from this machine
         return
-    name = _name(host)
+    name = _name(host or "")
     if name in _LOCAL or name.endswith(".localhost") or name == _name(options.host):
         return
     if name in (_name(allowed) for allowed in options.allowed_hosts):

@@ -22,7 +22,6 @@ class Limits:
     tools: int = 1024
     stops: int = 16
     stop_length: int = 256
-    schema: int = 1 << 20
     headers_time: float = 30.0
     body_time: float = 120.0
     drain_time: float = 30.0  # a client that takes nothing for so long is dropped

@@ -141,7 +141,11 @@ def _timed(seconds: float) -> type[H11Protocol]:
     class Timed(H11Protocol):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.loop.call_later(seconds, self._close_if_silent)
+            self._silent = self.loop.call_later(seconds, self._close_if_silent)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._silent.cancel()  # it would keep what the connection held
+            super().connection_lost(exc)
 
         def _close_if_silent(self) -> None:
             if self.cycle is None and not self.transport.is_closing():

@@ -5,8 +5,10 @@ The items from 6 on are in test_security_content.py.
 
 from __future__ import annotations
 
+from socket import SOCK_STREAM, getaddrinfo
+
 import pytest
-from server.client import call
+from server.client import call, connected, parsed, read
 from server.conftest import Start
 
 from dsv4_mlx.errors import MachineError, UsageError
@@ -45,6 +47,18 @@ def test_1_other_addresses_need_a_key_or_a_word() -> None:
     check_bind(ServerOptions(host="0.0.0.0", allow_unauthenticated=True))
 
 
+def test_1_localhost_is_both_addresses() -> None:
+    found = listen(ServerOptions(host="localhost", port=0))
+    try:
+        names = {one.getsockname()[0] for one in found}
+        assert "127.0.0.1" in names and names <= {"127.0.0.1", "::1"}
+        assert len({one.getsockname()[1] for one in found}) == 1
+        assert len(found) == len({info[4][0] for info in getaddrinfo("localhost", 1, type=SOCK_STREAM)})
+    finally:
+        for one in found:
+            one.close()
+
+
 def test_1_busy_port(start: Start) -> None:
     port = start().port
     with pytest.raises(MachineError, match="--port"):
@@ -80,6 +94,14 @@ def test_2_named_hosts_are_allowed() -> None:
     check(head(host="192.168.0.4"), ServerOptions(host="0.0.0.0", allow_unauthenticated=True))
     with pytest.raises(Refusal):
         check(head(host="evil.example"), ServerOptions(host="0.0.0.0", allow_unauthenticated=True))
+
+
+def test_2_no_name_comes_from_this_machine_only(start: Start) -> None:
+    with connected(start().port) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.0\r\n\r\n")
+        assert parsed(read(connection)).status == 200
+    with pytest.raises(Refusal, match="Host"):
+        check(Head("GET", "/v1/models", {}), ServerOptions(host="0.0.0.0", allow_unauthenticated=True))
 
 
 # 3. Origin

@@ -16,8 +16,10 @@ from server.fakes import Script
 from server.said import events
 
 from dsv4_mlx.chat.prompt import Prompts
+from dsv4_mlx.errors import ModelOutputError
 from dsv4_mlx.server.options import Limits, ServerOptions
 from dsv4_mlx.server.record import printable
+from dsv4_mlx.server.run import listen, serve
 
 HI = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
@@ -84,6 +86,15 @@ def test_6_counts(start: Start) -> None:
         assert call(running.port, "POST", CHAT, body).status == 400
 
 
+def test_6_of_a_name_given_twice_the_last_counts(start: Start) -> None:
+    running = start()
+    raw = b'{"messages": 5, "max_tokens": 7, "messages": [{"role": "user", "content": "a"}], "max_tokens": 9}'
+    assert call(running.port, "POST", CHAT, raw=raw).status == 200
+    assert running.worker.jobs[0].max_tokens == 9
+    assert call(running.port, "POST", CHAT, {**BODY, "stop": ["x" * 257]}).status == 400
+    assert call(running.port, "POST", CHAT, {**BODY, "seed": 2**64}).status == 400
+
+
 def test_6_half_characters_reach_no_tokenizer(start: Start) -> None:
     running = start()
     raw = b'{"messages": [{"role": "user", "content": "half \\ud83d of it"}], "stop": ["\\udc00"]}'
@@ -99,7 +110,7 @@ def test_7_more_tokens_than_fit_are_cut_not_refused(start: Start) -> None:
     assert call(running.port, "POST", CHAT, {**BODY, "max_tokens": 384_000}).status == 200
 
 
-# 8. Queue: a full one is 429 with Retry-After (test_http.py); its length is the engine thread's
+# 8. Queue: a full one is 429 with Retry-After (test_http_errors.py, test_load.py)
 
 
 def test_8_sessions_are_told_apart_by_hints_only(start: Start) -> None:
@@ -251,7 +262,18 @@ def test_17_urls_are_not_fetched(start: Start) -> None:
             trap.accept()
 
 
-# 18. One request's failure is its own: test_http.py, test_a_bug_is_contained
+# 18. One request's failure is its own: test_http_errors.py, test_a_bug_is_contained...
+
+
+def test_18_without_an_engine_the_program_ends(start: Start) -> None:
+    """Whatever started it starts it anew; what broke the engine is its last word."""
+    running, options = start(), ServerOptions(port=0)
+    running.worker.error, running.worker.state = ModelOutputError("the device failed twice"), "unhealthy"
+    assert call(running.port, "GET", "/health").status == 503
+    with pytest.raises(ModelOutputError, match="twice"):
+        serve(running.app, options, listen(options), running.worker)
+
+
 # 19. Shutdown: test_command.py
 # 20. Log
 
