@@ -217,17 +217,16 @@ async def _watch(receive: Receive, feed: Feed) -> None:
 
 async def body_of(request: Request, limits: Limits) -> bytes:
     """The request's body. Raises Refusal 413 as soon as it is too large, 408 if it comes too slowly."""
-    pieces, size = [], 0
+    body = bytearray()  # grows in one place: pieces would leave holes
     try:
         async with asyncio.timeout(limits.body_time):
             async for piece in request.stream():
-                size += len(piece)
-                if size > limits.body:
+                if len(body) + len(piece) > limits.body:
                     raise Refusal(413, "request_too_large", f"the body is larger than {limits.body} bytes")
-                pieces.append(piece)
+                body += piece
     except TimeoutError:
         raise Refusal(408, "timeout", f"the body took longer than {limits.body_time:g} s") from None
-    return b"".join(pieces)
+    return bytes(body)
 
 
 def _check_ready(worker: Service) -> None:

@@ -117,6 +117,7 @@ def make_server(app: ASGIApp, options: ServerOptions) -> uvicorn.Server:
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="error",  # it warns of every connection that speaks something else
         access_log=False,
         server_header=False,
         proxy_headers=False,
