@@ -4,7 +4,8 @@
 
 The demo's tokenizer and a scripted turn instead of a model, so that what is left is the serving: engine
 thread, parser, event stream, uvicorn. The client is another process. CPU is that of the server's process, all
-of its threads; wall is the client's. Bare and served passes alternate; medians are reported.
+of its threads; wall is the client's, from the first text to the end. Bare and served passes alternate;
+medians are reported. Beside mlx_lm.server: bench/against/http.py.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ DEMO = Path(__file__).parents[1] / "dsv4_mlx" / "demo"
 CLIENT = """
 import json, sys, time, urllib.request
 body = json.dumps({"messages": [{"role": "user", "content": "go on"}], "stream": True, "temperature": 0,
-                   "thinking": {"type": "disabled"}})
+                   "thinking": {"type": "disabled"}, "max_tokens": int(sys.argv[2])})
 request = urllib.request.Request(sys.argv[1] + "/v1/chat/completions", body.encode(),
                                  {"Content-Type": "application/json"})
 with urllib.request.urlopen(request) as answer:
-    begun, first = time.perf_counter(), 0.0
+    begun, first, count = time.perf_counter(), 0.0, 0
     for line in answer:
-        if not first and b'"content"' in line:
-            first = time.perf_counter()
-print(time.perf_counter() - first)
+        if b'"content"' in line:
+            first, count = first or time.perf_counter(), count + 1
+print(time.perf_counter() - first, count)
 """
 
 
@@ -58,11 +59,17 @@ def bare(turn: ScriptedTurn) -> tuple[float, float, int]:
     return time.perf_counter() - wall, time.process_time() - cpu, count
 
 
-def served(url: str) -> tuple[float, float]:
+def stream(url: str, tokens: int) -> tuple[float, int]:
+    """Wall seconds of a streamed answer as another process saw it, and the events with text in them."""
+    command = [sys.executable, "-c", CLIENT, url, str(tokens)]
+    wall, count = subprocess.run(command, capture_output=True, check=True).stdout.split()
+    return float(wall), int(count)
+
+
+def served(url: str, tokens: int) -> tuple[float, float]:
     """Wall seconds of the stream as the client saw it, CPU seconds of this process meanwhile."""
     cpu = time.process_time()
-    wall = subprocess.run([sys.executable, "-c", CLIENT, url], capture_output=True, check=True).stdout
-    return float(wall), time.process_time() - cpu
+    return stream(url, tokens)[0], time.process_time() - cpu
 
 
 def start(turn: ScriptedTurn) -> tuple[str, Callable[[], None]]:
@@ -98,7 +105,7 @@ def main() -> None:
     for _ in range(options.passes):
         wall, cpu, count = bare(turn)
         alone.append((wall / count * 1e6, cpu / count * 1e6))
-        wall, cpu = served(url)
+        wall, cpu = served(url, options.tokens)
         through.append((wall / count * 1e6, cpu / count * 1e6))
     end()
     medians = [[statistics.median(one[i] for one in found) for i in (0, 1)] for found in (alone, through)]
