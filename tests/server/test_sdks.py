@@ -12,7 +12,7 @@ import anthropic
 import openai
 import pytest
 from pydantic import BaseModel
-from server.client import until
+from server.client import call, until
 from server.conftest import Replayed
 
 Replay = Callable[..., Replayed]
@@ -74,6 +74,29 @@ def test_openai_tool_loop(client: Callable[..., openai.OpenAI]) -> None:
     assert first.usage and second.usage and second.usage.prompt_tokens_details
     known = first.usage.prompt_tokens + first.usage.completion_tokens
     assert second.usage.prompt_tokens_details.cached_tokens == known, "only what is new is computed"
+
+
+def test_second_turn_of_a_long_history_computes_what_is_new(replay: Replay) -> None:
+    """By the client's usage and by the server's own counters."""
+    running = replay(CALLING, ANSWER, context=65_536)
+    long: Any = [{"role": "system", "content": "Rule: be exact. " * 3500}, *HI]
+    with openai.OpenAI(base_url=running.url + "/v1", api_key="any", max_retries=0) as ai:
+        first = ai.chat.completions.create(model="m", messages=long, tools=[TOOL])
+        (made,) = first.choices[0].message.tool_calls or []
+        assert first.usage and first.usage.prompt_tokens > 20_000 and made.type == "function"
+        arguments = json.dumps(json.loads(made.function.arguments), indent=1)
+        back: Any = {"id": made.id, "type": "function", "function": {"name": "read", "arguments": arguments}}
+        result: Any = {"role": "tool", "tool_call_id": made.id, "content": "hello"}
+        history: Any = [*long, {"role": "assistant", "tool_calls": [back]}, result]
+        second = ai.chat.completions.create(model="m", messages=history, tools=[TOOL])
+    known = first.usage.prompt_tokens + first.usage.completion_tokens
+    assert second.usage and second.usage.prompt_tokens_details
+    assert second.usage.prompt_tokens_details.cached_tokens == known
+    new = second.usage.prompt_tokens - known
+    assert 0 < new < 100
+    counted = call(running.port, "GET", "/metrics").text
+    assert f'dsv4_prompt_tokens_total{{source="cache"}} {known}\n' in counted
+    assert f'dsv4_prompt_tokens_total{{source="compute"}} {first.usage.prompt_tokens + new}\n' in counted
 
 
 def test_openai_stream(client: Callable[..., openai.OpenAI]) -> None:
