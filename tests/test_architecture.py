@@ -136,7 +136,7 @@ OUTSIDE: dict[str, set[str]] = {
     "convert": {"numpy", "mlx"},
     "synthetic": {"numpy", "tokenizers"},
     "serving": {"mlx", "numpy", "deepseek_recipe"},
-    "server": {"uvicorn", "deepseek_recipe"},  # no mlx: the engine thread owns it
+    "server": {"starlette", "uvicorn", "deepseek_recipe"},  # no mlx: the engine thread owns it
     "terminal": {"rich", "prompt_toolkit", "markdown_it", "pygments"},  # no mlx: it starts fast
     # the one place that may load mlx-lm and transformers
     "adapters": {"mlx", "mlx_lm", "transformers", "tokenizers", "deepseek_recipe"},

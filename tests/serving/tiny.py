@@ -70,6 +70,9 @@ class TinyBackend:
     def memory(self) -> dict[str, int]:
         return {}
 
+    def paging(self) -> dict[str, float]:
+        return {}
+
     def recover(self) -> None:
         self.recovered += 1
 
