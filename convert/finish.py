@@ -42,7 +42,8 @@ class PartCost:
 
 @dataclass(frozen=True)
 class Summary:
-    """What `convert` reports. `kept` lists weights that the recipe had to leave in their native format."""
+    """What `convert` reports. `kept` lists weights that the recipe had to leave in their native format,
+    `extra` the blocks after the layers, which draft tokens."""
 
     status: Status
     source: str
@@ -57,6 +58,7 @@ class Summary:
     hash_seconds: float
     write_seconds: float
     kept: tuple[str, ...]
+    extra: tuple[str, ...] = ()
     parts: dict[str, PartCost] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -80,6 +82,7 @@ def summarise(
         hash_seconds=effort.hash_seconds,
         write_seconds=effort.write_seconds,
         kept=plan.kept,
+        extra=tuple(block.prefix for block in table.extra),
         parts=part_costs(plan),
     )
 

@@ -8,11 +8,12 @@ up is not asked: the overlap itself is timed.
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,11 +24,12 @@ from dsv4_mlx.checkpoint.direct import PAGE, OutFile
 from dsv4_mlx.checkpoint.names import match
 from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.source import Source, open_source
-from dsv4_mlx.convert.plan import FilePlan, Plan, make_plan
+from dsv4_mlx.convert.plan import Plan, Target, make_plan
 from dsv4_mlx.convert.recipe import RECIPES
 from dsv4_mlx.convert.stream import BLOCK, DEPTH, Streamer
 from dsv4_mlx.convert.supply import Folder
 from dsv4_mlx.convert.work import Piece, Work, work_for
+from dsv4_mlx.errors import Dsv4Error
 
 SCRATCH = 512 << 20  # bytes of the scratch file, at most
 _SLOT = BLOCK + 4 * PAGE  # room for the bytes of one step and their places within pages
@@ -83,20 +85,28 @@ def rehearse(folder: Path, place: Path, seconds: float) -> Pace:
     opening = time.perf_counter() - started
 
     native, smaller = plans
-    copied = [step for file in native.files for step in work_for(file, source, BLOCK)]
-    quantised = [step for file in smaller.files for step in _quantised(file, source)]
+    copied = list(_steps(native, source, lambda target: True))
+    kept = list(_steps(smaller, source, lambda target: target.format != "affine4"))
+    quantised = list(_steps(smaller, source, lambda target: target.format == "affine4", records=False))
+    memory, slow = {}, None
     with SourceReader(source) as reader, Streamer(reader) as streamer:
-        share = seconds / 2 if quantised else seconds
-        first = _pace(copied, streamer, place, share)
-        memory = {native.recipe: _resident()}
-        second = _pace(quantised, streamer, place, seconds - share) if quantised else None
+        # The recipe that needs less memory first: what a process once held it may keep.
+        _into(place, iter(_spread(kept)[: 2 * DEPTH]), streamer)
+        if quantised:
+            slow = _pace(quantised, streamer, place, seconds / 2)
         memory[smaller.recipe] = _resident()
-    return Pace(opening, first, second, memory)
+        fast = _pace(copied, streamer, place, seconds / 2 if quantised else seconds)
+        memory[native.recipe] = _resident()
+    return Pace(opening, fast, slow, memory)
 
 
-def _quantised(file: FilePlan, source: Source) -> Iterator[Work]:
-    targets = tuple(target for target in file.targets if target.format == "affine4")
-    return work_for(FilePlan(file.name, file.header, file.size, targets), source, BLOCK)
+def _steps(
+    plan: Plan, source: Source, wanted: Callable[[Target], bool], records: bool = True
+) -> Iterator[Work]:
+    for file in plan.files:
+        targets = tuple(target for target in file.targets if wanted(target))
+        part = replace(file, targets=targets, records=file.records if records else None)
+        yield from work_for(part, source, BLOCK)
 
 
 def _spread(steps: list[Work]) -> list[Work]:
@@ -161,3 +171,13 @@ def _resident() -> int:
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     metal = mx.get_peak_memory() if mx.metal.is_available() else 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + metal
+
+
+def main(official: str, place: str, seconds: str) -> None:
+    """What a process of its own does: prints its pace as a line of JSON, or ends with the reason."""
+    try:
+        print(json.dumps(asdict(rehearse(Path(official), Path(place), float(seconds)))))
+    except Dsv4Error as error:
+        sys.exit(error.message)
+    except OSError as error:
+        sys.exit(f"{error.strerror or error} ({error.filename or place})")

@@ -21,7 +21,7 @@ SECONDS = 5.0
 ROOM = 4 << 30  # free bytes below which nothing is written: at most a quarter of them is used
 _LIMIT = 60.0  # seconds for all of it
 _CODE = (
-    "import sys; sys.path[:0] = [{root!r}]; from dsv4_mlx.planning.rehearsed import main; main(*sys.argv[1:])"
+    "import sys; sys.path[:0] = [{root!r}]; from dsv4_mlx.convert.rehearse import main; main(*sys.argv[1:])"
 )
 
 

@@ -101,16 +101,8 @@ def test_stopped_it_leaves_nothing(sent: signal.Signals, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-CONVERT = """
-import json, sys
-from pathlib import Path
-from dsv4_mlx.convert import convert
-print(convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]).seconds)
-"""
-
-
 def watched(command: list[str]) -> tuple[str, int]:
-    """What a process printed, and the most memory that others saw it hold: anonymous, shared and mapped."""
+    """What a process printed, and the most memory that the system says it held, mapped files included."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     most = 0
     while process.poll() is None:
@@ -118,8 +110,8 @@ def watched(command: list[str]) -> tuple[str, int]:
             status = Path(f"/proc/{process.pid}/status").read_text()
         except OSError:
             break
-        rows = dict(line.split(":", 1) for line in status.splitlines())
-        most = max(most, *(int(rows[key].split()[0]) * 1024 for key in ("VmRSS",) if key in rows), 0)
+        peak = status.partition("VmHWM:")[2].split()
+        most = max(most, int(peak[0]) * 1024 if peak else 0)
         time.sleep(0.01)
     out, _ = process.communicate()
     assert process.returncode == 0
@@ -150,12 +142,13 @@ def test_plan_against_a_true_size_layer(
         said = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
         option = next(option for option in said["options"] if option["name"] == recipe)
         target = tmp_path / "out"
-        out, most = watched([sys.executable, "-c", CONVERT, str(layer), str(target), recipe])
+        words = [sys.executable, "-m", "dsv4_mlx", "convert", str(layer), str(target), "--json"]
+        out, most = watched([*words, "--recipe", recipe])
         assert option["disk"]["kept"] == sum(path.stat().st_size for path in target.iterdir())
         shutil.rmtree(target)
         predicted.append(option["making"]["seconds"])
         planned.append(option["making"]["memory"])
-        taken.append(float(out))
+        taken.append(json.loads(out)["seconds"])
         held.append(most)
     for name, values in (("predicted", predicted), ("seconds", taken)):
         record_property(name, " ".join(f"{value:.1f}" for value in values))
