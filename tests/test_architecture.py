@@ -75,7 +75,7 @@ PARTS: dict[str, set[str]] = {
         "official",
         "errors",
     },  # fmt: skip
-    "hub": {"convert", "checkpoint", "errors"},
+    "hub": {"convert", "checkpoint", "config", "errors"},
     "constrain": {"engine", "chat", "errors"},
     "forecast": set(),
     "convert": {"checkpoint", "config", "official", "manifest", "errors"},
