@@ -9,7 +9,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from acceptance.accepting import quiet
-from checkpoints import Checkpoints
 
 from dsv4_mlx.acceptance import long
 from dsv4_mlx.acceptance.long import long_answer, looping
@@ -24,13 +23,13 @@ def demo() -> Engine:
     return Engine.open(SHIPPED, EngineOptions(numerics="official"))
 
 
-def opened(checkpoints: Checkpoints, **ops: object) -> Engine:
+def opened(**ops: object) -> Engine:
     changed = replace(REFERENCE, **ops)  # type: ignore[arg-type]
-    return Engine.open(checkpoints.converted("small"), EngineOptions(2048, "exact", changed))
+    return Engine.open(SHIPPED, EngineOptions(2048, "exact", changed))
 
 
-def test_a_long_answer(checkpoints: Checkpoints) -> None:
-    step = long_answer(opened(checkpoints), 120, quiet)
+def test_a_long_answer() -> None:
+    step = long_answer(opened(), 120, quiet)
     assert (step.ok, step.found) == (True, ())
     assert step.figures["tokens"] == 120
     assert step.figures["scored_again"] == long.SCORED
@@ -52,7 +51,7 @@ def test_memory_that_doesnt_allow_it_is_no_fault(demo: Engine) -> None:
     assert "this machine's memory allows 64" in step.found[0]
 
 
-def test_memory_that_grows_is_found(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_grows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     hoard = []
 
     def head(x: mx.array, *arguments: object, **options: object) -> mx.array:
@@ -62,12 +61,12 @@ def test_memory_that_grows_is_found(checkpoints: Checkpoints, monkeypatch: pytes
         return REFERENCE.hc_head(x, *arguments, **options)
 
     monkeypatch.setattr(long, "LEAK", 1 << 20)
-    step = long_answer(opened(checkpoints, hc_head=head), 200, quiet)
+    step = long_answer(opened(hc_head=head), 200, quiet)
     assert step.ok is False
     assert "memory grew by" in step.found[0]
 
 
-def test_a_decode_that_a_prefill_contradicts_is_found(checkpoints: Checkpoints) -> None:
+def test_a_decode_that_a_prefill_contradicts_is_found() -> None:
     def head(x: mx.array, *arguments: object, **options: object) -> mx.array:
         rows = REFERENCE.hc_head(x, *arguments, **options)
         return rows * (1.0 if len(calls) < 120 else -1.0)
@@ -78,7 +77,7 @@ def test_a_decode_that_a_prefill_contradicts_is_found(checkpoints: Checkpoints) 
         calls.append(x.shape[1])
         return head(x, *arguments, **options)
 
-    step = long_answer(opened(checkpoints, hc_head=counted), 110, quiet)
+    step = long_answer(opened(hc_head=counted), 110, quiet)
     assert step.ok is False
     assert "decoding and of a prefill" in step.found[0]
 
