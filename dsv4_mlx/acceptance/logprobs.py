@@ -79,7 +79,7 @@ def _known(entry: Any, number: int, vocabulary: int) -> Known:
         raise ValueError(f'{where}: expected "ids" and "rows", lists that are not empty')
     wrong = next((token for token in ids if not _whole(token, 0, vocabulary - 1)), None)
     if wrong is not None:
-        raise ValueError(f"{where}: {wrong!r} is not a token id from 0 to {vocabulary - 1}")
+        raise ValueError(f"{where}: {repr(wrong)[:40]} is not a token id from 0 to {vocabulary - 1}")
     found = [_row(row, f"{where}, row {i}", len(ids), vocabulary) for i, row in enumerate(rows)]
     if len({row.position for row in found}) != len(found):
         raise ValueError(f"{where}: a position is there twice")
@@ -90,13 +90,15 @@ def _row(raw: Any, where: str, count: int, vocabulary: int) -> Row:
     if not isinstance(raw, dict) or raw.keys() != {"position", "token", "logprob"}:
         raise ValueError(f'{where}: expected "position", "token" and "logprob", and nothing else')
     if not _whole(raw["position"], 1, count):
-        raise ValueError(f"{where}: the position is {raw['position']!r}, expected 1 to {count}")
+        raise ValueError(f"{where}: the position is {repr(raw['position'])[:40]}, expected 1 to {count}")
     if not _whole(raw["token"], 0, vocabulary - 1):
-        raise ValueError(f"{where}: the token is {raw['token']!r}, expected an id from 0 to {vocabulary - 1}")
+        raise ValueError(
+            f"{where}: the token is {repr(raw['token'])[:40]}, expected an id from 0 to {vocabulary - 1}"
+        )
     value = raw["logprob"]
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not (-1e4 <= value <= 0):  # NaN fails both comparisons
-        raise ValueError(f"{where}: the logprob is {value!r}, expected a number from -10000 to 0")
+        raise ValueError(f"{where}: the logprob is {repr(value)[:40]}, expected a number from -10000 to 0")
     return Row(raw["position"], raw["token"], float(value))
 
 

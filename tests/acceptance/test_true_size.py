@@ -1,7 +1,7 @@
 """`check` and `eval` on layers of the true size: time, memory, and planted damage. Random weights.
 
-Two layers, a hashed CSA and an HCA, with 128 of the 256 experts and a vocabulary of 4,096: 3.8 GB twice, for the
-disk's sake. Every other size is V4-Flash's. Random weights find no needle, and that is expected.
+Two layers, a hashed CSA and an HCA, with 128 of the 256 experts and a vocabulary of 4,096: 3.8 GB
+twice, for the disk's sake. Every other size is V4-Flash's. Random weights find no needle: that is expected.
 """
 
 from __future__ import annotations

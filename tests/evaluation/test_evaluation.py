@@ -18,6 +18,7 @@ import pytest
 from checkpoints import Checkpoints
 
 from dsv4_mlx.cli.demo import SHIPPED
+from dsv4_mlx.cli.evaluate import _read
 from dsv4_mlx.convert import convert
 from dsv4_mlx.engine import Engine, EngineOptions
 from dsv4_mlx.engine.score import score
@@ -153,26 +154,21 @@ def test_texts_that_are_none(text: bytes, said: str, command: Any) -> None:
 
 
 def test_of_a_huge_text_only_the_beginning_is_read(command: Any, tmp_path: Path) -> None:
-    """4 GB of a sparse file: read whole, it would not fit; a character cut in two at the limit is no fault."""
+    """4 GB of a sparse file."""
     begin = ("€" * 2000).encode()
     done = command("--tokens", "30", "--json", text=begin)
     huge = tmp_path / "text"
     with huge.open("r+b") as file:
         file.truncate(4 << 30)
-    call = [
-        sys.executable,
-        "-m",
-        "dsv4_mlx",
-        "eval",
-        str(SHIPPED),
-        "--text",
-        str(huge),
-        "--tokens",
-        "30",
-        "--json",
-    ]
+    call = [sys.executable, "-m", "dsv4_mlx", "eval", str(SHIPPED), "--text", str(huge)]
+    call += ["--tokens", "30", "--json"]
     again = subprocess.run(call, capture_output=True, text=True, check=False, timeout=60)
     assert (again.returncode, again.stdout) == (0, done.stdout)
+
+
+def test_a_character_cut_in_two_at_the_limit_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("a€€")
+    assert [_read(tmp_path / "text", limit) for limit in (4, 5, 6, 7, 8)] == ["a€", "a€", "a€", "a€€", "a€€"]
 
 
 def test_a_folder_is_no_text(tmp_path: Path) -> None:
