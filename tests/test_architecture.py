@@ -39,17 +39,19 @@ PARTS: dict[str, set[str]] = {
     "paging": {"weights", "model", "manifest", "config", "ops", "reference", "operands", "errors"},
     "checking": {"kernels", "ops"},
     "acceptance": {
+        "chat",
         "checking",
         "engine",
         "convert",
         "weights",
         "model",
+        "manifest",
         "config",
         "ops",
         "operands",
         "errors",
     },  # fmt: skip
-    "evaluation": {"engine", "errors"},
+    "evaluation": {"engine", "weights", "chat", "config", "errors"},
     "doctor": {
         "checking",
         "kernels",
