@@ -90,14 +90,6 @@ def size(count: float) -> str:
     return f"{count:.2f} TB"
 
 
-def duration(seconds: float) -> str:
-    """For people: one unit, or two of them."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """A table on stdout: drawn on a terminal, tab-separated elsewhere. The first column is left-aligned."""
     if not sys.stdout.isatty():
