@@ -39,17 +39,19 @@ PARTS: dict[str, set[str]] = {
     "paging": {"weights", "model", "manifest", "config", "ops", "reference", "operands", "errors"},
     "checking": {"kernels", "ops"},
     "acceptance": {
+        "chat",
         "checking",
         "engine",
         "convert",
         "weights",
         "model",
+        "manifest",
         "config",
         "ops",
         "operands",
         "errors",
     },  # fmt: skip
-    "evaluation": {"engine", "errors"},
+    "evaluation": {"engine", "weights", "chat", "config", "errors"},
     "doctor": {
         "checking",
         "kernels",
@@ -75,7 +77,7 @@ PARTS: dict[str, set[str]] = {
         "official",
         "errors",
     },  # fmt: skip
-    "hub": {"convert", "checkpoint", "errors"},
+    "hub": {"convert", "checkpoint", "config", "errors"},
     "constrain": {"engine", "chat", "errors"},
     "forecast": set(),
     "convert": {"checkpoint", "config", "official", "manifest", "errors"},

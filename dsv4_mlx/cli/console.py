@@ -67,9 +67,18 @@ def _lines(title: str, unit: str) -> Progress:
             if unit == "bytes"
             else f"{done} of {total} {unit}"
         )
-        print(f"{title}: {amount}", file=sys.stderr, flush=True)
+        left = f", {duration((total - done) / rate)} left" if 0 < done < total else ""
+        print(f"{title}: {amount}{left}", file=sys.stderr, flush=True)
 
     return show
+
+
+def duration(seconds: float) -> str:
+    """A time for people, to two digits or so."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def size(count: float) -> str:

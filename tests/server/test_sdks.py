@@ -247,7 +247,7 @@ def test_anthropic_json(claude: Callable[..., anthropic.Anthropic]) -> None:
         "type": "json_schema",
         "schema": {**City.model_json_schema(), "additionalProperties": False},
     }
-    forms: Any = ({"output_config": {"format": schema}}, {"extra_body": {"output_format": schema}})
+    forms: list[Any] = [{"output_config": {"format": schema}}, {"extra_body": {"output_format": schema}}]
     for form in forms:
         with pytest.raises(anthropic.BadRequestError, match="does not allow"):
             ai.messages.create(**asked, **form)
