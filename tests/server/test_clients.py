@@ -74,6 +74,7 @@ def test_an_agent_runs_a_tool_and_ends(
         "XDG_DATA_HOME": str(home / ".local" / "share"),
         "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
         "CI": "1",
+        "PWD": str(work),  # opencode trusts it more than where it is
     }
     connect = [sys.executable, "-m", "dsv4_mlx", "connect", agent, "--url", running.url, "--write"]
     subprocess.run(connect, env=environment, check=True, capture_output=True)
