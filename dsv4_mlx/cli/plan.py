@@ -12,6 +12,7 @@ import typer
 
 from dsv4_mlx.cli.console import duration, size, table, tell
 from dsv4_mlx.cli.options import JsonOption
+from dsv4_mlx.cli.place import existing, name_disk
 from dsv4_mlx.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ def plan(
         (bandwidth, disk, network), ("--bandwidth", "--disk", "--network"), strict=True)))  # fmt: skip
     pace: Pace | str = "for another machine"
     if memory is None:
-        here = _existing(Path(place).expanduser())
+        here = existing(Path(place).expanduser())
+        if not here.is_dir():
+            raise InputError(f"{here} is a file", next="give a folder as --dir")
+        name_disk(here)
         limit, element, speeds = this_machine(speeds, here)
         pace = _pace(folder, here) if ways[0].shards else "nothing is converted"
     else:
@@ -88,15 +92,6 @@ def _pace(folder: Path | None, here: Path) -> Pace | str:
     what = "pieces of this checkpoint" if folder is not None else "a made-up piece of V4-Flash"
     tell(f"converting {what} for {SECONDS:.0f} s in {here}; they are deleted")
     return pace_here(folder, here)
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there. Raises InputError for a file."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file", next="give a folder as --dir")
-    return folder
 
 
 def _bytes(text: str | None, name: str) -> float | None:

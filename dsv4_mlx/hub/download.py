@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
 
@@ -15,7 +16,8 @@ from dsv4_mlx.convert import convert_from
 from dsv4_mlx.convert.finish import Summary
 from dsv4_mlx.convert.plan import Plan, make_plan
 from dsv4_mlx.convert.recipe import find_recipe
-from dsv4_mlx.convert.target import RESUME, check_space, create, disk_full, no_room, state_of
+from dsv4_mlx.convert.supply import shards_of
+from dsv4_mlx.convert.target import RESUME, check_sizes, check_space, create, disk_full, no_room, state_of
 from dsv4_mlx.errors import DiskFull, InputError
 from dsv4_mlx.hub.fetch import STATE, Fetcher, write
 from dsv4_mlx.hub.outline import Outline, texts
@@ -24,7 +26,23 @@ from dsv4_mlx.hub.remote import Remote, look
 from dsv4_mlx.hub.supply import OPEN, Coming
 
 SHARDS = ".safetensors"
-Progress = Callable[[str, int, int], None]  # "looking", "downloading" or "converting", done, in all
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a stage is: "looking" (shards), "downloading" or "converting" (bytes).
+
+    `shard`: the one that is fetched or converted; `file`: the one that is written.
+    """
+
+    stage: str
+    done: int
+    total: int
+    shard: str = ""
+    file: str = ""
+
+
+Progress = Callable[[Step], None]
 
 
 def download(
@@ -42,6 +60,7 @@ def download(
     bytes that are not those the Hub lists; MachineError for network and disk.
     """
     remote = look(repository, revision, endpoint=endpoint, patience=patience)
+    check_sizes(folder, {name: file.bytes for name, file in remote.files.items()})
     fetcher = _fetcher(remote, folder, progress)
 
     def left() -> int:
@@ -80,6 +99,7 @@ def convert_from_hub(
             "the target is not empty", where=target, next="continue with --resume, or give another"
         )
     remote = look(repository, revision, endpoint=endpoint, patience=patience)
+    check_sizes(folder, {name: file.bytes for name, file in remote.files.items()})
     fetcher = _fetcher(remote, folder, progress)
     needed = _Needed(fetcher, target, delete)
     with _room(target, needed, RESUME):
@@ -94,13 +114,16 @@ def convert_from_hub(
                 target,
                 recipe,
                 resume=resume,
-                progress=None
-                if progress is None
-                else lambda done, total, _: progress("converting", done, total),
+                progress=None if progress is None else _converting(needed.plan, source, progress),
             )
     if delete:
         shutil.rmtree(folder, ignore_errors=True)
     return summary
+
+
+def _converting(plan: Plan, source: Source, progress: Progress) -> Callable[[int, int, str], None]:
+    last = {file.name: max(shards_of(file, source)) for file in plan.files}
+    return lambda done, total, file: progress(Step("converting", done, total, last[file], file))
 
 
 def source_folder(target: Path) -> Path:
@@ -147,12 +170,15 @@ def _fetcher(remote: Remote, folder: Path, progress: Progress | None) -> Fetcher
 
     def advance(count: int) -> None:
         nonlocal done
+        if not fetcher.current.endswith(SHARDS):  # texts, a few megabytes
+            return
         with lock:
             done += count
         if progress is not None:
-            progress("downloading", min(done, total), total)
+            progress(Step("downloading", min(done, total), total, fetcher.current))
 
-    return Fetcher(remote, folder, advance, Event())
+    fetcher = Fetcher(remote, folder, advance, Event())
+    return fetcher
 
 
 def _outlined(fetcher: Fetcher, progress: Progress | None) -> Outline:
@@ -161,7 +187,7 @@ def _outlined(fetcher: Fetcher, progress: Progress | None) -> Outline:
     _same_commit(folder, remote.commit)
     texts(fetcher)
     ModelConfig.read(folder)  # another model is refused before its shards are looked at
-    looking = None if progress is None else lambda count, shards: progress("looking", count, shards)
+    looking = None if progress is None else lambda done, total: progress(Step("looking", done, total))
     outline = Outline(remote, folder, looking)
     match(outline.source)
     return outline

@@ -33,9 +33,11 @@ class Fetcher:
 
     def __init__(self, remote: Remote, folder: Path, advance: Advance, stop: Event) -> None:
         self.remote, self.folder, self.advance, self.stop = remote, folder, advance, stop
+        self.current = ""  # the file that was asked for last
 
     def fetch(self, name: str) -> Path:
         """The file, checked. Raises InputError, MachineError, DiskFull, Stopped."""
+        self.current = name
         try:
             return self._fetch(name)
         except OSError as error:

@@ -61,6 +61,8 @@ class Coming:
                     self._users.setdefault(shard, set()).add(file.name)
                     if shard not in self._order:
                         self._order.append(shard)
+        for shard in self.source.shards.keys() - self._users.keys():  # converted by an earlier run
+            self.fetcher.advance(self.fetcher.file(shard).bytes)
         if self.delete:  # by a run that was stopped between the last file and this
             for shard in self.source.shards.keys() - self._users.keys():
                 (self.source.folder / shard).unlink(missing_ok=True)
