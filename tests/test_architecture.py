@@ -75,7 +75,7 @@ PARTS: dict[str, set[str]] = {
         "official",
         "errors",
     },  # fmt: skip
-    "hub": {"convert", "checkpoint", "config", "errors"},
+    "hub": {"convert", "checkpoint", "disks", "config", "errors"},
     "constrain": {"engine", "chat", "errors"},
     "forecast": set(),
     "disks": set(),

@@ -83,12 +83,14 @@ def _lines(title: str, unit: str) -> Progress:
             return
         said = now
         amount = _amount(done, total, unit, rate)
-        print(f"{title}: {amount}{f'; {stage}' if stage else ''}", file=sys.stderr, flush=True)
+        print(f"{title}: {'; '.join(filter(None, (amount, stage)))}", file=sys.stderr, flush=True)
 
     return show
 
 
 def _amount(done: int, total: int, unit: str, rate: float | None) -> str:
+    if total == 0:
+        return ""
     text = f"{size(done)} of {size(total)}" if unit == "bytes" else f"{done} of {total} {unit}"
     if rate is None or rate <= 0 or done > total:
         return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -108,6 +109,7 @@ def _from_hub(
     from dsv4_mlx.hub import Patience, convert_from_hub
     from dsv4_mlx.hub.download import source_folder
 
+    target = Path(os.path.abspath(target.expanduser()))  # "." has a name then
     with filling("downloading and converting", [target, source_folder(target)], exclude) as show:
         return convert_from_hub(
             source, target, recipe, delete=delete, resume=resume, revision=revision,

@@ -13,6 +13,7 @@ import typer
 from dsv4_mlx.cli.console import duration, size, table, tell
 from dsv4_mlx.cli.options import JsonOption
 from dsv4_mlx.cli.place import existing, name_disk
+from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ UNITS = {"MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": 1 << 30, "TB": 10**12,
 
 def plan(
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="A folder, official or converted. Default: V4-Flash.")
+        str, typer.Argument(metavar="[MODEL]", help="As in other commands. Default: V4-Flash.")
     ] = "",
     memory: Annotated[
         str | None,
@@ -57,9 +58,7 @@ def plan(
     from dsv4_mlx.planning.machine import default_gpu_limit, this_machine
     from dsv4_mlx.planning.model import ways_of
 
-    folder = Path(model).expanduser() if model else None
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"there is no folder {model!r}", next="give a folder, or no MODEL for V4-Flash")
+    folder = model_folder(model) if model else None
     ways, config = ways_of(folder)
     speeds = Speeds(*(_bytes(text, name) for text, name in zip(
         (bandwidth, disk, network), ("--bandwidth", "--disk", "--network"), strict=True)))  # fmt: skip

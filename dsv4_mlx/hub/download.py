@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
@@ -17,7 +17,16 @@ from dsv4_mlx.convert.finish import Summary
 from dsv4_mlx.convert.plan import Plan, make_plan
 from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.convert.supply import shards_of
-from dsv4_mlx.convert.target import RESUME, check_sizes, check_space, create, disk_full, no_room, state_of
+from dsv4_mlx.convert.target import (
+    RESUME,
+    check_sizes,
+    check_space,
+    create,
+    disk_full,
+    locked,
+    no_room,
+    state_of,
+)
 from dsv4_mlx.errors import DiskFull, InputError
 from dsv4_mlx.hub.fetch import STATE, Fetcher, write
 from dsv4_mlx.hub.outline import Outline, texts
@@ -66,7 +75,7 @@ def download(
     def left() -> int:
         return sum(fetcher.missing(name) for name in remote.files if name.endswith(SHARDS))
 
-    with _room(folder, left, "the same command continues where it stopped"):
+    with _room(folder, left, "the same command continues where it stopped"), _ours(folder):
         outline = _outlined(fetcher, progress)
         check_space(folder, left())
         for shard in outline.source.shards:
@@ -102,7 +111,7 @@ def convert_from_hub(
     check_sizes(folder, {name: file.bytes for name, file in remote.files.items()})
     fetcher = _fetcher(remote, folder, progress)
     needed = _Needed(fetcher, target, delete)
-    with _room(target, needed, RESUME):
+    with _room(target, needed, RESUME), _ours(folder):
         outline = _outlined(fetcher, progress)
         source = outline.source
         needed.plan = make_plan(match(source), find_recipe(recipe), lambda w: source.entry(w.name).dtype)
@@ -116,8 +125,8 @@ def convert_from_hub(
                 resume=resume,
                 progress=None if progress is None else _converting(needed.plan, source, progress),
             )
-    if delete:
-        shutil.rmtree(folder, ignore_errors=True)
+        if delete:
+            fetcher.forget()
     return summary
 
 
@@ -127,7 +136,9 @@ def _converting(plan: Plan, source: Source, progress: Progress) -> Callable[[int
 
 
 def source_folder(target: Path) -> Path:
-    """Where the official files come to: beside the target."""
+    """Where the official files come to: beside the target. Raises InputError for a target without a name."""
+    if target.name in ("", ".."):
+        raise InputError("the target has no name of its own", where=target, next="name the folder to make")
     return target.with_name(f"{target.name}.official")
 
 
@@ -147,6 +158,19 @@ class _Needed:
         shards = sorted(fetcher.missing(name) for name in names)
         coming = sum(shards[-OPEN:]) if self.delete else sum(shards)
         return max(0, output - made) + coming
+
+
+@contextmanager
+def _ours(folder: Path) -> Iterator[None]:
+    """Make and hold the folder that is filled: two downloads into one would spoil each other's files."""
+    made = create(folder)
+    try:
+        with locked(folder):
+            yield
+    finally:
+        if made:
+            with suppress(OSError):  # goes only if it is empty
+                folder.rmdir()
 
 
 @contextmanager
@@ -183,7 +207,6 @@ def _fetcher(remote: Remote, folder: Path, progress: Progress | None) -> Fetcher
 
 def _outlined(fetcher: Fetcher, progress: Progress | None) -> Outline:
     remote, folder = fetcher.remote, fetcher.folder
-    create(folder)
     _same_commit(folder, remote.commit)
     texts(fetcher)
     ModelConfig.read(folder)  # another model is refused before its shards are looked at

@@ -6,7 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from threading import Event
@@ -15,6 +17,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from dsv4_mlx.convert.target import no_room
+from dsv4_mlx.disks.exclude import MARK
 from dsv4_mlx.errors import DiskFull, InputError, MachineError
 from dsv4_mlx.hub.remote import Remote, RemoteFile
 
@@ -66,6 +69,16 @@ class Fetcher:
             next="try again later, or another mirror: what is sent is not what the Hub lists",
         )
 
+    def forget(self) -> None:
+        """Delete what was fetched, and the folder if nothing else is in it."""
+        for name in self.remote.files:
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / STATE, ignore_errors=True)
+        for name in (".DS_Store", MARK):
+            (self.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it
+            self.folder.rmdir()
+
     def missing(self, name: str) -> int:
         """Bytes of it that are not here yet."""
         sizes = [p.stat().st_size for p in (self.folder / name, self._state(name, "part")) if p.is_file()]
@@ -103,11 +116,14 @@ class Fetcher:
             f"{file.name} of {self.remote.repository}",
             lambda: self._go_on(file, part, reached),
             lambda: counted,
+            self.stop,
         )
         os.replace(part, path)
 
     def _go_on(self, file: RemoteFile, part: Path, reached: Advance) -> None:
         """The rest of a file, from the byte where `part` ends. Raises OSError if not all of it comes."""
+        if self.stop.is_set():
+            raise Stopped
         with part.open("ab", buffering=0) as out:
             size = out.seek(0, os.SEEK_END)
             if size > file.bytes:
