@@ -31,7 +31,7 @@ from dsv4_mlx.convert.supply import Folder
 from dsv4_mlx.convert.work import Piece, Work, work_for
 from dsv4_mlx.errors import Dsv4Error
 
-SCRATCH = 512 << 20  # bytes of the scratch file, at most
+SCRATCH = 1 << 30  # bytes of the scratch file, at most
 _SLOT = BLOCK + 4 * PAGE  # room for the bytes of one step and their places within pages
 
 

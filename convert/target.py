@@ -256,4 +256,6 @@ def size(count: int) -> str:
     """Bytes for a person: exact when small."""
     if count < 10_000:
         return f"{count} bytes"
+    if count < 10**6:
+        return f"{count / 1e3:.1f} kB"
     return f"{count / 1e6:,.1f} MB" if count < 10**10 else f"{count / 1e9:,.1f} GB"

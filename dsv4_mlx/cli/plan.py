@@ -49,7 +49,7 @@ def plan(
     """Say which recipe would run how, on how much disk, and what to type. Nothing is downloaded or changed.
 
     Without --for it is for this machine: its speeds are measured, and some pieces converted, for seconds
-    each. What that writes to --dir, a gigabyte at most, is deleted again.
+    each. What that writes to --dir, 1.5 GB at most, is deleted again.
 
     Example: dsv4-mlx plan --for 64GB --bandwidth 400GB --disk 5GB
     """
@@ -90,7 +90,7 @@ def _pace(folder: Path | None, here: Path) -> Pace | str:
 
     what = "pieces of this checkpoint" if folder is not None else "a made-up piece of V4-Flash"
     tell(f"converting {what} for {SECONDS:.0f} s in {here}; they are deleted")
-    return pace_here(folder, here)
+    return pace_here(folder, here, program="dsv4_mlx.cli.main")
 
 
 def _bytes(text: str | None, name: str) -> float | None:

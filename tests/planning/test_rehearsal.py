@@ -67,7 +67,7 @@ def test_what_can_not_be_measured_is_said(checkpoints: Checkpoints, tmp_path: Pa
 def test_plan_says_it(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pace_here, "__defaults__", (0.2,))
+    monkeypatch.setattr(pace_here, "__defaults__", (0.2, "dsv4_mlx.convert"))
     words = ["plan", str(checkpoints.official("small")), "--dir", str(tmp_path / "a b" / "c"), *SPEEDS]
     assert run([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
