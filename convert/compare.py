@@ -28,8 +28,8 @@ from dsv4_mlx.official import FP8_BLOCK
 
 Bytes = npt.NDArray[np.uint8]
 
-# Said after the digest was found right, so the model is as it was written.
-CHANGED = "differs from the official tensor: the source has changed since the conversion"
+# Said after the digest was found right: either it was made anew, or the source is not what it was.
+CHANGED = "differs from the official tensor: the model or the source has changed since the conversion"
 
 
 @dataclass(frozen=True)

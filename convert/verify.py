@@ -99,7 +99,7 @@ def verify(
     table = inventory(ModelConfig.read(model)) if source is None else match(source)
     headers = _headers(model, table, manifest)
     plan = make_plan(table, RECIPES[manifest.recipe], _stored_dtypes(manifest, headers))
-    damage = [*_texts(model, manifest), *_structure(plan, manifest, headers)]
+    damage = [*_texts(model, manifest, source), *_structure(plan, manifest, headers)]
     unsound = {found.file for found in damage}
     errors: dict[str, PartError] = {}
     if not unsound & {"manifest.json", "config.json"}:
@@ -159,12 +159,14 @@ def _stored_dtypes(manifest: Manifest, headers: dict[str, Header | str]) -> Call
     return dtype
 
 
-def _texts(model: Path, manifest: Manifest) -> Iterator[Damage]:
+def _texts(model: Path, manifest: Manifest, source: Source | None) -> Iterator[Damage]:
     """config.json, tokenizer.json and the like must be the source's own."""
     texts = manifest.source.get("texts")
     if not isinstance(texts, dict):
         yield Damage("manifest.json", "", "the digests of config.json and tokenizer.json are missing")
         return
+    if source is not None:  # the manifest may have been made anew: the source itself says
+        texts = texts | {name: hashlib.sha256(data).hexdigest() for name, data in source.texts.items()}
     for name, digest in texts.items():
         try:
             found = hashlib.sha256((model / Path(name).name).read_bytes()).hexdigest()

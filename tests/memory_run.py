@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -88,13 +87,10 @@ def _watch_here(folder: Path, context: int, tokens: int, growth: int, every: int
 def settled_memory() -> int:
     """Active memory once MLX's own thread has let go of the last step's temporaries.
 
-    It does so a moment after the results are there.
+    It does so a moment after the results are there, and before it begins with what comes next.
     """
-    least = mx.get_active_memory()
-    for _ in range(3):
-        time.sleep(0.0005)
-        least = min(least, mx.get_active_memory())
-    return least
+    mx.synchronize()
+    return mx.get_active_memory()
 
 
 def held_by_others() -> int:

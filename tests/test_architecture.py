@@ -39,17 +39,19 @@ PARTS: dict[str, set[str]] = {
     "paging": {"weights", "model", "manifest", "config", "ops", "reference", "operands", "errors"},
     "checking": {"kernels", "ops"},
     "acceptance": {
+        "chat",
         "checking",
         "engine",
         "convert",
         "weights",
         "model",
+        "manifest",
         "config",
         "ops",
         "operands",
         "errors",
     },  # fmt: skip
-    "evaluation": {"engine", "errors"},
+    "evaluation": {"engine", "weights", "chat", "config", "errors"},
     "doctor": {
         "checking",
         "kernels",
@@ -139,7 +141,7 @@ OUTSIDE: dict[str, set[str]] = {
     "convert": {"numpy", "mlx"},
     "synthetic": {"numpy", "tokenizers"},
     "serving": {"mlx", "numpy", "deepseek_recipe"},
-    "server": {"uvicorn", "deepseek_recipe"},  # no mlx: the engine thread owns it
+    "server": {"starlette", "uvicorn", "deepseek_recipe"},  # no mlx: the engine thread owns it
     "terminal": {"rich", "prompt_toolkit", "markdown_it", "pygments"},  # no mlx: it starts fast
     # the one place that may load mlx-lm and transformers
     "adapters": {"mlx", "mlx_lm", "transformers", "tokenizers", "deepseek_recipe"},

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from deepseek_recipe import AssistantMessage, Conversation, Message, UserMessage
 
-from bench.demo_model import words
 from bench.demo_model.dialogue import Dialogue
 from bench.demo_model.talk import Turn, say
 from bench.demo_model.tasks import FACTS, TOOLS, Use, in_json, memory, needle, tool_round
+from dsv4_mlx.acceptance import words
 from dsv4_mlx.chat.prompt import Think
 from dsv4_mlx.engine import Engine
 

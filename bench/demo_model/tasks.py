@@ -17,9 +17,9 @@ from deepseek_recipe import (
     UserMessage,
 )
 
-from bench.demo_model import words
 from bench.demo_model.dialogue import Dialogue
 from bench.demo_model.facts import Fact, facts
+from dsv4_mlx.acceptance import words
 from dsv4_mlx.chat.prompt import Think
 
 FACTS = facts()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import re
 from pathlib import Path
 
-from dsv4_mlx.acceptance.step import Step
+from dsv4_mlx.acceptance.step import Bar, Progress, Step
 from dsv4_mlx.config import ModelConfig, Yarn
 from dsv4_mlx.convert import verify
+from dsv4_mlx.errors import MachineError
+from dsv4_mlx.manifest import Manifest
 
 # The same in every checkpoint of DeepSeek V4: what nobody retrains can't be another by accident only.
 RELEASED: dict[str, object] = {
@@ -20,16 +23,74 @@ RELEASED: dict[str, object] = {
     "norm_eps": 1e-6,
     "swiglu_limit": 10.0,
 }
+_SHA256 = re.compile("[0-9a-f]{64}")
+_BLOCK = 8 << 20  # bytes
 
 
-def files(folder: Path, converted: bool, progress: Callable[[int, int], None]) -> Step:
-    """Every byte against the digests of the manifest. An official checkpoint has none."""
-    if not converted:
-        why = "an official checkpoint has no digests; `dsv4-mlx convert` reads and checks every value"
-        return Step("files", None, (why,))
-    report = verify(folder, progress=lambda done, total, file: progress(done, total))
+def files(folder: Path, manifest: Manifest, against: Path | None, bar: Bar) -> Step:
+    """Every byte of a converted folder against its digests and, if given, the checkpoint it was made from.
+
+    An official folder is held against the digests that the Hub gave for its files when they were downloaded.
+    """
+    if manifest.recipe == "official":
+        with bar("files", "bytes") as show:
+            return _official(folder, manifest, show)
+    with bar("files", "bytes") as show:
+        report = verify(folder, against, progress=lambda done, total, file: show(done, total))
     found = tuple(f"{d.file} {d.tensor}: {d.what}".replace(" :", ":") for d in report.damage)
-    return Step("files", report.ok, found, {"files": report.files, "bytes": report.bytes})
+    told = "every byte is the one that was written"
+    if against is not None:
+        told = "every value is the official one" if report.lossless else "compared with the official values"
+    figures = {"files": report.files, "bytes": report.bytes, "against_source": against is not None}
+    return Step("files", report.ok, found, figures, (told,) if report.ok else ())
+
+
+def _official(folder: Path, manifest: Manifest, progress: Progress) -> Step:
+    known = {name: digest for name in manifest.files if (digest := hub_digest(folder, name))}
+    shards = [name for name in manifest.files if name.endswith(".safetensors")]
+    if not known.keys() >= set(shards):
+        without = len(set(shards) - known.keys())
+        why = (
+            f"the Hub's digests of {without} of {len(shards)} files are not beside them; "
+            "`dsv4-mlx download` keeps them"
+        )
+        return Step("files", None, (why,))
+    total, done, found = sum(manifest.files[name] for name in known), 0, []
+    for name, digest in known.items():
+        if _sha256(folder / name) != digest:
+            found.append(f"{name}: is not the file that the Hub lists; download it again")
+        done += manifest.files[name]
+        progress(done, total)
+    figures = {"files": len(known), "bytes": total, "against_source": False}
+    told = () if found else ("every byte is the one that the Hub lists",)
+    return Step("files", not found, tuple(found), figures, told)
+
+
+def hub_digest(folder: Path, name: str) -> str | None:
+    """The SHA-256 that the Hub gave for a file, as its client keeps it; None if it isn't there.
+
+    In the Hub's cache a file is a link to one that is named by its digest; in a folder that was downloaded
+    to, the digest is the second line of a small file.
+    """
+    path = folder / name
+    if path.is_symlink() and _SHA256.fullmatch(path.resolve().name):
+        return path.resolve().name
+    try:
+        lines = (folder / ".cache/huggingface/download" / f"{name}.metadata").read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return lines[1].strip() if len(lines) > 1 and _SHA256.fullmatch(lines[1].strip()) else None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise MachineError(f"the file can't be read: {error.strerror}", where=path) from None
+    return digest.hexdigest()
 
 
 def numbers(config: ModelConfig) -> Step:

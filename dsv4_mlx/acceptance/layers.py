@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 
 import mlx.core as mx
 import numpy as np
 
-from dsv4_mlx.acceptance.step import Step
+from dsv4_mlx.acceptance.step import Bar, Step
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.block import Block
 from dsv4_mlx.model.plan import Planner
@@ -25,27 +25,31 @@ _BOUND = {mx.float32: 1e-4, mx.bfloat16: 3e-2, mx.float16: 1e-2}
 Rows = np.ndarray
 
 
-def layers(
-    stored: StoredModel, ops: Ops, numbers: Sequence[int], progress: Callable[[int, int], None]
-) -> Step:
-    """The error of a token is the root mean square over its streams' update, relative to the reference's.
+def layers(stored: StoredModel, ops: Ops, numbers: Sequence[int] | None, bar: Bar) -> Step:
+    """Layers by number; None: all of them.
 
-    Of the tokens of a chunk the median must be within the bound of the activations' dtype: where two experts
+    The error of a token is the root mean square over its streams' update, relative to the reference's. Of the
+    tokens of a chunk the median must be within the bound of the activations' dtype: where two experts
     score alike, rounding may choose the other one for a token.
     """
     dtype = activation_dtype()
-    found, errors = [], {}
-    for done, number in enumerate(numbers):
-        ours = _outputs(stored, number, ops, dtype)
-        expected = _outputs(stored, number, REFERENCE, mx.float32)
-        worst = 0.0
-        for name, a, b in zip(("prefill", "decode"), ours, expected, strict=True):
-            error = _error(a, b)
-            worst = max(worst, error)
-            if not error <= _BOUND[dtype]:
-                found.append(f"layer {number}, {name}: error {error:.2g}, expected at most {_BOUND[dtype]:g}")
-        errors[str(number)] = worst
-        progress(done + 1, len(numbers))
+    found: list[str] = []
+    errors: dict[str, float | None] = {}
+    numbers = range(stored.config.layers) if numbers is None else numbers
+    with bar("layers", "layers") as show:
+        for done, number in enumerate(numbers):
+            ours = _outputs(stored, number, ops, dtype)
+            expected = _outputs(stored, number, REFERENCE, mx.float32)
+            worst = 0.0
+            for name, a, b in zip(("prefill", "decode"), ours, expected, strict=True):
+                error = _error(a, b)
+                worst = max(worst, error) if error == error else error
+                if not error <= _BOUND[dtype]:
+                    found.append(
+                        f"layer {number}, {name}: error {error:.2g}, expected at most {_BOUND[dtype]:g}"
+                    )
+            errors[str(number)] = worst if np.isfinite(worst) else None
+            show(done + 1, len(numbers))
     figures = {"dtype": str(dtype).removeprefix("mlx.core."), "ops": ops.name, "errors": errors}
     return Step("layers", not found, tuple(found), figures)
 

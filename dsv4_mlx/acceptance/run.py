@@ -1,85 +1,172 @@
-"""All steps of the acceptance, in the order in which a failure explains the next."""
+"""All steps of the acceptance. What explains other failures comes early, what takes long comes late."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from dsv4_mlx import __version__
-from dsv4_mlx.acceptance.answers import cuts, long_answer
+import mlx.core as mx
+
+from dsv4_mlx.acceptance import logprobs
+from dsv4_mlx.acceptance.cutting import cuts
 from dsv4_mlx.acceptance.files import files, numbers
 from dsv4_mlx.acceptance.layers import layers, sample
-from dsv4_mlx.acceptance.step import Step
+from dsv4_mlx.acceptance.long import NAME as LONG
+from dsv4_mlx.acceptance.long import TOKENS, long_answer
+from dsv4_mlx.acceptance.needles import LENGTHS, name_of, needles
+from dsv4_mlx.acceptance.report import Acceptance, made_with
+from dsv4_mlx.acceptance.step import Bar, Progress, Step
 from dsv4_mlx.checking import Verdict
 from dsv4_mlx.engine.engine import Engine, EngineOptions
-from dsv4_mlx.engine.machine import description
+from dsv4_mlx.errors import Dsv4Error, ModelOutputError, UsageError
 from dsv4_mlx.ops import Ops
 from dsv4_mlx.weights.load import find_model
+from dsv4_mlx.weights.stored import StoredModel
 
-LONG = 20_000  # tokens of the long answer
-Bar = Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]]
-
-NOT_ASKED = (
-    "needles in long contexts: not built yet",
-    "official log-probabilities: no set with a clean licence is stored",
-)
+LEFT_OUT = "left out by --quick"
 
 
 @dataclass(frozen=True)
-class Acceptance:
-    """The steps, and what they were done with. Fit to be shown to others: no prompts, no paths."""
+class Wanted:
+    """What to ask. `quick`: a layer of each kind, needles in the shortest text only, and no long answer.
 
-    steps: tuple[Step, ...]
-    made_with: dict[str, str]
-    quick: bool
+    `lengths` of the texts with needles and `tokens` of the long answer: others than these are for tests.
+    `against`: the official checkpoint that a converted folder was made from. `logprobs`: see logprobs.py.
+    """
 
-    @property
-    def ok(self) -> bool:
-        return all(step.ok is not False for step in self.steps)
+    quick: bool = False
+    against: Path | None = None
+    logprobs: Path | None = None
+    expert_memory: str = "auto"
+    expert_threads: int | None = None
+    lengths: tuple[int, ...] = LENGTHS
+    tokens: int = TOKENS
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "ok": self.ok,
-            "quick": self.quick,
-            "made_with": self.made_with,
-            "steps": [asdict(step) for step in self.steps],
-            "not_asked": list(NOT_ASKED),
-        }
+
+@dataclass(frozen=True)
+class Tools:
+    """The ops to compute with, and what `dsv4_mlx.checking` found of each kernel on the way to them."""
+
+    ops: Ops
+    verdicts: Sequence[Verdict] = ()
+
+
+class _Watched:
+    """A bar that remembers how far it got."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar, self.doing = bar, ""
+
+    @contextmanager
+    def __call__(self, title: str, unit: str) -> Iterator[Progress]:
+        self.doing = title
+        with self._bar(title, unit) as show:
+
+            def reached(done: int, total: int) -> None:
+                self.doing = f"{title}: {done:,} of {total:,} {unit}"
+                show(done, total)
+
+            yield reached
 
 
 def accept(
-    folder: Path, ops: Ops, verdicts: Sequence[Verdict], bar: Bar, *, quick: bool = False, long: int = LONG
+    folder: Path, tools: Tools, wanted: Wanted, bar: Bar, keep: Callable[[Acceptance], None]
 ) -> Acceptance:
-    """Run every step; `quick`: a layer of each kind instead of all, and no long answer.
+    """Ask everything that is wanted. `bar(title, unit)` shows progress.
 
-    `ops` and `verdicts`: what `dsv4_mlx.checking` chose here and why. `bar(title, unit)` shows progress.
-    A damaged model raises nothing: what is wrong is in the steps. Raises InputError for a folder that is no
-    model, DoesNotFit where nothing of it can run.
+    `keep` is called after every step with what is known by then, and once more when something stops the work:
+    Ctrl-C, or an error. A damaged model raises nothing: what is wrong is in the steps. Raises InputError for
+    a folder that is no model, DoesNotFit where nothing of it can run.
     """
     stored = find_model(folder)
-    converted = stored.manifest.recipe != "official"
-    with bar("files", "bytes") as show:
-        steps = [files(folder, converted, show)]
-    steps += [numbers(stored.config), kernels(verdicts)]
-    if steps[0].ok is not False:  # else what the layers would say follows from it
-        chosen = sample(stored.config) if quick else range(stored.config.layers)
-        with bar("layers", "layers") as show:
-            steps.append(layers(stored, ops, chosen, show))
-        engine = Engine.open(folder, EngineOptions(numerics="exact", ops=ops))
-        steps.append(cuts(engine))
-        if not quick:
-            with bar("a long answer", "tokens") as show:
-                steps.append(long_answer(engine, long, show))
-    made_with = {
-        "dsv4-mlx": __version__, "mlx": version("mlx"), "python": platform.python_version(),
-        "machine": description(), "recipe": stored.manifest.recipe, "checkpoint": stored.config.checkpoint,
-    }  # fmt: skip
-    return Acceptance(tuple(steps), made_with, quick)
+    if wanted.against is not None and stored.manifest.recipe == "official":
+        raise UsageError(
+            "--against is for a converted folder, and this is an official one", next="leave it out"
+        )
+    known = () if wanted.logprobs is None else logprobs.read(wanted.logprobs, stored.config.vocab_size)
+    watched = _Watched(bar)
+    found = Acceptance((), made_with(stored, tools.ops.name, wanted.expert_memory), wanted.quick, "not begun")
+    begin = time.perf_counter()
+    try:
+        for step in _steps(stored, tools, wanted, known, watched):
+            now = time.perf_counter()
+            step = replace(step, seconds=round(now - begin, 2))
+            begin = now
+            found = replace(found, steps=(*found.steps, step), stopped="not finished")
+            keep(found)
+    except BaseException as error:
+        keep(replace(found, stopped=f"{_why(error, folder)}, while at: {watched.doing or 'the beginning'}"))
+        raise
+    found = replace(found, stopped="")
+    keep(found)
+    return found
+
+
+def _why(error: BaseException, folder: Path) -> str:
+    """In words that hold no path."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, Dsv4Error):
+        return error.message.replace(str(folder), "the model")
+    return type(error).__name__
+
+
+def _steps(
+    stored: StoredModel, tools: Tools, wanted: Wanted, known: Sequence[logprobs.Known], bar: Bar
+) -> Iterator[Step]:
+    first = files(stored.folder, stored.manifest, wanted.against, bar)
+    yield first
+    yield numbers(stored.config)
+    yield kernels(tools.verdicts)
+    if first.ok is False:
+        return  # what the layers would say follows from it
+    yield layers(stored, tools.ops, sample(stored.config) if wanted.quick else None, bar)
+    engine = _open(stored, "exact", tools, wanted, bar)
+    yield _sound("cuts", lambda: cuts(engine))
+    del engine
+    engine = _open(stored, "official", tools, wanted, bar)
+    if known:
+        yield _sound(logprobs.NAME, lambda: logprobs.compared(engine, known, bar))
+    else:
+        yield Step(logprobs.NAME, None, (logprobs.NOT_ASKED,))
+    for length in wanted.lengths:
+        if wanted.quick and length > LENGTHS[0]:
+            yield Step(name_of(length), None, (LEFT_OUT,))
+        else:
+            yield _sound(name_of(length), lambda length=length: needles(engine, length, bar))  # type: ignore[misc]
+    del engine
+    if wanted.quick:
+        yield Step(LONG, None, (LEFT_OUT,))
+        return
+    engine = _open(stored, "exact", tools, wanted, bar)
+    yield _sound(LONG, lambda: long_answer(engine, wanted.tokens, bar))
+
+
+def _sound(name: str, step: Callable[[], Step]) -> Step:
+    """The step, which has found something if logits are not numbers."""
+    try:
+        return step()
+    except ModelOutputError as error:
+        return Step(name, False, (error.message,))
+
+
+def _open(
+    stored: StoredModel, numerics: Literal["official", "exact"], tools: Tools, wanted: Wanted, bar: Bar
+) -> Engine:
+    """The caller must have let go of the engine before: two of them don't fit."""
+    mx.clear_cache()
+    options = EngineOptions(
+        numerics=numerics,
+        ops=tools.ops,
+        expert_memory=wanted.expert_memory,
+        expert_threads=wanted.expert_threads,
+    )
+    with bar("loading", "bytes") as show:
+        return Engine.open(stored.folder, options, show)
 
 
 def kernels(verdicts: Sequence[Verdict]) -> Step:

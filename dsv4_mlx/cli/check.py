@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,68 +11,104 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import Progress, progress
-from dsv4_mlx.cli.options import JsonOption, ModelArgument, OpsMode, OpsOption, verdicts_file
-from dsv4_mlx.cli.sources import model_folder
+from dsv4_mlx.cli.options import (
+    ExpertMemoryOption,
+    ExpertThreadsOption,
+    JsonOption,
+    ModelArgument,
+    OpsMode,
+    OpsOption,
+    verdicts_file,
+)
+from dsv4_mlx.cli.sources import model_folder, official_folder
 from dsv4_mlx.errors import InputError, MachineError
 
 if TYPE_CHECKING:
-    from dsv4_mlx.acceptance import Acceptance
+    from dsv4_mlx.acceptance import Acceptance, Step
 
+SHOWN = 20  # lines of a step that are printed; the report has them all
 _WORD = {True: "ok", False: "WRONG", None: "not asked"}
 
 
 def check(
     model: ModelArgument,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A layer of each kind, and no long answer: minutes, not hours.")
+        bool,
+        typer.Option("--quick", help="A layer of each kind, needles in 4K tokens only, and no long answer."),
     ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against", metavar="SOURCE", help="Compare every value with this official checkpoint as well."
+        ),
+    ] = None,
+    logprobs: Annotated[
+        Path | None,
+        typer.Option(
+            "--logprobs", metavar="FILE", help="Compare with stored log-probabilities: docs/acceptance.md."
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE", help="Write the findings as JSON, for an issue."),
     ] = None,
+    expert_memory: ExpertMemoryOption = "auto",
+    expert_threads: ExpertThreadsOption = None,
     ops: OpsOption = OpsMode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Accept a model on this machine: files, numbers, kernels, every layer, cuts, a long answer.
+    """Accept a model on this machine: files, numbers, kernels, every layer, cuts, needles, a long answer.
 
-    Exits with 2 if anything is wrong, and names it. The report holds no prompts, answers or paths.
+    Exits with 2 if anything is wrong, and names it. The report is written after every step, and holds no
+    prompts, answers or paths.
 
     Example: dsv4-mlx check ~/models/flash --report check.json
     """
-    from dsv4_mlx.acceptance import accept
+    from dsv4_mlx.acceptance import Tools, Wanted, accept, wrong
     from dsv4_mlx.checking import choose
 
     if report is not None and not report.absolute().parent.is_dir():
         raise InputError(f"there is no folder {str(report.parent)!r} to write to", where=report)
+    if report is not None and report.is_dir():
+        raise InputError("the report would have to replace a folder", where=report, next="name a file")
 
     def bar(title: str, unit: str) -> AbstractContextManager[Progress]:
         return progress(title, unit, quiet=as_json)
 
+    def keep(known: Acceptance) -> None:
+        if report is not None:
+            _write(report, known)
+        if not as_json and known.stopped == "not finished":
+            _show(known.steps[-1])
+        if as_json and known.stopped != "not finished":
+            print(json.dumps(known.to_json(), indent=1), flush=True)
+
     folder = model_folder(model)
+    source = None if against is None else official_folder(against)
     with bar("checking Metal kernels", "kernels") as show:
         choice = choose(ops.value, verdicts_file(), progress=show)
-    found = accept(folder, choice.ops, choice.verdicts, bar, quick=quick)
-    text = json.dumps(found.to_json(), indent=1)
-    if report is not None:
-        try:
-            report.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise MachineError(f"the report can't be written: {error.strerror}", where=report) from None
-    if as_json:
-        print(text)
-    else:
-        _show(found)
+    wanted = Wanted(quick, source, logprobs, expert_memory, expert_threads)
+    found = accept(folder, Tools(choice.ops, choice.verdicts), wanted, bar, keep)
     if not found.ok:
-        wrong = ", ".join(step.name for step in found.steps if step.ok is False)
-        raise InputError(f"this model is not accepted here: {wrong}", next="the lines above name each fault")
+        names = ", ".join(wrong(found.steps))
+        raise InputError(f"this model is not accepted here: {names}", next="the lines above name each fault")
 
 
-def _show(found: Acceptance) -> None:
-    for step in found.steps:
-        print(f"{step.name}: {_WORD[step.ok]}")
-        for line in step.found[:20]:
-            print(f"  {line}")
-        if len(step.found) > 20:
-            print(f"  and {len(step.found) - 20} more")
-    for line in found.to_json()["not_asked"]:
-        print(f"not asked: {line}")
+def _write(path: Path, known: Acceptance) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(known.to_json(), indent=1) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise MachineError(f"the report can't be written: {error.strerror}", where=path) from None
+
+
+def _show(step: Step) -> None:
+    print(f"{step.name}: {_WORD[step.ok]} ({step.seconds:.1f} s)")
+    lines = [*step.told, *(line for line in step.found if line not in step.told)]
+    for line in lines[:SHOWN]:
+        print(f"  {line}")
+    if len(lines) > SHOWN:
+        print(f"  and {len(lines) - SHOWN} more")
+    print(end="", flush=True)

@@ -108,11 +108,11 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """For people: one unit, or two of them."""
-    if seconds < 100:
+    """A time for people, to two digits or so."""
+    if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +28,9 @@ from dsv4_mlx.errors import InputError, MachineError
 
 if TYPE_CHECKING:
     from dsv4_mlx.evaluation import Evaluation
-    from dsv4_mlx.evaluation.figures import Distance, Figure
+    from dsv4_mlx.evaluation.figures import Bucket, Distance, Figure
+
+BYTES = 128  # of a text that are read for each token wanted: no token of the vocabulary is longer
 
 
 def evaluate(
@@ -49,17 +54,14 @@ def evaluate(
 ) -> None:
     """Perplexity by length of context, and the distance between distributions, with 95% intervals.
 
-    The distance between the model's own two numerics comes first: nothing below it means anything.
+    The distance between the model's own two numerics comes first: nothing smaller means anything.
 
     Example: dsv4-mlx eval ~/models/flash-4bit --reference ~/models/flash --text book.txt
     """
     from dsv4_mlx.engine import EngineOptions
     from dsv4_mlx.evaluation import evaluate as run
 
-    try:
-        content = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the text can't be read: {error}", where=text) from None
+    content = _read(text, BYTES * tokens)
     if plot is not None and not plot.absolute().parent.is_dir():
         raise InputError(f"there is no folder {str(plot.parent)!r} to draw in", where=plot)
     folder = model_folder(model)
@@ -77,14 +79,38 @@ def evaluate(
         _show(found)
 
 
+def _read(path: Path, limit: int) -> str:
+    """The beginning of a text of UTF-8, `limit` bytes at most."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit)
+        # At the limit a character may be cut in two: what there is of it is left out.
+        return codecs.getincrementaldecoder("utf-8")().decode(raw, final=len(raw) < limit)
+    except OSError as error:
+        raise InputError(f"the text can't be read: {error.strerror}", where=path) from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"the text is not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}",
+            where=path,
+            next="give a plain text, converted to UTF-8",
+        ) from None
+
+
 def _show(found: Evaluation) -> None:
-    rows = [(f"{b.begin:,} to {b.end - 1:,}", f"{b.tokens:,}", _figure(b.perplexity)) for b in found.buckets]
-    table("perplexity", ("tokens before", "tokens", "perplexity"), rows)
-    distances = [_distance("its own exact numerics (the floor)", found.floor)]
+    distances = [_distance("its own other numerics (the floor)", found.floor)]
     if found.distance is not None:
         distances.append(_distance("the reference", found.distance))
     table("distance from", ("distance from", "positions", "KL, nats", "same best token"), distances)
-    print(f"value (95% interval), computed on: {found.machine}")
+    if found.beyond_floor is not None:
+        print("further than the floor" if found.beyond_floor else "not surely further than the floor")
+    others = [_figure(b.perplexity) for b in found.reference_buckets]
+    rows = [
+        (f"{b.begin:,} to {b.end - 1:,}", f"{b.tokens:,}", _figure(b.perplexity), *others[i : i + 1])
+        for i, b in enumerate(found.buckets)
+    ]
+    header = ("tokens before", "tokens", "perplexity", *(["the reference's"] if others else []))
+    table("perplexity", header, rows)
+    print(f"value (95% interval); {found.numerics} numerics; computed on: {found.machine}")
 
 
 def _distance(name: str, found: Distance) -> tuple[str, ...]:
@@ -98,9 +124,16 @@ def _figure(figure: Figure) -> str:
 def _draw(path: Path, found: Evaluation) -> None:
     from dsv4_mlx.cli.chart import Line, Panel, chart
 
-    points = [(float(b.end - 1), b.perplexity.value) for b in found.buckets]
-    spread = [(b.perplexity.low, b.perplexity.high) for b in found.buckets]
-    panel = Panel("Perplexity", "tokens before, at most", "perplexity", [Line("", points, spread)])
+    def line(name: str, buckets: Sequence[Bucket]) -> Line:
+        known = [b for b in buckets if math.isfinite(b.perplexity.high)]
+        points = [(float(b.end - 1), b.perplexity.value) for b in known]
+        return Line(name, points, [(b.perplexity.low, b.perplexity.high) for b in known])
+
+    lines = [line("the model", found.buckets), line("the reference", found.reference_buckets)]
+    lines = [one for one in lines if one.points]
+    if not lines:
+        raise InputError("there is nothing to draw: the text is too short for an interval", where=path)
+    panel = Panel("Perplexity", "tokens before, at most", "perplexity", lines)
     try:
         path.write_text(chart([panel], f"computed on: {found.machine}"), encoding="utf-8")
     except OSError as error:

@@ -74,6 +74,7 @@ class EngineSpeaker:
                 self._rate = done / (time.monotonic() - started)
             listener.prefill(done, total, session.reused)
 
+        session.between = listener.between
         count = 0
         options = _seeded(self._sampling, asked.seed)
         for token in generate(session, prompt, options, max_tokens=limit, progress=prefill):

@@ -72,6 +72,7 @@ class Session:
         self.model, self.context, self.markers, self.growth = model, context, markers, growth
         self.tokens: list[int] = []
         self.together: int | None = None  # chunks in a step of `prefill` at most; None: the model says
+        self.between: Callable[[], None] = lambda: None  # called between layers of a prefill; may raise
         self.reused = 0  # tokens of the last `sync` that needed no computation
         self._state: ModelState = model.new_state(growth=growth)
         self._restart: list[Snapshot] = []
@@ -106,7 +107,8 @@ class Session:
         """`sync` step by step: yields (tokens computed, to compute), first with 0, then at cuts.
 
         A step is as many chunks as the model takes at once, `together` at most. The caller may stop after
-        any: the session is then as far as it got, and a later `sync` goes on from there, cut alike. At the
+        any: the session is then as far as it got, and a later `sync` goes on from there, cut alike. What
+        `between` raises comes out here, and the session is where the step began. At the
         end `logits` are those of the last token.
         """
         tokens = [int(token) for token in tokens]
@@ -202,16 +204,32 @@ class Session:
 
     def _step(self, chunks: Sequence[list[int]]) -> list[Snapshot]:
         """Take consecutive chunks in; snapshots after each but the last."""
+        decoding = len(chunks) == 1 and len(chunks[0]) == 1
+        start = None if decoding else self._state.snapshot()
+        left: BaseException | None = None
+
+        def between() -> None:
+            nonlocal left
+            try:
+                self.between()
+            except BaseException as error:
+                left = error
+                raise
+
         try:
             arrays = [mx.array([chunk], mx.int32) for chunk in chunks]
-            streams, points = self.model.streams_of(arrays, self._state)
+            streams, points = self.model.streams_of(arrays, self._state, between)
             logits = self.model.logits(streams[-1], last=True)
             mx.eval(logits, *self._state.arrays(), [point.rings for point in points])
             row = np.array(logits)[0, -1]  # indexed on the host: on the device it is work of its own
             check_logits(row, self._state.length - 1)
-        except BaseException:
-            # Interrupted, some layers have the chunk and some have not: nothing of it can be trusted.
-            self._forget()
+        except BaseException as error:
+            # Interrupted, some layers have the chunk and some have not: nothing of it can be trusted, unless
+            # it was in between, where every layer's memory of before is whole.
+            if start is not None and error is left:
+                self._state.abandon(start)
+            else:
+                self._forget()
             raise
         row.setflags(write=False)  # kept here and in snapshots: a caller must not change it
         for chunk in chunks:

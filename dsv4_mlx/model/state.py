@@ -189,12 +189,17 @@ class ModelState:
             ring.buffer = mx.array(buffer)
         self.length, self.reached = snapshot.length, snapshot.reached
 
+    def abandon(self, start: Snapshot) -> None:
+        """Return to the present point, of which `start` is, from a pass that was left between layers.
+
+        What the pass has written lies beyond it, in the rows of points that may have stood there before.
+        """
+        self._let_go()
+        self.restore(start)
+
     def advance(self, tokens: int) -> None:
         """Count `tokens` tokens whose rows have been written at the end of the sequence."""
-        if any(point.length > self.length for point in self._holding):
-            # Their rows have just been written over. Equal tokens would not help: rows computed in
-            # chunks cut elsewhere differ in their last bits.
-            self._holding = WeakSet(point for point in self._holding if point.length <= self.length)
+        self._let_go()
         self.length += tokens
         self.reached = max(self.reached, self.length)
 
@@ -222,6 +227,12 @@ class ModelState:
         twin.length, twin.reached, twin.capacity = self.length, self.reached, self.capacity
         twin._holding = WeakSet(self._holding)
         return twin
+
+    def _let_go(self) -> None:
+        """Rows beyond `length` have been written over: points that stand on them no longer hold."""
+        if any(point.length > self.length for point in self._holding):
+            # Equal tokens would not help: rows computed in chunks cut elsewhere differ in their last bits.
+            self._holding = WeakSet(point for point in self._holding if point.length <= self.length)
 
     def _rings(self) -> list[Ring]:
         return [b for layer in self.layers for b in layer.buffers() if isinstance(b, Ring)]

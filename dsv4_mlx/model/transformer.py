@@ -130,11 +130,12 @@ class Transformer(Module):
         return self.streams_of([tokens], state)[0][0]
 
     def streams_of(
-        self, chunks: Sequence[mx.array], state: ModelState
+        self, chunks: Sequence[mx.array], state: ModelState, between: Callable[[], None] = lambda: None
     ) -> tuple[list[mx.array], list[Snapshot]]:
         """Consecutive chunks of tokens [B, T] -> the streams of each, and a snapshot after each but the last.
 
-        As `streams` of one after the other, to the bit; at most `loop.together` of them.
+        As `streams` of one after the other, to the bit; at most `loop.together` of them. `between` is called
+        between layers. If it raises, the state is to be given back to where it was (ModelState.abandon).
         """
         start = state.length
         state.reserve(start + sum(tokens.shape[1] for tokens in chunks))
@@ -147,6 +148,7 @@ class Transformer(Module):
         rings: list[dict[int, list[mx.array]]] = [{} for _ in chunks[1:]]
 
         def taken(chunk: int, layer: int) -> None:
+            between()
             if chunk < len(rings):
                 rings[chunk][layer] = state.layers[layer].rings()
 

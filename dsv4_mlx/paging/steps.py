@@ -88,7 +88,7 @@ class Steps:
         lacking = [i for i, guess in enumerate(guesses) if not guess.layer.holds(used[i])]
         first = lacking[0] if lacking else len(guesses)
         for i, guess in enumerate(guesses[:first]):
-            guess.layer.confirm(used[i], streams if i == len(guesses) - 1 else None)
+            guess.layer.confirm(used[i], streams.out if i == len(guesses) - 1 else None)
         self.form.learn(len(lacking))
         if first < len(guesses):
             again = chunk._replace(streams=entered[first])

@@ -14,6 +14,7 @@ class Reusable(TokenSequence, Protocol):
     """A session that the pool can keep; as in engine.Session."""
 
     together: int | None
+    between: Callable[[], None]
 
     @property
     def capacity(self) -> int: ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -57,9 +57,9 @@ class ScriptedModel:
         return ModelState(replace(self.config, layers=0, mtp_layers=0), mx.bfloat16, growth=growth)
 
     def streams_of(
-        self, chunks: Sequence[mx.array], state: ModelState
+        self, chunks: Sequence[mx.array], state: ModelState, between: Callable[[], None] = lambda: None
     ) -> tuple[list[mx.array], list[Snapshot]]:
-        """As Transformer, of one chunk: `state` counts its tokens. The streams are the tokens themselves."""
+        """As Transformer, of one chunk, no layers: `state` counts its tokens. The streams are the tokens."""
         (tokens,) = chunks
         if state.length >= self._prompt:
             self._follow(cast(int, tokens[0, 0].item()))
@@ -159,6 +159,9 @@ class ReplayBackend:
             yield step
 
     def memory(self) -> dict[str, int]:
+        return {}
+
+    def paging(self) -> dict[str, float]:
         return {}
 
     def recover(self) -> None:

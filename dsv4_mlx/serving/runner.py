@@ -35,6 +35,10 @@ class WorkerOptions:
                 raise UsageError(f"{name} is {value}, expected at least 1")
 
 
+class Left(Exception):
+    """A job was cancelled between two layers of its prefill."""
+
+
 @dataclass(eq=False)
 class Entry:
     """A job on its way."""
@@ -48,6 +52,11 @@ class Entry:
     cached: int = 0
     until: float = 0.0  # a pause lasts until then
     blocked: bool = False  # needs memory that another job has
+
+    def check(self) -> None:
+        """Raise Left if it was cancelled."""
+        if self.cancelled:
+            raise Left
 
 
 @dataclass
@@ -144,12 +153,16 @@ class Runner:
             return
         # Alone, a prefill may take its chunks as the model likes them best; others should not wait for it.
         lease.session.together = 1 if len(self.active) > 1 else None
+        lease.session.between = entry.check
         begun = self.clock()
         try:
             step = next(run)
         except StopIteration as end:
             self._in_a_row = 0
             self._finish(entry, end.value)
+            return
+        except Left:
+            self._finish(entry, "cancelled")
             return
         except Exception as error:  # contained: the other jobs go on
             self._fail(entry, error)

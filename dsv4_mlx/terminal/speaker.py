@@ -48,6 +48,9 @@ class Listener(Protocol):
     def prefill(self, done: int, total: int, reused: int) -> None:
         """`done` of `total` tokens of the prompt are computed; `reused` more were known already."""
 
+    def between(self) -> None:
+        """Between two layers of a prefill."""
+
     def piece(self, kind: Kind, text: str) -> None:
         """The model said something."""
 

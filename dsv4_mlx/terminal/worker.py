@@ -93,6 +93,9 @@ class _Hearing:
         self.worker.events.put(Prefilling(done, total, reused, time.monotonic()))
         self.worker.check()
 
+    def between(self) -> None:
+        self.worker.check()
+
     def piece(self, kind: Kind, text: str) -> None:
         self.worker.events.put(Said(kind, text, time.monotonic()))
 

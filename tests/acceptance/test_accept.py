@@ -3,70 +3,37 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from acceptance.accepting import accepted, offset_of, overwrite
 from checkpoints import Checkpoints
 
-from dsv4_mlx.acceptance import Acceptance, Step, accept
-from dsv4_mlx.acceptance.answers import cuts, long_answer
-from dsv4_mlx.acceptance.files import numbers
-from dsv4_mlx.acceptance.layers import layers, sample
+from dsv4_mlx.acceptance import Acceptance, Tools, Wanted, accept
+from dsv4_mlx.acceptance.cutting import cuts
+from dsv4_mlx.acceptance.step import Bar, Progress
 from dsv4_mlx.checking import Verdict
 from dsv4_mlx.engine import Engine, EngineOptions
-from dsv4_mlx.manifest import read_manifest
+from dsv4_mlx.errors import UsageError
 from dsv4_mlx.operands import Streams
 from dsv4_mlx.ops import REFERENCE, Ops
-from dsv4_mlx.weights.load import find_model
 
-
-@contextmanager
-def quiet(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    yield lambda done, total: None
-
-
-def nothing(done: int, total: int) -> None:
-    pass
-
-
-def accepted(folder: Path, ops: Ops = REFERENCE, verdicts: tuple[Verdict, ...] = ()) -> dict[str, Step]:
-    return {step.name: step for step in accept(folder, ops, verdicts, quiet, quick=True).steps}
-
-
-@pytest.fixture
-def copy(checkpoints: Checkpoints, tmp_path: Path) -> Path:
-    """A converted model that may be damaged."""
-    return Path(shutil.copytree(checkpoints.converted("small"), tmp_path / "model"))
-
-
-def overwrite(file: Path, offset: int, data: bytes) -> None:
-    with file.open("r+b") as out:
-        out.seek(offset)
-        out.write(data)
-
-
-def data_begin(file: Path) -> int:
-    with file.open("rb") as text:
-        return 8 + int.from_bytes(text.read(8), "little")
-
-
-def offset_of(file: Path, key: str) -> int:
-    with file.open("rb") as text:
-        header = json.loads(text.read(data_begin(file))[8:])
-    return data_begin(file) + int(header[key]["data_offsets"][0])
+STEPS = ["files", "numbers", "kernels", "layers", "cuts"]
 
 
 def test_a_sound_model_passes(checkpoints: Checkpoints) -> None:
     found = accepted(checkpoints.converted("small"), verdicts=(Verdict("attend", "works"),))
-    assert list(found) == ["files", "numbers", "kernels", "layers", "cuts"]
-    assert all((step.ok, step.found) == (True, ()) for step in found.values())
+    assert list(found) == [*STEPS, "log-probabilities", "long answer"]
+    assert all((found[name].ok, found[name].found) == (True, ()) for name in STEPS)
+    assert [found[name].ok for name in ("log-probabilities", "long answer")] == [None, None]
     report = json.dumps(Acceptance(tuple(found.values()), {}, True).to_json())
     assert str(checkpoints.cache) not in report
 
@@ -75,79 +42,6 @@ def test_an_official_checkpoint_passes(checkpoints: Checkpoints) -> None:
     found = accepted(checkpoints.official("small"))
     assert found["files"].ok is None
     assert [found[name].ok for name in ("numbers", "layers", "cuts")] == [True] * 3
-
-
-def test_one_flipped_bit(copy: Path) -> None:
-    file = copy / "layer-02.safetensors"
-    at = offset_of(file, "layers.2.attn.wq_b.weight") + 100
-    byte = file.read_bytes()[at]
-    overwrite(file, at, bytes([byte ^ 8]))
-    found = accepted(copy)
-    assert found["files"].ok is False
-    assert len(found["files"].found) == 1
-    assert "layers.2.attn.wq_b" in found["files"].found[0]
-    assert "layers" not in found
-
-
-def test_one_wrong_scale(copy: Path) -> None:
-    file = copy / "layer-02.safetensors"
-    at = offset_of(file, "layers.2.attn.wq_b.scales")
-    overwrite(file, at, bytes([(file.read_bytes()[at] + 1) % 255]))
-    assert "layers.2.attn.wq_b" in accepted(copy)["files"].found[0]
-
-
-def test_swapped_experts(copy: Path) -> None:
-    table = read_manifest(copy).experts["layers.3"]
-    file, size = copy / table.file, table.record_bytes
-    begin = data_begin(file)
-    data = file.read_bytes()
-    first, second = data[begin : begin + size], data[begin + size : begin + 2 * size]
-    overwrite(file, begin, second + first)
-    found = accepted(copy)["files"]
-    assert found.ok is False
-    text = " ".join(found.found)
-    assert "layers.3.ffn.experts.0" in text
-    assert "layers.3.ffn.experts.1" in text
-
-
-@pytest.mark.parametrize("key", ["rope_theta", "compress_rope_theta"])
-def test_a_wrong_rope_base(key: str, copy: Path, checkpoints: Checkpoints, tmp_path: Path) -> None:
-    """In a converted folder its digest differs too; in an official one only the number itself tells."""
-    official = Path(shutil.copytree(checkpoints.official("small"), tmp_path / "official"))
-    for folder in (copy, official):
-        config = json.loads((folder / "config.json").read_text())
-        config[key] *= 2
-        (folder / "config.json").write_text(json.dumps(config))
-    found = accepted(copy)
-    assert any("config.json" in line for line in found["files"].found)
-    for step in (found["numbers"], numbers(find_model(official).config)):
-        assert step.ok is False
-        assert step.found[0].startswith(f"{key} is ")
-
-
-def wrong(streams: Streams) -> mx.array:
-    return REFERENCE.hc_post(streams) * 1.001
-
-
-def test_a_wrong_kernel(checkpoints: Checkpoints) -> None:
-    """The check of kernels names it; and should it have missed it, every layer shows it."""
-    verdict = Verdict("hc_post", "differs", "2 rows: 7 of 8 values differ")
-    found = accepted(checkpoints.converted("small"), verdicts=(verdict,))
-    assert found["kernels"].found == (
-        "hc_post gives other values than its reference: 2 rows: 7 of 8 values differ",
-    )
-    stored = find_model(checkpoints.converted("small"))
-    step = layers(stored, replace(REFERENCE, hc_post=wrong), range(stored.config.layers), nothing)
-    assert step.ok is False
-    assert {line.split(",")[0] for line in step.found} == {f"layer {i}" for i in range(stored.config.layers)}
-
-
-def test_each_kind_of_layer_is_in_the_sample(checkpoints: Checkpoints) -> None:
-    config = checkpoints.parsed("flash")
-    chosen = sample(config)
-    assert {config.ratio(i) for i in chosen} == {0, 4, 128}
-    assert {config.hashed(i) for i in chosen} == {True, False}
-    assert config.layers - 1 in chosen
 
 
 def leaning(streams: Streams) -> mx.array:
@@ -166,23 +60,74 @@ def test_cuts_that_matter_are_found(checkpoints: Checkpoints) -> None:
     assert "cut every 97 tokens" in step.found[0]
 
 
-def test_a_long_answer(checkpoints: Checkpoints) -> None:
-    engine = Engine.open(checkpoints.converted("small"), EngineOptions(64, "exact"))
-    step = long_answer(engine, 1000, nothing)
-    assert step.ok is True
-    assert step.figures["tokens"] == 63
+def silent(ops: Ops) -> Ops:
+    """Logits of a device that failed: all zero."""
+    return replace(ops, hc_head=lambda x, *rest, **options: mx.zeros((*x.shape[:2], x.shape[-1])))
 
-    def silent(*arguments: object, **options: object) -> mx.array:
-        return mx.zeros((1, 1, engine.config.hidden_size))
 
-    broken = Engine.open(
-        checkpoints.converted("small"), EngineOptions(64, "exact", replace(REFERENCE, hc_head=silent))
+def test_a_device_that_fails_is_a_finding(checkpoints: Checkpoints) -> None:
+    found = accepted(checkpoints.converted("small"), silent(REFERENCE), wanted=Wanted(True, lengths=(64,)))
+    for name in ("cuts", "needles in 64 tokens"):
+        assert found[name].ok is False
+        assert "not numbers or all zero" in found[name].found[0]
+
+
+def test_a_source_is_for_converted_folders(checkpoints: Checkpoints) -> None:
+    folder = checkpoints.official("small")
+    with pytest.raises(UsageError, match="--against is for a converted folder"):
+        accepted(folder, wanted=Wanted(against=folder))
+
+
+def interrupted_at(name: str) -> Bar:
+    """A bar whose work is interrupted when it has got somewhere."""
+
+    @contextmanager
+    def bar(title: str, unit: str) -> Iterator[Progress]:
+        def show(done: int, total: int) -> None:
+            if title == name and done >= 2:
+                raise KeyboardInterrupt
+
+        yield show
+
+    return bar
+
+
+def test_what_was_known_when_it_was_interrupted(checkpoints: Checkpoints) -> None:
+    kept: list[Acceptance] = []
+    bar = interrupted_at("layers")
+    with pytest.raises(KeyboardInterrupt):
+        accept(checkpoints.converted("small"), Tools(REFERENCE), Wanted(True), bar, kept.append)
+    assert [len(known.steps) for known in kept] == [1, 2, 3, 3]
+    last = kept[-1].to_json()
+    assert (last["ok"], last["complete"]) == (False, False)
+    assert re.fullmatch(r"interrupted, while at: layers: 2 of \d layers", last["stopped"])
+
+
+FIELDS = {
+    "dsv4-mlx", "mlx", "python", "machine", "memory", "ops", "expert_memory", "recipe", "checkpoint",
+    "identity", "layers", "experts", "bytes",
+}  # fmt: skip
+
+
+def test_the_command_on_the_demo(tmp_path: Path, home: Path) -> None:
+    """What a user runs, with the needles in 4K tokens, paged; and the report."""
+    report = tmp_path / "report.json"
+    given = ["check", "demo", "--quick", "--expert-memory", "50%", "--report", str(report)]
+    done = subprocess.run(
+        [sys.executable, "-m", "dsv4_mlx", *given], capture_output=True, text=True, check=False
     )
-    step = long_answer(broken, 10, nothing)
-    assert step.ok is False
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^  4,1\d\d tokens, \d+% deep: found, ", done.stdout, re.M)) == 3
+    written = json.loads(report.read_text())
+    assert (written["ok"], written["complete"], written["quick"]) == (True, True, True)
+    assert written["made_with"].keys() == FIELDS
+    assert all(step["seconds"] >= 0 and step["ok"] is not False for step in written["steps"])
+    assert not re.search(r"code of|/tmp|/home|demo/|story", report.read_text())
+    assert str(home) not in report.read_text()
+    assert not list(tmp_path.glob(".*"))
 
 
-def test_the_command(copy: Path, tmp_path: Path) -> None:
+def test_the_command_on_a_damaged_model(copy: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     overwrite(copy / "head.safetensors", offset_of(copy / "head.safetensors", "head.weight"), b"\x01\x02\x03")
     command = [sys.executable, "-m", "dsv4_mlx", "check", str(copy), "--quick", "--report", str(report)]
@@ -192,5 +137,23 @@ def test_the_command(copy: Path, tmp_path: Path) -> None:
     assert "head.weight" in done.stdout
     assert done.stderr.splitlines()[-2].startswith("error: this model is not accepted here: files")
     written = json.loads(report.read_text())
-    assert written["ok"] is False
+    assert (written["ok"], written["complete"]) == (False, True)
+    assert str(tmp_path) not in report.read_text()
+
+
+def test_ctrl_c_leaves_a_report(copy: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "dsv4_mlx", "check", str(copy), "--report", str(report)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    for line in running.stdout:
+        if line.startswith("cuts:"):
+            break
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert errors.splitlines()[-1] == "error: interrupted"
+    written = json.loads(report.read_text())
+    assert written["stopped"].startswith("interrupted, while at: ")
+    assert [step["name"] for step in written["steps"]][:5] == STEPS
     assert str(tmp_path) not in report.read_text()

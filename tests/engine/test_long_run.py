@@ -13,13 +13,15 @@ from dsv4_mlx.model.state import GROWTH
 
 # A buffer may be a cached one that is a little larger than asked for: seen at a few hundred bytes each.
 ROUNDING = 16 << 10
+JITTER = 1 << 10  # by which the same arrays may so differ from step to step: far less than a growth step
 
 
 def check(samples: Sequence[Sample], growth: int, slack: int) -> None:
     """Fixed memory: as the module says."""
     for before, after in zip(samples, samples[1:], strict=False):
         grew = (after.tokens - 1) // growth > (before.tokens - 1) // growth
-        assert (after.active != before.active) == grew, f"at {after.tokens} tokens: {before} -> {after}"
+        changed = abs(after.active - before.active) > JITTER
+        assert changed == grew, f"at {after.tokens} tokens: {before} -> {after}"
     for sample in samples:
         assert abs(sample.active - sample.predicted) <= 0.01 * sample.predicted + slack, sample
         assert sample.cache <= CACHE_LIMIT == 256 << 20
@@ -27,14 +29,20 @@ def check(samples: Sequence[Sample], growth: int, slack: int) -> None:
     assert len(counts) == 1, counts
 
 
+def levels(samples: Sequence[Sample]) -> int:
+    """How many different amounts of memory, but for jitter."""
+    amounts = sorted(sample.active for sample in samples)
+    return 1 + sum(b - a > JITTER for a, b in zip(amounts, amounts[1:], strict=False))
+
+
 def test_memory_is_fixed_between_growth_steps(tmp_path: Path) -> None:
     samples = watch_alone(tmp_path, 1024, 400, growth=128, every=37)
-    assert len({sample.active for sample in samples}) == 4
+    assert levels(samples) == 4
     check(samples, 128, ROUNDING)
 
 
 @pytest.mark.long
 def test_twenty_thousand_tokens(tmp_path: Path) -> None:
     samples = watch_alone(tmp_path, 32_768, 20_041, growth=GROWTH, every=500)
-    assert len({sample.active for sample in samples}) == 2
+    assert levels(samples) == 2
     check(samples, GROWTH, 0)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from paging.paged_model import EACH, EXPERTS, Model, make
 
-from dsv4_mlx.engine import Engine
+import dsv4_mlx
+from dsv4_mlx.convert import convert
+from dsv4_mlx.engine import Engine, EngineOptions
 from dsv4_mlx.errors import MachineError
 from dsv4_mlx.paging.experts import PagedExperts
 from dsv4_mlx.paging.reading import RecordReader
@@ -177,3 +179,44 @@ def test_draft_block(tmp_path: Path) -> None:
         logits, _ = net.draft(streams, ids[:, 1:], state, 0)
         found.append(np.array(logits))
     assert np.array_equal(found[0], found[1])
+
+
+DEMO = Path(dsv4_mlx.__file__).parent / "demo"
+ASKED = "What is dsv4-mlx? Answer, then say which recipe is lossless. " * 12
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model, converted: trained routing, so some experts are wanted again and again."""
+    folder = tmp_path_factory.mktemp("demo") / "converted"
+    convert(DEMO, folder, "native")
+    return folder
+
+
+def said_by(folder: Path, memory: str, threads: int | None = None) -> tuple[list[int], list[np.ndarray]]:
+    """A greedy answer to a long prompt, and the logits before each of its tokens."""
+    engine = Engine.open(folder, EngineOptions(context=2048, expert_memory=memory, expert_threads=threads))
+    session = engine.session()
+    logits = [session.sync(engine.prompts.encode(engine.prompts.talk([("user", ASKED)], "off")))]
+    while len(logits) < 40:
+        logits.append(session.advance(int(logits[-1].argmax())))
+    return list(session.tokens), logits
+
+
+@pytest.fixture(scope="module")
+def whole_demo(demo: Path) -> tuple[list[int], list[np.ndarray]]:
+    return said_by(demo, "100%")
+
+
+@pytest.mark.parametrize(("memory", "threads"), [("1x", 1), ("1x", 8), ("25%", 8), ("50%", 1)])
+@pytest.mark.parametrize("source", ["converted", "official"])
+def test_demo_model(
+    demo: Path,
+    whole_demo: tuple[list[int], list[np.ndarray]],
+    source: str,
+    memory: str,
+    threads: int,
+) -> None:
+    tokens, logits = said_by(demo if source == "converted" else DEMO, memory, threads)
+    assert tokens == whole_demo[0]
+    assert all(np.array_equal(a, b) for a, b in zip(logits, whole_demo[1], strict=True))

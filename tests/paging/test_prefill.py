@@ -66,3 +66,38 @@ def test_experts_are_read_once_for_chunks_together(model: Model, tokens: list[in
 def test_small_models_take_as_many_chunks_as_allowed(model: Model) -> None:
     engine = Engine.open(model.folder, EngineOptions(context=512, expert_memory="5x"))
     assert engine.model.loop.together == 8
+
+
+class Enough(Exception):
+    """Whoever waits has left."""
+
+
+@pytest.mark.parametrize("moment", [1, 4, 9, 12])
+def test_left_between_layers(model: Model, tokens: list[int], moment: int) -> None:
+    """The session is where the step began: what it knew is kept, and what follows has the same bits."""
+    engine = opened(model, "5x", 4)
+    session, calm = engine.session(), opened(model, "100%").session()
+    known, asked = tokens[:520], [*tokens[:520], *tokens[:1400]]
+    session.sync(known)
+    calm.sync(known)
+    here = session.snapshot()
+    session.sync(tokens[:600])
+    further = session.snapshot()
+    session.restore(here)
+    assert session.holds(further)
+    passed = 0
+
+    def between() -> None:
+        nonlocal passed
+        passed += 1
+        if passed == moment:
+            raise Enough
+
+    session.between = between
+    with pytest.raises(Enough):
+        session.sync(asked)
+    assert session.tokens == known
+    assert not session.holds(further), "the pass that was left may have written over its rows"
+    session.between = lambda: None
+    assert np.array_equal(session.sync(asked), calm.sync(asked))
+    assert session.reused == len(known)

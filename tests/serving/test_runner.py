@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -103,6 +104,37 @@ def test_cancelled_at_any_moment(model: Transformer, seed: int) -> None:
         assert again.cached == known[-1].done, "the part that was prefilled is used"
 
 
+def test_cancelled_between_layers(model: Transformer, rng: np.random.Generator) -> None:
+    """A chunk of a paged model may take long: it is left before it is done."""
+    one = runner(TinyBackend(model))
+    asked = job(token_ids(rng, 1500), 10)
+    entry, heard = add(one, asked)
+    one.step()
+    one.step()
+    lease = entry.lease
+    assert lease is not None
+    layers = 0
+
+    def notice(check: Callable[[], None]) -> Callable[[], None]:
+        def between() -> None:
+            nonlocal layers
+            layers += 1
+            entry.cancelled = layers == 2
+            check()
+
+        return between
+
+    entry.check = notice(entry.check)  # type: ignore[method-assign]
+    one.step()
+    assert heard.events[-1] == Finished("cancelled")
+    assert layers == 2
+    assert len(lease.session.tokens) == 512, "what was computed before is kept"
+    _, again = add(one, asked)
+    drain(one)
+    assert again.tokens == alone(model, asked)
+    assert again.cached == 512
+
+
 def test_cancelled_while_waiting(backend: TinyBackend, rng: np.random.Generator) -> None:
     one = runner(backend, active=1)
     add(one, job(token_ids(rng, 20), 50))
@@ -115,7 +147,7 @@ def test_cancelled_while_waiting(backend: TinyBackend, rng: np.random.Generator)
 
 def test_patience_ends(backend: TinyBackend, rng: np.random.Generator) -> None:
     one = runner(backend, active=1, patience=0.0)
-    one.waiting.add(entry := add(Runner(backend, one.options), job([9]))[0], "")
+    one.waiting.add(entry := add(runner(backend), job([9]))[0], "")
     one.step()
     heard = entry.emit
     assert isinstance(heard, Heard) and heard.end is not None

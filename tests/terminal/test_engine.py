@@ -41,6 +41,9 @@ class Heard:
         self.prefills.append((done, total, reused))
         self._count(0)
 
+    def between(self) -> None:
+        pass
+
     def piece(self, kind: Kind, text: str) -> None:
         self.said.append((kind, text))
 

@@ -1,4 +1,7 @@
-"""Names that mean nothing, numbers, and sentences to hide things in."""
+"""Names that mean nothing, numbers, and sentences to hide things in.
+
+The demo model was trained on these words, and a large model reads them as English.
+"""
 
 from __future__ import annotations
 
