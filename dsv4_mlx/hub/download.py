@@ -127,6 +127,9 @@ def convert_from_hub(
             )
         if delete:
             fetcher.forget()
+    if delete:
+        with suppress(OSError):  # something that was not fetched is in it
+            folder.rmdir()
     return summary
 
 

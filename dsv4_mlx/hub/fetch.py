@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from threading import Event
@@ -70,14 +69,12 @@ class Fetcher:
         )
 
     def forget(self) -> None:
-        """Delete what was fetched, and the folder if nothing else is in it."""
+        """Delete what was fetched, and what this program and macOS put beside it."""
         for name in self.remote.files:
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / STATE, ignore_errors=True)
         for name in (".DS_Store", MARK):
             (self.folder / name).unlink(missing_ok=True)
-        with suppress(OSError):  # something else is in it
-            self.folder.rmdir()
 
     def missing(self, name: str) -> int:
         """Bytes of it that are not here yet."""

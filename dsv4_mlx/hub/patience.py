@@ -56,7 +56,7 @@ class Patience:
                 return work()
             except Dsv4Error:
                 raise
-            except (OSError, _HTTP) as error:
+            except (OSError, HFValidationError, _HTTP) as error:
                 final = refusal(what, error)
                 if final is not None:
                     raise final from None

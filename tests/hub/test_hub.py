@@ -53,7 +53,7 @@ def test_a_conversion_is_that_of_the_folder(
         again = convert_from_hub(
             REPOSITORY, target, delete=delete, resume=True, endpoint=hub.endpoint, patience=QUICK
         )
-        assert again.status == "nothing to do"
+        assert again.status == "nothing to do" and source_folder(target).exists() != delete
 
 
 def dropped(asked: Asked) -> None:
@@ -164,6 +164,9 @@ def test_what_does_not_pass_is_said(
 def test_another_repository_or_no_hub_is_said(official: Path, tmp_path: Path) -> None:
     with serving(Hub(official)) as hub, pytest.raises(InputError, match="no such model"):
         download("deepseek-ai/None", tmp_path / "a", endpoint=hub.endpoint, patience=QUICK)
+    for name in ("a/b/c", "", "-x", "../..", "a b"):
+        with pytest.raises(InputError, match="no such model"):
+            download(name, tmp_path / "a", patience=QUICK)
     said: list[str] = []
     with pytest.raises(MachineError, match="can't be fetched"):
         patience = replace(QUICK, tell=said.append)
