@@ -27,7 +27,7 @@ from dsv4_mlx.planning.candidates import flash_config
 from dsv4_mlx.planning.rehearsal import pace_here
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
-RUNS = 3
+RUNS = 5
 SPEEDS = ["--bandwidth", "400GB", "--disk", "5GB"]  # so that only the conversion is measured
 
 
