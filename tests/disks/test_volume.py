@@ -96,8 +96,8 @@ def test_programs_that_fail_say_nothing() -> None:
 TABLE = r"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 40 22 8:17 / /media/ada/My\040Disk rw,nosuid shared:9 - vfat /dev/sdb1 rw
 41 22 8:33 / /media/ada/T7 rw shared:9 - exfat /dev/sdc1 rw
-42 22 0:52 / /mnt/nas rw shared:10 - nfs4 nas:/export rw,vers=4.2
-43 42 0:53 / /mnt/nas/deeper rw - fuse.sshfs ada@nas:/ rw
+42 22 0:52 / /net/nas rw shared:10 - nfs4 nas:/export rw,vers=4.2
+43 42 0:53 / /net/nas/deeper rw - fuse.sshfs ada@nas:/ rw
 torn line
 """
 
@@ -105,12 +105,12 @@ torn line
 @pytest.mark.parametrize(
     ("path", "number", "kind"),
     [
-        ("/home/ada", "254:0", "ext4"),
+        ("/srv/ada", "254:0", "ext4"),
         ("/media/ada/My Disk/models", "8:17", "fat32"),
         ("/media/ada/T7", "8:33", "exfat"),
         ("/media/ada/T70", "254:0", "ext4"),
-        ("/mnt/nas/x/y", "0:52", "nfs4"),
-        ("/mnt/nas/deeper/x", "0:53", "fuse.sshfs"),
+        ("/net/nas/x/y", "0:52", "nfs4"),
+        ("/net/nas/deeper/x", "0:53", "fuse.sshfs"),
     ],
 )
 def test_a_mount_of_linux(path: str, number: str, kind: str) -> None:
