@@ -31,7 +31,7 @@ from dsv4_mlx.convert.supply import Folder
 from dsv4_mlx.convert.work import Piece, Work, work_for
 from dsv4_mlx.errors import Dsv4Error
 
-SCRATCH = 512 << 20  # bytes of the scratch file, at most
+SCRATCH = 1 << 30  # bytes of the scratch file, at most
 _SLOT = BLOCK + 4 * PAGE  # room for the bytes of one step and their places within pages
 
 
@@ -119,29 +119,33 @@ def _spread(steps: list[Work]) -> list[Work]:
 def _pace(steps: list[Work], streamer: Streamer, place: Path, seconds: float) -> float:
     """Bytes written per second."""
     _into(place, iter(steps[: 2 * DEPTH]), streamer)  # first touch of memory and code
-    stream = cycle(_spread(steps))
-    started, written = time.perf_counter(), 0
-    until = started + seconds
+    stream, until = cycle(_spread(steps)), time.perf_counter() + seconds
+    written, taken = 0, 0.0
     while time.perf_counter() < until:
         part = islice(stream, SCRATCH // _SLOT)
-        written += sum(_into(place, (step for step in part if time.perf_counter() < until), streamer))
-    return written / (time.perf_counter() - started)
+        more, longer = _into(place, (step for step in part if time.perf_counter() < until), streamer)
+        written, taken = written + more, taken + longer
+    return written / taken
 
 
-def _into(place: Path, steps: Iterator[Work], streamer: Streamer) -> list[int]:
-    """Run steps into a new scratch file; the bytes of each."""
+def _into(place: Path, steps: Iterator[Work], streamer: Streamer) -> tuple[int, float]:
+    """Run steps into a new scratch file; its bytes, and the seconds until they are on disk.
+
+    Giving its space back is not counted: a conversion doesn't.
+    """
     written: list[int] = []
     with TemporaryDirectory(dir=place, prefix=".dsv4-mlx-") as folder:
         path = Path(folder) / "scratch"
         out = OutFile(path)
         path.unlink()
     try:
+        started = time.perf_counter()
         moved = (_Moved(step, number * _SLOT) for number, step in enumerate(steps))
         streamer.run(moved, out, written.append)
         out.sync()
+        return sum(written), time.perf_counter() - started
     finally:
         out.close()
-    return written
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ def convert_from(
     plan = make_plan(table, find_recipe(recipe), lambda weight: official.entry(weight.name).dtype)
     task = Task(supply.facts["identity"], recipe)
 
+    folder.check_sizes(target, {file.name: file.size for file in plan.files})
     folder.refuse_if_locked(target)
     _admit(target, plan, task, resume)
     effort = Effort()

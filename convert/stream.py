@@ -90,6 +90,7 @@ class Streamer:
         except BaseException:
             # The caller will close the file: no write may still be on its way to it.
             self._stop.set()
+            self._reader.cancel()
             for _, hashed, written in flying:
                 wait((hashed,))
                 wait((written,))

@@ -14,19 +14,21 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from dsv4_mlx.checkpoint.direct import OutFile
+from dsv4_mlx.disks import volume_of
+from dsv4_mlx.disks.exclude import MARK
 from dsv4_mlx.errors import DiskFull, InputError, MachineError
 from dsv4_mlx.manifest import NAME as MANIFEST
 
 LOCK = ".convert.lock"
 JOURNAL = ".convert.journal"
 PART = ".part"
-IGNORED = (LOCK, ".DS_Store")  # a lock without a journal is from a run that wrote nothing
+IGNORED = (LOCK, ".DS_Store", MARK)  # a lock without a journal is from a run that wrote nothing
 
 RESUME = "the finished files are kept: run the same command with --resume"
 
@@ -201,6 +203,20 @@ def check_space(target: Path, needed: int) -> None:
         )
 
 
+def check_sizes(target: Path, files: Mapping[str, int]) -> None:
+    """Raises InputError if the target's file system can't hold files (name -> bytes) as large as these."""
+    volume = volume_of(target)
+    limit = volume.largest_file if volume is not None else None
+    name = max(files, key=lambda file: files[file], default="")
+    if volume is not None and limit is not None and name and files[name] > limit:
+        raise InputError(
+            f"the target is on {volume.describe()}, whose files end at {size(limit)}; "
+            f"{name} has {size(files[name])}",
+            where=target,
+            next="give a target on a disk with APFS or exFAT",
+        )
+
+
 def no_room(error: OSError) -> bool:
     """Whether the disk is full, or this user's share of it."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -240,4 +256,6 @@ def size(count: int) -> str:
     """Bytes for a person: exact when small."""
     if count < 10_000:
         return f"{count} bytes"
+    if count < 10**6:
+        return f"{count / 1e3:.1f} kB"
     return f"{count / 1e6:,.1f} MB" if count < 10**10 else f"{count / 1e9:,.1f} GB"

@@ -22,7 +22,7 @@ OTHERS = {
 
 def stranger(raw: Mapping[str, Any], where: object) -> InputError | None:
     """The refusal of a config.json that is another model's; None for one of ours, or one that doesn't say."""
-    kind = raw.get("model_type")
+    kind = _kind(raw)
     if kind in (None, OURS):
         if "quantization" in raw and "group_size" in str(raw["quantization"]):
             return InputError(
@@ -39,6 +39,19 @@ def stranger(raw: Mapping[str, Any], where: object) -> InputError | None:
         where=where,
         next=instead + OFFICIAL,
     )
+
+
+def _kind(raw: Mapping[str, Any]) -> object:
+    """model_type; where it tells nothing known, what the name of the class tells: DeepseekV41ForCausalLM."""
+    kind, classes = raw.get("model_type"), raw.get("architectures")
+    if isinstance(kind, str) and kind in (OURS, *OTHERS):
+        return kind
+    for name in classes if isinstance(classes, list) else []:
+        if isinstance(name, str):
+            named = name.lower().removesuffix("forcausallm").replace("deepseekv", "deepseek_v")
+            if named in OTHERS:
+                return named
+    return kind
 
 
 def gguf(path: Path) -> InputError | None:

@@ -19,6 +19,8 @@ from dsv4_mlx.synthetic import small_config
         ({"model_type": "deepseek_v41"}, "DeepSeek V4.1", "mlx-lm"),
         ({"model_type": "deepseek_v32"}, "DeepSeek V3.2", "mlx-lm"),
         ({"model_type": "deepseek_v3"}, "DeepSeek V3 or R1", "mlx-lm"),
+        ({"model_type": "x", "architectures": ["DeepseekV41ForCausalLM"]}, "DeepSeek V4.1", "mlx-lm"),
+        ({"model_type": None, "architectures": ["DeepseekV32ForCausalLM"]}, "DeepSeek V3.2", "mlx-lm"),
         ({"model_type": "llama"}, "'llama'", "deepseek-ai/DeepSeek-V4-Flash"),
         ({"model_type": ["x"]}, "['x']", "deepseek-ai/DeepSeek-V4-Flash"),
         ({"quantization": {"group_size": 64, "bits": 4}}, "another MLX program", "that program"),

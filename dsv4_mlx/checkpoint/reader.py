@@ -70,6 +70,9 @@ class SourceReader(FolderReader):
             raise self.failed(file, "its size has changed since its header was read")
         return found
 
+    def cancel(self) -> None:
+        """Nothing more is wanted: whoever waits in `read` may give up."""
+
     def unchanged(self) -> None:
         """Raises InputError if a shard was written to since it was opened."""
         for shard, file in self._files.items():

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
-Progress = Callable[[int, int], None]
 _EVERY = 5.0  # seconds between lines when stderr is no terminal
+_WINDOW, _TICK = 30.0, 0.5  # seconds that a speed is taken over, and between two looks
+
+
+class Progress(Protocol):
+    def __call__(self, done: int, total: int, stage: str = "") -> None: ...
 
 
 def tell(notice: str) -> None:
@@ -17,16 +23,34 @@ def tell(notice: str) -> None:
         print(notice, file=sys.stderr, flush=True)
 
 
+class Speed:
+    """Units per second over the last half minute: what was there before the start doesn't count for long."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def reached(self, done: int) -> float | None:
+        """The speed so far; None at the beginning."""
+        now = self._now()
+        if not self._seen or now - self._seen[-1][0] >= _TICK:
+            self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= _WINDOW:
+            self._seen.popleft()
+        seconds = now - self._seen[0][0]
+        return (done - self._seen[0][1]) / seconds if seconds > 0 else None
+
+
 @contextmanager
 def progress(
     title: str, unit: str = "bytes", *, quiet: bool = False, plain: bool = False
 ) -> Iterator[Progress]:
-    """A callback (done, total) that shows how far the work is. `unit` is "bytes" or "tokens".
+    """A callback (done, total, stage) that shows how far the work is. `unit` is "bytes" or "tokens".
 
     `plain`: lines of text, on a terminal too.
     """
     if quiet:
-        yield lambda done, total: None
+        yield lambda done, total, stage="": None
     elif sys.stderr.isatty() and not plain:
         yield from _bar(title, unit)
     else:
@@ -35,50 +59,43 @@ def progress(
 
 def _bar(title: str, unit: str) -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    counted = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(),)
-    columns = (TextColumn(title), BarColumn(), *counted, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(title)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+        task, speed = bars.add_task(title, amount=""), Speed()
+
+        def show(done: int, total: int, stage: str = "") -> None:
+            amount = _amount(done, total, unit, speed.reached(done))
+            bars.update(task, completed=done, total=total, description=stage or title, amount=amount)
+
+        yield show
 
 
 def _lines(title: str, unit: str) -> Progress:
-    started = said = time.monotonic()
+    said, speed = time.monotonic(), Speed()
 
-    def show(done: int, total: int) -> None:
+    def show(done: int, total: int, stage: str = "") -> None:
         nonlocal said
-        now = time.monotonic()
+        rate, now = speed.reached(done), time.monotonic()
         if now - said < _EVERY:
             return
         said = now
-        rate = done / (now - started)
-        amount = (
-            f"{size(done)} of {size(total)}, {size(rate)}/s"
-            if unit == "bytes"
-            else f"{done} of {total} {unit}"
-        )
-        left = f", {duration((total - done) / rate)} left" if 0 < done < total else ""
-        print(f"{title}: {amount}{left}", file=sys.stderr, flush=True)
+        amount = _amount(done, total, unit, rate)
+        print(f"{title}: {'; '.join(filter(None, (amount, stage)))}", file=sys.stderr, flush=True)
 
     return show
 
 
-def duration(seconds: float) -> str:
-    """A time for people, to two digits or so."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+def _amount(done: int, total: int, unit: str, rate: float | None) -> str:
+    if total == 0:
+        return ""
+    text = f"{size(done)} of {size(total)}" if unit == "bytes" else f"{done} of {total} {unit}"
+    if rate is None or rate <= 0 or done > total:
+        return text
+    speed = f"{size(rate)}/s" if unit == "bytes" else f"{rate:.1f}/s"
+    return f"{text}, {speed}, {duration((total - done) / rate)} left"
 
 
 def size(count: float) -> str:
@@ -88,6 +105,14 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} TB"
+
+
+def duration(seconds: float) -> str:
+    """A time for people, to two digits or so."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import typer
 from dsv4_mlx.cli.console import progress, size, tell
 from dsv4_mlx.cli.download import RevisionOption, stages
 from dsv4_mlx.cli.options import JsonOption
+from dsv4_mlx.cli.place import ExcludeOption, filling
 from dsv4_mlx.cli.sources import official_folder, on_the_hub
 from dsv4_mlx.cli.verify import raise_if_damaged, show_report
 from dsv4_mlx.errors import UsageError
@@ -38,6 +40,7 @@ def convert(
         bool, typer.Option("--delete-source", help="Delete downloaded files as soon as they are converted.")
     ] = False,
     revision: RevisionOption = None,
+    exclude: ExcludeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Convert the official FP8/FP4 checkpoint for MLX. The default recipe changes no weight.
@@ -54,7 +57,7 @@ def convert(
             raise UsageError(
                 "--verify compares with files that --delete-source deletes", next="leave one out"
             )
-        summary = _from_hub(source, target, recipe, resume, delete_source, revision)
+        summary = _from_hub(source, target, recipe, resume, delete_source, revision, exclude)
         folder = Path(summary.source)
     else:
         if delete_source or revision is not None:
@@ -63,7 +66,7 @@ def convert(
                 next="leave them out for a folder",
             )
         folder = official_folder(source)
-        summary = _from_folder(folder, target, recipe, resume)
+        summary = _from_folder(folder, target, recipe, resume, exclude)
     facts = summary.to_json()
     if not as_json:
         print(f"{summary.status}: {summary.tensors} official tensors, {size(summary.bytes)} -> {target}")
@@ -84,27 +87,31 @@ def convert(
         raise_if_damaged(report)
 
 
-def _from_folder(folder: Path, target: Path, recipe: str, resume: bool) -> Summary:
+def _from_folder(folder: Path, target: Path, recipe: str, resume: bool, exclude: bool | None) -> Summary:
     from dsv4_mlx.convert import convert as run
 
-    with progress("converting") as show:
+    with filling("converting", [target], exclude) as show:
         return run(
             folder,
             target,
             recipe,
             resume=resume,
-            progress=lambda done, total, file: show(done, total),
+            progress=lambda done, total, file: show(
+                done, total, f"writing {file.removesuffix('.safetensors')}"
+            ),
         )
 
 
 def _from_hub(
-    source: str, target: Path, recipe: str, resume: bool, delete: bool, revision: str | None
-) -> Summary:
+    source: str, target: Path, recipe: str, resume: bool, delete: bool, revision: str | None,
+    exclude: bool | None,
+) -> Summary:  # fmt: skip
     from dsv4_mlx.hub import Patience, convert_from_hub
-    from dsv4_mlx.terminal.awake import Awake
+    from dsv4_mlx.hub.download import source_folder
 
-    with Awake(), stages("downloading and converting") as show:
+    target = Path(os.path.abspath(target.expanduser()))  # "." has a name then
+    with filling("downloading and converting", [target, source_folder(target)], exclude) as show:
         return convert_from_hub(
             source, target, recipe, delete=delete, resume=resume, revision=revision,
-            patience=Patience(tell=tell), progress=show,
+            patience=Patience(tell=tell), progress=stages(show),
         )  # fmt: skip

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import progress, size, tell
+from dsv4_mlx.cli.console import Progress, size, tell
+from dsv4_mlx.cli.place import ExcludeOption, filling
+
+if TYPE_CHECKING:
+    from dsv4_mlx.hub import Step
 
 RevisionOption = Annotated[
     str | None, typer.Option("--revision", metavar="NAME", help="A branch, tag or commit. Default: main.")
@@ -20,6 +24,7 @@ def download(
     repository: Annotated[str, typer.Argument(help="On the Hub, such as deepseek-ai/DeepSeek-V4-Flash.")],
     target: Annotated[Path, typer.Argument(help="The folder to fill. What is there and right is kept.")],
     revision: RevisionOption = None,
+    exclude: ExcludeOption = None,
 ) -> None:
     """Download the official checkpoint: resumed where it stopped, every file checked against its digest.
 
@@ -29,24 +34,33 @@ def download(
     """
     from dsv4_mlx.hub import Patience
     from dsv4_mlx.hub import download as run
-    from dsv4_mlx.terminal.awake import Awake
 
-    with Awake(), stages("downloading") as show:
-        source = run(repository, target, revision=revision, patience=Patience(tell=tell), progress=show)
+    with filling("downloading", [target], exclude) as show:
+        source = run(
+            repository, target, revision=revision, patience=Patience(tell=tell), progress=stages(show)
+        )
     total = sum(header.size for header in source.shards.values())
     print(f"{len(source.shards)} files with {size(total)} of weights are in {target}")
 
 
-@contextmanager
-def stages(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """One bar for work in stages: bytes that came and bytes that were written count alike."""
-    reached: dict[str, tuple[int, int]] = {}
-    with progress(title) as show:
+def stages(show: Progress) -> Callable[[Step], None]:
+    """One display for work in stages: bytes that came and bytes that were written count alike."""
+    reached: dict[str, Step] = {}
 
-        def advance(stage: str, done: int, total: int) -> None:
-            if stage == "looking":  # headers; a matter of seconds
-                return
-            reached[stage] = done, total
-            show(sum(d for d, _ in reached.values()), sum(t for _, t in reached.values()))
+    def advance(step: Step) -> None:
+        if step.stage == "looking":
+            show(0, 0, f"looking at shard {step.done} of {step.total}")
+            return
+        reached[step.stage] = step
+        words = [f"{stage} {_number(s.shard)}" for stage, s in reached.items() if s.done < s.total]
+        if "converting" in reached:
+            words.append(f"writing {reached['converting'].file.removesuffix('.safetensors')}")
+        show(sum(s.done for s in reached.values()), sum(s.total for s in reached.values()), ", ".join(words))
 
-        yield advance
+    return advance
+
+
+def _number(shard: str) -> str:
+    """ "3 of 46" from the name of a shard; any other name as it is."""
+    found = re.search(r"-0*(\d+)-of-0*(\d+)\.", shard)
+    return f"{found[1]} of {found[2]}" if found else shard

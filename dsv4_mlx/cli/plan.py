@@ -12,6 +12,8 @@ import typer
 
 from dsv4_mlx.cli.console import duration, size, table, tell
 from dsv4_mlx.cli.options import JsonOption
+from dsv4_mlx.cli.place import existing, name_disk
+from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ UNITS = {"MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": 1 << 30, "TB": 10**12,
 
 def plan(
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="A folder, official or converted. Default: V4-Flash.")
+        str, typer.Argument(metavar="[MODEL]", help="As in other commands. Default: V4-Flash.")
     ] = "",
     memory: Annotated[
         str | None,
@@ -47,7 +49,7 @@ def plan(
     """Say which recipe would run how, on how much disk, and what to type. Nothing is downloaded or changed.
 
     Without --for it is for this machine: its speeds are measured, and some pieces converted, for seconds
-    each. What that writes to --dir, a gigabyte at most, is deleted again.
+    each. What that writes to --dir, 1.5 GB at most, is deleted again.
 
     Example: dsv4-mlx plan --for 64GB --bandwidth 400GB --disk 5GB
     """
@@ -56,15 +58,16 @@ def plan(
     from dsv4_mlx.planning.machine import default_gpu_limit, this_machine
     from dsv4_mlx.planning.model import ways_of
 
-    folder = Path(model).expanduser() if model else None
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"there is no folder {model!r}", next="give a folder, or no MODEL for V4-Flash")
+    folder = model_folder(model) if model else None
     ways, config = ways_of(folder)
     speeds = Speeds(*(_bytes(text, name) for text, name in zip(
         (bandwidth, disk, network), ("--bandwidth", "--disk", "--network"), strict=True)))  # fmt: skip
     pace: Pace | str = "for another machine"
     if memory is None:
-        here = _existing(Path(place).expanduser())
+        here = existing(Path(place).expanduser())
+        if not here.is_dir():
+            raise InputError(f"{here} is a file", next="give a folder as --dir")
+        name_disk(here)
         limit, element, speeds = this_machine(speeds, here)
         pace = _pace(folder, here) if ways[0].shards else "nothing is converted"
     else:
@@ -87,16 +90,7 @@ def _pace(folder: Path | None, here: Path) -> Pace | str:
 
     what = "pieces of this checkpoint" if folder is not None else "a made-up piece of V4-Flash"
     tell(f"converting {what} for {SECONDS:.0f} s in {here}; they are deleted")
-    return pace_here(folder, here)
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there. Raises InputError for a file."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file", next="give a folder as --dir")
-    return folder
+    return pace_here(folder, here, program="dsv4_mlx.cli.main")
 
 
 def _bytes(text: str | None, name: str) -> float | None:

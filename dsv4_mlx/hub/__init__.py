@@ -7,7 +7,7 @@ download  all of them into a folder                                     download
 convert   download of shard n+1 beside conversion of shard n            supply.py, download.py
 """
 
-from dsv4_mlx.hub.download import convert_from_hub, download
+from dsv4_mlx.hub.download import Step, convert_from_hub, download
 from dsv4_mlx.hub.patience import Patience
 
-__all__ = ["Patience", "convert_from_hub", "download"]
+__all__ = ["Patience", "Step", "convert_from_hub", "download"]

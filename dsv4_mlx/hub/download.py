@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
 
@@ -15,7 +16,17 @@ from dsv4_mlx.convert import convert_from
 from dsv4_mlx.convert.finish import Summary
 from dsv4_mlx.convert.plan import Plan, make_plan
 from dsv4_mlx.convert.recipe import find_recipe
-from dsv4_mlx.convert.target import RESUME, check_space, create, disk_full, no_room, state_of
+from dsv4_mlx.convert.supply import shards_of
+from dsv4_mlx.convert.target import (
+    RESUME,
+    check_sizes,
+    check_space,
+    create,
+    disk_full,
+    locked,
+    no_room,
+    state_of,
+)
 from dsv4_mlx.errors import DiskFull, InputError
 from dsv4_mlx.hub.fetch import STATE, Fetcher, write
 from dsv4_mlx.hub.outline import Outline, texts
@@ -24,7 +35,23 @@ from dsv4_mlx.hub.remote import Remote, look
 from dsv4_mlx.hub.supply import OPEN, Coming
 
 SHARDS = ".safetensors"
-Progress = Callable[[str, int, int], None]  # "looking", "downloading" or "converting", done, in all
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a stage is: "looking" (shards), "downloading" or "converting" (bytes).
+
+    `shard`: the one that is fetched or converted; `file`: the one that is written.
+    """
+
+    stage: str
+    done: int
+    total: int
+    shard: str = ""
+    file: str = ""
+
+
+Progress = Callable[[Step], None]
 
 
 def download(
@@ -42,12 +69,13 @@ def download(
     bytes that are not those the Hub lists; MachineError for network and disk.
     """
     remote = look(repository, revision, endpoint=endpoint, patience=patience)
+    check_sizes(folder, {name: file.bytes for name, file in remote.files.items()})
     fetcher = _fetcher(remote, folder, progress)
 
     def left() -> int:
         return sum(fetcher.missing(name) for name in remote.files if name.endswith(SHARDS))
 
-    with _room(folder, left, "the same command continues where it stopped"):
+    with _room(folder, left, "the same command continues where it stopped"), _ours(folder):
         outline = _outlined(fetcher, progress)
         check_space(folder, left())
         for shard in outline.source.shards:
@@ -80,9 +108,10 @@ def convert_from_hub(
             "the target is not empty", where=target, next="continue with --resume, or give another"
         )
     remote = look(repository, revision, endpoint=endpoint, patience=patience)
+    check_sizes(folder, {name: file.bytes for name, file in remote.files.items()})
     fetcher = _fetcher(remote, folder, progress)
     needed = _Needed(fetcher, target, delete)
-    with _room(target, needed, RESUME):
+    with _room(target, needed, RESUME), _ours(folder):
         outline = _outlined(fetcher, progress)
         source = outline.source
         needed.plan = make_plan(match(source), find_recipe(recipe), lambda w: source.entry(w.name).dtype)
@@ -94,17 +123,25 @@ def convert_from_hub(
                 target,
                 recipe,
                 resume=resume,
-                progress=None
-                if progress is None
-                else lambda done, total, _: progress("converting", done, total),
+                progress=None if progress is None else _converting(needed.plan, source, progress),
             )
+        if delete:
+            fetcher.forget()
     if delete:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # something that was not fetched is in it
+            folder.rmdir()
     return summary
 
 
+def _converting(plan: Plan, source: Source, progress: Progress) -> Callable[[int, int, str], None]:
+    last = {file.name: max(shards_of(file, source)) for file in plan.files}
+    return lambda done, total, file: progress(Step("converting", done, total, last[file], file))
+
+
 def source_folder(target: Path) -> Path:
-    """Where the official files come to: beside the target."""
+    """Where the official files come to: beside the target. Raises InputError for a target without a name."""
+    if target.name in ("", ".."):
+        raise InputError("the target has no name of its own", where=target, next="name the folder to make")
     return target.with_name(f"{target.name}.official")
 
 
@@ -124,6 +161,19 @@ class _Needed:
         shards = sorted(fetcher.missing(name) for name in names)
         coming = sum(shards[-OPEN:]) if self.delete else sum(shards)
         return max(0, output - made) + coming
+
+
+@contextmanager
+def _ours(folder: Path) -> Iterator[None]:
+    """Make and hold the folder that is filled: two downloads into one would spoil each other's files."""
+    made = create(folder)
+    try:
+        with locked(folder):
+            yield
+    finally:
+        if made:
+            with suppress(OSError):  # goes only if it is empty
+                folder.rmdir()
 
 
 @contextmanager
@@ -147,21 +197,23 @@ def _fetcher(remote: Remote, folder: Path, progress: Progress | None) -> Fetcher
 
     def advance(count: int) -> None:
         nonlocal done
+        if not fetcher.current.endswith(SHARDS):  # texts, a few megabytes
+            return
         with lock:
             done += count
         if progress is not None:
-            progress("downloading", min(done, total), total)
+            progress(Step("downloading", min(done, total), total, fetcher.current))
 
-    return Fetcher(remote, folder, advance, Event())
+    fetcher = Fetcher(remote, folder, advance, Event())
+    return fetcher
 
 
 def _outlined(fetcher: Fetcher, progress: Progress | None) -> Outline:
     remote, folder = fetcher.remote, fetcher.folder
-    create(folder)
     _same_commit(folder, remote.commit)
     texts(fetcher)
     ModelConfig.read(folder)  # another model is refused before its shards are looked at
-    looking = None if progress is None else lambda count, shards: progress("looking", count, shards)
+    looking = None if progress is None else lambda done, total: progress(Step("looking", done, total))
     outline = Outline(remote, folder, looking)
     match(outline.source)
     return outline

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from dsv4_mlx.convert.target import no_room
+from dsv4_mlx.disks.exclude import MARK
 from dsv4_mlx.errors import DiskFull, InputError, MachineError
 from dsv4_mlx.hub.remote import Remote, RemoteFile
 
@@ -33,9 +35,11 @@ class Fetcher:
 
     def __init__(self, remote: Remote, folder: Path, advance: Advance, stop: Event) -> None:
         self.remote, self.folder, self.advance, self.stop = remote, folder, advance, stop
+        self.current = ""  # the file that was asked for last
 
     def fetch(self, name: str) -> Path:
         """The file, checked. Raises InputError, MachineError, DiskFull, Stopped."""
+        self.current = name
         try:
             return self._fetch(name)
         except OSError as error:
@@ -63,6 +67,14 @@ class Fetcher:
             where=path,
             next="try again later, or another mirror: what is sent is not what the Hub lists",
         )
+
+    def forget(self) -> None:
+        """Delete what was fetched, and what this program and macOS put beside it."""
+        for name in self.remote.files:
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / STATE, ignore_errors=True)
+        for name in (".DS_Store", MARK):
+            (self.folder / name).unlink(missing_ok=True)
 
     def missing(self, name: str) -> int:
         """Bytes of it that are not here yet."""
@@ -101,11 +113,14 @@ class Fetcher:
             f"{file.name} of {self.remote.repository}",
             lambda: self._go_on(file, part, reached),
             lambda: counted,
+            self.stop,
         )
         os.replace(part, path)
 
     def _go_on(self, file: RemoteFile, part: Path, reached: Advance) -> None:
         """The rest of a file, from the byte where `part` ends. Raises OSError if not all of it comes."""
+        if self.stop.is_set():
+            raise Stopped
         with part.open("ab", buffering=0) as out:
             size = out.seek(0, os.SEEK_END)
             if size > file.bytes:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Event
 from typing import TypeVar
 
 from huggingface_hub.errors import (
@@ -39,8 +39,14 @@ class Patience:
     longest: float = 60.0
     tell: Callable[[str], None] = lambda line: None
 
-    def over(self, what: str, work: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-        """The result of `work`. `progress` counts what has come so far.
+    def over(
+        self,
+        what: str,
+        work: Callable[[], T],
+        progress: Callable[[], int] = lambda: 0,
+        stop: Event | None = None,
+    ) -> T:
+        """The result of `work`. `progress` counts what has come so far; `stop` ends a pause, `work` sees why.
 
         Raises InputError for what the Hub refuses, MachineError for a full disk or a Hub that stays away.
         """
@@ -50,7 +56,7 @@ class Patience:
                 return work()
             except Dsv4Error:
                 raise
-            except (OSError, _HTTP) as error:
+            except (OSError, HFValidationError, _HTTP) as error:
                 final = refusal(what, error)
                 if final is not None:
                     raise final from None
@@ -64,7 +70,7 @@ class Patience:
                     ) from None
                 pause = max(self._pause(failures), _asked(error))
                 self.tell(f"{what}: {_words(error)}; trying again in {pause:.0f} s")
-                time.sleep(pause)
+                (stop or Event()).wait(pause)
 
     def _pause(self, failures: int) -> float:
         return float(min(self.longest, self.first * 2 ** (failures - 1)))

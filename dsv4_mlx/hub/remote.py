@@ -103,6 +103,9 @@ def look(
         for entry in found.siblings or []:
             digest = entry.lfs.sha256 if entry.lfs is not None else None
             files[entry.rfilename] = RemoteFile(entry.rfilename, entry.size or 0, digest)
+        for name in files:
+            if name.startswith("/") or ".." in name.split("/") or "\\" in name:
+                raise InputError(f"{repository} lists the file {name!r}, which would leave the folder")
         if not found.sha:
             raise MachineError(f"the Hub tells no commit of {repository}")
         return Remote(repository, found.sha, files, endpoint, patience)

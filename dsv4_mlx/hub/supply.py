@@ -16,6 +16,7 @@ from dsv4_mlx.hub.fetch import Fetcher, Stopped
 from dsv4_mlx.hub.outline import Outline
 
 OPEN = 2  # with `delete`: shards on disk at once, the one being converted and the one being fetched
+_PATIENCE = 3.0  # seconds for the download to see that it is to stop; a stalled connection may not let it
 
 
 class Coming:
@@ -40,11 +41,9 @@ class Coming:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.fetcher.stop.set()
-        with self._changed:
-            self._changed.notify_all()
+        self.cancel()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_PATIENCE)
 
     @property
     def source(self) -> Source:
@@ -61,6 +60,8 @@ class Coming:
                     self._users.setdefault(shard, set()).add(file.name)
                     if shard not in self._order:
                         self._order.append(shard)
+        for shard in self.source.shards.keys() - self._users.keys():  # converted by an earlier run
+            self.fetcher.advance(self.fetcher.file(shard).bytes)
         if self.delete:  # by a run that was stopped between the last file and this
             for shard in self.source.shards.keys() - self._users.keys():
                 (self.source.folder / shard).unlink(missing_ok=True)
@@ -80,14 +81,21 @@ class Coming:
                     self._drop(shard)
             self._changed.notify_all()
 
+    def cancel(self) -> None:
+        """Neither the download nor who waits for it goes on."""
+        self.fetcher.stop.set()
+        with self._changed:
+            self._changed.notify_all()
+
     def wait(self, shard: str) -> None:
-        """Until it is there. Raises what its download raised."""
+        """Until it is there. Raises what its download raised; Stopped."""
         with self._changed:
             self._wanted.add(shard)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: shard in self._ready or self._error is not None)
-            if shard not in self._ready and self._error is not None:
-                raise self._error
+            stop = self.fetcher.stop
+            self._changed.wait_for(lambda: shard in self._ready or self._error is not None or stop.is_set())
+            if shard not in self._ready:
+                raise self._error or Stopped
 
     def _drop(self, shard: str) -> None:
         if self.delete:
@@ -126,6 +134,9 @@ class _Waiting(SourceReader):
     def opened(self, file: str) -> InFile:
         self._supply.wait(file)
         return super().opened(file)
+
+    def cancel(self) -> None:
+        self._supply.cancel()
 
     def release(self, file: str) -> None:
         """Close a shard that is not read again."""

@@ -53,7 +53,7 @@ def candidates(config: ModelConfig, source: Source | None = None) -> list[Candid
     touched = _touched_official(config, table, record)
     found = [Candidate(Stored(OFFICIAL, sum(shards), experts), shards, touched, texts=_texts(source))]
     for name, recipe in RECIPES.items():
-        files = make_plan(table, recipe, None if source is None else _stored_dtypes(source))
+        files = make_plan(table, recipe, _stored_dtypes(source) if source is not None else None)
         touched = _touched(config, files, record)
         texts = text_bytes(files, source) if source is not None else 0
         stored = Stored(name, files.bytes, experts)

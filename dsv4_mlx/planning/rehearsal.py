@@ -18,16 +18,20 @@ from dsv4_mlx.doctor.measure import free_bytes
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
 SECONDS = 5.0
-ROOM = 4 << 30  # free bytes below which nothing is written: at most a quarter of them is used
+ROOM = 4 << 30  # free bytes below which nothing is written: at most 1.5 GB of them are used
 _LIMIT = 60.0  # seconds for all of it
 _CODE = (
-    "import sys; sys.path[:0] = [{root!r}]; from dsv4_mlx.convert.rehearse import main; main(*sys.argv[1:])"
+    "import sys; sys.path[:0] = [{root!r}]; import {program}; "
+    "from dsv4_mlx.convert.rehearse import main; main(*sys.argv[1:])"
 )
 
 
-def pace_here(official: Path | None, place: Path, seconds: float = SECONDS) -> Pace | str:
+def pace_here(
+    official: Path | None, place: Path, seconds: float = SECONDS, program: str = "dsv4_mlx.convert"
+) -> Pace | str:
     """The pace of converting the checkpoint in `official` into a folder at `place`, or why it is not known.
 
+    `program`: a module that is imported first, so that its memory counts.
     None stands for V4-Flash: then a sixteenth of one of its layers is made at `place` and converted. What is
     written there is deleted.
     """
@@ -39,7 +43,7 @@ def pace_here(official: Path | None, place: Path, seconds: float = SECONDS) -> P
                 folder = stack.enter_context(TemporaryDirectory(dir=place, prefix=".dsv4-mlx-"))
                 official = Path(folder) / "sample"
                 write_checkpoint(official, sample_config())
-            return _in_child(official, place, seconds)
+            return _in_child(official, place, seconds, program)
     except OSError as error:
         return f"{place} can't be written to: {error.strerror or error}"
 
@@ -50,9 +54,10 @@ def sample_config() -> dict[str, object]:
     return config | {"num_nextn_predict_layers": 0, "compress_ratios": [0], "vocab_size": 4096}
 
 
-def _in_child(official: Path, place: Path, seconds: float) -> Pace | str:
+def _in_child(official: Path, place: Path, seconds: float, program: str) -> Pace | str:
     root = str(Path(dsv4_mlx.__file__).parents[1])
-    command = [sys.executable, "-P", "-c", _CODE.format(root=root), str(official), str(place), str(seconds)]
+    code = _CODE.format(root=root, program=program)
+    command = [sys.executable, "-P", "-c", code, str(official), str(place), str(seconds)]
     # A session of its own: Ctrl-C is for this process, which then ends the child.
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

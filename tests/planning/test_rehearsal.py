@@ -27,7 +27,7 @@ from dsv4_mlx.planning.candidates import flash_config
 from dsv4_mlx.planning.rehearsal import pace_here
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
-RUNS = 3
+RUNS = 5
 SPEEDS = ["--bandwidth", "400GB", "--disk", "5GB"]  # so that only the conversion is measured
 
 
@@ -67,7 +67,7 @@ def test_what_can_not_be_measured_is_said(checkpoints: Checkpoints, tmp_path: Pa
 def test_plan_says_it(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pace_here, "__defaults__", (0.2,))
+    monkeypatch.setattr(pace_here, "__defaults__", (0.2, "dsv4_mlx.convert"))
     words = ["plan", str(checkpoints.official("small")), "--dir", str(tmp_path / "a b" / "c"), *SPEEDS]
     assert run([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

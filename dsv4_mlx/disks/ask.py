@@ -1,0 +1,19 @@
+"""Other programs that know: run, and what they print."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+
+Ask = Callable[[Sequence[str]], str | None]
+
+
+def ask(command: Sequence[str]) -> str | None:
+    """What it prints; None if it is not there, fails, or takes more than ten seconds."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return None
+    return done.stdout if done.returncode == 0 else None
