@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import Progress, progress
+from dsv4_mlx.cli.console import Progress, progress, tell
 from dsv4_mlx.cli.options import (
     ExpertMemoryOption,
     ExpertThreadsOption,
@@ -69,8 +69,12 @@ def check(
 
     if report is not None and not report.absolute().parent.is_dir():
         raise InputError(f"there is no folder {str(report.parent)!r} to write to", where=report)
-    if report is not None and report.is_dir():
-        raise InputError("the report would have to replace a folder", where=report, next="name a file")
+    if report is not None and report.exists() and not report.is_file():
+        raise InputError(
+            "the report would have to replace something that is no file",
+            where=report,
+            next="name a file; --json writes to stdout",
+        )
 
     def bar(title: str, unit: str) -> AbstractContextManager[Progress]:
         return progress(title, unit, quiet=as_json)
@@ -78,6 +82,8 @@ def check(
     def keep(known: Acceptance) -> None:
         if report is not None:
             _write(report, known)
+            if known.stopped and known.stopped != "not finished":
+                tell(f"{report} holds what was known by now")
         if not as_json and known.stopped == "not finished":
             _show(known.steps[-1])
         if as_json and known.stopped != "not finished":

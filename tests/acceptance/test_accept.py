@@ -21,6 +21,8 @@ from dsv4_mlx.acceptance import Acceptance, Tools, Wanted, accept
 from dsv4_mlx.acceptance.cutting import cuts
 from dsv4_mlx.acceptance.step import Bar, Progress
 from dsv4_mlx.checking import Verdict
+from dsv4_mlx.cli.demo import SHIPPED
+from dsv4_mlx.cli.main import run as cli
 from dsv4_mlx.engine import Engine, EngineOptions
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.operands import Streams
@@ -139,6 +141,25 @@ def test_the_command_on_a_damaged_model(copy: Path, tmp_path: Path) -> None:
     written = json.loads(report.read_text())
     assert (written["ok"], written["complete"]) == (False, True)
     assert str(tmp_path) not in report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--report", "missing/report.json"), "there is no folder 'missing' to write to"),
+        (("--report", "/dev/null"), "the report would have to replace something that is no file"),
+        (("--expert-memory", "5kg"), "--expert-memory is '5kg', expected"),
+        (("--against", "missing"), "there is no folder 'missing'"),
+        (("--logprobs", "missing"), "the file can't be read"),
+    ],
+)
+def test_wrong_options_are_said_before_the_work(
+    options: tuple[str, str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(["check", str(SHIPPED), *options]) == 2
+    out, errors = capfd.readouterr()
+    assert out == ""
+    assert errors.startswith(f"error: {said}")
 
 
 def test_ctrl_c_leaves_a_report(copy: Path, tmp_path: Path) -> None:
