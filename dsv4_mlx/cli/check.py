@@ -87,7 +87,7 @@ def check(
         if not as_json and known.stopped == "not finished":
             _show(known.steps[-1])
         if as_json and known.stopped != "not finished":
-            print(json.dumps(known.to_json(), indent=1), flush=True)
+            print(_text(known), flush=True)
 
     folder = model_folder(model)
     source = None if against is None else official_folder(against)
@@ -103,11 +103,21 @@ def check(
 def _write(path: Path, known: Acceptance) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(json.dumps(known.to_json(), indent=1) + "\n", encoding="utf-8")
+        part.write_text(_text(known) + "\n", encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise MachineError(f"the report can't be written: {error.strerror}", where=path) from None
+
+
+def _text(known: Acceptance) -> str:
+    """JSON without the user's home folder, which a compiler's message may name."""
+    text = json.dumps(known.to_json(), indent=1, allow_nan=False)
+    try:
+        home = json.dumps(str(Path.home()))[1:-1]
+    except RuntimeError:  # there is none
+        return text
+    return text.replace(home, "~") if len(home) > 1 else text
 
 
 def _show(step: Step) -> None:

@@ -17,10 +17,11 @@ import pytest
 from acceptance.accepting import accepted, offset_of, overwrite
 from checkpoints import Checkpoints
 
-from dsv4_mlx.acceptance import Acceptance, Tools, Wanted, accept
+from dsv4_mlx.acceptance import Acceptance, Step, Tools, Wanted, accept
 from dsv4_mlx.acceptance.cutting import cuts
 from dsv4_mlx.acceptance.step import Bar, Progress
 from dsv4_mlx.checking import Verdict
+from dsv4_mlx.cli.check import _text as report_text
 from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.cli.main import run as cli
 from dsv4_mlx.engine import Engine, EngineOptions
@@ -141,6 +142,15 @@ def test_the_command_on_a_damaged_model(copy: Path, tmp_path: Path) -> None:
     written = json.loads(report.read_text())
     assert (written["ok"], written["complete"]) == (False, True)
     assert str(tmp_path) not in report.read_text()
+
+
+def test_a_report_names_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler's message may hold the path of what it compiled."""
+    monkeypatch.setenv("HOME", str(tmp_path / 'a "home"'))
+    verdict = Verdict("attend", "broken", f'{tmp_path}/a "home"/Library/x.metal:3: error')
+    known = Acceptance((Step("kernels", False, (verdict.sentence(),)),), {}, True)
+    assert str(tmp_path) not in report_text(known)
+    assert "~/Library/x.metal:3: error" in report_text(known)
 
 
 @pytest.mark.parametrize(
