@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +128,23 @@ def test_the_command_on_the_demo(tmp_path: Path, home: Path) -> None:
     assert not re.search(r"code of|/tmp|/home|demo/|story", report.read_text())
     assert str(home) not in report.read_text()
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.long
+def test_all_of_it_on_the_demo(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """Nothing shortened: needles in 4K tokens, and an answer of 20,000."""
+    report = tmp_path / "report.json"
+    call = [sys.executable, "-m", "dsv4_mlx", "check", "demo", "--against", str(SHIPPED)]
+    done = subprocess.run([*call, "--report", str(report)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    steps = {step["name"]: step for step in json.loads(report.read_text())["steps"]}
+    assert [name for name, step in steps.items() if step["ok"] is None] == [
+        "kernels", "log-probabilities", "needles in 32K tokens", "needles in 64K tokens",
+    ]  # fmt: skip
+    assert steps["long answer"]["figures"]["tokens"] == 20_000
+    for name in ("needles in 4K tokens", "long answer"):
+        record_property(name, "; ".join(steps[name]["told"]))
+    assert "20000 tokens, " in done.stderr and " left" in done.stderr
 
 
 def test_the_command_on_a_damaged_model(copy: Path, tmp_path: Path) -> None:

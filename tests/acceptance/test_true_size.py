@@ -2,8 +2,8 @@
 
 Two layers, a hashed CSA and an HCA, with 128 of the 256 experts and a vocabulary of 4,096: 3.8 GB
 twice, for the disk's sake. Every other size is V4-Flash's. Random weights find no needle: that is expected. A
-processor is slow at mxfp4 products, so texts are short: 12 tokens cut, an answer of 8; and only once a chunk of
-136 for each layer, and needles in 100 tokens.
+processor is slow at mxfp4 products, so texts are short: 12 tokens cut, an answer of 8; and only once a chunk
+of 136 for each layer, and needles in 100 tokens.
 """
 
 from __future__ import annotations
