@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dsv4_mlx
+from dsv4_mlx.checkpoint.identity import identify
 from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.convert.journal import Task
-from dsv4_mlx.convert.plan import Plan, Records, Target
+from dsv4_mlx.convert.plan import FilePlan, Plan, Records, Target
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import ExpertTable, Manifest, TensorRecord, read_manifest
 from dsv4_mlx.official import Inventory
@@ -41,7 +42,8 @@ class PartCost:
 
 @dataclass(frozen=True)
 class Summary:
-    """What `convert` reports. `kept` lists weights that the recipe had to leave in their native format."""
+    """What `convert` reports. `kept` lists weights that the recipe had to leave in their native format,
+    `extra` the blocks after the layers, which draft tokens."""
 
     status: Status
     source: str
@@ -56,6 +58,7 @@ class Summary:
     hash_seconds: float
     write_seconds: float
     kept: tuple[str, ...]
+    extra: tuple[str, ...] = ()
     parts: dict[str, PartCost] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -79,6 +82,7 @@ def summarise(
         hash_seconds=effort.hash_seconds,
         write_seconds=effort.write_seconds,
         kept=plan.kept,
+        extra=tuple(block.prefix for block in table.extra),
         parts=part_costs(plan),
     )
 
@@ -130,6 +134,23 @@ def build_manifest(
         files=sizes | {file.name: file.size for file in plan.files},
         made_by=f"dsv4-mlx {dsv4_mlx.__version__}",
     )
+
+
+def text_bytes(plan: Plan, source: Source) -> int:
+    """Bytes of a finished conversion's files that are not weights: the manifest, and what is copied.
+
+    A digest is as long as any other, so the manifest's length is known before its digests are.
+    """
+    blank = "0" * 64
+    digests = {file.name: dict.fromkeys(_digest_keys(file), blank) for file in plan.files}
+    facts = identify(source, lambda name, header: ())
+    manifest = build_manifest(plan, source, facts, digests).to_json().encode()
+    return len(manifest) + sum(len(text) for text in source.texts.values())
+
+
+def _digest_keys(file: FilePlan) -> list[str]:
+    keys = [placed.key for target in file.targets for placed in target.parts.values()]
+    return keys + [str(number) for number in range(len(file.records.experts) if file.records else 0)]
 
 
 def tensor_record(file: str, target: Target, digests: Mapping[str, str]) -> TensorRecord:

@@ -78,11 +78,23 @@ def convert_from(
 
     folder.refuse_if_locked(target)
     _admit(target, plan, task, resume)
+    effort = Effort()
+    with folder.writing(target, lambda: plan.bytes - effort.kept_bytes - effort.finished_bytes):
+        state = _held(target, plan, supply, task, resume, progress, block, effort)
+    statuses: dict[str, Status] = {"new": "converted", "unfinished": "resumed"}
+    status = statuses.get(state, "nothing to do")
+    return summarise(status, plan, table, official, target, time.monotonic() - started, effort)
+
+
+def _held(
+    target: Path, plan: Plan, supply: Supply, task: Task, resume: bool,
+    progress: Progress | None, block: int, effort: Effort,
+) -> folder.State:  # fmt: skip
+    """All that happens while the target is ours; the state it was in. Raises OSError too."""
     made = folder.create(target)
     try:
         with folder.locked(target):
             state = _admit(target, plan, task, resume)  # again, now that nobody else can change it
-            effort = Effort()
             if state == "finished":
                 _tidy(target, plan)
             else:
@@ -92,9 +104,7 @@ def convert_from(
             with suppress(OSError):  # goes only if it is empty
                 target.rmdir()
         raise
-    statuses: dict[str, Status] = {"new": "converted", "unfinished": "resumed"}
-    status = statuses.get(state, "nothing to do")
-    return summarise(status, plan, table, official, target, time.monotonic() - started, effort)
+    return state
 
 
 def _admit(target: Path, plan: Plan, task: Task, resume: bool) -> folder.State:
@@ -125,12 +135,11 @@ def _write_all(
 ) -> None:  # fmt: skip
     """Everything from the first byte to the manifest. Bad input removes what was written."""
     try:
-        with folder.writing(target, lambda: plan.bytes - effort.kept_bytes - effort.finished_bytes):
-            _write_files(target, plan, supply, task, progress, block, effort)
-            manifest = build_manifest(plan, supply.source, supply.facts, Journal(target).finished())
-            with folder.finished_file(target / MANIFEST) as out:
-                out.write(manifest.to_json().encode(), 0)
-            _tidy(target, plan)
+        _write_files(target, plan, supply, task, progress, block, effort)
+        manifest = build_manifest(plan, supply.source, supply.facts, Journal(target).finished())
+        with folder.finished_file(target / MANIFEST) as out:
+            out.write(manifest.to_json().encode(), 0)
+        _tidy(target, plan)
     except InputError:
         _discard(target, plan, supply.source)
         raise

@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Literal
 
 from dsv4_mlx.checkpoint.direct import OutFile
-from dsv4_mlx.errors import InputError, MachineError
+from dsv4_mlx.errors import DiskFull, InputError, MachineError
 from dsv4_mlx.manifest import NAME as MANIFEST
 
 LOCK = ".convert.lock"
 JOURNAL = ".convert.journal"
 PART = ".part"
 IGNORED = (LOCK, ".DS_Store")  # a lock without a journal is from a run that wrote nothing
+
+RESUME = "the finished files are kept: run the same command with --resume"
 
 State = Literal["new", "unfinished", "finished", "foreign"]
 
@@ -58,12 +60,14 @@ def state_of(target: Path) -> State:
 
 
 def create(target: Path) -> bool:
-    """Make the folder if needed; whether it was made. Raises InputError."""
+    """Make the folder if needed; whether it was made. Raises InputError; OSError where the disk is full."""
     if target.is_dir():
         return False
     try:
         target.mkdir(parents=True)
     except OSError as error:
+        if no_room(error):
+            raise
         raise InputError(
             f"the target can't be made: {error.strerror or error}",
             where=target,
@@ -111,6 +115,8 @@ def _take(path: Path, target: Path) -> int:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
+            if no_room(error):
+                raise
             raise InputError(
                 f"the target can't be written to: {error.strerror or error}",
                 where=target,
@@ -184,15 +190,33 @@ def free_bytes(target: Path) -> int:
 
 
 def check_space(target: Path, needed: int) -> None:
-    """Raises MachineError if fewer than `needed` bytes are free."""
+    """Raises DiskFull if fewer than `needed` bytes are free."""
     free = free_bytes(target)
     if needed > free:
-        raise MachineError(
+        raise DiskFull(
             f"the disk is too full: {size(needed)} are needed, {size(free)} are free, "
             f"{size(needed - free)} are missing",
             where=target,
             next=f"free {size(needed - free)}, or give a target on another disk",
         )
+
+
+def no_room(error: OSError) -> bool:
+    """Whether the disk is full, or this user's share of it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def disk_full(target: Path, left: Callable[[], int], then: str) -> DiskFull:
+    """The error of a disk that has become full. `left()`: bytes still to be written; `then`: what to do."""
+    try:
+        missing = max(left() - free_bytes(target), 1)
+    except OSError:
+        missing = left()
+    return DiskFull(
+        f"the disk is full: {size(missing)} are missing to finish",
+        where=target,
+        next=f"free {size(missing)}; {then}",
+    )
 
 
 @contextmanager
@@ -201,23 +225,14 @@ def writing(target: Path, left: Callable[[], int]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        resume = "the finished files are kept: run the same command with --resume"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            try:
-                missing = max(left() - free_bytes(target), 1)
-            except OSError:
-                missing = left()
-            raise MachineError(
-                f"the disk is full: {size(missing)} are missing to finish",
-                where=target,
-                next=f"free {size(missing)}; {resume}",
-            ) from None
+        if no_room(error):
+            raise disk_full(target, left, RESUME) from None
         if not target.is_dir():
             raise MachineError(
                 "the target has vanished while it was written", where=target, next="convert again"
             ) from None
         raise MachineError(
-            f"the target can't be written to: {error.strerror or error}", where=target, next=resume
+            f"the target can't be written to: {error.strerror or error}", where=target, next=RESUME
         ) from None
 
 

@@ -19,6 +19,7 @@ from dsv4_mlx.convert.plan import FilePlan, Records, Target
 from dsv4_mlx.official import FP8_BLOCK
 
 Bytes = npt.NDArray[np.uint8]
+FLOATS = 4  # a step quantises so many times fewer bytes than a block has
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,9 @@ def work_for(file: FilePlan, source: Source, block: int) -> Iterator[Work]:
 
 def _rows(target: Target, block: int) -> Iterator[Work]:
     rows, columns = target.weight.shape
-    # As float32 while quantised; expanded scales are a 32nd of the codes.
-    width = columns * 4 if target.format == "affine4" else max(1, columns // 32)
+    # Quantised in float32, of which several copies live at once: a part of a block keeps them small beside
+    # the buffers. Expanded scales are a 32nd of the codes.
+    width = columns * 4 * FLOATS if target.format == "affine4" else max(1, columns // 32)
     step = max(1, block // width // FP8_BLOCK) * FP8_BLOCK
     for first in range(0, rows, step):
         yield Rows(target, first, min(first + step, rows))

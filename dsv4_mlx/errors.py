@@ -4,8 +4,9 @@
     |-- UsageError       2    wrong arguments or options
     |-- InputError       2    a file, folder, config or id that is not what it should be
     |-- DoesNotFit       2    this model can't run with these limits
-    |-- MachineError     3    disk full, read error, port busy, out of memory
-    `-- ModelOutputError 3    logits that are not numbers: the device failed silently
+    `-- MachineError     3    read error, port busy, out of memory
+        |-- DiskFull     3    no room for what is still to be written
+        `-- ModelOutputError 3    logits that are not numbers: the device failed silently
 
 A message says what was found, what was expected, where, and what to do next. Anything that is not a
 Dsv4Error is a bug in this project: the command line logs its traceback and exits with 70.
@@ -51,6 +52,10 @@ class MachineError(Dsv4Error):
     """The machine failed: disk full, read error, port busy, out of memory."""
 
     exit_code = 3
+
+
+class DiskFull(MachineError):
+    """No room for what is still to be written."""
 
 
 class ModelOutputError(MachineError):

@@ -77,7 +77,7 @@ PARTS: dict[str, set[str]] = {
         "official",
         "errors",
     },  # fmt: skip
-    "hub": {"convert", "checkpoint", "errors"},
+    "hub": {"convert", "checkpoint", "config", "errors"},
     "constrain": {"engine", "chat", "errors"},
     "forecast": set(),
     "convert": {"checkpoint", "config", "official", "manifest", "errors"},
@@ -138,7 +138,7 @@ OUTSIDE: dict[str, set[str]] = {
     "convert": {"numpy", "mlx"},
     "synthetic": {"numpy", "tokenizers"},
     "serving": {"mlx", "numpy", "deepseek_recipe"},
-    "server": {"uvicorn", "deepseek_recipe"},  # no mlx: the engine thread owns it
+    "server": {"starlette", "uvicorn", "deepseek_recipe"},  # no mlx: the engine thread owns it
     "terminal": {"rich", "prompt_toolkit", "markdown_it", "pygments"},  # no mlx: it starts fast
     # the one place that may load mlx-lm and transformers
     "adapters": {"mlx", "mlx_lm", "transformers", "tokenizers", "deepseek_recipe"},

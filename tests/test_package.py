@@ -21,6 +21,8 @@ HEAVY = (
     "huggingface_hub",
     "deepseek_recipe",
     "tokenizers",
+    "starlette",
+    "uvicorn",
 )
 
 

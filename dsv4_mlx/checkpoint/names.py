@@ -12,6 +12,7 @@ def match(source: Source) -> Inventory:
     """The weights of this checkpoint. Raises InputError that names what is missing, extra or misshapen."""
     table = inventory(source.config)
     found: dict[str, Entry] = dict(source.entries())
+    _refuse_fp8_experts(source, found)
     missing: list[str] = []
     wrong: list[str] = []
     for tensor in table.tensors():
@@ -35,3 +36,14 @@ def match(source: Source) -> Inventory:
             next="use config.json, index and shards of one official release",
         )
     return table
+
+
+def _refuse_fp8_experts(source: Source, found: dict[str, Entry]) -> None:
+    """The same model with routed experts of another format: named, not listed as thousands of shapes."""
+    name = "layers.0.ffn.experts.0.w1.weight"
+    if name in found and found[name].dtype == "F8_E4M3":
+        raise InputError(
+            "the routed experts are FP8, as in DeepSeek-V4-Flash-Base; this program runs those of FP4",
+            where=source.folder / source.where[name],
+            next="use deepseek-ai/DeepSeek-V4-Flash, or run this checkpoint with vLLM or SGLang",
+        )

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from dsv4_mlx.cli.clients import CLIENTS, Client, Server
-from dsv4_mlx.cli.options import ApiKeyOption, config_folder
+from dsv4_mlx.cli.options import ApiKeyFileOption, ApiKeyOption, api_key_from, config_folder
 from dsv4_mlx.errors import InputError, MachineError, UsageError
 
 TIMEOUT = 5  # seconds for the server to answer
@@ -31,6 +31,7 @@ def connect(
         str, typer.Option("--url", metavar="URL", help="Where the server is.")
     ] = "http://127.0.0.1:8080",
     api_key: ApiKeyOption = None,
+    api_key_file: ApiKeyFileOption = None,
 ) -> None:
     """Print the settings with which an editor or agent uses the running server; --write puts them in place.
 
@@ -38,7 +39,7 @@ def connect(
     """
     if client not in CLIENTS:
         raise UsageError(f"{client!r} is not known", next=f"give one of {', '.join(CLIENTS)}")
-    server = ask_server(url.rstrip("/").removesuffix("/v1"), api_key)
+    server = ask_server(url.rstrip("/").removesuffix("/v1"), api_key_from(api_key, api_key_file))
     chosen = CLIENTS[client]
     path = chosen.file(Path.home(), config_folder())
     if write:
@@ -63,7 +64,7 @@ def ask_server(url: str, key: str | None) -> Server:
         error.close()
         if error.code == 401:
             raise UsageError(
-                "the server asks for its API key", next="give --api-key or set DSV4_API_KEY"
+                "the server asks for its API key", next="set DSV4_API_KEY, or give --api-key-file"
             ) from None
         raise MachineError(
             f"the server at {url} answers {error.code}", next="try again when it is ready"

@@ -67,6 +67,8 @@ def convert(
     facts = summary.to_json()
     if not as_json:
         print(f"{summary.status}: {summary.tensors} official tensors, {size(summary.bytes)} -> {target}")
+        if summary.extra:
+            print(f"blocks after the layers, kept: {', '.join(summary.extra)}")
         for name in summary.kept:
             print(f"kept as it was: {name}")
     report = None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import size, table
-from dsv4_mlx.cli.options import JsonOption, cache_folder
+from dsv4_mlx.cli.console import duration, size, table, tell
+from dsv4_mlx.cli.options import JsonOption
 from dsv4_mlx.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from dsv4_mlx.convert import Pace
     from dsv4_mlx.planning import Option, Plan, Speeds
 
 UNITS = {"MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": 1 << 30, "TB": 10**12, "TIB": 1 << 40}
@@ -37,11 +39,15 @@ def plan(
     network: Annotated[
         str | None, typer.Option("--network", metavar="SIZE", help="Bytes per second of the download.")
     ] = None,
+    place: Annotated[
+        str, typer.Option("--dir", metavar="DIR", help="Where what is made would go. Default: ~/models.")
+    ] = "~/models",
     as_json: JsonOption = False,
 ) -> None:
     """Say which recipe would run how, on how much disk, and what to type. Nothing is downloaded or changed.
 
-    Without --for it is for this machine, whose speeds are measured for some seconds.
+    Without --for it is for this machine: its speeds are measured, and some pieces converted, for seconds
+    each. What that writes to --dir, a gigabyte at most, is deleted again.
 
     Example: dsv4-mlx plan --for 64GB --bandwidth 400GB --disk 5GB
     """
@@ -56,17 +62,41 @@ def plan(
     ways, config = ways_of(folder)
     speeds = Speeds(*(_bytes(text, name) for text, name in zip(
         (bandwidth, disk, network), ("--bandwidth", "--disk", "--network"), strict=True)))  # fmt: skip
+    pace: Pace | str = "for another machine"
     if memory is None:
-        limit, element, speeds = this_machine(speeds, cache_folder())
+        here = _existing(Path(place).expanduser())
+        limit, element, speeds = this_machine(speeds, here)
+        pace = _pace(folder, here) if ways[0].shards else "nothing is converted"
     else:
         # Memory is sold in binary units: a Mac of 64 GB has 64 GiB.
         binary = re.sub(r"(?i)(?<=[MGT])B", "iB", memory)
         limit, element = default_gpu_limit(int(_bytes(binary, "--for") or 0)), 2
-    found = make(ways, config, limit, element, speeds, str(folder or ""))
+    known = None if isinstance(pace, str) else pace
+    found = make(
+        ways, config, limit, element, speeds, str(folder or ""), pace=known, place=place.rstrip("/") or "/"
+    )
     if as_json:
-        print(json.dumps(found.to_json(), indent=1))
+        facts = {"calibration": pace if known is None else asdict(known)}
+        print(json.dumps(found.to_json() | facts, indent=1))
     else:
-        show(found, speeds)
+        show(found, speeds, pace)
+
+
+def _pace(folder: Path | None, here: Path) -> Pace | str:
+    from dsv4_mlx.planning.rehearsal import SECONDS, pace_here
+
+    what = "pieces of this checkpoint" if folder is not None else "a made-up piece of V4-Flash"
+    tell(f"converting {what} for {SECONDS:.0f} s in {here}; they are deleted")
+    return pace_here(folder, here)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there. Raises InputError for a file."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file", next="give a folder as --dir")
+    return folder
 
 
 def _bytes(text: str | None, name: str) -> float | None:
@@ -78,7 +108,7 @@ def _bytes(text: str | None, name: str) -> float | None:
     return float(found[1]) * UNITS[found[2]]
 
 
-def show(found: Plan, speeds: Speeds) -> None:
+def show(found: Plan, speeds: Speeds, pace: Pace | str) -> None:
     """For people, on stdout."""
     print(f"for {size(found.limit)} that a model may use")
     table(
@@ -97,12 +127,21 @@ def show(found: Plan, speeds: Speeds) -> None:
             for o in found.options
         ],
     )
+    made = [(option, option.making) for option in found.options if option.making is not None]
+    if made:
+        table(
+            "converting here (predicted from some seconds of it)",
+            ("stored as", "takes", "memory at most"),
+            [(o.name, duration(making.seconds), size(making.memory)) for o, making in made],
+        )
+    elif isinstance(pace, str):
+        print(f"no time of converting is predicted: {pace}")
     if speeds.memory is None:
         print("no speed is predicted: give --bandwidth and --disk")
     for option in found.options:
         if option.name == found.best:
             if option.download_seconds:
-                print(f"the download takes {option.download_seconds / 3600:.1f} hours at that network speed")
+                print(f"the download takes {duration(option.download_seconds)} at that network speed")
             print(f"best here: {option.name}")
             for command in option.commands:
                 print(f"  {command}")

@@ -16,6 +16,7 @@ import typer
 
 from dsv4_mlx.cli.kernels import chosen
 from dsv4_mlx.cli.options import (
+    ApiKeyFileOption,
     ApiKeyOption,
     ContextOption,
     ExpertMemoryOption,
@@ -28,6 +29,7 @@ from dsv4_mlx.cli.options import (
     ThinkMode,
     ThinkOption,
     VerifyReadsOption,
+    api_key_from,
 )
 from dsv4_mlx.cli.sources import model_folder
 
@@ -89,6 +91,7 @@ def serve(
     think: ThinkOption = ThinkMode.ON,
     sampling: SamplingOption = SamplingMode.CLIENT,
     api_key: ApiKeyOption = None,
+    api_key_file: ApiKeyFileOption = None,
     allow_unauthenticated: OpenOption = False,
     allowed_host: AllowedHostOption = None,
     cors: CorsOption = None,
@@ -121,7 +124,7 @@ def serve(
     options = ServerOptions(
         host=host,
         port=port,
-        api_key=api_key or None,
+        api_key=api_key_from(api_key, api_key_file),
         allow_unauthenticated=allow_unauthenticated,
         allowed_hosts=tuple(allowed_host or ()),
         allowed_origins=tuple(cors or ()),

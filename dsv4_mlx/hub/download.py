@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock
 
 from dsv4_mlx.checkpoint.names import match
 from dsv4_mlx.checkpoint.source import Source
+from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.convert import convert_from
 from dsv4_mlx.convert.finish import Summary
-from dsv4_mlx.convert.plan import make_plan
+from dsv4_mlx.convert.plan import Plan, make_plan
 from dsv4_mlx.convert.recipe import find_recipe
-from dsv4_mlx.convert.target import check_space, create, state_of
-from dsv4_mlx.errors import InputError
-from dsv4_mlx.hub.fetch import STATE, Fetcher
+from dsv4_mlx.convert.target import RESUME, check_space, create, disk_full, no_room, state_of
+from dsv4_mlx.errors import DiskFull, InputError
+from dsv4_mlx.hub.fetch import STATE, Fetcher, write
 from dsv4_mlx.hub.outline import Outline, texts
 from dsv4_mlx.hub.patience import Patience
-from dsv4_mlx.hub.remote import look
+from dsv4_mlx.hub.remote import Remote, look
 from dsv4_mlx.hub.supply import OPEN, Coming
 
+SHARDS = ".safetensors"
 Progress = Callable[[str, int, int], None]  # "looking", "downloading" or "converting", done, in all
 
 
@@ -38,11 +41,17 @@ def download(
     Raises InputError for what is not a checkpoint this program runs, before any shard is fetched, and for
     bytes that are not those the Hub lists; MachineError for network and disk.
     """
-    outline, fetcher = _outlined(repository, folder, revision, endpoint, patience, progress)
-    shards = list(outline.source.shards)
-    check_space(folder, sum(_missing(fetcher, shard) for shard in shards))
-    for shard in shards:
-        fetcher.fetch(shard)
+    remote = look(repository, revision, endpoint=endpoint, patience=patience)
+    fetcher = _fetcher(remote, folder, progress)
+
+    def left() -> int:
+        return sum(fetcher.missing(name) for name in remote.files if name.endswith(SHARDS))
+
+    with _room(folder, left, "the same command continues where it stopped"):
+        outline = _outlined(fetcher, progress)
+        check_space(folder, left())
+        for shard in outline.source.shards:
+            fetcher.fetch(shard)
     return outline.source
 
 
@@ -70,18 +79,25 @@ def convert_from_hub(
         raise InputError(
             "the target is not empty", where=target, next="continue with --resume, or give another"
         )
-    stop = Event()
-    outline, fetcher = _outlined(repository, folder, revision, endpoint, patience, progress, stop)
-    if state_of(target) != "finished":
-        _check_room(outline, fetcher, target, recipe, delete)
-    with Coming(outline, fetcher, delete=delete) as supply:
-        summary = convert_from(
-            supply,
-            target,
-            recipe,
-            resume=resume,
-            progress=None if progress is None else lambda done, total, _: progress("converting", done, total),
-        )
+    remote = look(repository, revision, endpoint=endpoint, patience=patience)
+    fetcher = _fetcher(remote, folder, progress)
+    needed = _Needed(fetcher, target, delete)
+    with _room(target, needed, RESUME):
+        outline = _outlined(fetcher, progress)
+        source = outline.source
+        needed.plan = make_plan(match(source), find_recipe(recipe), lambda w: source.entry(w.name).dtype)
+        if state_of(target) != "finished":
+            check_space(target, needed())
+        with Coming(outline, fetcher, delete=delete) as supply:
+            summary = convert_from(
+                supply,
+                target,
+                recipe,
+                resume=resume,
+                progress=None
+                if progress is None
+                else lambda done, total, _: progress("converting", done, total),
+            )
     if delete:
         shutil.rmtree(folder, ignore_errors=True)
     return summary
@@ -92,14 +108,41 @@ def source_folder(target: Path) -> Path:
     return target.with_name(f"{target.name}.official")
 
 
-def _outlined(
-    repository: str, folder: Path, revision: str | None, endpoint: str | None,
-    patience: Patience | None, progress: Progress | None, stop: Event | None = None,
-) -> tuple[Outline, Fetcher]:  # fmt: skip
-    remote = look(repository, revision, endpoint=endpoint, patience=patience)
-    create(folder)
-    _same_commit(folder, remote.commit)
-    total = sum(file.bytes for file in remote.files.values() if file.name.endswith(".safetensors"))
+class _Needed:
+    """Bytes that a conversion from the Hub has still to write; without a plan yet, about that."""
+
+    def __init__(self, fetcher: Fetcher, target: Path, delete: bool) -> None:
+        self.fetcher, self.target, self.delete = fetcher, target, delete
+        self.plan: Plan | None = None
+
+    def __call__(self) -> int:
+        fetcher, made = self.fetcher, 0
+        names = [name for name in fetcher.remote.files if name.endswith(SHARDS)]
+        output = self.plan.bytes if self.plan else sum(fetcher.file(name).bytes for name in names)
+        if self.target.is_dir():
+            made = sum(path.stat().st_size for path in self.target.glob("*.safetensors"))
+        shards = sorted(fetcher.missing(name) for name in names)
+        coming = sum(shards[-OPEN:]) if self.delete else sum(shards)
+        return max(0, output - made) + coming
+
+
+@contextmanager
+def _room(place: Path, left: Callable[[], int], then: str) -> Iterator[None]:
+    """A disk that becomes full, wherever that shows, is said with all that is missing."""
+    try:
+        yield
+    except OSError as error:
+        if not no_room(error):
+            raise
+        raise disk_full(place, left, then) from None
+    except DiskFull as error:
+        if "are needed" in error.message:  # found out before anything was written
+            raise
+        raise disk_full(place, left, then) from None
+
+
+def _fetcher(remote: Remote, folder: Path, progress: Progress | None) -> Fetcher:
+    total = sum(file.bytes for file in remote.files.values() if file.name.endswith(SHARDS))
     done, lock = 0, Lock()
 
     def advance(count: int) -> None:
@@ -109,13 +152,19 @@ def _outlined(
         if progress is not None:
             progress("downloading", min(done, total), total)
 
-    fetcher = Fetcher(remote, folder, advance, stop or Event())
+    return Fetcher(remote, folder, advance, Event())
+
+
+def _outlined(fetcher: Fetcher, progress: Progress | None) -> Outline:
+    remote, folder = fetcher.remote, fetcher.folder
+    create(folder)
+    _same_commit(folder, remote.commit)
     texts(fetcher)
+    ModelConfig.read(folder)  # another model is refused before its shards are looked at
     looking = None if progress is None else lambda count, shards: progress("looking", count, shards)
     outline = Outline(remote, folder, looking)
     match(outline.source)
-    done = 0
-    return outline, fetcher
+    return outline
 
 
 def _same_commit(folder: Path, commit: str) -> None:
@@ -123,20 +172,4 @@ def _same_commit(folder: Path, commit: str) -> None:
     known = folder / STATE / "commit"
     if not known.is_file() or known.read_text(encoding="utf-8") != commit:
         shutil.rmtree(folder / STATE, ignore_errors=True)
-        known.parent.mkdir(parents=True, exist_ok=True)
-        known.write_text(commit, encoding="utf-8")
-
-
-def _check_room(outline: Outline, fetcher: Fetcher, target: Path, recipe: str, delete: bool) -> None:
-    source = outline.source
-    plan = make_plan(match(source), find_recipe(recipe), lambda weight: source.entry(weight.name).dtype)
-    written = sum(path.stat().st_size for path in target.glob("*.safetensors")) if target.is_dir() else 0
-    shards = [_missing(fetcher, shard) for shard in source.shards]
-    coming = sum(sorted(shards)[-OPEN:]) if delete else sum(shards)
-    check_space(target, max(0, plan.bytes - written) + coming)
-
-
-def _missing(fetcher: Fetcher, shard: str) -> int:
-    path = fetcher.folder / shard
-    here = path.stat().st_size if path.is_file() else 0
-    return max(0, fetcher.file(shard).bytes - here)
+        write(known, commit.encode())

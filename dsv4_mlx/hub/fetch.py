@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from threading import Event
-from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.utils import tqdm
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 
-from dsv4_mlx.errors import InputError, MachineError
+from dsv4_mlx.convert.target import no_room
+from dsv4_mlx.errors import DiskFull, InputError, MachineError
 from dsv4_mlx.hub.remote import Remote, RemoteFile
 
 STATE = ".hub"  # in the folder that is filled: what is known of its files
@@ -33,13 +35,23 @@ class Fetcher:
         self.remote, self.folder, self.advance, self.stop = remote, folder, advance, stop
 
     def fetch(self, name: str) -> Path:
-        """The file, checked. Raises InputError, MachineError, Stopped."""
+        """The file, checked. Raises InputError, MachineError, DiskFull, Stopped."""
+        try:
+            return self._fetch(name)
+        except OSError as error:
+            if no_room(error):
+                raise DiskFull("the disk is full", where=self.folder) from None
+            raise MachineError(
+                f"{name} can't be written: {error.strerror or error}", where=error.filename or self.folder
+            ) from None
+
+    def _fetch(self, name: str) -> Path:
         file, path = self.file(name), self.folder / name
         if self._known(file, path):
             self.advance(file.bytes)
             return path
         for again in (False, True):
-            if again or not self._whole(file, path):
+            if again or not (self._whole(file, path) or self._cached(file, path)):
                 self._download(file, path, again)
             wrong = self._wrong(file, path)
             if wrong is None:
@@ -51,6 +63,11 @@ class Fetcher:
             where=path,
             next="try again later, or another mirror: what is sent is not what the Hub lists",
         )
+
+    def missing(self, name: str) -> int:
+        """Bytes of it that are not here yet."""
+        sizes = [p.stat().st_size for p in (self.folder / name, self._state(name, "part")) if p.is_file()]
+        return max(0, self.file(name).bytes - max(sizes, default=0))
 
     def file(self, name: str) -> RemoteFile:
         """Raises InputError for one that the repository has not."""
@@ -68,46 +85,71 @@ class Fetcher:
         return there
 
     def _download(self, file: RemoteFile, path: Path, again: bool) -> None:
-        came = 0
-        advance, stop = self.advance, self.stop
+        """Into a file of its own first, which a later run goes on with."""
+        part = self._state(file.name, "part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        if again:
+            part.unlink(missing_ok=True)
+        counted = 0
 
-        class Count(tqdm):
-            """Counts what comes; draws nothing."""
+        def reached(size: int) -> None:
+            nonlocal counted
+            self.advance(size - counted)
+            counted = size
 
-            def __init__(self, *arguments: Any, **options: Any) -> None:
-                super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+        self.remote.patience.over(
+            f"{file.name} of {self.remote.repository}",
+            lambda: self._go_on(file, part, reached),
+            lambda: counted,
+        )
+        os.replace(part, path)
 
-            def update(self, n: float | None = 1) -> None:
-                nonlocal came
-                if stop.is_set():
-                    raise Stopped
-                came += int(n or 0)
-                advance(int(n or 0))
+    def _go_on(self, file: RemoteFile, part: Path, reached: Advance) -> None:
+        """The rest of a file, from the byte where `part` ends. Raises OSError if not all of it comes."""
+        with part.open("ab", buffering=0) as out:
+            size = out.seek(0, os.SEEK_END)
+            if size > file.bytes:
+                size = out.truncate(0)
+            reached(size)
+            if size < file.bytes:
+                with self.remote.stream(file.name, size, file.bytes) as (start, pieces):
+                    size = out.truncate(start)
+                    for piece in pieces:
+                        if self.stop.is_set():
+                            raise Stopped
+                        size += _write(out, piece[: file.bytes - size])
+                        reached(size)
+            if size < file.bytes:
+                raise OSError(f"{size} of {file.bytes} bytes came")
 
-        def work() -> None:
-            hf_hub_download(
-                self.remote.repository,
-                file.name,
-                revision=self.remote.commit,
-                endpoint=self.remote.endpoint,
-                local_dir=self.folder,
-                force_download=again,
-                tqdm_class=Count,
-            )
-
+    def _cached(self, file: RemoteFile, path: Path) -> bool:
+        """Whether it lay in the library's cache, which is only read; here it gets a second name."""
+        if file.sha256 is None:
+            return False
+        home = repo_folder_name(repo_id=self.remote.repository, repo_type="model")
+        blob = Path(constants.HF_HUB_CACHE) / home / "blobs" / file.sha256
         try:
-            # A file that comes whole again and again is no progress.
-            what = f"{file.name} of {self.remote.repository}"
-            self.remote.patience.over(what, work, lambda: min(came, file.bytes))
-        except MachineError as error:
-            if "the disk is full" in error.message:
-                missing = file.bytes - came
-                raise MachineError(
-                    f"the disk is full: {missing / 1e6:,.1f} MB are missing for {file.name} alone",
-                    where=self.folder,
-                    next=f"free {missing / 1e6:,.1f} MB; the same command continues where it stopped",
-                ) from None
-            raise
+            if blob.stat().st_size != file.bytes:
+                return False
+            path.unlink(missing_ok=True)
+            os.link(blob, path)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                return False
+            return self._copied(blob, file, path)
+        self.advance(file.bytes)
+        return True
+
+    def _copied(self, blob: Path, file: RemoteFile, path: Path) -> bool:
+        part = self._state(file.name, "part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with blob.open("rb") as source, part.open("wb", buffering=0) as out:
+            while block := source.read(_BLOCK):
+                if self.stop.is_set():
+                    raise Stopped
+                self.advance(_write(out, block))
+        os.replace(part, path)
+        return True
 
     def _wrong(self, file: RemoteFile, path: Path) -> str | None:
         """What is wrong with it, if anything is."""
@@ -127,13 +169,13 @@ class Fetcher:
                 digest.update(block)
         return digest.hexdigest()
 
-    def _mark(self, name: str) -> Path:
-        return self.folder / STATE / f"{name}.ok"
+    def _state(self, name: str, kind: str) -> Path:
+        return self.folder / STATE / f"{name}.{kind}"
 
     def _known(self, file: RemoteFile, path: Path) -> bool:
         """Whether this very file was checked before."""
         try:
-            known = json.loads(self._mark(file.name).read_text(encoding="utf-8"))
+            known = json.loads(self._state(file.name, "ok").read_text(encoding="utf-8"))
             facts = path.stat()
         except (OSError, ValueError):
             return False
@@ -142,7 +184,17 @@ class Fetcher:
 
     def _remember(self, file: RemoteFile, path: Path) -> None:
         facts = path.stat()
-        write(self._mark(file.name), json.dumps([file.sha256, facts.st_size, facts.st_mtime_ns]).encode())
+        write(
+            self._state(file.name, "ok"), json.dumps([file.sha256, facts.st_size, facts.st_mtime_ns]).encode()
+        )
+
+
+def _write(out: FileIO, data: bytes) -> int:
+    """All of it: the system may take less at a time."""
+    done = 0
+    while done < len(data):
+        done += out.write(data[done:])
+    return done
 
 
 def write(path: Path, data: bytes) -> None:

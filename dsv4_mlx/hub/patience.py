@@ -13,11 +13,12 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
-from dsv4_mlx.errors import Dsv4Error, InputError, MachineError
+from dsv4_mlx.errors import DiskFull, Dsv4Error, InputError, MachineError
 
 T = TypeVar("T")
 
@@ -78,8 +79,13 @@ def refusal(what: str, error: Exception) -> Dsv4Error | None:
             return InputError(f"{what} is not on the Hub", next="use a complete checkpoint's repository")
         case RepositoryNotFoundError() | RevisionNotFoundError() | HFValidationError():
             return InputError(f"{what}: the Hub has no such model or revision", next="check its name")
+        case OfflineModeIsEnabled():
+            return InputError(
+                f"{what}: HF_HUB_OFFLINE is set, so nothing is asked of the Hub",
+                next="unset it; or give the folder of a checkpoint that is complete",
+            )
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return MachineError("the disk is full", next="free some space; the same command continues")
+            return DiskFull("the disk is full", next="free some space; the same command continues")
         case OSError() if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return InputError(f"{what} can't be written: {error.strerror}", where=error.filename)
     status = _status(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from urllib.parse import urlsplit
@@ -42,24 +44,32 @@ class Remote:
         """`count` bytes of a file from `start` on. Raises InputError, MachineError."""
 
         def work() -> bytes:
-            place = self._place(name)
-            hub = urlsplit(self.endpoint or constants.ENDPOINT).netloc
-            own = urlsplit(place).netloc == hub
-            headers = build_hf_headers() if own else {}  # a token is for the Hub, not for where it stores
-            headers["Range"] = f"bytes={start}-{start + count - 1}"
-            response = get_session().get(place, headers=headers, follow_redirects=True)
-            if response.status_code in (401, 403):  # an address that was signed for an hour
-                self._forget(name)
-                raise OSError(f"the Hub answers {response.status_code}")
-            hf_raise_for_status(response)
-            found: bytes = response.content
-            if response.status_code == 200:  # it does not know parts
-                found = found[start : start + count]
+            with self.stream(name, start, start + count) as (first, pieces):
+                found = b"".join(pieces)[start - first :][:count]
             if len(found) != count:
                 raise OSError(f"{len(found)} bytes came, {count} were asked for")
             return found
 
         return self.patience.over(f"{name} of {self.repository}", work)
+
+    @contextmanager
+    def stream(self, name: str, start: int, end: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """Where the answer begins, and its pieces: `start`, or 0 from a server that knows no parts.
+
+        Raises what the library raises; OSError for an address that has expired, which is then asked for anew.
+        """
+        place = self._place(name)
+        own = urlsplit(place).netloc == urlsplit(self.endpoint or constants.ENDPOINT).netloc
+        headers = build_hf_headers() if own else {}  # a token is for the Hub, not for where it stores
+        headers |= {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        with get_session().stream(
+            "GET", place, headers=headers, follow_redirects=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+        ) as response:
+            if response.status_code in (401, 403):  # an address that was signed for an hour
+                self._forget(name)
+                raise OSError(f"the Hub answers {response.status_code}")
+            hf_raise_for_status(response)
+            yield (start if response.status_code == 206 else 0), response.iter_raw()
 
     def _place(self, name: str) -> str:
         with self._lock:

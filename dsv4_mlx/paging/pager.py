@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import islice
 
 import mlx.core as mx
@@ -131,6 +132,10 @@ class Pager:
     def stats(self) -> list[LayerStats]:
         """Counts of every layer so far, in the order of the layers."""
         return [layer.stats.copy() for layer in self.layers.values()]
+
+    def sums(self) -> dict[str, float]:
+        """The same over all layers, by name. Any thread: numbers are whole, if not all of one moment."""
+        return asdict(total(self.stats()))
 
     def recently(self) -> str:
         """What happened since the last call, for a status line; "" if no layer ran."""

@@ -3,12 +3,14 @@
     candidates(config)  every way to store the model, byte for byte     candidates.py
     plan(...)           one option per way, and the commands            plan.py
     predict(...)        bounds on speed, from bytes and a simulator     predict.py
+    pace_here(...)      how fast this machine converts, by trying       rehearsal.py
 
-How a model fits is `doctor.fit`, which `doctor` uses too. Pure arithmetic: no file, no network.
+How a model fits is `doctor.fit`, which `doctor` uses too. But for `pace_here` it is pure arithmetic.
 """
 
 from dsv4_mlx.planning.candidates import Candidate, candidates
-from dsv4_mlx.planning.plan import Option, Plan, plan
+from dsv4_mlx.planning.plan import Making, Option, Plan, plan
 from dsv4_mlx.planning.predict import Speeds
+from dsv4_mlx.planning.rehearsal import pace_here
 
-__all__ = ["Candidate", "Option", "Plan", "Speeds", "candidates", "plan"]
+__all__ = ["Candidate", "Making", "Option", "Plan", "Speeds", "candidates", "pace_here", "plan"]

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dsv4_mlx.checkpoint.native import record_bytes, record_segments
+from dsv4_mlx.checkpoint.source import INDEX, Source
 from dsv4_mlx.config import ModelConfig, parse_config
-from dsv4_mlx.convert import RECIPES
+from dsv4_mlx.convert import RECIPES, Amounts, amounts, text_bytes
 from dsv4_mlx.convert.plan import Plan as Files
 from dsv4_mlx.convert.plan import make_plan
 from dsv4_mlx.doctor.fit import Stored
@@ -24,40 +25,59 @@ OFFICIAL = "official"  # the published files, used as they are
 class Candidate:
     """`stored.bytes` are those of the weight files. `shards`: what must be downloaded for it, per file.
 
-    `touched`: bytes of weights that one decoded token reads.
+    `touched`: bytes of weights that one decoded token reads. `written`: what its conversion writes; None
+    where nothing is converted. `texts`: bytes of all other files, 0 where they are not known.
     """
 
     stored: Stored
     shards: tuple[int, ...]
     touched: int
+    written: Amounts | None = None
+    texts: int = 0
 
     @property
     def name(self) -> str:
         return self.stored.name
 
 
-def candidates(config: ModelConfig, dtype_of: Callable[[Weight], str] | None = None) -> list[Candidate]:
-    """The official files first, then the recipes. `dtype_of` as for make_plan."""
+def candidates(config: ModelConfig, source: Source | None = None) -> list[Candidate]:
+    """The official files first, then the recipes. With `source`, the checkpoint itself, every file to the
+    byte; without, the headers of the official files and all texts are missing."""
     table = inventory(config)
-    shards = tuple(sum(t.bytes for w in shard for t in w.tensors()) for shard in table.shards())
+    if source is None:
+        shards = tuple(sum(t.bytes for w in shard for t in w.tensors()) for shard in table.shards())
+    else:
+        shards = tuple(header.size for header in source.shards.values())
     record = record_bytes(record_segments(*table.layers[0].experts[0]))
     experts = Experts(config.layers, config.experts, config.experts_per_token, record, config.draft_blocks)
-    found = [
-        Candidate(Stored(OFFICIAL, sum(shards), experts), shards, _touched_official(config, table, record))
-    ]
+    touched = _touched_official(config, table, record)
+    found = [Candidate(Stored(OFFICIAL, sum(shards), experts), shards, touched, texts=_texts(source))]
     for name, recipe in RECIPES.items():
-        files = make_plan(table, recipe, dtype_of)
+        files = make_plan(table, recipe, None if source is None else _stored_dtypes(source))
         touched = _touched(config, files, record)
-        found.append(Candidate(Stored(name, files.bytes, experts), shards, touched))
+        texts = text_bytes(files, source) if source is not None else 0
+        stored = Stored(name, files.bytes, experts)
+        found.append(Candidate(stored, shards, touched, amounts(files), texts))
     return found
 
 
-def stored_candidate(config: ModelConfig, manifest: Manifest, touched: int) -> Candidate:
-    """A model that is converted already: nothing is downloaded for it."""
+def _stored_dtypes(source: Source) -> Callable[[Weight], str]:
+    return lambda weight: source.entry(weight.name).dtype
+
+
+def _texts(source: Source | None) -> int:
+    if source is None:
+        return 0
+    return sum(len(text) for text in source.texts.values()) + (source.folder / INDEX).stat().st_size
+
+
+def stored_candidate(config: ModelConfig, manifest: Manifest, touched: int, listing: int) -> Candidate:
+    """A model that is converted already: nothing is downloaded for it. `listing`: bytes of manifest.json."""
     weights = sum(size for name, size in manifest.files.items() if name.endswith(".safetensors"))
+    texts = sum(manifest.files.values()) - weights + listing
     record = max(table.record_bytes for table in manifest.experts.values())
     experts = Experts(config.layers, config.experts, config.experts_per_token, record, config.draft_blocks)
-    return Candidate(Stored(manifest.recipe, weights, experts), (), touched)
+    return Candidate(Stored(manifest.recipe, weights, experts), (), touched, texts=texts)
 
 
 def flash_config() -> ModelConfig:

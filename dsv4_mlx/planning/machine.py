@@ -22,7 +22,7 @@ def default_gpu_limit(memory: int) -> int:
 
 def this_machine(speeds: Speeds, folder: Path) -> tuple[int, int, Speeds]:
     """Bytes a model may use here, bytes of a number in the state's rows, and the speeds that were not given,
-    measured: of memory, and of the disk that holds `folder`."""
+    measured: of memory, and of the disk that holds `folder`, which exists."""
     disk = speeds.disk
     if disk is None:
         try:

@@ -8,8 +8,10 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.doctor.fit import Fit, fit
 from dsv4_mlx.engine.machine import memory_limit
 from dsv4_mlx.engine.memory import touched_weights
+from dsv4_mlx.manifest import NAME as MANIFEST
 from dsv4_mlx.planning.candidates import Candidate, candidates, flash_config, stored_candidate
 from dsv4_mlx.weights.load import activation_dtype, find_model
+from dsv4_mlx.weights.official import OfficialModel
 
 
 def ways_of(folder: Path | None) -> tuple[list[Candidate], ModelConfig]:
@@ -18,11 +20,13 @@ def ways_of(folder: Path | None) -> tuple[list[Candidate], ModelConfig]:
         config = flash_config()
         return candidates(config), config
     stored = find_model(folder)
-    config, manifest = stored.config, stored.manifest
-    if manifest.recipe == "official":
-        return candidates(config), config
+    config = stored.config
+    if isinstance(stored, OfficialModel):
+        return candidates(config, stored.source), config
+    manifest = stored.manifest
     touched = touched_weights(config, manifest, stored.tensor_bytes())
-    return [stored_candidate(config, manifest, touched)], config
+    listing = (folder / MANIFEST).stat().st_size
+    return [stored_candidate(config, manifest, touched, listing)], config
 
 
 def fit_here(folder: Path) -> Fit:

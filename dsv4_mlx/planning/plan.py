@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.convert import Pace
 from dsv4_mlx.doctor.fit import Fit, fit
 from dsv4_mlx.planning.candidates import OFFICIAL, Candidate
 from dsv4_mlx.planning.predict import Prediction, Speeds, predict
@@ -17,8 +19,8 @@ REPOSITORY = "deepseek-ai/DeepSeek-V4-Flash"
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes of weight files at each moment. Text files come to it, and the headers of a download that was
-    not read yet: some 20 MB.
+    """Bytes at each moment: of all files where the checkpoint is here, of the weights where only its config
+    is known. Then text files come to it, and the headers of the download: some 30 MB.
 
     `peak`: at most at any time. `peak_deleting`: the same if shards are deleted once they are converted.
     """
@@ -30,8 +32,19 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Making:
+    """Converting on this machine, predicted from some seconds of it; bytes of memory at most."""
+
+    seconds: float
+    memory: int
+
+
+@dataclass(frozen=True)
 class Option:
-    """One way. `download_seconds` None where the network's speed is not known. `commands` run it."""
+    """One way. `download_seconds` None where the network's speed is not known. `commands` run it.
+
+    `making` None where nothing is converted, or this machine's pace is not known.
+    """
 
     name: str
     disk: Disk
@@ -39,6 +52,7 @@ class Option:
     touched: int
     prediction: Prediction | None
     download_seconds: float | None
+    making: Making | None
     commands: tuple[str, ...]
 
 
@@ -67,20 +81,24 @@ def plan(
     element: int,
     speeds: Speeds,
     folder: str = "",
+    *,
+    pace: Pace | None = None,
+    place: str = "~/models",
 ) -> Plan:
     """`limit`: bytes the model may use; `element`: bytes of a number in the state's rows.
 
-    `folder`: where the model is already, if it is; it then needs no download.
+    `folder`: where the model is already, if it is; it then needs no download. `place`: the folder that
+    gets what is made. `pace`: how fast this machine converts there.
     """
-    options = [_option(way, config, limit, element, speeds, folder) for way in ways]
+    options = [_option(way, config, limit, element, speeds, folder, pace, place) for way in ways]
     return Plan(limit, tuple(options), _best(options))
 
 
 def disk(way: Candidate, here: bool) -> Disk:
     """`here`: the official files are on this machine already; they are not counted unless they are used."""
-    official, stored = sum(way.shards), way.stored.bytes
+    official, stored = sum(way.shards), way.stored.bytes + way.texts
     if way.name == OFFICIAL:
-        return Disk(0 if here else official, official, official, official)
+        return Disk(0 if here else official, stored, stored, stored)
     if here:
         return Disk(0, stored, stored, stored)
     two = sum(sorted(way.shards)[-OPEN_SHARDS:])
@@ -88,33 +106,43 @@ def disk(way: Candidate, here: bool) -> Disk:
 
 
 def _option(
-    way: Candidate, config: ModelConfig, limit: int, element: int, speeds: Speeds, folder: str
-) -> Option:
+    way: Candidate, config: ModelConfig, limit: int, element: int, speeds: Speeds, folder: str,
+    pace: Pace | None, place: str,
+) -> Option:  # fmt: skip
     found = fit(way.stored, config, limit, element)
     needed = disk(way, bool(folder))
     seconds = needed.download / speeds.network if speeds.network and needed.download else None
     if needed.download == 0:
         seconds = 0.0
     prediction = predict(way, found, speeds)
-    return Option(way.name, needed, found, way.touched, prediction, seconds, _commands(way, found, folder))
+    making = None
+    if pace is not None and way.written is not None:
+        making = Making(way.written.seconds(pace), pace.memory[way.name])
+    commands = _commands(way, found, folder, place)
+    return Option(way.name, needed, found, way.touched, prediction, seconds, making, commands)
 
 
-def _commands(way: Candidate, found: Fit, folder: str) -> tuple[str, ...]:
-    source, converted = folder or REPOSITORY, f"~/models/flash-{way.name}"
+def _commands(way: Candidate, found: Fit, folder: str, place: str) -> tuple[str, ...]:
+    source, target = _quoted(folder) or REPOSITORY, _quoted(f"{place}/flash-{way.name}")
     lines = []
-    if not way.shards:
-        target = folder
+    if not way.shards or way.name == OFFICIAL and folder:
+        target = source
     elif way.name == OFFICIAL:
-        target = folder or "~/models/flash-official"
-        lines += [] if folder else [f"dsv4-mlx download {source} {target}"]
+        lines.append(f"dsv4-mlx download {source} {target}")
     else:
-        target = converted
         delete = "" if folder else " --delete-source"
         lines.append(f"dsv4-mlx convert {source} {target} --recipe {way.name}{delete}")
     if found.how != "too large":
         pages = f" --expert-memory {found.slots}x" if found.how == "paged" else ""
         lines.append(f"dsv4-mlx chat {target} --context {found.context}{pages}")
     return tuple(lines)
+
+
+def _quoted(path: str) -> str:
+    """For a shell, which still has to expand the tilde. An empty path stays empty."""
+    if path.startswith("~/"):
+        return "~/" + shlex.quote(path[2:])
+    return shlex.quote(path) if path else ""
 
 
 def _best(options: Sequence[Option]) -> str | None:

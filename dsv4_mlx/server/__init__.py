@@ -5,8 +5,9 @@
     turn.py                 Ask -> prompt ids and a Job
     parse.py, wire.py       sampled tokens -> the protocol's events, and its whole answer
     guard.py                who may ask at all: Host, Origin, key, content type, sizes
-    deliver.py, app.py      the same over ASGI: streams, keep-alives, disconnects, routes
+    gate.py, app.py         Starlette: what stands around every route, and the routes
+    deliver.py, feed.py     a turn over HTTP: streams, keep-alives, disconnects
     run.py                  uvicorn, signals, shutdown
 
-Only the last three lines know of HTTP's machinery. Nothing here touches MLX: dsv4_mlx.serving does.
+Only the last three lines know of Starlette and uvicorn. Nothing here touches MLX: dsv4_mlx.serving does.
 """

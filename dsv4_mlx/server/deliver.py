@@ -1,4 +1,4 @@
-"""One request from its body to its last byte, over ASGI."""
+"""One turn over HTTP, from its body to its last byte."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
-from dsv4_mlx.server.asgi import Message, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
 from dsv4_mlx.server.ask import Ask, Protocol
 from dsv4_mlx.server.feed import Feed
+from dsv4_mlx.server.gate import Visit, visit_of
 from dsv4_mlx.server.intake import Intake
 from dsv4_mlx.server.options import Limits
 from dsv4_mlx.server.record import Record
-from dsv4_mlx.server.refusal import Family, Refusal, from_error
+from dsv4_mlx.server.refusal import Refusal, from_error
 from dsv4_mlx.server.service import Service
 from dsv4_mlx.server.wire import Wire
 from dsv4_mlx.serving.job import Event, Finished, Job, Prefill, Started, Token
@@ -28,47 +33,6 @@ STREAM = {
     "x-accel-buffering": "no",
 }
 JSON = {"content-type": "application/json"}
-
-
-class Left(Exception):
-    """The client has gone, or takes nothing any more."""
-
-
-@dataclass
-class Reply:
-    """The client's side of one exchange. Sending fails with Left if it takes too long."""
-
-    send: Send
-    limits: Limits
-    headers: dict[str, str]
-    status: int = 0
-    detail: str = ""  # what the log says of it
-
-    async def start(self, status: int, headers: dict[str, str]) -> None:
-        self.status = status
-        pairs = {**self.headers, **headers}.items()
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
-        await self._out({"type": "http.response.start", "status": status, "headers": raw})
-
-    async def piece(self, text: str, *, more: bool = True) -> None:
-        await self._out({"type": "http.response.body", "body": text.encode(), "more_body": more})
-
-    async def whole(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-        length = {"content-length": str(len(text.encode()))}
-        await self.start(status, {**JSON, **length, **(headers or {})})
-        await self.piece(text, more=False)
-
-    async def refuse(self, refusal: Refusal, family: Family) -> None:
-        body = refusal.body(family, self.headers.get("x-request-id", ""))
-        await self.whole(refusal.status_for(family), body, refusal.headers())
-
-    async def _out(self, message: Message) -> None:
-        try:
-            async with asyncio.timeout(self.limits.drain_time):
-                await self.send(message)
-        except (TimeoutError, OSError):
-            raise Left from None
 
 
 @dataclass
@@ -95,8 +59,8 @@ class Exchange:
     ask: Ask
     job: Job
     wire: Wire
-    reply: Reply
-    request_id: str
+    visit: Visit
+    send: Send
     feed: Feed = field(default_factory=Feed)
     sampled: list[int] = field(default_factory=list)
     done: int = 0
@@ -153,51 +117,62 @@ class Exchange:
             self.refusal = _told(event.error, self.counter)
         self.ended = self.refusal.code
         if self.ask.stream:
-            frames += self.wire.failed(self.refusal, self.request_id)
+            frames += self.wire.failed(self.refusal, self.visit.id)
+
+    async def start(self, headers: dict[str, str]) -> None:
+        await self.send({"type": "http.response.start", "status": 200, "headers": Headers(headers).raw})
+
+    async def piece(self, text: str, *, more: bool = True) -> None:
+        await self.send({"type": "http.response.body", "body": text.encode(), "more_body": more})
 
 
-async def exchange(
-    counter: Counter, protocol: Protocol, scope: Scope, receive: Receive, reply: Reply
-) -> None:
-    """Answer one request of a protocol. Raises Refusal before anything was sent, and Left."""
-    _check_ready(counter.worker)
-    raw = await body_of(scope, receive, counter.limits)
-    ask: Ask = await counter.call(counter.intake.read, protocol, raw)
-    job: Job = await counter.call(counter.intake.job, ask)
-    wire = counter.intake.wire(ask, job)
-    turn = Exchange(counter, ask, job, wire, reply, reply.headers.get("x-request-id", ""))
-    try:
-        ticket = counter.worker.submit(job, turn.feed.emit)
-    except Exception as error:  # what each kind means to a client: refusal.py
-        raise _told(error, counter) from None
-    watch = asyncio.create_task(_watch(receive, turn.feed))
-    try:
-        await (_stream(turn) if ask.stream else _plain(turn))
-    except Left:
-        turn.ended = "client_disconnected"
-        raise
-    except Refusal:
-        raise
-    except Exception as error:  # a bug: a stream that has begun ends with its own kind of error
-        refusal = _told(error, counter)
-        turn.ended = refusal.code
-        if not reply.status:
-            raise refusal from None
-        await reply.piece("".join(wire.failed(refusal, turn.request_id)) if ask.stream else "", more=False)
-    finally:
-        ticket.cancel()
-        watch.cancel()
-        reply.detail = counter.record.turn(turn)
+@dataclass(frozen=True)
+class Answer:
+    """The endpoint of one protocol. Raises Refusal before anything was sent, and ClientDisconnect."""
+
+    counter: Counter
+    protocol: Protocol
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        counter, visit = self.counter, visit_of(scope)
+        _check_ready(counter.worker)
+        raw = await body_of(Request(scope, receive), counter.limits)
+        ask: Ask = await counter.call(counter.intake.read, self.protocol, raw)
+        job: Job = await counter.call(counter.intake.job, ask)
+        wire = counter.intake.wire(ask, job)
+        turn = Exchange(counter, ask, job, wire, visit, send)
+        try:
+            ticket = counter.worker.submit(job, turn.feed.emit)
+        except Exception as error:  # what each kind means to a client: refusal.py
+            raise _told(error, counter) from None
+        watch = asyncio.create_task(_watch(receive, turn.feed))
+        try:
+            await (_stream(turn) if ask.stream else _plain(turn, scope, receive))
+        except ClientDisconnect:
+            turn.ended = "client_disconnected"
+            raise
+        except Refusal:
+            raise
+        except Exception as error:  # a bug: a stream that has begun ends with its own kind of error
+            refusal = _told(error, counter)
+            turn.ended = refusal.code
+            if not visit.status:
+                raise refusal from None
+            await turn.piece("".join(wire.failed(refusal, visit.id)) if ask.stream else "", more=False)
+        finally:
+            ticket.cancel()
+            watch.cancel()
+            visit.detail = counter.record.turn(turn)
 
 
 async def _stream(turn: Exchange) -> None:
-    limits, reply = turn.counter.limits, turn.reply
-    await reply.start(200, STREAM)
+    limits = turn.counter.limits
+    await turn.start(STREAM)
     spoken = time.monotonic() + FIRST_SIGN - limits.keep_alive
     while turn.ended is None:
         events = await turn.feed.next(max(0.0, spoken + limits.keep_alive - time.monotonic()))
         if turn.feed.gone:
-            raise Left
+            raise ClientDisconnect
         frames = turn.take(events)
         if not frames and time.monotonic() >= spoken + limits.keep_alive:
             if turn.opened:
@@ -205,34 +180,33 @@ async def _stream(turn: Exchange) -> None:
             else:
                 turn.open(frames, 0)
         if frames:
-            await reply.piece("".join(frames))
+            await turn.piece("".join(frames))
             spoken = time.monotonic()
-    await reply.piece("", more=False)
+    await turn.piece("", more=False)
 
 
-async def _plain(turn: Exchange) -> None:
+async def _plain(turn: Exchange, scope: Scope, receive: Receive) -> None:
     """Blank lines keep a long silence from looking like death; JSON readers skip them."""
-    limits, reply = turn.counter.limits, turn.reply
+    limits, visit = turn.counter.limits, turn.visit
     due = turn.began + limits.silent_time
     while turn.ended is None:
         turn.take(await turn.feed.next(max(0.0, due - time.monotonic())))
         if turn.feed.gone:
-            raise Left
+            raise ClientDisconnect
         if turn.ended is None and time.monotonic() >= due:
-            if not reply.status:
-                await reply.start(200, JSON)
-            await reply.piece("\n")
+            if not visit.status:
+                await turn.start(JSON)
+            await turn.piece("\n")
             due = time.monotonic() + limits.keep_alive
-    if turn.refusal is not None and not reply.status:
+    if turn.refusal is not None and not visit.status:
         raise turn.refusal
-    answer = (
-        turn.wire.answer() if turn.refusal is None else turn.refusal.body(turn.ask.family, turn.request_id)
-    )
-    if reply.status:
-        await reply.piece(json.dumps(answer, ensure_ascii=False, separators=(",", ":")), more=False)
+    answer = turn.wire.answer() if turn.refusal is None else turn.refusal.body(turn.ask.family, visit.id)
+    if visit.status:
+        await turn.piece(json.dumps(answer, ensure_ascii=False, separators=(",", ":")), more=False)
     else:
         hit, miss = turn.wire.cached, turn.wire.prompt_tokens - turn.wire.cached
-        await reply.whole(200, answer, {"x-dsv4-cache": f"hit={hit}; miss={miss}"})
+        reply = JSONResponse(answer, headers={"x-dsv4-cache": f"hit={hit}; miss={miss}"})
+        await reply(scope, receive, turn.send)
 
 
 async def _watch(receive: Receive, feed: Feed) -> None:
@@ -241,27 +215,19 @@ async def _watch(receive: Receive, feed: Feed) -> None:
     feed.leave()
 
 
-async def body_of(scope: Scope, receive: Receive, limits: Limits) -> bytes:
+async def body_of(request: Request, limits: Limits) -> bytes:
     """The request's body. Raises Refusal 413 as soon as it is too large, 408 if it comes too slowly."""
     pieces, size = [], 0
     try:
         async with asyncio.timeout(limits.body_time):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Left
-                pieces.append(message.get("body", b""))
-                size += len(pieces[-1])
+            async for piece in request.stream():
+                size += len(piece)
                 if size > limits.body:
-                    raise too_large(limits)
-                if not message.get("more_body", False):
-                    return b"".join(pieces)
+                    raise Refusal(413, "request_too_large", f"the body is larger than {limits.body} bytes")
+                pieces.append(piece)
     except TimeoutError:
         raise Refusal(408, "timeout", f"the body took longer than {limits.body_time:g} s") from None
-
-
-def too_large(limits: Limits) -> Refusal:
-    return Refusal(413, "request_too_large", f"the body is larger than {limits.body} bytes")
+    return b"".join(pieces)
 
 
 def _check_ready(worker: Service) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from deepseek_recipe import AssistantMessage, Conversation, MessagesRequest, ThinkingInitialStage
@@ -51,10 +53,14 @@ def read(body: Body, facts: Facts) -> Ask:
         request = MessagesRequest(given).convert(conversion())
     except Exception as error:  # the library has one kind for wrong types and another for wrong values
         raise refused(error) from None
-    conversation = conversation_for(request, thinking, facts.levels)
+    wanted = _wanted(body)
+    # the library reads no schema here
+    form = {} if wanted is None else {"response_schema": json.loads(wanted.schema)}
+    made = partial(conversation_for, request, thinking, facts.levels, **form)
+    conversation = made()
     parsing = request.parsing_options
     if given["messages"][-1].get("role") == "assistant":
-        conversation = _continued(conversation, facts, request, thinking)
+        conversation = _continued(conversation, made)
         parsing.thinking_initial_stage = ThinkingInitialStage.ContentContinuation if thinking.on else None
     return Ask(
         protocol="messages",
@@ -70,7 +76,7 @@ def read(body: Body, facts: Facts) -> Ask:
         conversation=conversation,
         handles=_handles(given["messages"], conversation),
         tools=tools,
-        wanted=_wanted(body),
+        wanted=wanted,
         hint=str(record(body, "metadata").get("user_id") or "")[:128],
     )
 
@@ -131,14 +137,14 @@ def _blocks(content: Any) -> list[Body]:
     return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
 
 
-def _continued(conversation: Conversation, facts: Facts, request: Any, thinking: Any) -> Conversation:
+def _continued(conversation: Conversation, made: Callable[..., Conversation]) -> Conversation:
     """The last assistant message is the beginning of the answer."""
     messages = conversation.messages
     last = messages[-1]
     if last.role != "assistant" or last.tool_calls:
         return conversation
     opened = AssistantMessage(last.content, last.reasoning_content, None, True)
-    return conversation_for(request, thinking, facts.levels, messages=[*messages[:-1], opened])
+    return made(messages=[*messages[:-1], opened])
 
 
 def _handles(messages: list[Body], conversation: Conversation) -> dict[int, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dsv4_mlx.server.service import Service
@@ -98,9 +99,36 @@ class Record:
             out += [*_counter(name, help), f"{name} {value}"]
         out += ["# HELP dsv4_memory_bytes Memory of the engine, by kind.", "# TYPE dsv4_memory_bytes gauge"]
         out += [f'dsv4_memory_bytes{{kind="{kind}"}} {count}' for kind, count in sorted(stats.memory.items())]
+        out += _paging(stats.paging)
         out += self.first_token.lines("dsv4_ttft_seconds", "From the request to its first token.")
         out += self.decode.lines("dsv4_decode_tokens_per_second", "Tokens per second after the first.")
         return "\n".join(out) + "\n"
+
+
+def _paging(sums: Mapping[str, float]) -> list[str]:
+    """Where experts came from, if they are read from disk."""
+    if not sums:
+        return []
+    name = "dsv4_paging_experts_total"
+    out = _counter(name, "Experts that layers needed: in memory, on their way already, or to be read.")
+    for source, key in (("memory", "hits"), ("early", "early"), ("disk", "misses")):
+        out.append(f'{name}{{source="{source}"}} {sums[key]:.0f}')
+    for name, help, value in (
+        ("dsv4_paging_layer_runs_total", "Runs of a layer whose experts are paged.", f"{sums['runs']:.0f}"),
+        (
+            "dsv4_paging_advised_reads_total",
+            "Reads of experts before they were needed.",
+            f"{sums['advised']:.0f}",
+        ),
+        ("dsv4_paging_read_bytes_total", "Bytes read of experts.", f"{sums['bytes']:.0f}"),
+        (
+            "dsv4_paging_stall_seconds_total",
+            "Time in which a read kept the model waiting.",
+            f"{sums['stall']:.6f}",
+        ),
+    ):
+        out += [*_counter(name, help), f"{name} {value}"]
+    return out
 
 
 def printable(text: str) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dsv4_mlx.errors import EXIT_INTERRUPT, EXIT_TERMINATED, MachineError, UsageError
@@ -30,7 +31,7 @@ def check_bind(options: ServerOptions) -> None:
         return
     raise UsageError(
         f"--host {options.host} can be reached by other machines, and there is no API key",
-        next="set --api-key, or give --allow-unauthenticated to let everybody in the network use the model",
+        next="set DSV4_API_KEY or give --api-key-file; or --allow-unauthenticated: everybody may",
     )
 
 
@@ -107,7 +108,7 @@ async def _broken(worker: Service) -> None:
         await asyncio.sleep(0.2)
 
 
-def make_server(app: App, options: ServerOptions) -> uvicorn.Server:
+def make_server(app: ASGIApp, options: ServerOptions) -> uvicorn.Server:
     """uvicorn, told to keep out of signals, logs and headers."""
     config = uvicorn.Config(
         app,

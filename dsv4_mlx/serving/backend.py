@@ -67,6 +67,9 @@ class Backend(Protocol):
     def memory(self) -> dict[str, int]:
         """Bytes in use, by kind. Any thread."""
 
+    def paging(self) -> dict[str, float]:
+        """What reading experts from disk did (paging.stats), over all layers; empty without. Any thread."""
+
     def recover(self) -> None:
         """After a failure: give back what can be given back."""
 
@@ -123,6 +126,10 @@ class ModelBackend:
             "peak": mx.get_peak_memory(),
             "cache": mx.get_cache_memory(),
         }
+
+    def paging(self) -> dict[str, float]:
+        pager = None if self._engine is None else self._engine.pager
+        return {} if pager is None else pager.sums()
 
     def recover(self) -> None:
         mx.clear_cache()

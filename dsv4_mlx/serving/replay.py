@@ -161,6 +161,9 @@ class ReplayBackend:
     def memory(self) -> dict[str, int]:
         return {}
 
+    def paging(self) -> dict[str, float]:
+        return {}
+
     def recover(self) -> None:
         pass
 

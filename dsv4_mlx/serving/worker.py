@@ -57,6 +57,7 @@ class Stats:
     branches: int
     failures: int  # of the device
     memory: dict[str, int]  # bytes, by kind
+    paging: dict[str, float]  # what reading experts from disk did, by name; empty without
 
 
 class Ticket:
@@ -162,6 +163,7 @@ class Worker:
             branches=pool.branches if pool is not None else 0,
             failures=counts.failures,
             memory=self.backend.memory(),
+            paging=self.backend.paging(),
         )
 
     def close(self, grace: float) -> bool:

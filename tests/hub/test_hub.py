@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -124,10 +129,12 @@ def test_a_wrong_digest_stops_it(official: Path, tmp_path: Path) -> None:
 
 def test_a_wrong_length_stops_it(official: Path, tmp_path: Path) -> None:
     def cut(asked: Asked) -> None:
-        if asked.name == SHARD and large(asked) and asked.start == 0 and len(asked.body) > 300_000:
+        end = asked.start + len(asked.body)
+        if asked.name == SHARD and large(asked) and end == len(hub.files[SHARD]):
             asked.body = asked.body[:-7]
 
-    error = refused(Hub(official, fault=cut), tmp_path)
+    hub = Hub(official, fault=cut)
+    error = refused(hub, tmp_path)
     assert isinstance(error, (MachineError, InputError)) and SHARD in str(error)
 
 
@@ -212,31 +219,128 @@ def test_the_disk_never_holds_more_than_the_output_and_two_shards(
     assert most < output + sum(shards) - shards[-3]
 
 
-def test_a_full_disk_is_said_and_the_rest_comes_later(
-    official: Path, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_other_models_are_refused_by_name_before_a_shard_comes(official: Path, tmp_path: Path) -> None:
+    for kind, words in (("deepseek_v41", "V4.1"), ("deepseek_v32", "V3.2"), ("deepseek_v3", "V3 or R1")):
+        hub = Hub(official)
+        config = json.loads(hub.files["config.json"]) | {"model_type": kind}
+        hub.files["config.json"] = json.dumps(config).encode()
+        hub.sizes["config.json"] = len(hub.files["config.json"])
+        error = refused(hub, tmp_path / kind)
+        assert isinstance(error, InputError) and words in str(error) and "mlx-lm" in str(error.next)
+        assert not any(name.endswith(".safetensors") for name in hub.gets)
+
+
+def test_experts_of_fp8_are_refused_by_name(official: Path, tmp_path: Path) -> None:
+    """As in V4-Flash-Base: everything else is as in V4-Flash."""
+    hub = Hub(official)
+    for name, data in hub.files.items():
+        if name.endswith(".safetensors"):
+            length = int.from_bytes(data[:8], "little")
+            header = json.loads(data[8 : 8 + length])
+            for tensor, entry in header.items():
+                if ".ffn.experts." in tensor and tensor.endswith(".weight"):
+                    rows, columns = entry["shape"]
+                    entry |= {"dtype": "F8_E4M3", "shape": [rows, columns]}
+            text = json.dumps(header, separators=(",", ":")).encode()
+            hub.files[name] = len(text).to_bytes(8, "little") + text + data[8 + length :]
+            hub.sizes[name] = len(hub.files[name])
+            hub.listed[name] = hashlib.sha256(hub.files[name]).hexdigest()
+    error = refused(hub, tmp_path)
+    assert (
+        isinstance(error, InputError) and "DeepSeek-V4-Flash-Base" in str(error) and "vLLM" in str(error.next)
+    )
+
+
+def test_a_download_goes_on_at_its_byte(official: Path, tmp_path: Path) -> None:
+    """Also in a later process: what came is not asked for again."""
+    large_file = max(official.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    whole, starts = large_file.stat().st_size, []
+
+    def cut(asked: Asked) -> None:
+        end = asked.start + len(asked.body)
+        if (
+            asked.name == large_file.name
+            and asked.method == "GET"
+            and len(asked.body) > 9000
+            and end == whole
+        ):
+            starts.append(asked.start)
+            asked.cut = whole // 4
+
+    hub = Hub(official, fault=cut)
+    with serving(hub):
+        for _ in range(3):
+            with pytest.raises(MachineError, match="can't be fetched") as raised:
+                download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, patience=replace(QUICK, tries=1))
+            assert raised.value.exit_code == 3
+        hub.fault = None
+        download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, patience=QUICK)
+    assert same(official, tmp_path / "a")
+    assert starts == [0, whole // 4, whole // 4 * 2]
+    assert not list((tmp_path / "a").rglob("*.part")) and not list((tmp_path / "a").rglob("*.incomplete"))
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_shard_in_the_cache_is_not_fetched_again(
+    official: Path, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
 ) -> None:
-    from dsv4_mlx.hub import fetch
+    """One is right, one has other bytes than its name says; both, and a partial one, stay as they are."""
+    hub, wrong = Hub(official), "model-00002-of-00006.safetensors"
+    blobs = tmp_path / "cache" / "models--deepseek-ai--Tiny" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / hub.listed[SHARD]).write_bytes(hub.files[SHARD])
+    (blobs / hub.listed[wrong]).write_bytes(bytes(len(hub.files[wrong])))
+    (blobs / f"{'a' * 64}.incomplete").write_bytes(b"half")
+    before = {path.name: path.read_bytes() for path in blobs.iterdir()}
 
-    real = huggingface_hub.hf_hub_download
+    def refused(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Cross-device link")
 
-    def full(repository: str, name: str, **options: Any) -> Any:
-        if name == SHARD:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(repository, name, **options)
+    with serving(hub), monkeypatch.context() as patch:
+        convert_from_hub(REPOSITORY, tmp_path / "alone", endpoint=hub.endpoint, patience=QUICK)
+        alone = dict(hub.gets)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        if not linked:
+            patch.setattr(os, "link", refused)
+        for delete in (False, True):
+            hub.gets.clear()
+            target = tmp_path / f"out-{delete}"
+            convert_from_hub(REPOSITORY, target, delete=delete, endpoint=hub.endpoint, patience=QUICK)
+            assert same(target, converted)
+            assert hub.gets[SHARD] == alone[SHARD] - 1  # its header and samples only
+            assert hub.gets[wrong] == alone[wrong]
+    assert {path.name: path.read_bytes() for path in blobs.iterdir()} == before
 
-    target = tmp_path / "out"
+
+def test_the_token_goes_to_the_hub_alone(
+    official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with serving(Hub(official, redirect=True)) as hub:
+        download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, patience=QUICK)
+    assert hub.tokens == {"api": {"Bearer hf_secret"}, "files": {"Bearer hf_secret"}, "cdn": {None}}
+
+
+def test_offline_is_said_at_once(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with serving(Hub(official)) as hub, pytest.raises(InputError, match="HF_HUB_OFFLINE is set"):
+        download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, patience=QUICK)
+    assert not hub.gets and not (tmp_path / "a").exists()
+
+
+def test_a_mirror_and_the_environment(official: Path, tmp_path: Path) -> None:
+    """As a user calls it: another process, HF_ENDPOINT and HF_TOKEN in its environment."""
     with serving(Hub(official)) as hub:
-        with monkeypatch.context() as patch:
-            patch.setattr(fetch, "hf_hub_download", full)
-            with pytest.raises(MachineError, match="the disk is full") as raised:
-                convert_from_hub(REPOSITORY, target, endpoint=hub.endpoint, patience=QUICK)
-        assert raised.value.exit_code == 3 and raised.value.next and "MB" in raised.value.next
-        with pytest.raises(InputError, match="--resume"):
-            convert_from_hub(REPOSITORY, target, endpoint=hub.endpoint, patience=QUICK)
-        hub.gets.clear()
-        convert_from_hub(REPOSITORY, target, resume=True, endpoint=hub.endpoint, patience=QUICK)
-        assert same(target, converted)
-        assert hub.gets.get("model-00001-of-00006.safetensors", 0) == 0
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_TOKEN": "hf_secret",
+            "HF_HUB_OFFLINE": "0",
+        }
+        words = [sys.executable, "-m", "dsv4_mlx", "download", REPOSITORY, str(tmp_path / "a")]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert same(official, tmp_path / "a") and "Bearer hf_secret" in hub.tokens["api"]
 
 
 def test_too_little_room_is_said_before_anything_large_comes(

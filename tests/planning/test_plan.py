@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import Checkpoints
@@ -14,8 +16,11 @@ from dsv4_mlx.cli.main import run
 from dsv4_mlx.convert import RECIPES, convert
 from dsv4_mlx.engine.memory import touched_weights
 from dsv4_mlx.planning import Speeds, candidates, plan
-from dsv4_mlx.planning.candidates import flash_config, stored_candidate
+from dsv4_mlx.planning.candidates import flash_config
+from dsv4_mlx.planning.model import ways_of
+from dsv4_mlx.planning.plan import disk
 from dsv4_mlx.planning.predict import HITS, simulated
+from dsv4_mlx.synthetic import cut, release_config, small_config, write_checkpoint
 from dsv4_mlx.weights.load import find_model
 
 FLASH = candidates(flash_config())
@@ -23,22 +28,60 @@ CONFIG = flash_config()
 GIB = 1 << 30
 
 
+def every_file(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 def weights_of(folder: Path) -> list[int]:
     return [path.stat().st_size for path in sorted(folder.glob("*.safetensors"))]
 
 
+def no_draft_block() -> dict[str, Any]:
+    config = small_config()
+    layers = config["num_hidden_layers"]
+    return config | {"num_nextn_predict_layers": 0, "compress_ratios": config["compress_ratios"][:layers]}
+
+
+def dspark() -> dict[str, Any]:
+    """The weights of April with the drafter of 0731: no expert_dtype, no n_mtp_layers in its config."""
+    config = cut(release_config("0731"), layers=4, experts=4)
+    return {key: value for key, value in config.items() if key not in ("expert_dtype", "n_mtp_layers")}
+
+
+SHAPES: dict[str, Callable[[], dict[str, Any]]] = {
+    "april": small_config,
+    "april without draft block": no_draft_block,
+    "0731": lambda: cut(release_config("0731"), layers=4, experts=4),
+    "dspark": dspark,
+    "pro": lambda: cut(release_config("pro"), layers=4, experts=4),
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def official(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shape") / "official"
+    write_checkpoint(folder, SHAPES[request.param](), 0)
+    return folder
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_bytes_are_those_of_the_files(checkpoints: Checkpoints, recipe: str, tmp_path: Path) -> None:
-    config = checkpoints.parsed("small")
-    ways = {way.name: way for way in candidates(config)}
-    convert(checkpoints.official("small"), tmp_path / "out", recipe)
-    assert ways[recipe].stored.bytes == sum(weights_of(tmp_path / "out"))
+def test_bytes_are_those_of_the_files(official: Path, recipe: str, tmp_path: Path) -> None:
+    """From the folder every file, from the config alone the weights; and what a token reads."""
+    found, config = ways_of(official)
+    ways = {way.name: way for way in found}
+    derived = {way.name: way for way in candidates(config)}
+    convert(official, tmp_path / "out", recipe)
+    assert derived[recipe].stored.bytes == ways[recipe].stored.bytes == sum(weights_of(tmp_path / "out"))
+    assert disk(ways[recipe], here=True).kept == every_file(tmp_path / "out")
+    assert disk(ways["official"], here=True).kept == every_file(official)
+    assert ways["official"].shards == tuple(weights_of(official))
     stored = find_model(tmp_path / "out")
     touched = touched_weights(config, stored.manifest, stored.tensor_bytes())
     assert ways[recipe].touched == touched
-    assert stored_candidate(config, stored.manifest, touched).stored == ways[recipe].stored
-    official = find_model(checkpoints.official("small"))
-    assert ways["official"].touched == touched_weights(config, official.manifest, official.tensor_bytes())
+    after = ways_of(tmp_path / "out")[0][0]
+    assert after.stored == ways[recipe].stored and disk(after, here=True).kept == every_file(tmp_path / "out")
+    whole = find_model(official)
+    assert ways["official"].touched == touched_weights(config, whole.manifest, whole.tensor_bytes())
 
 
 def test_the_release_is_the_published_one() -> None:
@@ -131,7 +174,7 @@ def test_the_command_line(checkpoints: Checkpoints, capsys: pytest.CaptureFixtur
         folder = getattr(checkpoints, name)("small")
         assert run(["plan", str(folder), "--for", "64GB", "--json"]) == 0
         options = {o["name"]: o for o in json.loads(capsys.readouterr().out)["options"]}
-        assert options["native"]["disk"]["kept"] == sum(weights_of(checkpoints.converted("small")))
+        assert options["native"]["disk"]["kept"] == every_file(checkpoints.converted("small"))
         assert all(o["disk"]["download"] == 0 and o["fit"]["how"] == "resident" for o in options.values())
 
 

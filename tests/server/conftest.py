@@ -1,4 +1,8 @@
-"""A server on a real port, in a thread of this process, with a scripted worker behind it."""
+"""A server on a real port, in a thread of this process, with a scripted worker behind it.
+
+Listening servers are used again from test to test, each with the next test's application: ending one takes
+longer than most tests.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from server.client import until
 from server.fakes import CHECKPOINT, VOCABULARY, FakeWorker, PlainTurns, Script
+from starlette.types import Receive, Scope, Send
 
 from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.chat.spelling import Spelling
@@ -21,7 +27,7 @@ from dsv4_mlx.server.app import App
 from dsv4_mlx.server.ask import Facts
 from dsv4_mlx.server.deliver import Counter
 from dsv4_mlx.server.intake import Intake
-from dsv4_mlx.server.options import MODEL_ID, ServerOptions
+from dsv4_mlx.server.options import MODEL_ID, Limits, ServerOptions
 from dsv4_mlx.server.record import Record
 from dsv4_mlx.server.run import listen, make_server
 from dsv4_mlx.server.setup import make_app, model_facts
@@ -52,6 +58,65 @@ def facts(prompts: Prompts) -> Facts:
     return Facts(ServerOptions(), MODEL_ID, prompts.levels, VOCABULARY, 4096, 4096)
 
 
+class Listener:
+    """uvicorn in a thread; `app` is whose turn it is."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.app: App | None = None
+        self.busy = 0  # requests under way
+        sockets = listen(options)
+        self.port = sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._server = make_server(self, options)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve(sockets)))
+        self._thread.start()
+        assert until(lambda: self._server.started)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self.app is not None
+        self.busy += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.busy -= 1
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+Serve = Callable[[App, ServerOptions], Listener]
+
+
+@pytest.fixture(scope="session")
+def listeners() -> Iterator[dict[Limits, list[Listener]]]:
+    """Those that listen and have nothing to do, by what uvicorn was told."""
+    idle: dict[Limits, list[Listener]] = {}
+    yield idle
+    for listener in (one for some in idle.values() for one in some):
+        listener.close()
+
+
+@pytest.fixture
+def serve_app(listeners: dict[Limits, list[Listener]]) -> Iterator[Serve]:
+    """serve_app(app, options) -> what listens for it until the test ends."""
+    used: list[tuple[Limits, Listener]] = []
+
+    def begin(app: App, options: ServerOptions) -> Listener:
+        assert (options.host, options.port) == ("127.0.0.1", 0)
+        idle = listeners.setdefault(options.limits, [])
+        listener = idle.pop() if idle else Listener(options)
+        listener.app = app
+        used.append((options.limits, listener))
+        return listener
+
+    yield begin
+    for limits, listener in used:
+        assert until(lambda one=listener: one.busy == 0), "a request that never ends"
+        listeners[limits].append(listener)
+
+
 @dataclass
 class Running:
     """A server that listens at `url`."""
@@ -68,7 +133,7 @@ Start = Callable[..., Running]
 
 
 @pytest.fixture
-def start(prompts: Prompts, spelling: Spelling, grammars: Grammars) -> Iterator[Start]:
+def start(prompts: Prompts, spelling: Spelling, grammars: Grammars, serve_app: Serve) -> Iterator[Start]:
     """start(*scripts, options=..., context=...) -> Running; stopped when the test ends."""
     ends: list[Callable[[], None]] = []
 
@@ -88,25 +153,16 @@ def start(prompts: Prompts, spelling: Spelling, grammars: Grammars) -> Iterator[
             return "crash.log"
 
         app = App(Counter(intake, worker, threads, options.limits, Record(), crash))
-        sockets = listen(options)
-        port = sockets[0].getsockname()[1]
-        server = make_server(app, options)
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets)))
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            threading.Event().wait(0.01)
+        listener = serve_app(app, options)
 
         def end() -> None:
             for ticket in worker.tickets:
                 ticket.cancel()
-            server.should_exit = True
-            thread.join(10)
+            assert until(lambda: listener.busy == 0)
             threads.shutdown()
-            assert not thread.is_alive()
 
         ends.append(end)
-        return Running(f"http://127.0.0.1:{port}", port, worker, turns, app, crashes)
+        return Running(listener.url, listener.port, worker, turns, app, crashes)
 
     yield begin
     for end in ends:
@@ -123,7 +179,7 @@ class Replayed:
 
 
 @pytest.fixture
-def replay(tmp_path: Path) -> Iterator[Callable[..., Replayed]]:
+def replay(tmp_path: Path, serve_app: Serve) -> Iterator[Callable[..., Replayed]]:
     """replay(turn, turn, ..., context=...) -> Replayed; each turn an object as in a replay file."""
     ends: list[Callable[[], object]] = []
 
@@ -135,23 +191,16 @@ def replay(tmp_path: Path) -> Iterator[Callable[..., Replayed]]:
         worker = Worker(ReplayBackend(CHECKPOINT, read_script(file), facts.context)).start()
         threads = ThreadPoolExecutor(2)
         app = make_app(CHECKPOINT, facts, worker, threads, lambda detail: pytest.fail(detail))
-        sockets = listen(options)
-        server = make_server(app, options)
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets)))
-        thread.start()
-        while not (server.started and worker.state == "ready"):
-            assert thread.is_alive() and worker.error is None
-            threading.Event().wait(0.01)
+        listener = serve_app(app, options)
+        assert until(lambda: worker.state == "ready") and worker.error is None
 
         def end() -> None:
             worker.close(0)
-            server.should_exit = True
-            thread.join(10)
+            assert until(lambda: listener.busy == 0)
             threads.shutdown()
 
         ends.append(end)
-        port = sockets[0].getsockname()[1]
-        return Replayed(f"http://127.0.0.1:{port}", port, worker)
+        return Replayed(listener.url, listener.port, worker)
 
     yield begin
     for end in ends:

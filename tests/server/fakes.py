@@ -91,7 +91,7 @@ class FakeWorker:
         return Health(self.state, True, 0.0)
 
     def stats(self) -> Stats:
-        return Stats(0, 0, 1, 10, 100, len(self.jobs), 0, {}, 100, 40, 7, 0, 0, 0, {})
+        return Stats(0, 0, 1, 10, 100, len(self.jobs), 0, {}, 100, 40, 7, 0, 0, 0, {}, {})
 
     def close(self, grace: float) -> bool:
         self.state = "closed"

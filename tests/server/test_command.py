@@ -18,6 +18,9 @@ from server.client import call, connected, parsed, read, request
 from server.fakes import CHECKPOINT
 from server.said import events
 
+from dsv4_mlx.cli.options import LONGEST_KEY, api_key_from
+from dsv4_mlx.errors import UsageError
+
 HI = [{"role": "user", "content": "hi"}]
 COMMAND = [sys.executable, "-m", "dsv4_mlx", "serve", str(CHECKPOINT)]
 Serve = Callable[..., tuple[subprocess.Popen[str], int]]
@@ -27,11 +30,19 @@ Serve = Callable[..., tuple[subprocess.Popen[str], int]]
 def serve(tmp_path: Path) -> Iterator[Serve]:
     running: list[subprocess.Popen[str]] = []
 
-    def begin(*turns: dict[str, object], more: tuple[str, ...] = ()) -> tuple[subprocess.Popen[str], int]:
+    def begin(
+        *turns: dict[str, object], more: tuple[str, ...] = (), key: str = ""
+    ) -> tuple[subprocess.Popen[str], int]:
         file = tmp_path / "turns.jsonl"
         file.write_text("\n".join(json.dumps(turn) for turn in turns))
         command = [*COMMAND, "--port", "0", *(["--replay", str(file)] if turns else []), *more]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "DSV4_API_KEY": key},
+        )
         running.append(process)
         assert process.stderr is not None
         line = process.stderr.readline()
@@ -138,6 +149,44 @@ def strict_object(name: str, values: list[object]) -> dict[str, object]:
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, env=environment)
+
+
+def test_a_key_that_the_list_of_processes_does_not_show(serve: Serve, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("key-of-the-file\n")
+    started = {
+        "key-of-the-file": serve({"content": "x"}, more=("--api-key-file", str(file)), key="not-this"),
+        "key-of-the-variable": serve({"content": "x"}, key="key-of-the-variable"),
+    }
+    for key, (process, port) in started.items():
+        shown = subprocess.run(["ps", "-o", "args=", "-p", str(process.pid)], capture_output=True, text=True)
+        assert "serve" in shown.stdout and "key-of" not in shown.stdout
+        for given, status in ((key, 200), ("not-this", 401), ("", 401)):
+            reply = call(port, "GET", "/v1/models", headers={"Authorization": f"Bearer {given}"})
+            assert reply.status == status
+
+
+def test_keys_that_no_client_could_send(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    for content in (
+        b"",
+        b"\n",
+        b"two words",
+        b"a\nb",
+        "schlüssel".encode(),
+        b"\x00",
+        b"x" * (LONGEST_KEY + 9),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(UsageError, match="can't be sent"):
+            api_key_from(None, file)
+    for missing in (tmp_path / "none", tmp_path):
+        with pytest.raises(UsageError, match="can't read"):
+            api_key_from("other", missing)
+    with pytest.raises(UsageError, match="can't be sent"):
+        api_key_from("schlüssel", None)
+    file.write_bytes(b"windows\r\n")
+    assert api_key_from("other", file) == "windows" and api_key_from("", None) is None
 
 
 def test_what_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

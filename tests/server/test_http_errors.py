@@ -111,6 +111,7 @@ def test_unknown_things(start: Start) -> None:
         reply = call(port, method, path, {} if method == "POST" else None)
         assert (reply.status, reply.headers["content-type"]) == (status, "application/json"), path
         assert "message" in reply.json()["error"]
+        assert reply.headers.get("allow") == ("POST" if status == 405 else None)
     assert call(port, "GET", "/anthropic/nothing").json()["type"] == "error"
     other = call(port, "GET", "/v1/models/other", None, {"anthropic-version": "2023-06-01"})
     assert (other.status, other.json()["error"]["type"]) == (404, "not_found_error")

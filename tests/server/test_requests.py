@@ -341,8 +341,11 @@ def test_forms(facts: Facts, render: Any) -> None:
     flat = {"format": {"type": "json_schema", "name": "x", "schema": schema}}
     assert responses.read({"input": "x", "text": flat}, facts).rule == Json(json.dumps(schema))
     form = {"format": {"type": "json_schema", "schema": schema}}
-    asked = messages.read({"messages": HI, "max_tokens": 5, "output_config": form}, facts)
-    assert isinstance(asked.rule, Json)
+    for given in ({"output_config": form}, {"output_format": form["format"]}):
+        for history in (HI, [*HI, {"role": "assistant", "content": "{"}]):
+            body = {"messages": history, "max_tokens": 5, **given}
+            assert messages.read(body, facts).rule == Json(json.dumps(schema), strict=True)
+            assert json.dumps(schema) in render(messages, body)
 
 
 def test_strict_and_other_tools_together(facts: Facts) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+from pydantic import BaseModel
 from server.client import until
 from server.conftest import Replayed
 
@@ -20,6 +21,11 @@ PARAMETERS = {"type": "object", "properties": {"path": {"type": "string"}}, "req
 TOOL: Any = {"type": "function", "function": {"name": "read", "parameters": PARAMETERS}}
 CALLING = {"reasoning": "I must look", "tool_calls": [{"name": "read", "arguments": {"path": "a.txt"}}]}
 ANSWER = {"reasoning": "now I know", "content": "It says hello 😀."}
+
+
+class City(BaseModel):
+    city: str
+    height: int
 
 
 @pytest.fixture
@@ -202,6 +208,31 @@ def test_anthropic_streamed_calls(claude: Callable[..., anthropic.Anthropic]) ->
         final = stream.get_final_message()
     assert [block.type for block in final.content] == ["thinking", "tool_use"]
     assert final.content[1].type == "tool_use" and final.content[1].input == {"path": "a.txt"}
+
+
+def test_anthropic_json(claude: Callable[..., anthropic.Anthropic]) -> None:
+    ai = claude({"reasoning": "hm", "content": '{"city":"Oslo","height":23}'}, {"content": "no JSON"})
+    asked: Any = {"model": "m", "max_tokens": 1000, "messages": HI}
+    parsed = ai.messages.parse(**asked, output_format=City)
+    assert parsed.parsed_output == City(city="Oslo", height=23)
+    with pytest.raises(anthropic.BadRequestError, match="does not allow"):
+        ai.messages.parse(**asked, output_format=City)
+    with ai.messages.stream(**asked, output_format=City) as stream:
+        final = stream.get_final_message()
+    assert final.parsed_output == City(city="Oslo", height=23) and final.stop_reason == "end_turn"
+    schema: Any = {
+        "type": "json_schema",
+        "schema": {**City.model_json_schema(), "additionalProperties": False},
+    }
+    forms: list[Any] = [{"output_config": {"format": schema}}, {"extra_body": {"output_format": schema}}]
+    for form in forms:
+        with pytest.raises(anthropic.BadRequestError, match="does not allow"):
+            ai.messages.create(**asked, **form)
+        made = ai.messages.create(**asked, **form)
+        assert json.loads(next(b.text for b in made.content if b.type == "text"))["city"] == "Oslo"
+    refused: Any = {"format": {"type": "json_schema", "schema": {"type": "string", "pattern": "(?=x)y"}}}
+    with pytest.raises(anthropic.BadRequestError, match="pattern"):
+        ai.messages.create(**asked, output_config=refused)
 
 
 def test_anthropic_errors(claude: Callable[..., anthropic.Anthropic]) -> None:

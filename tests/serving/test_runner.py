@@ -147,7 +147,7 @@ def test_cancelled_while_waiting(backend: TinyBackend, rng: np.random.Generator)
 
 def test_patience_ends(backend: TinyBackend, rng: np.random.Generator) -> None:
     one = runner(backend, active=1, patience=0.0)
-    one.waiting.add(entry := add(Runner(backend, one.options), job([9]))[0], "")
+    one.waiting.add(entry := add(runner(backend), job([9]))[0], "")
     one.step()
     heard = entry.emit
     assert isinstance(heard, Heard) and heard.end is not None

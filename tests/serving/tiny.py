@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 from collections.abc import Callable
 from typing import Any, cast
@@ -70,6 +71,9 @@ class TinyBackend:
     def memory(self) -> dict[str, int]:
         return {}
 
+    def paging(self) -> dict[str, float]:
+        return {}
+
     def recover(self) -> None:
         self.recovered += 1
 
@@ -134,7 +138,9 @@ def job(prompt: list[int], most: int | None = 8, seed: int = 0, hint: str = "", 
 
 
 def runner(backend: TinyBackend, **options: Any) -> Runner:
-    return Runner(backend, WorkerOptions(**options))
+    """Its clock ticks once a look, so that whose turn it is doesn't depend on this machine's other work."""
+    ticks = itertools.count()
+    return Runner(backend, WorkerOptions(**options), lambda: next(ticks) / 1000)
 
 
 def add(runner: Runner, job: Job, heard: Heard | None = None) -> tuple[Entry, Heard]:

@@ -1,0 +1,183 @@
+"""A few seconds of a conversion on this machine, to tell how long all of it takes and what memory it needs.
+
+The steps are those of the plan, spread over all of it and run as `run.py` runs them: reading, hashing and
+writing overlap, past the page cache, with a sync now and then. Only their bytes go to a scratch file, which
+has no name any more when the first of them comes. Which of reading, computing and writing holds the others
+up is not asked: the overlap itself is timed.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import cycle, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import mlx.core as mx
+
+from dsv4_mlx.checkpoint.direct import PAGE, OutFile
+from dsv4_mlx.checkpoint.names import match
+from dsv4_mlx.checkpoint.reader import SourceReader
+from dsv4_mlx.checkpoint.source import Source, open_source
+from dsv4_mlx.convert.plan import Plan, Target, make_plan
+from dsv4_mlx.convert.recipe import RECIPES
+from dsv4_mlx.convert.stream import BLOCK, DEPTH, Streamer
+from dsv4_mlx.convert.supply import Folder
+from dsv4_mlx.convert.work import Piece, Work, work_for
+from dsv4_mlx.errors import Dsv4Error
+
+SCRATCH = 512 << 20  # bytes of the scratch file, at most
+_SLOT = BLOCK + 4 * PAGE  # room for the bytes of one step and their places within pages
+
+
+@dataclass(frozen=True)
+class Pace:
+    """`opening`: seconds until the first byte. `copied`, `quantised`: bytes written per second; None for what
+    the checkpoint has not. `memory`: the most this process held, by recipe."""
+
+    opening: float
+    copied: float
+    quantised: float | None
+    memory: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """Bytes that a plan writes, by what is done to them."""
+
+    copied: int
+    quantised: int
+
+    def seconds(self, pace: Pace) -> float:
+        """Of all of it, at that pace."""
+        slow = self.quantised / (pace.quantised or pace.copied)
+        return pace.opening + self.copied / pace.copied + slow
+
+
+def amounts(plan: Plan) -> Amounts:
+    """Of all files."""
+    quantised = sum(
+        part.bytes
+        for file in plan.files
+        for target in file.targets
+        if target.format == "affine4"
+        for part in target.parts.values()
+    )
+    return Amounts(plan.bytes - quantised, quantised)
+
+
+def rehearse(folder: Path, place: Path, seconds: float) -> Pace:
+    """Convert pieces of the checkpoint in `folder` for so long, half of it those that are quantised.
+
+    `place`: the folder that gets the scratch file. Raises InputError, MachineError, OSError.
+    """
+    started = time.perf_counter()
+    supply = Folder(open_source(folder))
+    source = supply.source
+    table = match(source)
+    plans = [make_plan(table, recipe, lambda w: source.entry(w.name).dtype) for recipe in RECIPES.values()]
+    _ = supply.facts
+    opening = time.perf_counter() - started
+
+    native, smaller = plans
+    copied = list(_steps(native, source, lambda target: True))
+    kept = list(_steps(smaller, source, lambda target: target.format != "affine4"))
+    quantised = list(_steps(smaller, source, lambda target: target.format == "affine4", records=False))
+    memory, slow = {}, None
+    with SourceReader(source) as reader, Streamer(reader) as streamer:
+        # The recipe that needs less memory first: what a process once held it may keep.
+        _into(place, iter(_spread(kept)[: 2 * DEPTH]), streamer)
+        if quantised:
+            slow = _pace(quantised, streamer, place, seconds / 2)
+        memory[smaller.recipe] = _resident()
+        fast = _pace(copied, streamer, place, seconds / 2 if quantised else seconds)
+        memory[native.recipe] = _resident()
+    return Pace(opening, fast, slow, memory)
+
+
+def _steps(
+    plan: Plan, source: Source, wanted: Callable[[Target], bool], records: bool = True
+) -> Iterator[Work]:
+    for file in plan.files:
+        targets = tuple(target for target in file.targets if wanted(target))
+        part = replace(file, targets=targets, records=file.records if records else None)
+        yield from work_for(part, source, BLOCK)
+
+
+def _spread(steps: list[Work]) -> list[Work]:
+    """The same steps so that the first n of them are from everywhere, whatever n."""
+    golden = 0.6180339887498949
+    order = sorted(range(len(steps)), key=lambda number: number * golden % 1)
+    return [steps[number] for number in order]
+
+
+def _pace(steps: list[Work], streamer: Streamer, place: Path, seconds: float) -> float:
+    """Bytes written per second."""
+    _into(place, iter(steps[: 2 * DEPTH]), streamer)  # first touch of memory and code
+    stream = cycle(_spread(steps))
+    started, written = time.perf_counter(), 0
+    until = started + seconds
+    while time.perf_counter() < until:
+        part = islice(stream, SCRATCH // _SLOT)
+        written += sum(_into(place, (step for step in part if time.perf_counter() < until), streamer))
+    return written / (time.perf_counter() - started)
+
+
+def _into(place: Path, steps: Iterator[Work], streamer: Streamer) -> list[int]:
+    """Run steps into a new scratch file; the bytes of each."""
+    written: list[int] = []
+    with TemporaryDirectory(dir=place, prefix=".dsv4-mlx-") as folder:
+        path = Path(folder) / "scratch"
+        out = OutFile(path)
+        path.unlink()
+    try:
+        moved = (_Moved(step, number * _SLOT) for number, step in enumerate(steps))
+        streamer.run(moved, out, written.append)
+        out.sync()
+    finally:
+        out.close()
+    return written
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """A step whose bytes go elsewhere, with the same place within a page."""
+
+    step: Work
+    base: int
+
+    @property
+    def alone(self) -> bool:
+        return self.step.alone
+
+    def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]:
+        at, moved = self.base, []
+        for piece in self.step.run(reader, buffer):
+            offset = at + piece.offset % PAGE
+            moved.append(Piece(offset, piece.data, piece.digests))
+            at = -(-(offset + len(piece.data)) // PAGE) * PAGE
+        return moved
+
+
+def _resident() -> int:
+    """The most memory that this process held so far, MLX's included."""
+    if sys.platform == "linux":  # ru_maxrss would be the parent's, if that was larger
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    metal = mx.get_peak_memory() if mx.metal.is_available() else 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + metal
+
+
+def main(official: str, place: str, seconds: str) -> None:
+    """What a process of its own does: prints its pace as a line of JSON, or ends with the reason."""
+    try:
+        print(json.dumps(asdict(rehearse(Path(official), Path(place), float(seconds)))))
+    except Dsv4Error as error:
+        sys.exit(error.message)
+    except OSError as error:
+        sys.exit(f"{error.strerror or error} ({error.filename or place})")

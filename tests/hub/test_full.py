@@ -1,0 +1,141 @@
+"""The disk is full at one write after the other: exit code 3, what is missing, and on when there is room."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub.conftest import QUICK, same
+from hub.standin import REPOSITORY, Hub, serving
+
+from dsv4_mlx.convert import convert
+from dsv4_mlx.errors import MachineError
+from dsv4_mlx.hub import convert_from_hub, download, fetch
+
+SAMPLE = 5  # writes that are tried in every test run; the long one tries all
+Job = Callable[[Hub, Path, bool], object]
+
+
+class Disk:
+    """Counts the calls that need room. From call `last` on there is none; 0: always enough."""
+
+    def __init__(self, last: int = 0) -> None:
+        self.calls, self.last = 0, last
+
+    def ask(self) -> None:
+        self.calls += 1
+        if self.last and self.calls >= self.last:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    @contextmanager
+    def mounted(self) -> Iterator[Disk]:
+        def asking(real: Any) -> Any:
+            def call(*given: Any, **named: Any) -> Any:
+                self.ask()
+                return real(*given, **named)
+
+            return call
+
+        def opened(real: Any, flags: Callable[..., bool]) -> Any:
+            def call(*given: Any, **named: Any) -> Any:
+                if flags(*given, **named):
+                    self.ask()
+                return real(*given, **named)
+
+            return call
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("pwrite", "fsync", "mkdir", "link"):
+                patch.setattr(os, name, asking(getattr(os, name)))
+            patch.setattr(fetch, "_write", asking(fetch._write))
+            patch.setattr(
+                os, "open", opened(os.open, lambda path, flags=0, *_, **__: bool(flags & os.O_CREAT))
+            )
+            patch.setattr(Path, "open", opened(Path.open, lambda path, mode="r", *_, **__: mode[0] in "wa"))
+            patch.setattr(Path, "write_bytes", asking(Path.write_bytes))
+            yield self
+
+
+def from_folder(hub: Hub, place: Path, resume: bool) -> object:
+    return convert(place.parent / "source", place / "out", resume=resume, block=256 * 1024)
+
+
+def from_hub(hub: Hub, place: Path, resume: bool) -> object:
+    return convert_from_hub(REPOSITORY, place / "out", resume=resume, endpoint=hub.endpoint, patience=QUICK)
+
+
+def deleting(hub: Hub, place: Path, resume: bool) -> object:
+    return convert_from_hub(
+        REPOSITORY, place / "out", resume=resume, delete=True, endpoint=hub.endpoint, patience=QUICK
+    )
+
+
+def only_download(hub: Hub, place: Path, resume: bool) -> object:
+    return download(REPOSITORY, place / "out", endpoint=hub.endpoint, patience=QUICK)
+
+
+JOBS: dict[str, Job] = {
+    "convert": from_folder,
+    "download": only_download,
+    "convert from the Hub": from_hub,
+    "and delete": deleting,
+}
+
+
+def full_at_every_write(job: Job, official: Path, wanted: Path, home: Path, step: int | None) -> int:
+    """Fills the disk at every write, or every so many-th of a sample; the number that was tried."""
+    (home / "source").symlink_to(official)
+    tried, told = 0, []
+    with serving(Hub(official)) as hub:
+        with Disk().mounted() as disk:
+            job(hub, home / "whole", False)
+        step = 1 if step is None else max(1, disk.calls // step)
+        for last in range(1, disk.calls + 1, step):
+            place = home / str(last)
+            with Disk(last).mounted(), pytest.raises(MachineError) as raised:
+                job(hub, place, False)
+            message = str(raised.value)
+            assert raised.value.exit_code == 3, message
+            found = re.search(r"the disk is full: ([0-9.,]+) (bytes|MB) are missing", message)
+            assert found is not None, (last, message)
+            told.append(float(found[1].replace(",", "")) * {"bytes": 1, "MB": 10**6}[found[2]])
+            assert raised.value.next is not None and raised.value.next.startswith("free "), message
+            job(hub, place, True)
+            assert same(place / "out", wanted)
+            assert sorted(path.name for path in (place / "out").glob(".convert*")) == []
+            tried += 1
+    # All of it at first; less and less, where one thing is written after the other.
+    assert told[0] > 0.8 * sum(path.stat().st_size for path in wanted.glob("*.safetensors")) > 0
+    assert job not in (from_folder, only_download) or told == sorted(told, reverse=True)
+    return tried
+
+
+@pytest.fixture(autouse=True)
+def nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is refused beforehand; 1,000 bytes are free when it is told how much is missing."""
+    monkeypatch.setattr("dsv4_mlx.convert.target.free_bytes", lambda place: 1000)
+    monkeypatch.setattr("dsv4_mlx.convert.target.check_space", lambda *_: None)
+    jobs = import_module("dsv4_mlx.hub.download")  # its package has a function of that name
+    monkeypatch.setattr(jobs, "check_space", lambda *_: None)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_full_at_some_writes(name: str, official: Path, converted: Path, tmp_path: Path) -> None:
+    wanted = official if name == "download" else converted
+    assert full_at_every_write(JOBS[name], official, wanted, tmp_path, SAMPLE) >= SAMPLE
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", JOBS)
+def test_full_at_every_write(
+    name: str, official: Path, converted: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    wanted = official if name == "download" else converted
+    record_property("writes", full_at_every_write(JOBS[name], official, wanted, tmp_path, None))
