@@ -164,7 +164,7 @@ def test_the_command_on_a_damaged_model(copy: Path, tmp_path: Path) -> None:
 def test_a_report_names_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiler's message may hold the path of what it compiled."""
     monkeypatch.setenv("HOME", str(tmp_path / 'a "home"'))
-    verdict = Verdict("attend", "broken", f'{tmp_path}/a "home"/Library/x.metal:3: error')
+    verdict = Verdict("attend", "fails", f'{tmp_path}/a "home"/Library/x.metal:3: error')
     known = Acceptance((Step("kernels", False, (verdict.sentence(),)),), {}, True)
     assert str(tmp_path) not in report_text(known)
     assert "~/Library/x.metal:3: error" in report_text(known)
