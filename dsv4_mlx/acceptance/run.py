@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -162,6 +163,7 @@ def _open(
     stored: StoredModel, numerics: Literal["official", "exact"], tools: Tools, wanted: Wanted, bar: Bar
 ) -> Engine:
     """The caller must have let go of the engine before: two of them don't fit."""
+    gc.collect()  # a paged model holds itself in a circle
     mx.clear_cache()
     options = EngineOptions(
         numerics=numerics,
