@@ -47,14 +47,6 @@ def files(folder: Path, manifest: Manifest, against: Path | None, bar: Bar) -> S
 
 def _official(folder: Path, manifest: Manifest, progress: Progress) -> Step:
     known = {name: digest for name in manifest.files if (digest := hub_digest(folder, name))}
-    shards = [name for name in manifest.files if name.endswith(".safetensors")]
-    if not known.keys() >= set(shards):
-        without = len(set(shards) - known.keys())
-        why = (
-            f"the Hub's digests of {without} of {len(shards)} files are not beside them; "
-            "`dsv4-mlx download` keeps them"
-        )
-        return Step("files", None, (why,))
     total, done, found = sum(manifest.files[name] for name in known), 0, []
     for name, digest in known.items():
         if _sha256(folder / name) != digest:
@@ -62,8 +54,14 @@ def _official(folder: Path, manifest: Manifest, progress: Progress) -> Step:
         done += manifest.files[name]
         progress(done, total)
     figures = {"files": len(known), "bytes": total, "against_source": False}
-    told = () if found else ("every byte is the one that the Hub lists",)
-    return Step("files", not found, tuple(found), figures, told)
+    shards = [name for name in manifest.files if name.endswith(".safetensors")]
+    without = len(set(shards) - known.keys())
+    if found:
+        return Step("files", False, tuple(found), figures)
+    if without:
+        why = f"of {without} of {len(shards)} files the Hub's digests are not here; downloading keeps them"
+        return Step("files", None, (why,), figures)
+    return Step("files", True, (), figures, ("every byte is the one that the Hub lists",))
 
 
 def hub_digest(folder: Path, name: str) -> str | None:

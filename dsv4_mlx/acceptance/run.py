@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -21,8 +22,8 @@ from dsv4_mlx.acceptance.needles import LENGTHS, name_of, needles
 from dsv4_mlx.acceptance.report import Acceptance, made_with
 from dsv4_mlx.acceptance.step import Bar, Progress, Step
 from dsv4_mlx.checking import Verdict
-from dsv4_mlx.engine.engine import Engine, EngineOptions
-from dsv4_mlx.errors import Dsv4Error, ModelOutputError, UsageError
+from dsv4_mlx.engine.engine import Engine, EngineOptions, fitting
+from dsv4_mlx.errors import DoesNotFit, Dsv4Error, ModelOutputError, UsageError
 from dsv4_mlx.ops import Ops
 from dsv4_mlx.weights.load import find_model
 from dsv4_mlx.weights.stored import StoredModel
@@ -87,6 +88,8 @@ def accept(
         raise UsageError(
             "--against is for a converted folder, and this is an official one", next="leave it out"
         )
+    with suppress(DoesNotFit):  # a wrong option is said at once; what doesn't fit still has files and layers
+        fitting(stored.config, stored.manifest, None, wanted.expert_memory)
     known = () if wanted.logprobs is None else logprobs.read(wanted.logprobs, stored.config.vocab_size)
     watched = _Watched(bar)
     found = Acceptance((), made_with(stored, tools.ops.name, wanted.expert_memory), wanted.quick, "not begun")
@@ -110,6 +113,8 @@ def _why(error: BaseException, folder: Path) -> str:
     """In words that hold no path."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    if isinstance(error, SystemExit):
+        return "terminated"
     if isinstance(error, Dsv4Error):
         return error.message.replace(str(folder), "the model")
     return type(error).__name__
@@ -158,6 +163,7 @@ def _open(
     stored: StoredModel, numerics: Literal["official", "exact"], tools: Tools, wanted: Wanted, bar: Bar
 ) -> Engine:
     """The caller must have let go of the engine before: two of them don't fit."""
+    gc.collect()  # a paged model holds itself in a circle
     mx.clear_cache()
     options = EngineOptions(
         numerics=numerics,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import Progress, progress
+from dsv4_mlx.cli.console import Progress, progress, tell
 from dsv4_mlx.cli.options import (
     ExpertMemoryOption,
     ExpertThreadsOption,
@@ -69,8 +69,12 @@ def check(
 
     if report is not None and not report.absolute().parent.is_dir():
         raise InputError(f"there is no folder {str(report.parent)!r} to write to", where=report)
-    if report is not None and report.is_dir():
-        raise InputError("the report would have to replace a folder", where=report, next="name a file")
+    if report is not None and report.exists() and not report.is_file():
+        raise InputError(
+            "the report would have to replace something that is no file",
+            where=report,
+            next="name a file; --json writes to stdout",
+        )
 
     def bar(title: str, unit: str) -> AbstractContextManager[Progress]:
         return progress(title, unit, quiet=as_json)
@@ -78,10 +82,12 @@ def check(
     def keep(known: Acceptance) -> None:
         if report is not None:
             _write(report, known)
+            if known.stopped and known.stopped != "not finished":
+                tell(f"{report} holds what was known by now")
         if not as_json and known.stopped == "not finished":
             _show(known.steps[-1])
         if as_json and known.stopped != "not finished":
-            print(json.dumps(known.to_json(), indent=1), flush=True)
+            print(_text(known), flush=True)
 
     folder = model_folder(model)
     source = None if against is None else official_folder(against)
@@ -97,11 +103,21 @@ def check(
 def _write(path: Path, known: Acceptance) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(json.dumps(known.to_json(), indent=1) + "\n", encoding="utf-8")
+        part.write_text(_text(known) + "\n", encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise MachineError(f"the report can't be written: {error.strerror}", where=path) from None
+
+
+def _text(known: Acceptance) -> str:
+    """JSON without the user's home folder, which a compiler's message may name."""
+    text = json.dumps(known.to_json(), indent=1, allow_nan=False)
+    try:
+        home = json.dumps(str(Path.home()))[1:-1]
+    except RuntimeError:  # there is none
+        return text
+    return text.replace(home, "~") if len(home) > 1 else text
 
 
 def _show(step: Step) -> None:

@@ -109,7 +109,7 @@ def size(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """A time for people, to two digits or so."""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

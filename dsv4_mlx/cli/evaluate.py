@@ -71,12 +71,12 @@ def evaluate(
     )
     with progress("tokens", "tokens", quiet=as_json) as show:
         found = run(folder, content, tokens, options, other, show)
-    if plot is not None:
-        _draw(plot, found)
     if as_json:
-        print(json.dumps(found.to_json(), indent=1))
+        print(json.dumps(found.to_json(), indent=1), flush=True)
     else:
         _show(found)
+    if plot is not None:  # last: figures that took hours are out, whatever becomes of the drawing
+        _draw(plot, found)
 
 
 def _read(path: Path, limit: int) -> str:

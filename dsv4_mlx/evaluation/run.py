@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import tempfile
@@ -190,6 +191,7 @@ def _pass(
     reached: Callable[[int], None],
 ) -> _Pass:  # fmt: skip
     """Run one model. The first pass fills `kept`, others are compared with it: KL from them if `forward`."""
+    gc.collect()  # a paged model holds itself in a circle
     mx.clear_cache()
     try:
         engine = Engine.open(folder, options)

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +17,13 @@ import pytest
 from acceptance.accepting import accepted, offset_of, overwrite
 from checkpoints import Checkpoints
 
-from dsv4_mlx.acceptance import Acceptance, Tools, Wanted, accept
+from dsv4_mlx.acceptance import Acceptance, Step, Tools, Wanted, accept
 from dsv4_mlx.acceptance.cutting import cuts
 from dsv4_mlx.acceptance.step import Bar, Progress
 from dsv4_mlx.checking import Verdict
+from dsv4_mlx.cli.check import _text as report_text
+from dsv4_mlx.cli.demo import SHIPPED
+from dsv4_mlx.cli.main import run as cli
 from dsv4_mlx.engine import Engine, EngineOptions
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.operands import Streams
@@ -127,6 +130,23 @@ def test_the_command_on_the_demo(tmp_path: Path, home: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.long
+def test_all_of_it_on_the_demo(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """Nothing shortened: needles in 4K tokens, and an answer of 20,000."""
+    report = tmp_path / "report.json"
+    call = [sys.executable, "-m", "dsv4_mlx", "check", "demo", "--against", str(SHIPPED)]
+    done = subprocess.run([*call, "--report", str(report)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    steps = {step["name"]: step for step in json.loads(report.read_text())["steps"]}
+    assert [name for name, step in steps.items() if step["ok"] is None] == [
+        "kernels", "log-probabilities", "needles in 32K tokens", "needles in 64K tokens",
+    ]  # fmt: skip
+    assert steps["long answer"]["figures"]["tokens"] == 20_000
+    for name in ("needles in 4K tokens", "long answer"):
+        record_property(name, "; ".join(steps[name]["told"]))
+    assert "20000 tokens, " in done.stderr and " left" in done.stderr
+
+
 def test_the_command_on_a_damaged_model(copy: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     overwrite(copy / "head.safetensors", offset_of(copy / "head.safetensors", "head.weight"), b"\x01\x02\x03")
@@ -139,6 +159,34 @@ def test_the_command_on_a_damaged_model(copy: Path, tmp_path: Path) -> None:
     written = json.loads(report.read_text())
     assert (written["ok"], written["complete"]) == (False, True)
     assert str(tmp_path) not in report.read_text()
+
+
+def test_a_report_names_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler's message may hold the path of what it compiled."""
+    monkeypatch.setenv("HOME", str(tmp_path / 'a "home"'))
+    verdict = Verdict("attend", "fails", f'{tmp_path}/a "home"/Library/x.metal:3: error')
+    known = Acceptance((Step("kernels", False, (verdict.sentence(),)),), {}, True)
+    assert str(tmp_path) not in report_text(known)
+    assert "~/Library/x.metal:3: error" in report_text(known)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--report", "missing/report.json"), "there is no folder 'missing' to write to"),
+        (("--report", "/dev/null"), "the report would have to replace something that is no file"),
+        (("--expert-memory", "5kg"), "--expert-memory is '5kg', expected"),
+        (("--against", "missing"), "there is no folder 'missing'"),
+        (("--logprobs", "missing"), "the file can't be read"),
+    ],
+)
+def test_wrong_options_are_said_before_the_work(
+    options: tuple[str, str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(["check", str(SHIPPED), *options]) == 2
+    out, errors = capfd.readouterr()
+    assert out == ""
+    assert errors.startswith(f"error: {said}")
 
 
 def test_ctrl_c_leaves_a_report(copy: Path, tmp_path: Path) -> None:

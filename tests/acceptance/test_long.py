@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -121,6 +124,17 @@ def test_the_demo_finds_needles_and_a_model_without_its_far_rows_does_not(demo: 
     step = needles(blind, 400, quiet)
     assert step.ok is False
     assert all("NOT found" in line for line in step.found)
+
+
+def test_a_wrong_rope_base_shows_in_what_is_found(tmp_path: Path) -> None:
+    """The base of the window's rotation used for compressed layers too: the layers agree with themselves, and
+    far needles are lost. A base that is twice what it should be is not seen like this; `numbers` names it."""
+    folder = Path(shutil.copytree(SHIPPED, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"compress_rope_theta": 10000}))
+    step = needles(Engine.open(folder, EngineOptions()), 512, quiet)
+    assert step.ok is False
+    assert len(step.found) >= 2
 
 
 def test_a_context_too_short_is_said(demo: Engine) -> None:

@@ -161,3 +161,16 @@ def test_a_flipped_bit_in_a_downloaded_checkpoint(how: str, checkpoints: Checkpo
     found = accepted(folder)
     assert found["files"].found == (f"{file.name}: is not the file that the Hub lists; download it again",)
     assert "layers" not in found
+
+
+def test_a_digest_that_is_missing_hides_no_damage(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    folder = downloaded(checkpoints, tmp_path / "official", "notes")
+    first, second, *rest = sorted(folder.glob("*.safetensors"))
+    (folder / f".cache/huggingface/download/{first.name}.metadata").write_text("damaged")
+    step = checked(folder)
+    assert step.ok is None
+    assert step.found[0].startswith(f"of 1 of {2 + len(rest)} files the Hub's digests are not here")
+    overwrite(second, data_begin(second), bytes([second.read_bytes()[data_begin(second)] ^ 1]))
+    step = checked(folder)
+    assert step.ok is False
+    assert [line.split(":")[0] for line in step.found] == [second.name]

@@ -1,0 +1,32 @@
+"""What long work says of itself where stderr is no terminal."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from dsv4_mlx.cli import console
+
+
+def test_lines_say_how_long_it_will_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter((100.0, 101.0, 106.0, 107.0, 200.0, 300.0))  # the first is the beginning
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=seconds.__next__))
+    with console.progress("work", "tokens") as show:
+        for done in (1, 60, 70, 1000, 4000):
+            show(done, 4000)
+    assert capsys.readouterr().err.splitlines() == [
+        "work: 60 of 4000 tokens, 7 min left",
+        "work: 1000 of 4000 tokens, 5 min left",
+        "work: 4000 of 4000 tokens",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "0 s"), (59.4, "59 s"), (59.9, "1 min"), (61, "1 min"), (3590, "1 h 0 min"), (9000, "2 h 30 min")],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert console.duration(seconds) == said
