@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import ExitStack
 
 import pytest
 from server.client import call, connected, parsed, read, request, until
@@ -135,6 +136,15 @@ def test_9_a_body_that_never_ends(start: Start) -> None:
     with connected(running.port) as connection:
         connection.sendall(request("POST", CHAT, raw=b'{"mess', headers={"Content-Length": "1000"}))
         assert parsed(read(connection)).status == 408
+
+
+def test_9_connections_that_say_nothing_have_a_limit_and_an_end(start: Start) -> None:
+    running = start(options=ServerOptions(port=0, limits=Limits(connections=6, headers_time=1.0)))
+    with ExitStack() as silent:
+        for _ in range(8):
+            silent.enter_context(connected(running.port))
+        assert until(lambda: call(running.port, "GET", "/health").status == 503)
+        assert until(lambda: call(running.port, "GET", "/health").status == 200), "they were not closed"
 
 
 # 10. Cancellation: test_delivery.py
