@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
 
 import huggingface_hub.constants
 import pytest
@@ -138,8 +139,8 @@ def test_ctrl_c_ends_a_conversion_that_waits_for_the_hub(
         while "trying again in 60 s" not in (line := process.stderr.readline()):
             assert line, "it ended by itself"
         while not looking and not (target / "layer-00.safetensors").exists():
-            time.sleep(0.05)
-        time.sleep(0.5)  # by now it waits for the shard of the next layer
+            Event().wait(0.05)  # time.sleep does nothing here
+        Event().wait(0.7)  # by now it waits for the shard of the next layer
         process.send_signal(signal.SIGINT)
         started = time.monotonic()
         _, said = process.communicate(timeout=30)
