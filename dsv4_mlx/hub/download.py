@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Lock
+from threading import Lock
 
 from dsv4_mlx.checkpoint.names import match
 from dsv4_mlx.checkpoint.source import Source
@@ -204,7 +204,7 @@ def _fetcher(remote: Remote, folder: Path, progress: Progress | None) -> Fetcher
         if progress is not None:
             progress(Step("downloading", min(done, total), total, fetcher.current))
 
-    fetcher = Fetcher(remote, folder, advance, Event())
+    fetcher = Fetcher(remote, folder, advance)
     return fetcher
 
 

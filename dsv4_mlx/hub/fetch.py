@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
-from threading import Event
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
@@ -18,7 +17,7 @@ from huggingface_hub.file_download import repo_folder_name
 from dsv4_mlx.convert.target import no_room
 from dsv4_mlx.disks.exclude import MARK
 from dsv4_mlx.errors import DiskFull, InputError, MachineError
-from dsv4_mlx.hub.remote import Remote, RemoteFile
+from dsv4_mlx.hub.remote import Remote, RemoteFile, Stopped
 
 STATE = ".hub"  # in the folder that is filled: what is known of its files
 _BLOCK = 8 << 20  # bytes hashed at a time
@@ -26,15 +25,11 @@ _BLOCK = 8 << 20  # bytes hashed at a time
 Advance = Callable[[int], None]
 
 
-class Stopped(Exception):
-    """The caller no longer wants the file."""
-
-
 class Fetcher:
     """Fills a folder from one repository. `advance(n)`: n more bytes have come, or were there already."""
 
-    def __init__(self, remote: Remote, folder: Path, advance: Advance, stop: Event) -> None:
-        self.remote, self.folder, self.advance, self.stop = remote, folder, advance, stop
+    def __init__(self, remote: Remote, folder: Path, advance: Advance) -> None:
+        self.remote, self.folder, self.advance, self.stop = remote, folder, advance, remote.stop
         self.current = ""  # the file that was asked for last
 
     def fetch(self, name: str) -> Path:
@@ -119,8 +114,6 @@ class Fetcher:
 
     def _go_on(self, file: RemoteFile, part: Path, reached: Advance) -> None:
         """The rest of a file, from the byte where `part` ends. Raises OSError if not all of it comes."""
-        if self.stop.is_set():
-            raise Stopped
         with part.open("ab", buffering=0) as out:
             size = out.seek(0, os.SEEK_END)
             if size > file.bytes:

@@ -42,10 +42,15 @@ class Outline:
         names = sorted(name for name in remote.files if name.endswith(".safetensors"))
         done = 0
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for _ in pool.map(self._samples, names):
-                done += 1
-                if progress is not None:
-                    progress(done, len(names))
+            try:
+                for _ in pool.map(self._samples, names):
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(names))
+            except BaseException:
+                remote.stop.set()  # the pool waits for its threads
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         self.source: Source = outline(folder, self._header)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
+from threading import Event, Lock
 from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
@@ -24,8 +24,15 @@ class RemoteFile:
     sha256: str | None
 
 
+class Stopped(Exception):
+    """The caller no longer wants what is being fetched."""
+
+
 class Remote:
-    """A repository at one commit: what it holds does not change while it is fetched."""
+    """A repository at one commit: what it holds does not change while it is fetched.
+
+    `stop`, once set, ends reads, and pauses before the next try, with Stopped.
+    """
 
     def __init__(
         self,
@@ -37,6 +44,7 @@ class Remote:
     ) -> None:
         self.repository, self.commit, self.files = repository, commit, files
         self.endpoint, self.patience = endpoint, patience
+        self.stop = Event()
         self._places: dict[str, str] = {}
         self._lock = Lock()
 
@@ -50,7 +58,7 @@ class Remote:
                 raise OSError(f"{len(found)} bytes came, {count} were asked for")
             return found
 
-        return self.patience.over(f"{name} of {self.repository}", work)
+        return self.patience.over(f"{name} of {self.repository}", work, stop=self.stop)
 
     @contextmanager
     def stream(self, name: str, start: int, end: int) -> Iterator[tuple[int, Iterator[bytes]]]:
@@ -58,6 +66,8 @@ class Remote:
 
         Raises what the library raises; OSError for an address that has expired, which is then asked for anew.
         """
+        if self.stop.is_set():
+            raise Stopped
         place = self._place(name)
         own = urlsplit(place).netloc == urlsplit(self.endpoint or constants.ENDPOINT).netloc
         headers = build_hf_headers() if own else {}  # a token is for the Hub, not for where it stores

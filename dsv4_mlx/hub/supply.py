@@ -12,8 +12,9 @@ from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.convert.plan import Plan
 from dsv4_mlx.convert.supply import ADVICE, shards_of
-from dsv4_mlx.hub.fetch import Fetcher, Stopped
+from dsv4_mlx.hub.fetch import Fetcher
 from dsv4_mlx.hub.outline import Outline
+from dsv4_mlx.hub.remote import Stopped
 
 OPEN = 2  # with `delete`: shards on disk at once, the one being converted and the one being fetched
 _PATIENCE = 3.0  # seconds for the download to see that it is to stop; a stalled connection may not let it

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
 
 import huggingface_hub.constants
 import pytest
@@ -111,8 +113,11 @@ def test_two_at_once_are_refused(official: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "a").glob(".convert*"))
 
 
-def test_ctrl_c_ends_a_conversion_that_waits_for_the_hub(official: Path, tmp_path: Path) -> None:
-    """In a pause before the next try, with the next shard not there."""
+@pytest.mark.parametrize("looking", [False, True])
+def test_ctrl_c_ends_a_conversion_that_waits_for_the_hub(
+    official: Path, tmp_path: Path, looking: bool
+) -> None:
+    """In a pause before the next try: with the next shard not there, or not even its header."""
 
     def away(asked: Asked) -> None:
         if asked.name == SHARD and asked.method == "GET" and asked.start + len(asked.body) == len(whole):
@@ -125,13 +130,17 @@ def test_ctrl_c_ends_a_conversion_that_waits_for_the_hub(official: Path, tmp_pat
         target = tmp_path / "out"
         download(REPOSITORY, source_folder(target), endpoint=hub.endpoint, patience=QUICK)
         (source_folder(target) / SHARD).unlink()
+        if looking:
+            shutil.rmtree(source_folder(target))
         hub.fault = away
         words = [sys.executable, "-m", "dsv4_mlx", "convert", REPOSITORY, str(target)]
         process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         while "trying again in 60 s" not in (line := process.stderr.readline()):
             assert line, "it ended by itself"
-        time.sleep(0.5)
+        while not looking and not (target / "layer-00.safetensors").exists():
+            Event().wait(0.05)  # time.sleep does nothing here
+        Event().wait(0.7)  # by now it waits for the shard of the next layer
         process.send_signal(signal.SIGINT)
         started = time.monotonic()
         _, said = process.communicate(timeout=30)
