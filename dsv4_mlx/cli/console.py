@@ -74,7 +74,7 @@ def _bar(title: str, unit: str) -> Iterator[Progress]:
 
 
 def _lines(title: str, unit: str) -> Progress:
-    said, speed = time.monotonic(), Speed()
+    said, speed = time.monotonic(), Speed(time.monotonic)
 
     def show(done: int, total: int, stage: str = "") -> None:
         nonlocal said
@@ -95,7 +95,8 @@ def _amount(done: int, total: int, unit: str, rate: float | None) -> str:
     if rate is None or rate <= 0 or done > total:
         return text
     speed = f"{size(rate)}/s" if unit == "bytes" else f"{rate:.1f}/s"
-    return f"{text}, {speed}, {duration((total - done) / rate)} left"
+    left = f", {duration((total - done) / rate)} left" if done < total else ""
+    return f"{text}, {speed}{left}"
 
 
 def size(count: float) -> str:

@@ -107,7 +107,7 @@ def test_the_measured_error_is_within_a_fifth() -> None:
     assert len(report["slots"]) == 4
     for row in report["slots"].values():
         assert abs(row["predicted"] / row["measured"] - 1) <= 0.20
-        assert row["reads in all, predicted"] == pytest.approx(row["reads in all, counted"], rel=0.05)
+        assert row["reads in all, predicted"] == pytest.approx(row["reads in all, counted"], rel=0.06)
 
 
 def test_the_page_of_predictions_shows_what_was_computed() -> None:
