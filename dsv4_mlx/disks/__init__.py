@@ -1,10 +1,11 @@
 """The disk that a folder lies on: what it is, what it can't hold, and who should leave it alone.
 
-volume_of(path)    name, file system, external, over a network    volume.py, from macos.py or linux.py
+volume_of(path)    name, file system, external, over a network    find.py, from macos.py or linux.py
 exclude(folder)    Spotlight and Time Machine stay out            exclude.py
 """
 
 from dsv4_mlx.disks.exclude import can_exclude, exclude
-from dsv4_mlx.disks.volume import Volume, volume_of
+from dsv4_mlx.disks.find import volume_of
+from dsv4_mlx.disks.volume import Volume
 
 __all__ = ["Volume", "can_exclude", "exclude", "volume_of"]

@@ -1,12 +1,8 @@
-"""What kind of disk a folder lies on."""
+"""A disk as it matters to who stores a model on it. Pure."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-
-from dsv4_mlx.disks.ask import Ask, ask
 
 FAT32_LARGEST = (4 << 30) - 1
 _NAMES = {"apfs": "APFS", "exfat": "exFAT", "fat32": "FAT32", "hfs": "Mac OS Extended", "ntfs": "NTFS"}
@@ -53,13 +49,3 @@ class Volume:
         if self.kind == "ntfs":
             return "macOS can't write to NTFS without another driver"
         return ""
-
-
-def volume_of(path: Path, ask: Ask = ask, platform: str = sys.platform) -> Volume | None:
-    """The volume of `path`, or of the nearest folder above that is there; None if the system doesn't say."""
-    from dsv4_mlx.disks import linux, macos
-
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    path = path.resolve()
-    return macos.volume_of(path, ask) if platform == "darwin" else linux.volume_of(path)

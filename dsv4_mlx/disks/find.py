@@ -1,0 +1,18 @@
+"""Which disk a folder lies on, as its system says it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dsv4_mlx.disks import linux, macos
+from dsv4_mlx.disks.ask import Ask, ask
+from dsv4_mlx.disks.volume import Volume
+
+
+def volume_of(path: Path, ask: Ask = ask, platform: str = sys.platform) -> Volume | None:
+    """The volume of `path`, or of the nearest folder above that is there; None if the system doesn't say."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    path = path.resolve()
+    return macos.volume_of(path, ask) if platform == "darwin" else linux.volume_of(path)
