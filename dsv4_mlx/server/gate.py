@@ -72,6 +72,9 @@ class Gate:
         out = self._watched(visit, send)
         try:
             visit.headers.update(check(visit.head, self.options))
+            if scope["state"].get("crowded"):
+                most = self.options.limits.connections
+                raise Refusal(503, "overloaded", f"more than {most} connections are open", retry_after=5)
             await (_preflight if visit.head.method == "OPTIONS" else self.app)(scope, receive, out)
         except ClientDisconnect:
             visit.status = visit.status or 499  # never sent: for the log

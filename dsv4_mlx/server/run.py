@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dsv4_mlx.errors import EXIT_INTERRUPT, EXIT_TERMINATED, MachineError, UsageError
@@ -109,9 +109,15 @@ async def _broken(worker: Service) -> None:
 
 
 def make_server(app: ASGIApp, options: ServerOptions) -> uvicorn.Server:
-    """uvicorn, told to keep out of signals, logs and headers."""
+    """uvicorn, told to keep out of signals, logs, headers, and of refusing: the gate does it in JSON."""
+
+    async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+        connections = server.server_state.connections
+        scope.setdefault("state", {})["crowded"] = len(connections) > options.limits.connections
+        await app(scope, receive, send)
+
     config = uvicorn.Config(
-        app,
+        counted,
         http=_timed(options.limits.headers_time),
         loop="asyncio",
         ws="none",
@@ -123,10 +129,10 @@ def make_server(app: ASGIApp, options: ServerOptions) -> uvicorn.Server:
         proxy_headers=False,
         timeout_keep_alive=IDLE_TIME,
         timeout_graceful_shutdown=2,
-        limit_concurrency=options.limits.connections,
         h11_max_incomplete_event_size=options.limits.headers,
     )
-    return _Server(config)
+    server = _Server(config)
+    return server
 
 
 class _Server(uvicorn.Server):

@@ -139,11 +139,14 @@ def test_9_a_body_that_never_ends(start: Start) -> None:
 
 
 def test_9_connections_that_say_nothing_have_a_limit_and_an_end(start: Start) -> None:
-    running = start(options=ServerOptions(port=0, limits=Limits(connections=6, headers_time=1.0)))
+    running = start(options=ServerOptions(port=0, limits=Limits(connections=6, headers_time=2.0)))
     with ExitStack() as silent:
         for _ in range(8):
             silent.enter_context(connected(running.port))
         assert until(lambda: call(running.port, "GET", "/health").status == 503)
+        refused = call(running.port, "POST", "/v1/messages", BODY)
+        assert (refused.status, refused.json()["error"]["type"]) == (529, "overloaded_error")
+        assert int(refused.headers["retry-after"]) > 0
         assert until(lambda: call(running.port, "GET", "/health").status == 200), "they were not closed"
 
 
