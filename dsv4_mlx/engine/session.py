@@ -218,7 +218,9 @@ class Session:
 
         try:
             arrays = [mx.array([chunk], mx.int32) for chunk in chunks]
-            streams, points = self.model.streams_of(arrays, self._state, between)
+            # Not within a token: it is soon done, and leaving it would cost all that is known.
+            pauses = [] if start is None else [between]
+            streams, points = self.model.streams_of(arrays, self._state, *pauses)
             logits = self.model.logits(streams[-1], last=True)
             mx.eval(logits, *self._state.arrays(), [point.rings for point in points])
             row = np.array(logits)[0, -1]  # indexed on the host: on the device it is work of its own

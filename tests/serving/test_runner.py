@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,16 @@ from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.serving.job import Finished, Job, Prefill, Started, Token, Unavailable
 from dsv4_mlx.serving.runner import Runner, WorkerOptions
 from serving.tiny import ENDLESS, Heard, TinyBackend, add, alone, drain, job, runner
+
+
+class Wrapped:
+    """A model with another `streams_of`."""
+
+    def __init__(self, model: Transformer, streams_of: Callable[..., Any]) -> None:
+        self._model, self.streams_of = model, streams_of
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +144,29 @@ def test_cancelled_between_layers(model: Transformer, rng: np.random.Generator) 
     drain(one)
     assert again.tokens == alone(model, asked)
     assert again.cached == 512
+
+
+def test_cancelled_within_a_token(model: Transformer, rng: np.random.Generator) -> None:
+    """The token is finished, and the session keeps all it knows."""
+    one = runner(TinyBackend(model))
+    asked = job(token_ids(rng, 40), 10)
+    entry, heard = add(one, asked)
+    while not heard.tokens:
+        one.step()
+    lease, known = entry.lease, len(asked.prompt)
+    assert lease is not None
+    streams_of = model.streams_of
+
+    def cancelling(*given: Any) -> Any:
+        entry.cancelled = True  # after the step has begun
+        return streams_of(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease.session, "model", Wrapped(model, cancelling), raising=False)
+        one.step()
+    one.step()
+    assert heard.events[-1] == Finished("cancelled")
+    assert len(lease.session.tokens) > known, "what was computed is kept"
 
 
 def test_cancelled_while_waiting(backend: TinyBackend, rng: np.random.Generator) -> None:
