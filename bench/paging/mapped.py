@@ -9,7 +9,6 @@ earlier copies. Both sides alternate; the result is the median of the pairwise r
 
 from __future__ import annotations
 
-import argparse
 import json
 import mmap
 import statistics
@@ -22,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bench.paging.reads import BATCH, RECORD, THREADS, Raw, make_cold, write_records
+from bench.paging.reads import BATCH, RECORD, THREADS, Raw, command, make_cold
 from dsv4_mlx.weights.records import RecordMap
 
 Case = Literal["cold", "warm, new mapping", "warm, kept mapping"]
@@ -103,20 +102,5 @@ def compare(path: Path, records: RecordMap, pairs: int) -> list[dict[str, Any]]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    path = options.folder / "paging-mapped.safetensors"
-    try:
-        found = compare(path, write_records(path, BATCH), options.pairs)
-    finally:
-        path.unlink(missing_ok=True)
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__.split("\n")[0], "paging-mapped.safetensors", BATCH, compare)

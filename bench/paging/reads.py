@@ -38,6 +38,7 @@ HIDDEN, WIDTH = 4096, 2048
 BATCH = 24  # records of one reading
 PAIRS = 7
 THREADS = (1, 2, 4, 8)
+Comparison = Callable[[Path, RecordMap, int], list[dict[str, Any]]]  # file, its records, pairs
 
 
 def true_table(experts: int, file: str) -> ExpertTable:
@@ -193,15 +194,16 @@ def compare(path: Path, records: RecordMap, pairs: int) -> list[dict[str, Any]]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def command(description: str, name: str, experts: int, compare: Comparison) -> None:
+    """The command line of a comparison on a file of `experts` records that is made for it."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=int, default=PAIRS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    path = options.folder / "paging-reads.safetensors"
+    path = options.folder / name
     try:
-        found = compare(path, write_records(path, 2 * BATCH), options.pairs)
+        found = compare(path, write_records(path, experts), options.pairs)
     finally:
         path.unlink(missing_ok=True)
     if options.out:
@@ -209,4 +211,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__.split("\n")[0], "paging-reads.safetensors", 2 * BATCH, compare)
