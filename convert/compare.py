@@ -3,10 +3,12 @@
 What "the same" means, by format:
 
     raw      the same bytes.
-    mxfp4    the same bytes of codes and of scales, cut out of the record.
+    mxfp4    the same bytes of codes and of scales.
     mxfp8    the same bytes of codes; and the scale of row r, columns 32g.. is the official scale of the block
              that holds them, (r / 128, 32g / 128). Equal codes under equal scales are equal values.
     affine4  nothing is the same: the error is measured, in float32, over all values.
+
+Those of an expert are cut out of its record.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from dsv4_mlx.checkpoint.native import MX_GROUP, SEGMENT_SOURCE
 from dsv4_mlx.checkpoint.reader import FolderReader, SourceReader
 from dsv4_mlx.convert.encode import decode_affine4, decode_bf16
 from dsv4_mlx.convert.plan import Placed, Records, Target
-from dsv4_mlx.convert.work import Rows
-from dsv4_mlx.official import FP8_BLOCK
+from dsv4_mlx.convert.rows import scale_rows, values
+from dsv4_mlx.convert.work import quantised_at_once
+from dsv4_mlx.official import FP8_BLOCK, Weight
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -90,21 +93,30 @@ class Comparison:
                 return [Damage(file, name, f"{name} {CHANGED}")], deviation
         return [], deviation
 
-    def record(self, file: str, records: Records, expert: int, digest: str) -> list[Damage]:
-        """Check one expert's record."""
+    def record(
+        self, file: str, records: Records, expert: int, digest: str
+    ) -> tuple[list[Damage], dict[str, Deviation]]:
+        """Check one expert's record; how far off its weights are, by name."""
         name = f"{records.prefix}.ffn.experts.{expert}"
         record = self.stored(file, records.offset + expert * records.record_bytes, records.record_bytes)
         if hashlib.sha256(record.data).hexdigest() != digest:
-            return [Damage(file, name, "the record is not the bytes that were written")]
+            return [Damage(file, name, "the record is not the bytes that were written")], {}
         if self.source is None:
-            return []
+            return [], {}
+        if records.format == "affine4":
+            return [], self.measure_record(record, records, expert, self.source)
         for segment in records.segments:
             matrix, part = SEGMENT_SOURCE[segment.name]
-            tensor = records.experts[expert][matrix].tensors()[part].name
+            weight = records.experts[expert][matrix]
+            tensor = weight.tensors()[part].name
             stored = record[segment.offset : segment.offset + segment.bytes]
-            if not np.array_equal(self.official(self.source, tensor, 0, segment.bytes), stored):
-                return [Damage(file, name, f"{tensor} {CHANGED}")]
-        return []
+            if part and weight.form == "fp8":
+                same = self.same_scales(stored.reshape(segment.shape), weight, self.source)
+            else:
+                same = np.array_equal(self.official(self.source, tensor, 0, segment.bytes), stored)
+            if not same:
+                return [Damage(file, name, f"{tensor} {CHANGED}")], {}
+        return [], {}
 
     def digest(self, file: str, placed: Placed) -> str:
         digest = hashlib.sha256()
@@ -122,29 +134,44 @@ class Comparison:
         if target.format == "raw":
             return True
         scales = target.parts["scales"]
-        rows, groups = scales.shape
-        stored = self.stored(file, scales.offset, scales.bytes).reshape(rows, groups)
-        entry = source.source.entry(target.weight.scale_name)
-        official = self.official(source, target.weight.scale_name, 0, entry.end - entry.start)
-        grid = official.reshape(entry.shape)
+        stored = self.stored(file, scales.offset, scales.bytes).reshape(scales.shape)
+        return self.same_scales(stored, target.weight, source)
+
+    def same_scales(self, stored: Bytes, weight: Weight, source: SourceReader) -> bool:
+        """Whether scales [rows, groups] are those of the official blocks."""
+        rows, groups = stored.shape
         row, group = np.arange(rows) // FP8_BLOCK, np.arange(groups) * MX_GROUP // FP8_BLOCK
-        return bool(np.array_equal(stored, grid[np.ix_(row, group)]))
+        return bool(np.array_equal(stored, scale_rows(source, weight, 0, rows)[np.ix_(row, group)]))
 
     def measure(self, file: str, target: Target, source: SourceReader, deviation: Deviation) -> None:
         """Add up the error of an affine4 weight, a block of rows at a time."""
         rows, columns = target.weight.shape
-        step = max(1, self.block // (columns * 4) // FP8_BLOCK) * FP8_BLOCK
+        step = quantised_at_once(columns, self.block)
         for first in range(0, rows, step):
             last = min(first + step, rows)
-            codes, scales, biases = (
+            stored = [
                 self.rows(file, target.parts[part], first, last) for part in ("weight", "scales", "biases")
-            )
-            values = decode_affine4(
-                codes.view(np.uint32),
-                decode_bf16(scales.view(np.uint16)),
-                decode_bf16(biases.view(np.uint16)),
-            )
-            deviation.add(Rows(target, first, last).values(source), values)
+            ]
+            deviation.add(values(source, target.weight, first, last), _decoded(*stored))
+
+    def measure_record(
+        self, record: Bytes, records: Records, expert: int, source: SourceReader
+    ) -> dict[str, Deviation]:
+        """The error of an expert in affine4, by weight."""
+        found: dict[str, Deviation] = {}
+        for name, weight in zip(("gate", "up", "down"), records.experts[expert], strict=True):
+            parts = [
+                record[s.offset : s.offset + s.bytes].reshape(s.shape[0], -1)
+                for s in records.segments
+                if s.name.startswith(f"{name}_")
+            ]
+            deviation = found[weight.name] = Deviation()
+            step = quantised_at_once(weight.shape[1], self.block)
+            for first in range(0, weight.shape[0], step):
+                last = min(first + step, weight.shape[0])
+                stored = _decoded(*(part[first:last] for part in parts))
+                deviation.add(values(source, weight, first, last), stored)
+        return found
 
     def rows(self, file: str, placed: Placed, first: int, last: int) -> Bytes:
         width = placed.bytes // placed.shape[0]
@@ -163,3 +190,10 @@ class Comparison:
     def blocks(self, count: int) -> Iterator[tuple[int, int]]:
         for start in range(0, count, self.block):
             yield start, min(self.block, count - start)
+
+
+def _decoded(codes: Bytes, scales: Bytes, biases: Bytes) -> npt.NDArray[np.float32]:
+    """Rows of an affine4 matrix, bytes as stored -> values."""
+    return decode_affine4(
+        codes.view(np.uint32), decode_bf16(scales.view(np.uint16)), decode_bf16(biases.view(np.uint16))
+    )

@@ -109,7 +109,7 @@ def part_costs(plan: Plan) -> dict[str, PartCost]:
         if file.records is not None:
             for expert in file.records.experts:
                 before = sum(tensor.bytes for weight in expert for tensor in weight.tensors())
-                add("experts", "mxfp4", before, file.records.record_bytes, len(expert))
+                add("experts", file.records.format, before, file.records.record_bytes, len(expert))
     return {name: PartCost(counts[name], official[name], stored[name], formats[name]) for name in counts}
 
 
@@ -163,7 +163,7 @@ def tensor_record(file: str, target: Target, digests: Mapping[str, str]) -> Tens
 def expert_table(file: str, records: Records, digests: Mapping[str, str]) -> ExpertTable:
     count = len(records.experts)
     return ExpertTable(
-        file, "mxfp4", count, records.record_bytes, records.segments,
+        file, records.format, count, records.record_bytes, records.segments,
         tuple(digests[str(number)] for number in range(count)),
     )  # fmt: skip
 

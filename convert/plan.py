@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dsv4_mlx.checkpoint.native import MX_GROUP, record_bytes, record_segments
+from dsv4_mlx.checkpoint.native import record_bytes, record_segments
 from dsv4_mlx.convert.header import build_header
-from dsv4_mlx.convert.recipe import AFFINE_BITS, AFFINE_GROUP, Format, Recipe
-from dsv4_mlx.manifest import ALIGNMENT, Segment
+from dsv4_mlx.convert.recipe import Format, Recipe
+from dsv4_mlx.manifest import ALIGNMENT, Segment, packed
 from dsv4_mlx.official import ITEM_BYTES, Block, Inventory, Weight
 
 
@@ -42,6 +42,7 @@ class Records:
     """The routed experts of one block: record e begins at `offset + e * record_bytes`."""
 
     prefix: str
+    format: Format
     experts: tuple[tuple[Weight, Weight, Weight], ...]  # w1 gate, w3 up, w2 down
     segments: tuple[Segment, ...]
     record_bytes: int
@@ -61,7 +62,8 @@ class FilePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """`kept` names the weights that the recipe would have quantised had their width allowed it."""
+    """`kept` names the weights that the recipe would have quantised had their width allowed it; of the routed
+    experts, the block."""
 
     recipe: str
     files: tuple[FilePlan, ...]
@@ -81,14 +83,15 @@ def make_plan(table: Inventory, recipe: Recipe, dtype_of: Callable[[Weight], str
     files.append(_dense("head.safetensors", table.head, recipe, kind))
     for number, block in enumerate(table.extra):
         files += _block(f"mtp-{number}", block, recipe, kind)
-    kept = tuple(weight.name for weight in table.weights() if recipe.falls_back(weight))
-    return Plan(recipe.name, tuple(files), kept)
+    kept = [w.name for w in table.weights() if w.part != "experts" and recipe.falls_back(w)]
+    kept += [f"{b.prefix}.ffn.experts" for b in table.blocks if any(map(recipe.falls_back, b.experts[0]))]
+    return Plan(recipe.name, tuple(files), tuple(kept))
 
 
 def _block(stem: str, block: Block, recipe: Recipe, kind: Callable[[Weight], str]) -> list[FilePlan]:
     return [
         _dense(f"{stem}.safetensors", block.weights, recipe, kind),
-        _records(f"{stem}.experts.safetensors", block),
+        _records(f"{stem}.experts.safetensors", block, recipe),
     ]
 
 
@@ -127,24 +130,17 @@ def _parts(
         return {"weight": (weight.name, kind(weight), weight.shape)}
     rows, columns = weight.shape
     stem = weight.name.removesuffix(".weight")
-    if form == "mxfp8":
-        return {
-            "weight": (weight.name, "U32", (rows, columns // 4)),
-            "scales": (f"{stem}.scales", "U8", (rows, columns // MX_GROUP)),
-        }
-    groups = (rows, columns // AFFINE_GROUP)
     return {
-        "weight": (weight.name, "U32", (rows, columns * AFFINE_BITS // 32)),
-        "scales": (f"{stem}.scales", "BF16", groups),
-        "biases": (f"{stem}.biases", "BF16", groups),
+        part: (f"{stem}.{part}", dtype, shape) for part, (dtype, shape) in packed(form, rows, columns).items()
     }
 
 
-def _records(name: str, block: Block) -> FilePlan:
-    segments = record_segments(*block.experts[0])
+def _records(name: str, block: Block, recipe: Recipe) -> FilePlan:
+    form = recipe.record_format(block.experts[0])
+    segments = record_segments(*block.experts[0], form)
     record = record_bytes(segments)
     count = len(block.experts)
     # U32 because a U8 tensor of this size would exceed MLX's 2^31 elements.
     header = build_header([("experts", "U32", (count, record // 4))])
-    records = Records(block.prefix, block.experts, segments, record, len(header))
+    records = Records(block.prefix, form, block.experts, segments, record, len(header))
     return FilePlan(name, header, len(header) + count * record, records=records)

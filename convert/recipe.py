@@ -5,6 +5,7 @@
 | part                                            | native       | 4bit                          |
 |-------------------------------------------------|--------------|-------------------------------|
 | routed experts (FP4)                            | mxfp4        | mxfp4: smaller than affine4   |
+| routed experts (FP8, as in V4-Flash-Base)       | mxfp8        | affine4                       |
 | attention wq_a wq_b wkv wo_a wo_b, shared       | mxfp8        | affine4                       |
 | experts, indexer wq_b (FP8)                     |              |                               |
 | embedding, head (BF16)                          | raw          | affine4                       |
@@ -14,21 +15,24 @@
 |                                                 |              | speed, and they are small     |
 
 affine4 is MLX's affine quantisation, 4 bits, groups of 64 columns, scales and biases in bfloat16. It needs a
-number of columns that 64 divides; a weight without that keeps its native format and is listed.
+number of columns that 64 divides; a weight without that keeps its native format and is listed. The three
+matrices of an expert have one format.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dsv4_mlx.checkpoint.native import NATIVE
 from dsv4_mlx.errors import UsageError
+from dsv4_mlx.manifest import PACKINGS
 from dsv4_mlx.official import Part, Weight
 
 Format = Literal["raw", "mxfp8", "mxfp4", "affine4"]
 
-AFFINE_BITS = 4
-AFFINE_GROUP = 64
+AFFINE_BITS, AFFINE_GROUP = PACKINGS["affine4"].bits, PACKINGS["affine4"].group
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,14 @@ class Recipe:
 
     def format(self, weight: Weight) -> Format:
         """The format `weight` is stored in."""
-        if weight.form == "fp4":
-            return "mxfp4"
         if self.wants_affine(weight) and weight.shape[1] % AFFINE_GROUP == 0:
             return "affine4"
-        return "mxfp8" if weight.form == "fp8" else "raw"
+        return NATIVE[weight.form]
+
+    def record_format(self, expert: Sequence[Weight]) -> Format:
+        """The format of an expert's record."""
+        formats = {self.format(weight) for weight in expert}
+        return formats.pop() if len(formats) == 1 else NATIVE[expert[0].form]
 
     def falls_back(self, weight: Weight) -> bool:
         """Whether the recipe would quantise `weight` but its width doesn't allow it."""
@@ -61,7 +68,7 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("native", frozenset()),
-        Recipe("4bit", frozenset({"attention", "shared", "indexer", "embedding", "head"})),
+        Recipe("4bit", frozenset({"attention", "shared", "experts", "indexer", "embedding", "head"})),
     )
 }
 

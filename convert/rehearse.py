@@ -24,8 +24,8 @@ from dsv4_mlx.checkpoint.direct import PAGE, OutFile
 from dsv4_mlx.checkpoint.names import match
 from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.source import Source, open_source
-from dsv4_mlx.convert.plan import Plan, Target, make_plan
-from dsv4_mlx.convert.recipe import RECIPES
+from dsv4_mlx.convert.plan import Plan, make_plan
+from dsv4_mlx.convert.recipe import RECIPES, Format
 from dsv4_mlx.convert.stream import BLOCK, DEPTH, Streamer
 from dsv4_mlx.convert.supply import Folder
 from dsv4_mlx.convert.work import Piece, Work, work_for
@@ -61,13 +61,12 @@ class Amounts:
 
 def amounts(plan: Plan) -> Amounts:
     """Of all files."""
-    quantised = sum(
-        part.bytes
-        for file in plan.files
-        for target in file.targets
-        if target.format == "affine4"
-        for part in target.parts.values()
-    )
+    quantised = 0
+    for file in plan.files:
+        affine = [target for target in file.targets if target.format == "affine4"]
+        quantised += sum(part.bytes for target in affine for part in target.parts.values())
+        if file.records is not None and file.records.format == "affine4":
+            quantised += len(file.records.experts) * file.records.record_bytes
     return Amounts(plan.bytes - quantised, quantised)
 
 
@@ -85,9 +84,9 @@ def rehearse(folder: Path, place: Path, seconds: float) -> Pace:
     opening = time.perf_counter() - started
 
     native, smaller = plans
-    copied = list(_steps(native, source, lambda target: True))
-    kept = list(_steps(smaller, source, lambda target: target.format != "affine4"))
-    quantised = list(_steps(smaller, source, lambda target: target.format == "affine4", records=False))
+    copied = list(_steps(native, source, lambda form: True))
+    kept = list(_steps(smaller, source, lambda form: form != "affine4"))
+    quantised = list(_steps(smaller, source, lambda form: form == "affine4"))
     memory, slow = {}, None
     with SourceReader(source) as reader, Streamer(reader) as streamer:
         # The recipe that needs less memory first: what a process once held it may keep.
@@ -100,13 +99,11 @@ def rehearse(folder: Path, place: Path, seconds: float) -> Pace:
     return Pace(opening, fast, slow, memory)
 
 
-def _steps(
-    plan: Plan, source: Source, wanted: Callable[[Target], bool], records: bool = True
-) -> Iterator[Work]:
+def _steps(plan: Plan, source: Source, wanted: Callable[[Format], bool]) -> Iterator[Work]:
     for file in plan.files:
-        targets = tuple(target for target in file.targets if wanted(target))
-        part = replace(file, targets=targets, records=file.records if records else None)
-        yield from work_for(part, source, BLOCK)
+        targets = tuple(target for target in file.targets if wanted(target.format))
+        records = file.records if file.records is not None and wanted(file.records.format) else None
+        yield from work_for(replace(file, targets=targets, records=records), source, BLOCK)
 
 
 def _spread(steps: list[Work]) -> list[Work]:

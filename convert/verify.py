@@ -237,7 +237,7 @@ def _records_of(file: FilePlan, manifest: Manifest) -> Iterator[Damage]:
             len(table.digests),
         )
         count = len(records.experts)
-        if found != (file.name, "mxfp4", count, records.record_bytes, records.segments, count):
+        if found != (file.name, records.format, count, records.record_bytes, records.segments, count):
             yield Damage(
                 "manifest.json",
                 f"{records.prefix}.ffn.experts",
@@ -276,9 +276,12 @@ def _contents(
                 found, deviation = future.result()
                 damage += found
                 if source is not None and not found:
-                    _worse(errors, target.weight, deviation)
+                    _worse(errors, target.weight.part, target.weight.name, deviation)
             for expert in experts:
-                damage += expert.result()
+                found, deviations = expert.result()
+                damage += found
+                for name, deviation in deviations.items():
+                    _worse(errors, "experts", name, deviation)
             if source is not None and experts:
                 errors.setdefault("experts", PartError(0.0, 0.0, ""))
             done += file.size
@@ -287,12 +290,12 @@ def _contents(
     return damage
 
 
-def _worse(errors: dict[str, PartError], weight: Weight, deviation: Deviation) -> None:
+def _worse(errors: dict[str, PartError], part: str, name: str, deviation: Deviation) -> None:
     """Keep the worst of a component's weights."""
-    known = errors.get(weight.part, PartError(0.0, 0.0, ""))
+    known = errors.get(part, PartError(0.0, 0.0, ""))
     worse = deviation.relative > known.relative
-    errors[weight.part] = PartError(
+    errors[part] = PartError(
         deviation.relative if worse else known.relative,
         max(known.relative_worst, deviation.relative_worst),
-        weight.name if worse else known.weight,
+        name if worse else known.weight,
     )

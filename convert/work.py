@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -11,12 +11,13 @@ import numpy.typing as npt
 
 from dsv4_mlx.checkpoint.check import check_bytes
 from dsv4_mlx.checkpoint.direct import PAGE
-from dsv4_mlx.checkpoint.native import SEGMENT_SOURCE, expand_scales
+from dsv4_mlx.checkpoint.native import SEGMENT_SOURCE
 from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.source import Source
-from dsv4_mlx.convert.encode import affine4, decode_bf16, decode_fp8
+from dsv4_mlx.convert.encode import affine4
 from dsv4_mlx.convert.plan import FilePlan, Records, Target
-from dsv4_mlx.official import FP8_BLOCK
+from dsv4_mlx.convert.rows import expanded_scales, values
+from dsv4_mlx.official import FP8_BLOCK, Weight
 
 Bytes = npt.NDArray[np.uint8]
 FLOATS = 4  # a step quantises so many times fewer bytes than a block has
@@ -43,19 +44,69 @@ class Work(Protocol):
     def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]: ...
 
 
+class Stretch(Protocol):
+    """Neighbouring target bytes that belong to one digest, `key`."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    def fill(self, reader: SourceReader, into: memoryview) -> None:
+        """Make them."""
+
+    def cut(self, at: int) -> tuple[Stretch, Stretch]:
+        """Two that follow each other, the first `at` bytes long."""
+
+
 @dataclass(frozen=True)
-class Stretch:
-    """Target bytes that equal source bytes; without a tensor, zeros. `key` is the digest they belong to."""
+class Same:
+    """Bytes of a tensor as they are stored, from byte `start` of the shard on."""
 
     key: str
     bytes: int
-    tensor: str = ""
-    shard: str = ""
-    start: int = 0
+    tensor: str
+    shard: str
+    start: int
 
-    def cut(self, at: int) -> tuple[Stretch, Stretch]:
-        rest = Stretch(self.key, self.bytes - at, self.tensor, self.shard, self.start + at)
-        return Stretch(self.key, at, self.tensor, self.shard, self.start), rest
+    def fill(self, reader: SourceReader, into: memoryview) -> None:
+        reader.read(self.shard, self.start, into)
+        check_bytes(reader.source, self.tensor, into)
+
+    def cut(self, at: int) -> tuple[Same, Same]:
+        return replace(self, bytes=at), replace(self, bytes=self.bytes - at, start=self.start + at)
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The expanded scales of an FP8 matrix, from byte `skip` on."""
+
+    key: str
+    bytes: int
+    weight: Weight
+    skip: int = 0
+
+    def fill(self, reader: SourceReader, into: memoryview) -> None:
+        whole = expanded_scales(reader, self.weight, 0, self.weight.shape[0]).reshape(-1)
+        np.copyto(np.frombuffer(into, np.uint8), whole[self.skip : self.skip + self.bytes])
+
+    def cut(self, at: int) -> tuple[Scales, Scales]:
+        return replace(self, bytes=at), replace(self, bytes=self.bytes - at, skip=self.skip + at)
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """Padding."""
+
+    key: str
+    bytes: int
+
+    def fill(self, reader: SourceReader, into: memoryview) -> None:
+        into[:] = bytes(self.bytes)
+
+    def cut(self, at: int) -> tuple[Zeros, Zeros]:
+        return Zeros(self.key, at), Zeros(self.key, self.bytes - at)
 
 
 @dataclass(frozen=True)
@@ -70,12 +121,7 @@ class Copy:
         at = 0
         digests: list[tuple[str, int, int]] = []
         for stretch in self.stretches:
-            view = buffer[at : at + stretch.bytes]
-            if stretch.tensor:
-                reader.read(stretch.shard, stretch.start, view)
-                check_bytes(reader.source, stretch.tensor, view)
-            else:
-                view[:] = bytes(stretch.bytes)
+            stretch.fill(reader, buffer[at : at + stretch.bytes])
             if digests and digests[-1][0] == stretch.key:
                 digests[-1] = (stretch.key, digests[-1][1], at + stretch.bytes)
             else:
@@ -94,34 +140,13 @@ class Rows:
     alone: bool = False
 
     def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]:
-        if self.target.format == "mxfp8":
-            rows, columns = self.last - self.first, self.target.weight.shape[1]
-            parts = {"scales": expand_scales(self.scales(reader), rows, columns).reshape(-1)}
-        else:
-            parts = dict(zip(("weight", "scales", "biases"), affine4(self.values(reader)), strict=True))
-        return self.pieces(parts, buffer)
-
-    def values(self, reader: SourceReader) -> npt.NDArray[np.float32]:
-        """float32 [rows, columns]."""
         weight = self.target.weight
-        raw = self.source_rows(reader, weight.name, self.first, self.last)
-        if weight.form == "fp8":
-            return decode_fp8(raw, self.scales(reader))
-        return decode_bf16(raw.view(np.uint16))
-
-    def scales(self, reader: SourceReader) -> Bytes:
-        """The official scales of these rows; `first` is a multiple of FP8_BLOCK."""
-        first, last = self.first // FP8_BLOCK, -(-self.last // FP8_BLOCK)
-        return self.source_rows(reader, self.target.weight.scale_name, first, last)
-
-    def source_rows(self, reader: SourceReader, tensor: str, first: int, last: int) -> Bytes:
-        entry = reader.source.entry(tensor)
-        width = (entry.end - entry.start) // entry.shape[0]
-        raw = np.empty((last - first, width), dtype=np.uint8)
-        view = raw.data.cast("B")
-        reader.read(reader.source.where[tensor], entry.start + first * width, view)
-        check_bytes(reader.source, tensor, view)
-        return raw
+        if self.target.format == "mxfp8":
+            parts = {"scales": expanded_scales(reader, weight, self.first, self.last).reshape(-1)}
+        else:
+            floats = values(reader, weight, self.first, self.last)
+            parts = dict(zip(("weight", "scales", "biases"), affine4(floats), strict=True))
+        return self.pieces(parts, buffer)
 
     def pieces(self, parts: dict[str, Bytes], buffer: memoryview) -> list[Piece]:
         """The parts' places in the file. They move to the buffer if they fit: it lies on a page boundary."""
@@ -139,30 +164,73 @@ class Rows:
         return found
 
 
+@dataclass(frozen=True)
+class QuantisedRecord:
+    """One expert, quantised `step` rows at a time. A record larger than the buffer has memory of its own."""
+
+    records: Records
+    number: int
+    step: int
+    alone: bool = True
+
+    def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]:
+        size = self.records.record_bytes
+        view = buffer[:size] if size <= len(buffer) else memoryview(bytearray(size))
+        record = np.frombuffer(view, np.uint8)
+        used = self.records.segments[-1].offset + self.records.segments[-1].bytes
+        record[used:] = 0
+        for name, weight in zip(("gate", "up", "down"), self.records.experts[self.number], strict=True):
+            segments = [s for s in self.records.segments if s.name.startswith(f"{name}_")]
+            for first in range(0, weight.shape[0], self.step):
+                last = min(first + self.step, weight.shape[0])
+                parts = affine4(values(reader, weight, first, last))
+                for segment, part in zip(segments, parts, strict=True):
+                    at = segment.offset + first * (segment.bytes // segment.shape[0])
+                    record[at : at + part.size] = part
+        offset = self.records.offset + self.number * size
+        return [Piece(offset, view, ((str(self.number), 0, size),))]
+
+
 def work_for(file: FilePlan, source: Source, block: int) -> Iterator[Work]:
     """The steps that make `file`, in order; each reads and yields about `block` bytes at most.
 
-    A step never goes below 128 rows of a matrix, the rows that share an FP8 scale.
+    A step never goes below 128 rows of a matrix, the rows that share an FP8 scale, nor a quantised record
+    below the whole record.
     """
     if file.records is not None:
-        yield from _record_copies(file.records, source, block)
+        if file.records.format == "affine4":
+            yield from _quantised_records(file.records, block)
+        else:
+            yield from _record_copies(file.records, source, block)
     for target in file.targets:
         if target.format != "affine4":
             placed = target.parts["weight"]
-            whole = _stretch(source, target.weight.name, placed.key)
+            whole = _same(source, target.weight.name, placed.key)
             yield from _copies(placed.offset, iter((whole,)), block)
         if target.format != "raw":
             yield from _rows(target, block)
 
 
+def quantised_at_once(columns: int, block: int) -> int:
+    """How many rows of so many columns a step quantises. In float32, of which several copies live at once: a
+    part of a block keeps them small beside the buffers."""
+    return max(1, block // (columns * 4 * FLOATS) // FP8_BLOCK) * FP8_BLOCK
+
+
 def _rows(target: Target, block: int) -> Iterator[Work]:
     rows, columns = target.weight.shape
-    # Quantised in float32, of which several copies live at once: a part of a block keeps them small beside
-    # the buffers. Expanded scales are a 32nd of the codes.
-    width = columns * 4 * FLOATS if target.format == "affine4" else max(1, columns // 32)
-    step = max(1, block // width // FP8_BLOCK) * FP8_BLOCK
+    if target.format == "affine4":
+        step = quantised_at_once(columns, block)
+    else:  # expanded scales are a 32nd of the codes
+        step = max(1, block // max(1, columns // 32) // FP8_BLOCK) * FP8_BLOCK
     for first in range(0, rows, step):
         yield Rows(target, first, min(first + step, rows))
+
+
+def _quantised_records(records: Records, block: int) -> Iterator[Work]:
+    columns = max(weight.shape[1] for weight in records.experts[0])
+    for number in range(len(records.experts)):
+        yield QuantisedRecord(records, number, quantised_at_once(columns, block))
 
 
 def _record_copies(records: Records, source: Source, block: int) -> Iterator[Work]:
@@ -179,17 +247,22 @@ def _record_copies(records: Records, source: Source, block: int) -> Iterator[Wor
 
 
 def _record(records: Records, number: int, source: Source) -> Iterator[Stretch]:
+    key = str(number)
     for segment in records.segments:
         matrix, part = SEGMENT_SOURCE[segment.name]
-        yield _stretch(source, records.experts[number][matrix].tensors()[part].name, str(number))
+        weight = records.experts[number][matrix]
+        if part and weight.form == "fp8":
+            yield Scales(key, segment.bytes, weight)
+        else:
+            yield _same(source, weight.tensors()[part].name, key)
     padding = records.record_bytes - sum(segment.bytes for segment in records.segments)
     if padding:
-        yield Stretch(str(number), padding)
+        yield Zeros(key, padding)
 
 
-def _stretch(source: Source, tensor: str, key: str) -> Stretch:
+def _same(source: Source, tensor: str, key: str) -> Same:
     entry = source.entry(tensor)
-    return Stretch(key, entry.end - entry.start, tensor, source.where[tensor], entry.start)
+    return Same(key, entry.end - entry.start, tensor, source.where[tensor], entry.start)
 
 
 def _copies(offset: int, stretches: Iterator[Stretch], block: int) -> Iterator[Work]:

@@ -17,25 +17,15 @@ from dsv4_mlx.errors import InputError
 from dsv4_mlx.strangers import stranger
 
 Checkpoint = Literal["april", "0731"]
+ExpertFormat = Literal["fp4", "fp8"]
 
 IGNORED = frozenset(
-    [
-        "architectures",
-        "torch_dtype",
-        "dtype",
-        "transformers_version",
-        "initializer_range",
-        "use_cache",
-        "attention_dropout",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "max_batch_size",
-        "expert_dtype",
-        "auto_map",
+    {
+        "architectures", "torch_dtype", "dtype", "transformers_version", "initializer_range", "use_cache",
+        "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "max_batch_size", "auto_map",
         "_name_or_path",
-    ]
-)
+    }
+)  # fmt: skip
 DRAFTER = frozenset(
     {"dspark_block_size", "dspark_markov_rank", "dspark_noise_token_id", "dspark_target_layer_ids"}
 )
@@ -99,7 +89,8 @@ QUANTIZATION = {
     "weight_block_size": [128, 128],
     "activation_scheme": "dynamic",
 }
-OPTIONAL = frozenset({"n_mtp_layers"})
+OPTIONAL = frozenset({"n_mtp_layers", "expert_dtype"})
+EXPERT_FORMATS: tuple[ExpertFormat, ...] = ("fp4", "fp8")  # the first where config.json doesn't say
 
 
 @dataclass(frozen=True)
@@ -158,6 +149,7 @@ class ModelConfig:
     ratios: tuple[int, ...]  # one per trunk layer: 0 window only, 4 CSA, 128 HCA
     checkpoint: Checkpoint
     drafter: Drafter | None = None  # 0731 only; its blocks take the place of the MTP block
+    expert_format: ExpertFormat = "fp4"  # of the routed experts; "fp8" in V4-Flash-Base
 
     @property
     def extra_blocks(self) -> int:
@@ -255,6 +247,7 @@ class _Reader:
             ratios=self.ratios(values["layers"], values["mtp_layers"], checkpoint),
             checkpoint=checkpoint,
             drafter=self.drafter(values["layers"]) if checkpoint == "0731" else None,
+            expert_format=self.expert_format(),
         )
         self.check_shapes(config)
         return config
@@ -314,6 +307,13 @@ class _Reader:
                 f"layers and a 0 for each block after them"
             )
         return tuple(raw[:layers])
+
+    def expert_format(self) -> ExpertFormat:
+        found = self.raw.get("expert_dtype", EXPERT_FORMATS[0])
+        for known in EXPERT_FORMATS:
+            if found == known:
+                return known
+        raise self.fail(f"expert_dtype is {found!r}, expected one of {', '.join(EXPERT_FORMATS)}")
 
     def drafter(self, layers: int) -> Drafter:
         targets = self.raw["dspark_target_layer_ids"]

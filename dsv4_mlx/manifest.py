@@ -23,12 +23,13 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dsv4_mlx.errors import InputError
 
 FORMAT = 1
 NAME = "manifest.json"
+OFFICIAL = "official"  # the recipe in a manifest that is made up for an official folder
 ALIGNMENT = 16 * 1024  # Apple silicon's page: a record can be mapped or read without a partial page
 
 
@@ -78,6 +79,32 @@ SEGMENTS = (
 )  # fmt: skip
 
 SEGMENT_ITEM_BYTES = {"U32": 4, "U8": 1, "BF16": 2}
+
+
+class Packing(NamedTuple):
+    """A quantised format: bits of a code, columns that share a scale, the scales' dtype; are there biases."""
+
+    bits: int
+    group: int
+    scale: str
+    biases: bool
+
+
+PACKINGS = {
+    "mxfp4": Packing(4, 32, "U8", False),
+    "mxfp8": Packing(8, 32, "U8", False),
+    "affine4": Packing(4, 64, "BF16", True),
+}
+
+
+def packed(format: str, rows: int, columns: int) -> dict[str, tuple[str, tuple[int, int]]]:
+    """Part -> dtype and shape of a matrix [rows, columns] in that format, as MLX takes it."""
+    packing = PACKINGS[format]
+    scale = (packing.scale, (rows, columns // packing.group))
+    parts = {"weight": ("U32", (rows, columns * packing.bits // 32)), "scales": scale}
+    return parts | ({"biases": scale} if packing.biases else {})
+
+
 CHECKPOINTS = ("april", "0731")
 
 

@@ -7,7 +7,8 @@ the published figures.
 A `Weight` is what the model uses: one matrix or vector, stored as one or two official tensors.
 
     raw   X                                     dtype and shape as they are
-    fp8   X.weight F8_E4M3 [out, in]            X.scale F8_E8M0 [ceil(out/128), ceil(in/128)]
+    fp8   X.weight F8_E4M3 [out, in]            X.scale F8_E8M0 [ceil(out/128), ceil(in/128)];
+                                                the same powers of two as F32 where experts are FP8
     fp4   X.weight I8 [out, in/2], two E2M1     X.scale F8_E8M0 [out, in/32]
           codes a byte, low nibble = even index
 """
@@ -58,7 +59,7 @@ class Weight:
     part: Part
     form: Form
     shape: tuple[int, ...]
-    dtypes: tuple[str, ...] = ()  # raw only
+    dtypes: tuple[str, ...] = ()  # of a raw weight, or of another's scale
 
     @property
     def scale_name(self) -> str:
@@ -75,7 +76,7 @@ class Weight:
         else:
             scale = (rows, columns // FP4_GROUP)
             codes = Tensor(self.name, ("I8",), (rows, columns // 2))
-        return codes, Tensor(self.scale_name, ("F8_E8M0",), scale)
+        return codes, Tensor(self.scale_name, self.dtypes, scale)
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Inventory:
-    """Every weight of a checkpoint, in the order of its shards."""
+    """Every weight of a checkpoint, in the order of its shards.
+
+    `copies` may be there as well: the trunk's embedding and head once more, for the blocks after it. They
+    are left out, as by the release's own converter. V4-Flash-Base is said to have them, V4-Flash hasn't.
+    """
 
     embed: Weight
     layers: tuple[Block, ...]
     head: tuple[Weight, ...]
     extra: tuple[Block, ...]
+    copies: tuple[Tensor, ...] = ()
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -133,6 +139,11 @@ def inventory(config: ModelConfig) -> Inventory:
             *_hyper_head(config, ""),
         ),
         extra=tuple(_extra_block(config, i) for i in range(config.extra_blocks)),
+        copies=tuple(
+            Tensor(f"mtp.{i}.{name}.weight", ("BF16", "F32"), (config.vocab_size, width))
+            for i in range(config.extra_blocks)
+            for name in ("emb.tok_emb", "embed", "head")
+        ),
     )
 
 
@@ -152,7 +163,8 @@ def _block(c: ModelConfig, prefix: str, layer: int) -> Block:
     else:
         weights.append(_f32(f"{prefix}.ffn.gate.bias", "router", c.experts))
     weights.extend(_expert(c, f"{prefix}.ffn.shared_experts", "shared", "fp8"))
-    experts = tuple(_expert(c, f"{prefix}.ffn.experts.{e}", "experts", "fp4") for e in range(c.experts))
+    routed = (_expert(c, f"{prefix}.ffn.experts.{e}", "experts", c.expert_format) for e in range(c.experts))
+    experts = tuple(routed)
     return Block(prefix, tuple(weights), experts)
 
 
@@ -163,8 +175,8 @@ def _extra_block(c: ModelConfig, index: int) -> Block:
     more: list[Weight] = []
     if c.drafter is None:
         more += [
-            Weight(f"{prefix}.e_proj.weight", "draft", "fp8", (width, width)),
-            Weight(f"{prefix}.h_proj.weight", "draft", "fp8", (width, width)),
+            _coded(c, f"{prefix}.e_proj.weight", "draft", "fp8", (width, width)),
+            _coded(c, f"{prefix}.h_proj.weight", "draft", "fp8", (width, width)),
             *(_bf16(f"{prefix}.{name}.weight", "norm", width) for name in ("enorm", "hnorm", "norm")),
             *_hyper_head(c, f"{prefix}."),
         ]
@@ -172,7 +184,7 @@ def _extra_block(c: ModelConfig, index: int) -> Block:
     if index == 0:
         read = len(c.drafter.target_layers) * width
         more += [
-            Weight(f"{prefix}.main_proj.weight", "draft", "fp8", (width, read)),
+            _coded(c, f"{prefix}.main_proj.weight", "draft", "fp8", (width, read)),
             _bf16(f"{prefix}.main_norm.weight", "norm", width),
         ]
     if index == c.drafter.blocks - 1:
@@ -191,7 +203,7 @@ def _extra_block(c: ModelConfig, index: int) -> Block:
 
 def _attention(c: ModelConfig, prefix: str, ratio: int) -> list[Weight]:
     def fp8(name: str, rows: int, columns: int) -> Weight:
-        return Weight(f"{prefix}.{name}.weight", "attention", "fp8", (rows, columns))
+        return _coded(c, f"{prefix}.{name}.weight", "attention", "fp8", (rows, columns))
 
     weights = [
         _f32(f"{prefix}.attn_sink", "sink", c.heads),
@@ -208,7 +220,7 @@ def _attention(c: ModelConfig, prefix: str, ratio: int) -> list[Weight]:
     if ratio == 4:
         index = f"{prefix}.indexer"
         weights += [
-            Weight(f"{index}.wq_b.weight", "indexer", "fp8", (c.index_heads * c.index_dim, c.q_rank)),
+            _coded(c, f"{index}.wq_b.weight", "indexer", "fp8", (c.index_heads * c.index_dim, c.q_rank)),
             _bf16(f"{index}.weights_proj.weight", "indexer", c.index_heads, c.hidden_size),
             *_compressor(c, f"{index}.compressor", "compressor", ratio, c.index_dim),
         ]
@@ -227,8 +239,11 @@ def _compressor(c: ModelConfig, prefix: str, part: Part, ratio: int, width: int)
 
 def _expert(c: ModelConfig, prefix: str, part: Part, form: Form) -> tuple[Weight, Weight, Weight]:
     inner, outer = (c.expert_width, c.hidden_size), (c.hidden_size, c.expert_width)
-    gate, up, down = (f"{prefix}.{matrix}.weight" for matrix in EXPERT_MATRICES)
-    return Weight(gate, part, form, inner), Weight(up, part, form, inner), Weight(down, part, form, outer)
+    gate, up, down = (
+        _coded(c, f"{prefix}.{matrix}.weight", part, form, outer if matrix == "w2" else inner)
+        for matrix in EXPERT_MATRICES
+    )
+    return gate, up, down
 
 
 def _hyper(c: ModelConfig, prefix: str) -> list[Weight]:
@@ -246,6 +261,12 @@ def _hyper_head(c: ModelConfig, prefix: str) -> list[Weight]:
         _f32(f"{prefix}hc_head_base", "hyper", c.streams),
         _f32(f"{prefix}hc_head_scale", "hyper", 1),
     ]
+
+
+def _coded(c: ModelConfig, name: str, part: Part, form: Form, shape: tuple[int, int]) -> Weight:
+    """An FP8 or FP4 matrix. With FP8 experts, all scales are published as floats; bytes mean the same."""
+    scales = ("F32", "F8_E8M0") if c.expert_format == "fp8" else ("F8_E8M0",)
+    return Weight(name, part, form, shape, scales)
 
 
 def _bf16(name: str, part: Part, *shape: int) -> Weight:

@@ -24,10 +24,14 @@ from dsv4_mlx.weights.floats import FloatTensors
 from dsv4_mlx.weights.load import find_model, open_model
 
 Array = NDArray[Any]
+BASE = {"expert_dtype": "fp8"}
 
 
 class Checkpoints:
-    """By name: a case of the goldens, "small" (what `demo` builds), or a release with few experts."""
+    """By name: a case of the goldens, "small" (what `demo` builds), or a release with few experts.
+
+    "awkward base" and "wide base" have FP8 experts, whose scales cover parts of blocks, and several blocks.
+    """
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
@@ -37,7 +41,11 @@ class Checkpoints:
     def config(self, name: str) -> dict[str, Any]:
         if name == "small":
             return small_config()
-        if name in ("flash", "pro", "0731"):
+        if name == "wide base":
+            return small_config() | BASE | {"hidden_size": 192, "moe_intermediate_size": 320}
+        if name == "awkward base":
+            return goldens.load("awkward").config | BASE
+        if name in ("flash", "base", "pro", "0731"):
             return cut(release_config(name), experts=4)  # type: ignore[arg-type]
         return goldens.load(name).config
 

@@ -10,7 +10,7 @@ from dsv4_mlx.acceptance.step import Bar, Progress, Step
 from dsv4_mlx.config import ModelConfig, Yarn
 from dsv4_mlx.convert import verify
 from dsv4_mlx.errors import MachineError
-from dsv4_mlx.manifest import Manifest
+from dsv4_mlx.manifest import OFFICIAL, Manifest
 
 # The same in every checkpoint of DeepSeek V4: what nobody retrains can't be another by accident only.
 RELEASED: dict[str, object] = {
@@ -32,7 +32,7 @@ def files(folder: Path, manifest: Manifest, against: Path | None, bar: Bar) -> S
 
     An official folder is held against the digests that the Hub gave for its files when they were downloaded.
     """
-    if manifest.recipe == "official":
+    if manifest.recipe == OFFICIAL:
         with bar("files", "bytes") as show:
             return _official(folder, manifest, show)
     with bar("files", "bytes") as show:

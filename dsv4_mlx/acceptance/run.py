@@ -24,6 +24,7 @@ from dsv4_mlx.acceptance.step import Bar, Progress, Step
 from dsv4_mlx.checking import Verdict
 from dsv4_mlx.engine.engine import Engine, EngineOptions, fitting
 from dsv4_mlx.errors import DoesNotFit, Dsv4Error, ModelOutputError, UsageError
+from dsv4_mlx.manifest import OFFICIAL
 from dsv4_mlx.ops import Ops
 from dsv4_mlx.weights.load import find_model
 from dsv4_mlx.weights.stored import StoredModel
@@ -84,7 +85,7 @@ def accept(
     a folder that is no model, DoesNotFit where nothing of it can run.
     """
     stored = find_model(folder)
-    if wanted.against is not None and stored.manifest.recipe == "official":
+    if wanted.against is not None and stored.manifest.recipe == OFFICIAL:
         raise UsageError(
             "--against is for a converted folder, and this is an official one", next="leave it out"
         )

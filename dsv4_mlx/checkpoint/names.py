@@ -5,23 +5,33 @@ from __future__ import annotations
 from dsv4_mlx.checkpoint.header import Entry
 from dsv4_mlx.checkpoint.source import Source, listed
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.official import Inventory, inventory
+from dsv4_mlx.official import Inventory, Tensor, inventory
+
+STORED = {"I8": "fp4", "F8_E4M3": "fp8"}  # dtype of an expert's matrix -> expert_dtype
 
 
 def match(source: Source) -> Inventory:
     """The weights of this checkpoint. Raises InputError that names what is missing, extra or misshapen."""
     table = inventory(source.config)
     found: dict[str, Entry] = dict(source.entries())
-    _refuse_fp8_experts(source, found)
+    _same_experts(source, found)
     missing: list[str] = []
     wrong: list[str] = []
+
+    def check(tensor: Tensor, entry: Entry) -> None:
+        if entry.shape != tensor.shape or entry.dtype not in tensor.dtypes:
+            expected = f"{' or '.join(tensor.dtypes)} {list(tensor.shape)}"
+            wrong.append(f"{tensor.name} is {entry.dtype} {list(entry.shape)}, expected {expected}")
+
     for tensor in table.tensors():
         entry = found.pop(tensor.name, None)
         if entry is None:
             missing.append(tensor.name)
-        elif entry.shape != tensor.shape or entry.dtype not in tensor.dtypes:
-            expected = f"{' or '.join(tensor.dtypes)} {list(tensor.shape)}"
-            wrong.append(f"{tensor.name} is {entry.dtype} {list(entry.shape)}, expected {expected}")
+        else:
+            check(tensor, entry)
+    for copy in table.copies:
+        if copy.name in found:
+            check(copy, found.pop(copy.name))
     problems = []
     if missing:
         problems.append(f"missing {len(missing)}: {listed(missing)}")
@@ -38,12 +48,15 @@ def match(source: Source) -> Inventory:
     return table
 
 
-def _refuse_fp8_experts(source: Source, found: dict[str, Entry]) -> None:
-    """The same model with routed experts of another format: named, not listed as thousands of shapes."""
+def _same_experts(source: Source, found: dict[str, Entry]) -> None:
+    """Experts of another format than config.json says: one sentence, not thousands of shapes."""
     name = "layers.0.ffn.experts.0.w1.weight"
-    if name in found and found[name].dtype == "F8_E4M3":
+    stored = STORED.get(found[name].dtype) if name in found else None
+    if stored is not None and stored != source.config.expert_format:
         raise InputError(
-            "the routed experts are FP8, as in DeepSeek-V4-Flash-Base; this program runs those of FP4",
+            f"the routed experts are {stored.upper()}, "
+            f"those of config.json {source.config.expert_format.upper()}",
             where=source.folder / source.where[name],
-            next="use deepseek-ai/DeepSeek-V4-Flash, or run this checkpoint with vLLM or SGLang",
+            next="use config.json and shards of one release; of those that other programs have repacked, "
+            f'config.json needs "expert_dtype": "{stored}"',
         )

@@ -14,15 +14,21 @@ PAGED_CONTEXT = 16_384  # what a model whose experts don't all fit is sized for
 
 @dataclass(frozen=True)
 class Stored:
-    """A model's bytes: all files, and its routed experts."""
+    """A model's bytes: all files, and its routed experts in memory. `repeated`: bytes of scales that are
+    made when it is read, which no file has."""
 
     name: str
     bytes: int
     experts: Experts
+    repeated: int = 0
+
+    @property
+    def memory(self) -> int:
+        return self.bytes + self.repeated
 
     @property
     def others(self) -> int:
-        return self.bytes - self.experts.bytes(self.experts.count)
+        return self.memory - self.experts.bytes(self.experts.count)
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,11 @@ class Fit:
 def fit(model: Stored, config: ModelConfig, limit: int, element: int) -> Fit:
     """`element`: bytes of a number in the state's rows."""
     every = model.experts.count
-    context = largest_context(config, model.bytes, limit, element)
+    context = largest_context(config, model.memory, limit, element)
     if context:
         return Fit(model.name, "resident", model.bytes, _need(model, every, config, element), every, context)
     state = state_bytes(config, PAGED_CONTEXT, element).total
-    room = limit - model.others - workspace(model.bytes) - state
+    room = limit - model.others - workspace(model.memory) - state
     slots = model.experts.slots(max(0, room))
     need = _need(model, 1, config, element)
     if slots < 1:

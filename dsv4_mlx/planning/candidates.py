@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dsv4_mlx.checkpoint.native import record_bytes, record_segments
+from dsv4_mlx.checkpoint.native import MX_GROUP, NATIVE, record_bytes, record_segments
 from dsv4_mlx.checkpoint.source import INDEX, Source
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.convert import RECIPES, Amounts, amounts, text_bytes
 from dsv4_mlx.convert.plan import Plan as Files
 from dsv4_mlx.convert.plan import make_plan
 from dsv4_mlx.doctor.fit import Stored
-from dsv4_mlx.manifest import Manifest
+from dsv4_mlx.manifest import OFFICIAL, Manifest
 from dsv4_mlx.official import Inventory, Weight, inventory
 from dsv4_mlx.paging.sizing import Experts
 from dsv4_mlx.synthetic.configs import release_config
-
-OFFICIAL = "official"  # the published files, used as they are
 
 
 @dataclass(frozen=True)
@@ -48,15 +47,18 @@ def candidates(config: ModelConfig, source: Source | None = None) -> list[Candid
         shards = tuple(sum(t.bytes for w in shard for t in w.tensors()) for shard in table.shards())
     else:
         shards = tuple(header.size for header in source.shards.values())
-    record = record_bytes(record_segments(*table.layers[0].experts[0]))
-    experts = Experts(config.layers, config.experts, config.experts_per_token, record, config.draft_blocks)
+    expert = table.layers[0].experts[0]
+    record = record_bytes(record_segments(*expert, NATIVE[expert[0].form]))
     touched = _touched_official(config, table, record)
-    found = [Candidate(Stored(OFFICIAL, sum(shards), experts), shards, touched, texts=_texts(source))]
+    repeated = sum(math.prod(w.shape) // MX_GROUP for w in table.weights() if w.form == "fp8")
+    stored = Stored(OFFICIAL, sum(shards), _experts(config, record), repeated)
+    found = [Candidate(stored, shards, touched, texts=_texts(source))]
     for name, recipe in RECIPES.items():
         files = make_plan(table, recipe, _stored_dtypes(source) if source is not None else None)
+        record = max(file.records.record_bytes for file in files.files if file.records)
         touched = _touched(config, files, record)
         texts = text_bytes(files, source) if source is not None else 0
-        stored = Stored(name, files.bytes, experts)
+        stored = Stored(name, files.bytes, _experts(config, record))
         found.append(Candidate(stored, shards, touched, amounts(files), texts))
     return found
 
@@ -76,8 +78,11 @@ def stored_candidate(config: ModelConfig, manifest: Manifest, touched: int, list
     weights = sum(size for name, size in manifest.files.items() if name.endswith(".safetensors"))
     texts = sum(manifest.files.values()) - weights + listing
     record = max(table.record_bytes for table in manifest.experts.values())
-    experts = Experts(config.layers, config.experts, config.experts_per_token, record, config.draft_blocks)
-    return Candidate(Stored(manifest.recipe, weights, experts), (), touched, texts=texts)
+    return Candidate(Stored(manifest.recipe, weights, _experts(config, record)), (), touched, texts=texts)
+
+
+def _experts(config: ModelConfig, record: int) -> Experts:
+    return Experts(config.layers, config.experts, config.experts_per_token, record, config.draft_blocks)
 
 
 def flash_config() -> ModelConfig:

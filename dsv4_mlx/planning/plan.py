@@ -10,7 +10,8 @@ from typing import Any
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.convert import Pace
 from dsv4_mlx.doctor.fit import Fit, fit
-from dsv4_mlx.planning.candidates import OFFICIAL, Candidate
+from dsv4_mlx.manifest import OFFICIAL
+from dsv4_mlx.planning.candidates import Candidate
 from dsv4_mlx.planning.predict import Prediction, Speeds, predict
 
 OPEN_SHARDS = 2  # with --delete-source: one being converted, one being downloaded

@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     shape.add_argument(
         "--config", type=Path, metavar="FILE", help="an official config.json to follow exactly"
     )
-    shape.add_argument("--like", choices=("flash", "pro", "0731"), help="the layers and keys of this release")
+    shape.add_argument(
+        "--like", choices=("flash", "base", "pro", "0731"), help="the layers and keys of this release"
+    )
     parser.add_argument("--layers", type=int, metavar="N", help="keep only the first N layers")
     parser.add_argument("--experts", type=int, metavar="N", help="routed experts per layer")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0; same seed, same bytes")
@@ -69,7 +71,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _run(options: argparse.Namespace) -> None:
     if options.true_size and not options.like:
-        raise UsageError("--true-size needs --like", next="add --like flash, --like pro or --like 0731")
+        raise UsageError("--true-size needs --like", next="add --like flash, base, pro or 0731")
     config = cut(_config(options), options.layers, options.experts)
     total = sum(t.bytes for t in inventory(parse_config(json.dumps(config), "the given config")).tensors())
     show = sys.stderr.isatty()

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from dsv4_mlx.errors import UsageError
 
-Release = Literal["flash", "pro", "0731"]
+Release = Literal["flash", "base", "pro", "0731"]
 
 FLASH: dict[str, Any] = {
     "architectures": ["DeepseekV4ForCausalLM"],
@@ -71,6 +71,8 @@ FLASH: dict[str, Any] = {
     "vocab_size": 129280,
 }
 
+BASE_CHANGES: dict[str, Any] = {"expert_dtype": "fp8"}
+
 PRO_CHANGES: dict[str, Any] = {
     "compress_ratios": [128, 128, *([4, 128] * 29), 4, 0],
     "hidden_size": 7168,
@@ -116,7 +118,9 @@ SMALL_WIDTHS: dict[str, Any] = {
 
 def release_config(release: Release, *, true_size: bool = False) -> dict[str, Any]:
     """The release's `config.json`; unless `true_size`, its pattern of layers and keys at small widths."""
-    changes: dict[Release, dict[str, Any]] = {"flash": {}, "pro": PRO_CHANGES, "0731": CHANGES_0731}
+    changes: dict[Release, dict[str, Any]] = {
+        "flash": {}, "base": BASE_CHANGES, "pro": PRO_CHANGES, "0731": CHANGES_0731,
+    }  # fmt: skip
     if release not in changes:
         raise UsageError(f"there is no release {release!r}", next=f"choose one of {', '.join(changes)}")
     config = copy.deepcopy({**FLASH, **changes[release]})

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.official import Tensor, Weight
+from dsv4_mlx.official import ITEM_BYTES, Tensor, Weight
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -109,8 +109,12 @@ def _scales(random: _Random, weight: Weight, tensor: Tensor) -> Iterator[Bytes]:
     spread = FP8_SPREAD if weight.form == "fp8" else FP4_SPREAD
     wanted = _gain(weight) / math.sqrt(weight.shape[1])
     exponent = round(math.log2(wanted / (spread * SCALE_SPREAD)))
-    table = np.resize(SCALE_STEPS, 256) + (127 + exponent)
-    yield from (table.astype(np.uint8)[random.bytes(n)] for n in _blocks(tensor.bytes, 1))
+    table = (np.resize(SCALE_STEPS, 256) + (127 + exponent)).astype(np.uint8)
+    for count in _blocks(math.prod(tensor.shape), ITEM_BYTES[tensor.dtypes[0]]):
+        codes = table[random.bytes(count)]
+        if tensor.dtypes[0] == "F32":  # 2^(code - 127), whose exponent's field is the code
+            codes = (codes.astype("<u4") << 23).view(np.uint8)
+        yield codes
 
 
 def _gain(weight: Weight) -> float:

@@ -73,6 +73,9 @@ class ConvertedModel:
                 ) from None
         return sizes
 
+    def expert_bytes(self) -> int:
+        return sum(table.count * table.record_bytes for table in self.manifest.experts.values())
+
     def record_map(self, block: str) -> RecordMap:
         table = self.manifest.experts[block]
         self.arrays(lambda _: None).records(block, table)  # the header must say so too

@@ -9,34 +9,30 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.manifest import SEGMENT_ITEM_BYTES, ExpertTable
+from dsv4_mlx.manifest import PACKINGS, SEGMENT_ITEM_BYTES, ExpertTable, packed
 from dsv4_mlx.model.tensors import ExpertProduct, Routed
 from dsv4_mlx.operands import Bank
 
 # format -> (mode, bits, group) as MLX names them
-QUANTISED = {"mxfp4": ("mxfp4", 4, 32), "mxfp8": ("mxfp8", 8, 32), "affine4": ("affine", 4, 64)}
+QUANTISED = {name: ("affine" if p.biases else name, p.bits, p.group) for name, p in PACKINGS.items()}
 
 DTYPES = {mx.uint32: "U32", mx.uint8: "U8", mx.bfloat16: "BF16"}  # as segments name them
 
 
 def layout(format: str, rows: int, columns: int) -> dict[str, tuple[mx.Dtype, tuple[int, int]]]:
     """Part -> dtype and shape of a quantised matrix [rows, columns] as MLX takes it."""
-    mode, bits, group = QUANTISED[format]
-    codes = (mx.uint32, (rows, columns * bits // 32))
-    scale = (mx.bfloat16 if mode == "affine" else mx.uint8, (rows, columns // group))
-    return {"weight": codes, "scales": scale} | ({"biases": scale} if mode == "affine" else {})
+    kinds = {name: kind for kind, name in DTYPES.items()}
+    return {part: (kinds[dtype], shape) for part, (dtype, shape) in packed(format, rows, columns).items()}
 
 
 def segments_differ(table: ExpertTable, width: int, hidden: int) -> bool:
     """Whether the records are not those of experts hidden -> width -> hidden. Views are not checked again."""
-    expected = {}
-    for name, (rows, columns) in {
-        "gate": (width, hidden),
-        "up": (width, hidden),
-        "down": (hidden, width),
-    }.items():
-        for part, (dtype, shape) in layout(table.format, rows, columns).items():
-            expected[f"{name}_{'codes' if part == 'weight' else part}"] = DTYPES[dtype], shape
+    shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
+    expected = {
+        f"{name}_{'codes' if part == 'weight' else part}": found
+        for name, shape in shapes.items()
+        for part, found in packed(table.format, *shape).items()
+    }
     return {s.name: (s.dtype, s.shape) for s in table.segments} != expected or len(expected) != len(
         table.segments
     )

@@ -64,7 +64,7 @@ def open_model(
     """
     total = sum(size for name, size in stored.manifest.files.items() if name.endswith(".safetensors"))
     if paged is not None:
-        total -= sum(table.count * table.record_bytes for table in stored.manifest.experts.values())
+        total -= stored.expert_bytes()
     read = done = 0
 
     def reached(count: int) -> None:

@@ -14,19 +14,25 @@ import mlx.core as mx
 import numpy as np
 
 import dsv4_mlx
-from dsv4_mlx.checkpoint.check import check_bytes
+from dsv4_mlx.checkpoint.check import check_bytes, scale_bytes
 from dsv4_mlx.checkpoint.identity import identify
 from dsv4_mlx.checkpoint.names import match
-from dsv4_mlx.checkpoint.native import SEGMENT_SOURCE, expand_scales, record_bytes, record_segments
+from dsv4_mlx.checkpoint.native import (
+    NATIVE,
+    SEGMENT_SOURCE,
+    expand_scales,
+    record_bytes,
+    record_segments,
+)
 from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.source import Source, open_source
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.manifest import ExpertTable, Manifest, TensorRecord
+from dsv4_mlx.errors import InputError
+from dsv4_mlx.manifest import OFFICIAL, ExpertTable, Manifest, TensorRecord
 from dsv4_mlx.official import Block, Inventory, Weight
-from dsv4_mlx.weights.records import Range, RecordMap
+from dsv4_mlx.weights.records import Range, RecordMap, repeat_scales
 from dsv4_mlx.weights.stored import Advance
 
-RECIPE = "official"
 THREADS = 4
 DTYPES = {"F32": mx.float32, "BF16": mx.bfloat16, "I64": mx.int64, "F8_E4M3": mx.uint32}
 
@@ -52,7 +58,7 @@ class OfficialModel:
         source = self.source
         texts = {name: len(text) for name, text in source.texts.items()}
         return Manifest(
-            recipe=RECIPE,
+            recipe=OFFICIAL,
             checkpoint=source.config.checkpoint,
             source=identify(source),
             tensors={weight.name: _tensor_record(source, weight) for weight in _dense(self.table)},
@@ -81,7 +87,24 @@ class OfficialModel:
         )
         paths = tuple(self.folder / shard for shard in shards)
         sizes = tuple(self.source.shards[shard].size for shard in shards)
-        return RecordMap(paths, sizes, layout, ranges, checked=False)
+        return RecordMap(paths, sizes, layout, ranges, self.scales(block))
+
+    def scales(self, block: str) -> str:
+        """The dtype of the scales of a block's experts. Raises InputError if they have several."""
+        experts = self.block(block).experts
+        found = {self.source.entry(w.scale_name).dtype for expert in experts for w in expert}
+        if len(found) > 1:
+            raise InputError(
+                f"scales of the experts of {block} are {' and '.join(sorted(found))}, expected one type",
+                where=self.folder,
+                next="use the shards of one official release",
+            )
+        return found.pop()
+
+    def expert_bytes(self) -> int:
+        experts = (w for block in self.table.blocks for expert in block.experts for w in expert)
+        entries = (self.source.entry(tensor.name) for w in experts for tensor in w.tensors())
+        return sum(entry.end - entry.start for entry in entries)
 
     def block(self, prefix: str) -> Block:
         """A layer or draft block of the official table."""
@@ -103,9 +126,10 @@ class OfficialArrays:
     def array(self, file: str, key: str) -> mx.array:
         entry = self._source.entry(key)
         if key in self._scaled:
-            raw = np.empty(entry.shape, np.uint8)
-            self._read(key, raw.data.cast("B"))
-            return mx.array(expand_scales(raw, *self._scaled[key].shape))
+            raw = np.empty(entry.end - entry.start, np.uint8)
+            self._read(key, raw.data)
+            scales = scale_bytes(self._source, key, raw.data).reshape(entry.shape)
+            return mx.array(expand_scales(scales, *self._scaled[key].shape))
         shape = entry.shape
         if entry.dtype == "F8_E4M3":
             shape = (shape[0], shape[1] // 4)
@@ -120,11 +144,18 @@ class OfficialArrays:
         experts = self._model.block(block).experts
 
         def read(number: int) -> int:
-            start = number * table.record_bytes
+            record = view[number * table.record_bytes : (number + 1) * table.record_bytes]
+            count = 0
             for segment in table.segments:
-                at = start + segment.offset
-                self._fill(_tensor(experts[number], segment.name), view[at : at + segment.bytes])
-            return sum(segment.bytes for segment in table.segments)
+                tensor = _tensor(experts[number], segment.name)
+                entry = self._source.entry(tensor)
+                size = entry.end - entry.start
+                into = record[segment.offset : segment.offset + size]
+                self._fill(tensor, into)
+                if segment.dtype == "U8" and table.format == "mxfp8":
+                    repeat_scales(scale_bytes(self._source, tensor, into), segment, record)
+                count += size
+            return count
 
         flying: list[Future[int]] = [self._pool.submit(read, number) for number in range(table.count)]
         try:
@@ -169,14 +200,14 @@ def _tensor_record(source: Source, weight: Weight) -> TensorRecord:
     parts = {"weight": weight.name}
     if weight.form == "fp8":
         parts["scales"] = weight.scale_name
-    form = "mxfp8" if weight.form == "fp8" else "raw"
-    return TensorRecord(source.where[weight.name], form, weight.shape, parts, {})
+    return TensorRecord(source.where[weight.name], NATIVE[weight.form], weight.shape, parts, {})
 
 
 def _expert_table(source: Source, block: Block) -> ExpertTable:
-    segments = record_segments(*block.experts[0])
+    form = NATIVE[block.experts[0][0].form]
+    segments = record_segments(*block.experts[0], form)
     file = source.where[block.experts[0][0].name]
-    return ExpertTable(file, "mxfp4", len(block.experts), record_bytes(segments), segments, ())
+    return ExpertTable(file, form, len(block.experts), record_bytes(segments), segments, ())
 
 
 def _empty(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dsv4_mlx.checkpoint.native import MX_GROUP, Bytes, check_codes, expand_scales, exponents
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.manifest import ExpertTable
+from dsv4_mlx.manifest import ExpertTable, Segment
 from dsv4_mlx.model.tensors import ExpertSource
+from dsv4_mlx.official import FP8_BLOCK, ITEM_BYTES
 
 # (block, its records) -> experts that are read when they are needed, in place of all of them in memory
 Paged = Callable[[str, "RecordMap"], ExpertSource]
@@ -35,15 +38,16 @@ class RecordMap:
 
     `files` are the paths that Range.file counts; `sizes` what each must be long. An expert's ranges are in
     the order of the disk and none overlap. Bytes of a record that no range fills are padding.
-    `layout.digests` may be empty: then reads can't be verified. Bytes that are not `checked` no converter
-    has looked at: a record must pass `check_scales` before it is used.
+    `layout.digests` may be empty: then reads can't be verified. Where the ranges are those of an official
+    checkpoint, `scales` is the dtype its scales have: no converter has looked at them, and a record must be
+    `finished` before it is used. Scales of blocks are read to where the repeated ones will begin.
     """
 
     files: tuple[Path, ...]
     sizes: tuple[int, ...]
     layout: ExpertTable
     ranges: tuple[tuple[Range, ...], ...]
-    checked: bool = True
+    scales: str = ""
 
     @property
     def count(self) -> int:
@@ -82,16 +86,41 @@ def converted_records(folder: Path, table: ExpertTable, size: int) -> RecordMap:
     return RecordMap((path,), (size,), table, tuple(ranges))
 
 
-def check_scales(records: RecordMap, expert: int, record: memoryview) -> None:
-    """Raises InputError if a scale of the record is byte 255: NaN by the standard, infinity in MLX."""
+def finish(records: RecordMap, expert: int, record: memoryview) -> None:
+    """Make a record, in place, of what was read into it from an official checkpoint.
+
+    Raises InputError if it can't be computed with: a scale that is no power of two, a code that is no number.
+    """
+    blocks = records.layout.format == "mxfp8"  # a scale covers 128 rows and columns
     for segment in records.layout.segments:
-        scales = np.frombuffer(record, np.uint8, segment.bytes, segment.offset)
-        if segment.dtype == "U8" and int(scales.max()) == 255:
+        place = np.frombuffer(record, np.uint8, segment.bytes, segment.offset)
+        try:
+            if segment.dtype == "U8" and blocks:
+                read = place[: math.prod(_grid(segment)) * ITEM_BYTES[records.scales]]
+                repeat_scales(exponents(read, records.scales), segment, record)
+            elif segment.dtype == "U8":
+                exponents(place, records.scales)
+            elif blocks:
+                check_codes(place)
+        except ValueError as error:
             raise InputError(
-                f"{segment.name} of expert {expert} hold the scale byte 255, which is not a number",
+                f"{segment.name} of expert {expert} hold {error}",
                 where=records.files[records.ranges[expert][0].file],
                 next="download this file again",
-            )
+            ) from None
+
+
+def repeat_scales(scales: Bytes, segment: Segment, record: memoryview) -> None:
+    """Write the scales of blocks, E8M0, to a segment of a record: one for each row and 32 columns."""
+    place = np.frombuffer(record, np.uint8, segment.bytes, segment.offset)
+    rows, columns = segment.shape[0], segment.shape[1] * MX_GROUP
+    place[:] = expand_scales(scales.reshape(_grid(segment)), rows, columns).reshape(-1)
+
+
+def _grid(segment: Segment) -> tuple[int, int]:
+    """How many blocks the scales of a segment come from, down and across."""
+    rows, columns = segment.shape[0], segment.shape[1] * MX_GROUP
+    return -(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK)
 
 
 def joined(ranges: Sequence[Range]) -> list[list[Range]]:

@@ -28,9 +28,17 @@ def awkward_config() -> dict[str, Any]:
     }
 
 
+def base_config() -> dict[str, Any]:
+    """Experts of FP8, as in V4-Flash-Base, each with several blocks of scales, some of them partial."""
+    config = cut(small_config(), layers=4, experts=5)
+    return config | {"hidden_size": 192, "moe_intermediate_size": 320, "expert_dtype": "fp8"}
+
+
 CONFIGS: dict[str, Callable[[], dict[str, Any]]] = {
     "small": small_config,
     "awkward": awkward_config,
+    "base": base_config,
+    "awkward base": lambda: awkward_config() | {"expert_dtype": "fp8"},
     "0731": lambda: cut(release_config("0731"), layers=4, experts=4),
     "pro": lambda: cut(release_config("pro"), layers=4, experts=4),
 }

@@ -18,8 +18,11 @@ from safetensors import safe_open
 from dsv4_mlx.convert import convert
 from dsv4_mlx.manifest import ALIGNMENT, SEGMENTS, Manifest, read_manifest
 
-NAMES = ("small", "awkward", "0731", "pro")
+NAMES = ("small", "awkward", "base", "awkward base", "0731", "pro")
 Folder = Callable[[str], Path]
+
+
+BITS = {"mxfp4": 4, "mxfp8": 8}
 
 
 def experts_of(manifest: Manifest, folder: Path) -> dict[str, tuple[bytes, bytes, tuple[int, int]]]:
@@ -33,7 +36,7 @@ def experts_of(manifest: Manifest, folder: Path) -> dict[str, tuple[bytes, bytes
             for matrix, part in (("w1", "gate"), ("w3", "up"), ("w2", "down")):
                 codes, scales = segments[f"{part}_codes"], segments[f"{part}_scales"]
                 assert codes.dtype == "U32" and scales.dtype == "U8"
-                shape = (codes.shape[0], codes.shape[1] * 8)
+                shape = (codes.shape[0], codes.shape[1] * 32 // BITS[table.format])
                 assert scales.shape == (shape[0], shape[1] // 32)
                 found[f"{prefix}.ffn.experts.{expert}.{matrix}.weight"] = (
                     record[codes.offset : codes.offset + codes.bytes],
@@ -65,8 +68,10 @@ def test_every_tensor_decodes_bit_identically(name: str, checkpoints: Folder, tm
             assert same_bits(actual, expected), weight
             unseen.remove(weight[: -len("weight")] + "scale")
         unseen.remove(weight)
+    bits = 8 if "base" in name else 4
+    assert {BITS[table.format] for table in manifest.experts.values()} == {bits}
     for weight, (codes, scales, shape) in experts.items():
-        assert same_bits(mx_values(codes, scales, shape, 4), official_values(official, weight)), weight
+        assert same_bits(mx_values(codes, scales, shape, bits), official_values(official, weight)), weight
         unseen -= {weight, weight[: -len("weight")] + "scale"}
     assert not unseen
 
@@ -93,15 +98,18 @@ def test_mlx_reads_the_same_values(checkpoints: Folder, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["native", "4bit"])
-def test_layout_is_what_the_manifest_says(recipe: str, checkpoints: Folder, tmp_path: Path) -> None:
-    source, target = checkpoints("awkward"), tmp_path / "target"
+@pytest.mark.parametrize("name", ["awkward", "base"])
+def test_layout_is_what_the_manifest_says(
+    name: str, recipe: str, checkpoints: Folder, tmp_path: Path
+) -> None:
+    source, target = checkpoints(name), tmp_path / "target"
     convert(source, target, recipe)
     manifest = read_manifest(target)
     assert manifest.recipe == recipe and manifest.checkpoint == "april"
     present = {path.name: path.stat().st_size for path in target.iterdir() if path.name != "manifest.json"}
     assert present == manifest.files
-    for name in ("config.json", "tokenizer.json", "generation_config.json"):
-        assert filecmp.cmp(source / name, target / name, shallow=False)
+    for text in ("config.json", "tokenizer.json", "generation_config.json"):
+        assert filecmp.cmp(source / text, target / text, shallow=False)
     for file in (name for name in present if name.endswith(".safetensors")):
         raw = RawFile(target / file)
         assert raw.data_start % ALIGNMENT == 0
@@ -122,7 +130,8 @@ def test_layout_is_what_the_manifest_says(recipe: str, checkpoints: Folder, tmp_
         dtype, shape, data = raw.tensors["experts"]
         assert dtype == "U32" and shape == [table.count, table.record_bytes // 4]
         assert table.record_bytes % ALIGNMENT == 0
-        assert [s.name for s in table.segments] == [n for n in SEGMENTS if "biases" not in n]
+        affine = name == "base" and recipe == "4bit"
+        assert [s.name for s in table.segments] == [n for n in SEGMENTS if affine or "biases" not in n]
         for expert, digest in enumerate(table.digests):
             record_bytes = data[expert * table.record_bytes : (expert + 1) * table.record_bytes]
             assert hashlib.sha256(record_bytes).hexdigest() == digest
@@ -145,8 +154,9 @@ def test_a_true_record_needs_no_padding() -> None:
 
 
 @pytest.mark.parametrize("recipe", ["native", "4bit"])
-def test_same_bytes_whatever_the_block(recipe: str, checkpoints: Folder, tmp_path: Path) -> None:
-    source = checkpoints("awkward")
+@pytest.mark.parametrize("name", ["awkward", "base"])
+def test_same_bytes_whatever_the_block(name: str, recipe: str, checkpoints: Folder, tmp_path: Path) -> None:
+    source = checkpoints(name)
     convert(source, tmp_path / "a", recipe)
     convert(source, tmp_path / "b", recipe, block=4096)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())

@@ -44,7 +44,7 @@ def converted(
 Converted = Callable[[str, str], tuple[Path, Path]]
 
 
-@pytest.mark.parametrize("name", ["small", "awkward", "0731", "pro"])
+@pytest.mark.parametrize("name", ["small", "awkward", "base", "awkward base", "0731", "pro"])
 def test_native_is_lossless(name: str, converted: Converted) -> None:
     source, target = converted(name, "native")
     alone = verify(target)

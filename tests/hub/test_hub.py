@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Callable
@@ -227,27 +226,6 @@ def test_other_models_are_refused_by_name_before_a_shard_comes(official: Path, t
         error = refused(hub, tmp_path / kind)
         assert isinstance(error, InputError) and words in str(error) and "mlx-lm" in str(error.next)
         assert not any(name.endswith(".safetensors") for name in hub.gets)
-
-
-def test_experts_of_fp8_are_refused_by_name(official: Path, tmp_path: Path) -> None:
-    """As in V4-Flash-Base: everything else is as in V4-Flash."""
-    hub = Hub(official)
-    for name, data in hub.files.items():
-        if name.endswith(".safetensors"):
-            length = int.from_bytes(data[:8], "little")
-            header = json.loads(data[8 : 8 + length])
-            for tensor, entry in header.items():
-                if ".ffn.experts." in tensor and tensor.endswith(".weight"):
-                    rows, columns = entry["shape"]
-                    entry |= {"dtype": "F8_E4M3", "shape": [rows, columns]}
-            text = json.dumps(header, separators=(",", ":")).encode()
-            hub.files[name] = len(text).to_bytes(8, "little") + text + data[8 + length :]
-            hub.sizes[name] = len(hub.files[name])
-            hub.listed[name] = hashlib.sha256(hub.files[name]).hexdigest()
-    error = refused(hub, tmp_path)
-    assert (
-        isinstance(error, InputError) and "DeepSeek-V4-Flash-Base" in str(error) and "vLLM" in str(error.next)
-    )
 
 
 def test_a_download_goes_on_at_its_byte(official: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def shrunk(release: Any, **changes: object) -> dict[str, Any]:
 # name -> (config, draft blocks)
 RELEASES: dict[str, tuple[Callable[[], dict[str, Any]], int]] = {
     "V4-Flash of April": (lambda: shrunk("flash"), 1),
+    "V4-Flash-Base": (lambda: shrunk("base"), 1),
     "V4-Flash-0731": (lambda: shrunk("0731"), 3),
     "V4-Flash-DSpark": (lambda: shrunk("0731", n_mtp_layers=None, expert_dtype=None), 3),
     "V4-Pro": (lambda: shrunk("pro"), 1),

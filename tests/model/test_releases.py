@@ -10,7 +10,7 @@ from compare import LOGITS, PARTITION, assert_close
 from dsv4_mlx.ops import EXACT, REFERENCE
 from dsv4_mlx.weights.load import find_model, open_model
 
-LAYERS = {"flash": (43, 0), "pro": (61, 128), "0731": (43, 0)}  # and the first layer's ratio
+LAYERS = {"flash": (43, 0), "base": (43, 0), "pro": (61, 128), "0731": (43, 0)}  # and the first layer's ratio
 
 
 @pytest.mark.parametrize("release", LAYERS)
@@ -33,3 +33,11 @@ def test_release_against_numpy(checkpoints: Checkpoints) -> None:
     tokens = np.random.default_rng(2).integers(0, 640, 9)
     expected = checkpoints.numpy_model("pro").logits(tokens)
     assert_close(run(checkpoints.model("pro"), tokens), expected, LOGITS, "pro")
+
+
+@pytest.mark.parametrize("name", ["awkward base", "wide base"])
+def test_fp8_experts_against_numpy(checkpoints: Checkpoints, name: str) -> None:
+    """As in V4-Flash-Base: experts of FP8, scales as floats."""
+    tokens = np.random.default_rng(3).integers(0, 400, 60)
+    expected = checkpoints.numpy_model(name).logits(tokens)
+    assert_close(run(checkpoints.model(name), tokens), expected, LOGITS, name)

@@ -31,31 +31,39 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(content))
 
 
-def add_tensor(folder: Path, name: str, number: int = 2, index: bool = True) -> None:
-    """Append an F32 scalar to a shard and, unless told otherwise, to the index."""
+def add_tensor(
+    folder: Path,
+    name: str,
+    number: int = 2,
+    index: bool = True,
+    dtype: str = "F32",
+    shape: tuple[int, ...] = (1,),
+    more: bytes = bytes(4),
+) -> None:
+    """Append a tensor, unless told otherwise an F32 scalar, to a shard and to the index."""
     path = shard(folder, number)
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     end = len(data) - 8 - length
-    path.write_bytes(data + bytes(4))
-    edit_header(
-        path, lambda h: h.update({name: {"dtype": "F32", "shape": [1], "data_offsets": [end, end + 4]}})
-    )
+    path.write_bytes(data + more)
+    entry = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + len(more)]}
+    edit_header(path, lambda h: h.update({name: entry}))
     if index:
         edit_json(
             folder / INDEX,
             lambda i: (
                 i["weight_map"].update({name: path.name}),
-                i["metadata"].update(total_size=i["metadata"]["total_size"] + 4),
+                i["metadata"].update(total_size=i["metadata"]["total_size"] + len(more)),
             ),
         )
 
 
-def poke(folder: Path, tensor: str, value: int, at: int = 0) -> None:
-    """Overwrite one byte of a tensor."""
+def poke(folder: Path, tensor: str, value: int | bytes, at: int = 0) -> None:
+    """Overwrite a byte of a tensor, or several."""
     path = folder / json.loads((folder / INDEX).read_text())["weight_map"][tensor]
     data = bytearray(path.read_bytes())
     (length,) = struct.unpack("<Q", data[:8])
-    start = json.loads(data[8 : 8 + length])[tensor]["data_offsets"][0]
-    data[8 + length + start + at] = value
+    start = 8 + length + json.loads(data[8 : 8 + length])[tensor]["data_offsets"][0] + at
+    written = bytes([value]) if isinstance(value, int) else value
+    data[start : start + len(written)] = written
     path.write_bytes(data)

@@ -65,9 +65,12 @@ def official_values(tensors: dict[str, tuple[str, list[int], bytes]], name: str)
     dtype, shape, data = tensors[name]
     if dtype not in ("F8_E4M3", "I8"):
         return dtype, shape, data
-    _, scale_shape, scale_data = tensors[name[: -len("weight")] + "scale"]
+    scale_dtype, scale_shape, scale_data = tensors[name[: -len("weight")] + "scale"]
     codes = np.frombuffer(data, dtype=np.uint8).reshape(shape)
-    scales = 2.0 ** (np.frombuffer(scale_data, dtype=np.uint8).astype(float) - 127).reshape(scale_shape)
+    if scale_dtype == "F32":
+        scales = np.frombuffer(scale_data, dtype="<f4").astype(float).reshape(scale_shape)
+    else:
+        scales = 2.0 ** (np.frombuffer(scale_data, dtype=np.uint8).astype(float) - 127).reshape(scale_shape)
     rows = np.arange(shape[0])[:, None]
     if dtype == "F8_E4M3":
         columns = np.arange(shape[1])[None, :]

@@ -74,12 +74,16 @@ def decode_bf16(raw: Array) -> Array:
 
 
 def decode_fp8(codes: Array, scales: Array) -> Array:
-    """E4M3 codes [out, in] times E8M0 scales [ceil(out/128), ceil(in/128)]; edge blocks are partial."""
+    """E4M3 codes [out, in] times scales [ceil(out/128), ceil(in/128)]; edge blocks are partial.
+
+    Scales are E8M0 bytes, or float32 numbers where the experts are FP8.
+    """
     rows, columns = codes.shape
     expected = (-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK))
     if scales.shape != expected:
         raise ValueError(f"scales {scales.shape} for weights {codes.shape}: expected {expected}")
-    factors = E8M0[scales][np.arange(rows) // FP8_BLOCK][:, np.arange(columns) // FP8_BLOCK]
+    numbers = scales if scales.dtype == np.float32 else E8M0[scales]
+    factors = numbers[np.arange(rows) // FP8_BLOCK][:, np.arange(columns) // FP8_BLOCK]
     return np.asarray(E4M3[codes] * factors, dtype=np.float32)
 
 
@@ -151,7 +155,7 @@ class OfficialCheckpoint(Mapping[str, Array]):
         return raw.astype(np.int64 if dtype == "I64" else np.float32)
 
     def __getitem__(self, name: str) -> Array:
-        if name not in self.entries or self.entries[name].dtype == "F8_E8M0":
+        if name not in self.entries or name.endswith(".scale"):
             raise KeyError(name)
         if name in self._cache:
             return self._cache[name]
@@ -161,7 +165,7 @@ class OfficialCheckpoint(Mapping[str, Array]):
         return value
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name, entry in self.entries.items() if entry.dtype != "F8_E8M0")
+        return (name for name in self.entries if not name.endswith(".scale"))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

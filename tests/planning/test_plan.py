@@ -51,6 +51,7 @@ def dspark() -> dict[str, Any]:
 SHAPES: dict[str, Callable[[], dict[str, Any]]] = {
     "april": small_config,
     "april without draft block": no_draft_block,
+    "base": lambda: cut(release_config("base"), layers=4, experts=4),
     "0731": lambda: cut(release_config("0731"), layers=4, experts=4),
     "dspark": dspark,
     "pro": lambda: cut(release_config("pro"), layers=4, experts=4),

@@ -21,6 +21,7 @@ from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import NUMERICS, REFERENCE
 from dsv4_mlx.weights.load import find_model, open_model
 from dsv4_mlx.weights.official import OfficialModel
+from dsv4_mlx.weights.records import finish
 
 TOKENS = [0, 5, 9, 300, 17, 4, 4, 639, *range(80)]
 
@@ -42,7 +43,7 @@ def arrays_of(model: Transformer) -> dict[str, mx.array]:
     return found
 
 
-@pytest.mark.parametrize("name", ["small", "awkward", "0731"])
+@pytest.mark.parametrize("name", ["small", "awkward", "0731", "awkward base", "wide base"])
 def test_arrays_are_those_of_a_conversion(checkpoints: Checkpoints, name: str) -> None:
     ours = arrays_of(opened(checkpoints.official(name)))
     theirs = arrays_of(opened(checkpoints.converted(name)))
@@ -63,22 +64,26 @@ def test_logits_are_those_of_a_conversion(checkpoints: Checkpoints, numerics: st
 
 @pytest.mark.parametrize("memory", ["1x", "25%", "100%"])
 @pytest.mark.parametrize("threads", [1, 8])
-def test_paged_from_an_official_folder(checkpoints: Checkpoints, memory: str, threads: int) -> None:
+@pytest.mark.parametrize("name", ["small", "wide base"])
+def test_paged_from_an_official_folder(
+    name: str, checkpoints: Checkpoints, memory: str, threads: int
+) -> None:
     """Six ranges of an expert, read into a slot, are the record that the converter writes."""
-    resident = run(opened(checkpoints.converted("small")), TOKENS)
+    resident = run(opened(checkpoints.converted(name)), TOKENS)
     options = EngineOptions(context=1024, expert_memory=memory, expert_threads=threads)
-    engine = Engine.open(checkpoints.official("small"), options)
+    engine = Engine.open(checkpoints.official(name), options)
     assert (engine.pager is None) == (memory == "100%")
     assert same_bits([run(engine.model, TOKENS)], [resident])
 
 
-def test_ranges_put_together_are_the_stored_records(checkpoints: Checkpoints) -> None:
+@pytest.mark.parametrize("name", ["awkward", "awkward base", "wide base"])
+def test_ranges_put_together_are_the_stored_records(name: str, checkpoints: Checkpoints) -> None:
     official, converted = (
-        find_model(folder) for folder in (checkpoints.official("awkward"), checkpoints.converted("awkward"))
+        find_model(folder) for folder in (checkpoints.official(name), checkpoints.converted(name))
     )
     for block in converted.manifest.experts:
         ours, theirs = official.record_map(block), converted.record_map(block)
-        assert not ours.checked and theirs.checked and len(ours.ranges[0]) == 6
+        assert ours.scales and not theirs.scales and len(ours.ranges[0]) == 6
         assert ours.record_bytes == theirs.record_bytes and ours.count == theirs.count
         for expert in range(ours.count):
             records = []
@@ -88,6 +93,8 @@ def test_ranges_put_together_are_the_stored_records(checkpoints: Checkpoints) ->
                     with source.files[part.file].open("rb") as file:
                         file.seek(part.offset)
                         record[part.at : part.at + part.bytes] = file.read(part.bytes)
+                if source.scales:
+                    finish(source, expert, memoryview(record))
                 records.append(bytes(record))
             assert records[0] == records[1], (block, expert)
 

@@ -1,0 +1,226 @@
+"""V4-Flash-Base: routed experts of FP8, scales as floats, copies of embedding and head. Nobody here has seen
+the files; what public reports say of them is in docs/model.md."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from checkpoints import run, same_bits
+from official.damage import INDEX, add_tensor, edit_json, poke
+from official.decoding import RawFile, official_tensors, official_values
+
+from dsv4_mlx.convert import convert, verify
+from dsv4_mlx.engine import Engine, EngineOptions
+from dsv4_mlx.errors import InputError
+from dsv4_mlx.manifest import read_manifest
+from dsv4_mlx.official import ITEM_BYTES
+
+EXPERT = "layers.2.ffn.experts.3.w2"
+TOKENS = [0, 5, 9, 300, 17, 4, 4, 639, *range(40)]
+
+
+@pytest.fixture
+def base(checkpoints: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(checkpoints("base"), tmp_path / "base"))
+
+
+def expert_of(target: Path, name: str) -> tuple[mx.array, ...]:
+    """codes, scales and, if there are any, biases of a weight, cut out of its record."""
+    prefix, _, rest = name.partition(".ffn.experts.")
+    number, matrix, _ = rest.split(".")
+    table = read_manifest(target).experts[prefix]
+    data = RawFile(target / table.file).tensors["experts"][2][int(number) * table.record_bytes :]
+    kinds = {"U32": mx.uint32, "U8": mx.uint8, "BF16": mx.bfloat16}
+    part = {"w1": "gate", "w3": "up", "w2": "down"}[matrix]
+    return tuple(
+        mx.array(np.frombuffer(data, np.uint8, s.bytes, s.offset)).view(kinds[s.dtype]).reshape(s.shape)
+        for s in table.segments
+        if s.name.startswith(part + "_")
+    )
+
+
+def test_experts_in_4bit_are_off_by_what_mlx_computes(
+    checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = checkpoints("base")
+    summary = convert(source, tmp_path / "out", "4bit")
+    report = verify(tmp_path / "out", source, block=4096)
+    assert report.ok and report.lossless is False and summary.kept == ()
+    assert set(report.parts["experts"].formats) == {"affine4"}
+    official, found = official_tensors(source), {}
+    for name in (n for n in official if ".ffn.experts." in n and n.endswith(".weight")):
+        codes, scales, biases = expert_of(tmp_path / "out", name)
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        values = np.array(mx.dequantize(codes, scales, biases, group_size=64, bits=4), dtype=np.float64)
+        expected = official_values(official, name)
+        found[name] = float(np.sqrt(((values - expected) ** 2).sum() / (expected**2).sum()))
+    worst = max(found, key=lambda name: found[name])
+    assert report.errors["experts"].weight == worst
+    assert report.errors["experts"].relative == pytest.approx(found[worst], rel=1e-5)
+    assert 0.05 < found[worst] < 0.12
+
+
+def test_experts_too_narrow_for_4bit_stay_whole(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    source = checkpoints("awkward base")
+    summary = convert(source, tmp_path / "out", "4bit")
+    assert "layers.0.ffn.experts" in summary.kept
+    assert {table.format for table in read_manifest(tmp_path / "out").experts.values()} == {"mxfp8"}
+    assert verify(tmp_path / "out", source).errors["experts"].relative == 0
+
+
+@pytest.mark.parametrize("recipe", ["native", "4bit"])
+def test_paging_gives_the_same_bits(recipe: str, checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    convert(checkpoints("base"), tmp_path / "out", recipe)
+    whole = Engine.open(tmp_path / "out", EngineOptions(context=512))
+    expected = run(whole.model, TOKENS)
+    assert np.isfinite(expected).all()
+    for memory in ("1x", "50%"):
+        engine = Engine.open(tmp_path / "out", EngineOptions(context=512, expert_memory=memory))
+        assert engine.pager is not None
+        assert same_bits([run(engine.model, TOKENS)], [expected])
+
+
+@pytest.mark.parametrize("recipe", ["native", "4bit"])
+def test_a_flipped_bit_in_an_expert_is_found(
+    recipe: str, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    convert(checkpoints("base"), tmp_path / "out", recipe)
+    table = read_manifest(tmp_path / "out").experts["layers.2"]
+    path = tmp_path / "out" / table.file
+    data = bytearray(path.read_bytes())
+    data[-table.record_bytes * (table.count - 3) + table.segments[-1].offset] ^= 1
+    path.write_bytes(data)
+    (damage,) = verify(tmp_path / "out").damage
+    assert damage.tensor == "layers.2.ffn.experts.3"
+
+
+@pytest.mark.parametrize("recipe", ["native", "4bit"])
+@pytest.mark.parametrize("tensor", [f"{EXPERT}.scale", "layers.1.attn.wq_b.scale"])
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (3.0, "the scale 3"), (0.0, "the scale 0"), (-2.0, "the scale -2"), (float("nan"), "the scale nan"),
+        (float("inf"), "the scale inf"), (2.0**-128, "the scale 2.93874e-39"),
+    ],
+)  # fmt: skip
+def test_scales_that_are_no_powers_of_two(
+    recipe: str, tensor: str, value: float, says: str, base: Path, tmp_path: Path
+) -> None:
+    poke(base, tensor, struct.pack("<f", value), at=4)
+    with pytest.raises(InputError) as caught:
+        convert(base, tmp_path / "out", recipe)
+    assert f"{tensor} holds {says}, expected a power of two" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="expected a power of two"):
+        Engine.open(base, EngineOptions(context=512))
+
+
+def test_the_ends_of_the_range(base: Path, tmp_path: Path) -> None:
+    """2^-127 is a subnormal float, whose byte is 0; 2^127 the largest power."""
+    for at, value in ((0, 2.0**-127), (4, 2.0**127), (8, 2.0**-126)):
+        poke(base, f"{EXPERT}.scale", struct.pack("<f", value), at=at)
+    convert(base, tmp_path / "out")
+    _, scales = expert_of(tmp_path / "out", f"{EXPERT}.weight")
+    assert np.array(scales)[0].tolist() == [0] * 4 + [254] * 4 + [1] * 2  # 320 columns
+    assert verify(tmp_path / "out", base).lossless
+
+
+@pytest.mark.parametrize("value", [0x7F, 0xFF])
+def test_an_expert_that_holds_nan(value: int, base: Path, tmp_path: Path) -> None:
+    for number in range(5):
+        poke(base, f"layers.2.ffn.experts.{number}.w2.weight", value, at=77)
+    with pytest.raises(
+        InputError, match=r"layers\.2\.ffn\.experts\.0\.w2\.weight holds a weight that is not"
+    ):
+        convert(base, tmp_path / "out")
+    engine = Engine.open(base, EngineOptions(context=512, expert_memory="1x"))
+    with pytest.raises(InputError, match=r"down_codes of expert \d hold a weight that is not a number"):
+        run(engine.model, TOKENS)
+
+
+def test_scales_may_be_bytes(base: Path, tmp_path: Path) -> None:
+    """The same checkpoint with its scales as E8M0 converts to the same experts."""
+    convert(base, tmp_path / "floats")
+    narrow = tmp_path / "narrow"
+    shutil.copytree(base, narrow)
+    for path in sorted(narrow.glob("*.safetensors")):
+        raw = RawFile(path)
+        tensors = {
+            name: ("F8_E8M0", shape, (np.frombuffer(data, "<u4") >> 23).astype(np.uint8).tobytes())
+            if name.endswith(".scale")
+            else (dtype, shape, data)
+            for name, (dtype, shape, data) in raw.tensors.items()
+        }
+        write(path, tensors)
+    total = sum(len(data) for _, _, data in official_tensors(narrow).values())
+    edit_json(narrow / INDEX, lambda index: index["metadata"].update(total_size=total))
+    convert(narrow, tmp_path / "bytes")
+    for name in sorted(path.name for path in (tmp_path / "floats").glob("*.safetensors")):
+        assert (tmp_path / "floats" / name).read_bytes() == (tmp_path / "bytes" / name).read_bytes(), name
+    resident = run(Engine.open(tmp_path / "floats", EngineOptions(context=512)).model, TOKENS)
+    for memory in ("1x", "auto"):
+        engine = Engine.open(narrow, EngineOptions(context=512, expert_memory=memory))
+        assert same_bits([run(engine.model, TOKENS)], [resident])
+
+
+def write(path: Path, tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
+    header: dict[str, Any] = {}
+    for name, (dtype, shape, data) in tensors.items():
+        start = sum(len(before) for _, _, before in list(tensors.values())[: len(header)])
+        assert len(data) == int(np.prod(shape)) * ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + len(data)]}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values()))
+
+
+def test_copies_of_embedding_and_head_are_left_out(base: Path, tmp_path: Path) -> None:
+    convert(base, tmp_path / "without")
+    shape, more = (640, 192), bytes(640 * 192 * 2)
+    for name in ("emb.tok_emb", "head"):
+        add_tensor(base, f"mtp.0.{name}.weight", number=6, dtype="BF16", shape=shape, more=more)
+    convert(base, tmp_path / "with")
+    names = sorted(path.name for path in (tmp_path / "without").glob("*.safetensors"))
+    for name in names:
+        assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
+    assert verify(tmp_path / "with", base).lossless
+    whole = run(Engine.open(base, EngineOptions(context=512)).model, TOKENS)
+    assert same_bits([whole], [run(Engine.open(tmp_path / "with", EngineOptions(context=512)).model, TOKENS)])
+
+
+def test_a_copy_of_another_shape_is_refused(base: Path, tmp_path: Path) -> None:
+    add_tensor(base, "mtp.0.head.weight", number=6)
+    with pytest.raises(
+        InputError, match=r"mtp\.0\.head\.weight is F32 \[1\], expected BF16 or F32 \[640, 192\]"
+    ):
+        convert(base, tmp_path / "out")
+
+
+def test_config_and_experts_must_agree(
+    base: Path, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As with files that other programs have repacked: they leave expert_dtype out."""
+    edit_json(base / "config.json", lambda config: config.pop("expert_dtype"))
+    with pytest.raises(InputError) as caught:
+        convert(base, tmp_path / "out")
+    assert "the routed experts are FP8, those of config.json FP4" in str(caught.value)
+    assert '"expert_dtype": "fp8"' in str(caught.value.next)
+    small = Path(shutil.copytree(checkpoints("small"), tmp_path / "small"))
+    edit_json(small / "config.json", lambda config: config.update(expert_dtype="fp8"))
+    with pytest.raises(InputError, match="the routed experts are FP4, those of config.json FP8"):
+        convert(small, tmp_path / "out")
+
+
+@pytest.mark.parametrize("found", ["bf16", "FP8", None, 8, ["fp8"]])
+def test_other_formats_are_refused(found: object, base: Path, tmp_path: Path) -> None:
+    edit_json(base / "config.json", lambda config: config.update(expert_dtype=found))
+    with pytest.raises(InputError, match="expert_dtype is .*, expected one of fp4, fp8"):
+        convert(base, tmp_path / "out")
