@@ -211,4 +211,34 @@ HEADS = Case(
     official=Prompt(88, 88, 76),
 )
 
-CASES = (TOPK, AWKWARD, WINDOWS, HEADS)
+FP8 = Case(
+    "fp8",
+    "Experts of FP8 with scales as floats: several blocks each way, the last ones partial.",
+    config(
+        [0, 4, 128, 4],
+        yarn=(16, 64),
+        vocab_size=384,
+        hidden_size=320,
+        num_attention_heads=8,
+        head_dim=64,
+        qk_rope_head_dim=16,
+        q_lora_rank=64,
+        o_groups=2,
+        o_lora_rank=32,
+        sliding_window=32,
+        index_n_heads=16,
+        index_head_dim=32,
+        index_topk=16,
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=192,
+        num_hash_layers=1,
+        swiglu_limit=4.0,
+        expert_dtype="fp8",
+    ),
+    seed=1,
+    prompts=(Prompt(213, 97, 7), Prompt(40, 3, 23)),
+    official=Prompt(150, 150, 10),
+)
+
+CASES = (TOPK, AWKWARD, WINDOWS, HEADS, FP8)
