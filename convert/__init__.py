@@ -3,7 +3,7 @@
 from dsv4_mlx.convert.compare import Damage
 from dsv4_mlx.convert.finish import PartCost, Summary, text_bytes
 from dsv4_mlx.convert.recipe import RECIPES
-from dsv4_mlx.convert.rehearse import Amounts, Pace, amounts, rehearse
+from dsv4_mlx.convert.rehearse import Amounts, Pace, Trial, amounts, rehearse
 from dsv4_mlx.convert.run import Progress, convert, convert_from
 from dsv4_mlx.convert.verify import PartError, Report, verify
 
@@ -17,6 +17,7 @@ __all__ = [
     "Progress",
     "Report",
     "Summary",
+    "Trial",
     "amounts",
     "convert",
     "convert_from",

@@ -31,6 +31,7 @@ from dsv4_mlx.convert.supply import Folder
 from dsv4_mlx.convert.work import Piece, Work, work_for
 from dsv4_mlx.errors import Dsv4Error
 
+NATIVE = "native"  # the recipe that only copies
 SCRATCH = 1 << 30  # bytes of the scratch file, at most
 _SLOT = BLOCK + 4 * PAGE  # room for the bytes of one step and their places within pages
 
@@ -44,6 +45,16 @@ class Pace:
     copied: float
     quantised: float | None
     memory: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A rehearsal of one recipe: seconds until the first byte; bytes written per second, None where it has
+    nothing to do; the most bytes of memory that the process held."""
+
+    opening: float
+    rate: float | None
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -70,33 +81,29 @@ def amounts(plan: Plan) -> Amounts:
     return Amounts(plan.bytes - quantised, quantised)
 
 
-def rehearse(folder: Path, place: Path, seconds: float) -> Pace:
-    """Convert pieces of the checkpoint in `folder` for so long, half of it those that are quantised.
+def rehearse(folder: Path, place: Path, seconds: float, recipe: str) -> Trial:
+    """Convert pieces of the checkpoint in `folder` for so long: those that `native` copies, or those that the
+    recipe quantises. A process holds what it once held: each recipe wants one of its own.
 
     `place`: the folder that gets the scratch file. Raises InputError, MachineError, OSError.
     """
     started = time.perf_counter()
     supply = Folder(open_source(folder))
     source = supply.source
-    table = match(source)
-    plans = [make_plan(table, recipe, lambda w: source.entry(w.name).dtype) for recipe in RECIPES.values()]
+    plan = make_plan(match(source), RECIPES[recipe], lambda w: source.entry(w.name).dtype)
     _ = supply.facts
     opening = time.perf_counter() - started
 
-    native, smaller = plans
-    copied = list(_steps(native, source, lambda form: True))
-    kept = list(_steps(smaller, source, lambda form: form != "affine4"))
-    quantised = list(_steps(smaller, source, lambda form: form == "affine4"))
-    memory, slow = {}, None
+    copied = list(_steps(plan, source, lambda form: form != "affine4"))
+    quantised = list(_steps(plan, source, lambda form: form == "affine4"))
+    timed = copied if recipe == NATIVE else quantised
     with SourceReader(source) as reader, Streamer(reader) as streamer:
-        # The recipe that needs less memory first: what a process once held it may keep.
-        _into(place, iter(_spread(kept)[: 2 * DEPTH]), streamer)
-        if quantised:
-            slow = _pace(quantised, streamer, place, seconds / 2)
-        memory[smaller.recipe] = _resident()
-        fast = _pace(copied, streamer, place, seconds / 2 if quantised else seconds)
-        memory[native.recipe] = _resident()
-    return Pace(opening, fast, slow, memory)
+        for steps in (copied, quantised):
+            for kind in {type(step) for step in steps}:  # touches memory and code as far as they go
+                first = [step for step in _spread(steps) if type(step) is kind][: 2 * DEPTH]
+                _into(place, iter(first), streamer)
+        rate = _pace(timed, streamer, place, seconds) if timed else None
+    return Trial(opening, rate, _resident())
 
 
 def _steps(plan: Plan, source: Source, wanted: Callable[[Format], bool]) -> Iterator[Work]:
@@ -115,7 +122,6 @@ def _spread(steps: list[Work]) -> list[Work]:
 
 def _pace(steps: list[Work], streamer: Streamer, place: Path, seconds: float) -> float:
     """Bytes written per second."""
-    _into(place, iter(steps[: 2 * DEPTH]), streamer)  # first touch of memory and code
     stream, until = cycle(_spread(steps)), time.perf_counter() + seconds
     written, taken = 0, 0.0
     while time.perf_counter() < until:
@@ -174,10 +180,10 @@ def _resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + metal
 
 
-def main(official: str, place: str, seconds: str) -> None:
-    """What a process of its own does: prints its pace as a line of JSON, or ends with the reason."""
+def main(official: Path, place: Path, seconds: float, recipe: str) -> None:
+    """What a process of its own does: prints what it found as a line of JSON, or ends with the reason."""
     try:
-        print(json.dumps(asdict(rehearse(Path(official), Path(place), float(seconds)))))
+        print(json.dumps(asdict(rehearse(official, place, seconds, recipe))))
     except Dsv4Error as error:
         sys.exit(error.message)
     except OSError as error:

@@ -3,7 +3,8 @@
 Steps are read ahead by READERS threads, hashed by HASHERS and written by one, all straight from the step's
 buffer, so every byte is read once and hashed once. Steps that share a digest are hashed in order; expert
 records have one each and are hashed side by side. At most DEPTH steps are in flight: memory is DEPTH buffers
-(and, while quantising, a few float copies of one block per reader), whatever the model's size.
+(and, while quantising, a few float copies of one block per reader, and a record each where one is larger than
+a buffer), whatever the model's size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How fast this machine converts: some seconds of a conversion, in a process of its own.
+"""How fast this machine converts: some seconds of a conversion by each recipe, each in a process of its own.
 
 A process of its own, since what it holds in memory is one of the answers.
 """
@@ -13,16 +13,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import dsv4_mlx
-from dsv4_mlx.convert import Pace
+from dsv4_mlx.convert import RECIPES, Pace, Trial
 from dsv4_mlx.doctor.measure import free_bytes
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
 SECONDS = 5.0
 ROOM = 4 << 30  # free bytes below which nothing is written: at most 1.5 GB of them are used
 _LIMIT = 60.0  # seconds for all of it
+# typer reads these arguments as it reads those of `convert`: what that holds in memory counts.
 _CODE = (
-    "import sys; sys.path[:0] = [{root!r}]; import {program}; "
-    "from dsv4_mlx.convert.rehearse import main; main(*sys.argv[1:])"
+    "import sys; sys.path[:0] = [{root!r}]; import typer, {program}; "
+    "from dsv4_mlx.convert.rehearse import main; typer.run(main)"
 )
 
 
@@ -43,7 +44,17 @@ def pace_here(
                 folder = stack.enter_context(TemporaryDirectory(dir=place, prefix=".dsv4-mlx-"))
                 official = Path(folder) / "sample"
                 write_checkpoint(official, sample_config())
-            return _in_child(official, place, seconds, program)
+            trials: dict[str, Trial] = {}
+            for recipe in RECIPES:
+                found = _in_child(official, place, seconds / len(RECIPES), recipe, program)
+                if isinstance(found, str):
+                    return found
+                trials[recipe] = found
+            copied, quantised = trials["native"], trials["4bit"]
+            if copied.rate is None:
+                return "the checkpoint has no weights to convert"
+            memory = {recipe: trial.memory for recipe, trial in trials.items()}
+            return Pace(min(copied.opening, quantised.opening), copied.rate, quantised.rate, memory)
     except OSError as error:
         return f"{place} can't be written to: {error.strerror or error}"
 
@@ -54,10 +65,10 @@ def sample_config() -> dict[str, object]:
     return config | {"num_nextn_predict_layers": 0, "compress_ratios": [0], "vocab_size": 4096}
 
 
-def _in_child(official: Path, place: Path, seconds: float, program: str) -> Pace | str:
+def _in_child(official: Path, place: Path, seconds: float, recipe: str, program: str) -> Trial | str:
     root = str(Path(dsv4_mlx.__file__).parents[1])
     code = _CODE.format(root=root, program=program)
-    command = [sys.executable, "-P", "-c", code, str(official), str(place), str(seconds)]
+    command = [sys.executable, "-P", "-c", code, "--", str(official), str(place), str(seconds), recipe]
     # A session of its own: Ctrl-C is for this process, which then ends the child.
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -76,4 +87,4 @@ def _in_child(official: Path, place: Path, seconds: float, program: str) -> Pace
                 pipe.close()
     if process.returncode != 0:
         return (said.strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
-    return Pace(**json.loads(out))
+    return Trial(**json.loads(out))
