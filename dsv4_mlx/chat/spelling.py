@@ -76,6 +76,11 @@ class Spelling:
         """Ids of plain text: a marker spelt in it stays text."""
         return self.tokenizer.encode(text)
 
+    def begun(self, text: str) -> list[int]:
+        """Ids of a text that is to be continued, with the marker that begins every prompt."""
+        start = self.id(SpecialToken.Bos.default_str())
+        return self.encode(text) if start is None else [start, *self.encode(text)]
+
     def encode_raw(self, text: str) -> list[int]:
         """Ids of text in which markers count as markers."""
         parts = re.split("(" + "|".join(re.escape(one) for one in self._texts.values()) + ")", text)
@@ -102,27 +107,36 @@ class Spelling:
 
 
 class PlainText:
-    """Ids -> text, markers included in their private spelling. Bytes of an unfinished character are held."""
+    """Ids -> text, markers included in their private spelling. Bytes of an unfinished character are held, and
+    what may be the beginning of one of the `stop` strings, which end the text.
+    """
 
-    def __init__(self, spelling: Spelling) -> None:
+    def __init__(self, spelling: Spelling, stop: list[str] | None = None) -> None:
         request = ConversationRequest(Conversation([], thinking_mode=False), ModelVersion.DeepseekV4Pro)
         generator = ChatCompletionRequest.chunk_generator(request, "text", "text")
         options = ParsingOptions(
             parse_tool_calls=False,
             thinking_initial_stage=ThinkingInitialStage.ContentContinuation,  # keeps newlines at the start
             special_tokens=spelling.unparsed,
+            stop_sequences=stop,
         )
         self._stream = StreamProcessor(generator, options, spelling.tokenizer)
         self._stream.push(InferenceChunk.ready())
         self.text = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self._stream.finished
 
     def push(self, tokens: list[int]) -> None:
         self._take(self._stream.push(InferenceChunk.tokens(tokens)))
 
     def whole(self) -> str:
         """All of the text; the end of it."""
-        self._take(self._stream.push(InferenceChunk.finish(InferenceFinishReason.Stop)))
-        self._take(self._stream.finish())
+        if not self.stopped:
+            self._take(self._stream.push(InferenceChunk.finish(InferenceFinishReason.Stop)))
+            self._take(self._stream.finish())
         return self.text
 
     def _take(self, chunks: list[Any]) -> None:

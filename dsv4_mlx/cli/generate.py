@@ -45,13 +45,21 @@ from dsv4_mlx.cli.sources import model_folder
 if TYPE_CHECKING:
     from dsv4_mlx.chat.answer import Piece
 
+PromptOption = Annotated[
+    str | None,
+    typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask. Piped text goes before it."),
+]
+PlainOption = Annotated[bool, typer.Option("--plain", help="No bar that moves: lines of text only.")]
+CompleteOption = Annotated[
+    bool,
+    typer.Option("--complete", help="Go on with the text as it is, no question and answer: for base models."),
+]
+
 
 def generate(
     model: ModelArgument,
-    prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask. Piped text goes before it."),
-    ] = None,
+    prompt: PromptOption = None,
+    complete: CompleteOption = False,
     think: ThinkOption = ThinkMode.ON,
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = 1.0,
@@ -73,7 +81,7 @@ def generate(
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
     verify_reads: VerifyReadsOption = False,
-    plain: Annotated[bool, typer.Option("--plain", help="No bar that moves: lines of text only.")] = False,
+    plain: PlainOption = False,
 ) -> None:
     """Answer one question: thinking on stderr, the answer on stdout, both as they come.
 
@@ -81,13 +89,15 @@ def generate(
 
     Example: dsv4-mlx generate ~/models/flash -p "Why is the sky blue?" --think off
     """
+    from dsv4_mlx.chat.spelling import Spelling
     from dsv4_mlx.cli.piped import question
     from dsv4_mlx.engine import Engine, EngineOptions, SamplingOptions
+    from dsv4_mlx.engine.complete import complete as go_on
     from dsv4_mlx.engine.facts import vocabulary
     from dsv4_mlx.engine.generate import answer
     from dsv4_mlx.terminal.awake import Awake
 
-    asked = question(prompt) or ""
+    asked = question(prompt, exact=complete)
     rule = rule_of(json_schema, regex)
     sampling = SamplingOptions(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
@@ -98,23 +108,22 @@ def generate(
     )  # fmt: skip
     folder = model_folder(model)
     options = EngineOptions(
-        context=context,
-        numerics=numerics.value,
-        ops=chosen(ops, plain=plain),
-        expert_memory=expert_memory,
-        expert_threads=expert_threads,
-        verify_reads=verify_reads,
-    )
-    folder = model_folder(model)
+        context=context, numerics=numerics.value, ops=chosen(ops, plain=plain),
+        expert_memory=expert_memory, expert_threads=expert_threads, verify_reads=verify_reads,
+    )  # fmt: skip
     if sampling.logit_bias or sampling.stop_ids:
         sampling.check(vocabulary(folder))  # before minutes of loading
     with Awake():
         with progress("loading", plain=plain) as loading:
             engine = Engine.open(folder, options, loading)
         tell(engine.expert_memory)
-        held = form(engine, folder, rule, thinking=think is not ThinkMode.OFF)
+        held = form(engine, folder, rule, thinking=think is not ThinkMode.OFF and not complete)
         session = engine.session()
-        _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens, **held))
+        if complete:
+            given = session, Spelling(folder), asked, sampling
+            _say(go_on(*given, max_tokens=max_tokens, constraint=held["constraint"]))
+        else:
+            _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens, **held))
 
 
 def _say(pieces: Iterable[Piece]) -> None:

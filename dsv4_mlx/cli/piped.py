@@ -13,8 +13,8 @@ from dsv4_mlx.terminal.attach import joined, text_of
 _PATIENCE = 2.0  # seconds of silence after which the wait is explained
 
 
-def question(prompt: str | None) -> str:
-    """The prompt with what was piped in before it.
+def question(prompt: str | None, *, exact: bool = False) -> str:
+    """The prompt with what was piped in before it; `exact`: every character as it came, nothing between.
 
     Raises UsageError where there is neither, InputError for a pipe that is not text.
     """
@@ -24,7 +24,7 @@ def question(prompt: str | None) -> str:
             "there is nothing to answer: no prompt, and standard input is no pipe",
             next="give one with -p TEXT, or pipe text in",
         )
-    text = joined(piped or "", prompt or "")
+    text = (piped or "") + (prompt or "") if exact else joined(piped or "", prompt or "")
     try:
         text.encode()
     except UnicodeEncodeError:  # bytes of the command line that were no UTF-8

@@ -24,7 +24,6 @@ from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.engine.session import Session, TokenSequence
 from dsv4_mlx.engine.thinking import Thinking
 from dsv4_mlx.engine.turn import Prefilled, Sampled, Wanted
-from dsv4_mlx.errors import DoesNotFit
 
 Progress = Callable[[int, int], None]  # prompt tokens done, in all
 
@@ -102,11 +101,7 @@ def answer(
     """
     conversation = engine.prompts.ask(text, think, schema)
     prompt = engine.prompts.encode(conversation)
-    if len(prompt) == session.context:
-        raise DoesNotFit(
-            f"the prompt has {len(prompt)} tokens and fills the context: an answer has no room",
-            next="shorten the prompt, or give a larger --context",
-        )
+    session.leave_room(prompt)
     parser = Answer(conversation, engine.prompts.tokenizer, list(options.stop_strings))
     count = 0
     for token in generate(session, prompt, options, max_tokens=max_tokens, constraint=constraint):

@@ -82,6 +82,14 @@ class Session:
         """Tokens that can follow `tokens`."""
         return max(0, self.context - len(tokens))
 
+    def leave_room(self, prompt: Sequence[int]) -> None:
+        """Raises DoesNotFit for a prompt that just fills the context; longer ones `prefill` refuses."""
+        if len(prompt) == self.context:
+            raise DoesNotFit(
+                f"the prompt has {len(prompt)} tokens and fills the context: an answer has no room",
+                next="shorten the prompt, or give a larger --context",
+            )
+
     @property
     def vocabulary(self) -> int:
         """Token ids are below this."""

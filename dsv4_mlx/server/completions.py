@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deepseek_recipe import ChatCompletionRequest, SpecialToken, ThinkingInitialStage
+from deepseek_recipe import ChatCompletionRequest, ThinkingInitialStage
 
 from dsv4_mlx.chat.spelling import Spelling
 from dsv4_mlx.server.ask import NAME, Ask, Facts, conversion
@@ -71,7 +71,7 @@ def _prompt(given: Any, facts: Facts) -> str | list[int]:
 
 
 def _ids(before: str | list[int], suffix: str, spelling: Spelling, raw: bool) -> list[int]:
-    start = [id for id in (spelling.id(SpecialToken.Bos.default_str()),) if id is not None]
+    start = spelling.begun("")
     ids = (
         before
         if isinstance(before, list)

@@ -65,6 +65,18 @@ def test_generate(folder: str, capsys: Output, think: str) -> None:
     assert succeeded(arguments, capsys) != (out, err)
 
 
+def test_generate_goes_on_with_a_text(
+    folder: str, capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arguments = ["generate", folder, "--complete", "--seed", "5", "--max-tokens", "12"]
+    out, err = succeeded([*arguments, "-p", "Why?\n\n  yes"], capsys)
+    assert out.strip() and err == ""
+    (tmp_path / "text").write_text("Why?\n\n")
+    with (tmp_path / "text").open() as piped:
+        monkeypatch.setattr("sys.stdin", piped)
+        assert succeeded([*arguments, "-p", "  yes"], capsys)[0] == out, "nothing comes between the two"
+
+
 def test_generate_without_a_seed_varies(folder: str, capsys: Output) -> None:
     arguments = ["generate", folder, "-p", "Why?", "--think", "off", "--max-tokens", "10"]
     assert len({succeeded(arguments, capsys) for _ in range(3)}) > 1

@@ -9,7 +9,9 @@ from small_model import MARKERS, new_session, tiny_model, token_ids
 from tokenizers import Tokenizer
 
 from dsv4_mlx.chat.prompt import THINK, Think
+from dsv4_mlx.chat.spelling import Spelling
 from dsv4_mlx.engine import Engine, SamplingOptions, generate
+from dsv4_mlx.engine.complete import complete
 from dsv4_mlx.engine.generate import answer
 from dsv4_mlx.errors import DoesNotFit
 from dsv4_mlx.model.transformer import Transformer
@@ -86,3 +88,32 @@ def test_an_answer_says_what_the_tokens_say(checkpoints: Checkpoints, engine: En
     markers = {engine.prompts.markers.end_think, engine.prompts.markers.think}
     expected = whole.decode([i for i in ids if i not in markers], skip_special_tokens=False)
     assert said.replace("\ufffd", "") == expected.replace("\ufffd", "")
+
+
+def test_a_text_is_gone_on_with(checkpoints: Checkpoints, engine: Engine) -> None:
+    """Begin of text, the text, nothing else; markers that it spells are no markers."""
+    spelling = Spelling(checkpoints.converted("small"))
+    text, options = "Once <｜User｜> upon\n", SamplingOptions(seed=3)
+    prompt = spelling.begun(text)
+    assert prompt[1:] == spelling.encode(text) and spelling.decode(prompt[1:]) == text
+    assert prompt[0] == spelling.id("<｜begin▁of▁sentence｜>")
+    assert spelling.id("<｜User｜>") not in prompt
+    said = [piece.text for piece in complete(engine.session(), spelling, text, options, max_tokens=30)]
+    ids = list(generate(engine.session(), prompt, options, max_tokens=30))
+    whole = "".join(said)
+    assert len(said) > 10 and whole == spelling.decode(ids)
+    stop = whole[len(whole) // 2 :][:2]
+    stopping = SamplingOptions(seed=3, stop_strings=(stop,))
+    assert (
+        "".join(p.text for p in complete(engine.session(), spelling, text, stopping, max_tokens=30))
+        == whole.partition(stop)[0]
+    )
+
+
+def test_a_text_that_fills_the_context(checkpoints: Checkpoints, engine: Engine) -> None:
+    spelling = Spelling(checkpoints.converted("small"))
+    text = "a" * (engine.context - 1)
+    while len(spelling.begun(text)) < engine.context:
+        text += "b"
+    with pytest.raises(DoesNotFit, match="an answer has no room"):
+        list(complete(engine.session(), spelling, text, SamplingOptions()))
