@@ -19,9 +19,11 @@ from official.decoding import RawFile, official_tensors, official_values
 
 from dsv4_mlx.convert import convert, verify
 from dsv4_mlx.engine import Engine, EngineOptions
+from dsv4_mlx.engine.score import score
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import read_manifest
 from dsv4_mlx.official import ITEM_BYTES
+from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
 EXPERT = "layers.2.ffn.experts.3.w2"
 TOKENS = [0, 5, 9, 300, 17, 4, 4, 639, *range(40)]
@@ -224,3 +226,29 @@ def test_other_formats_are_refused(found: object, base: Path, tmp_path: Path) ->
     edit_json(base / "config.json", lambda config: config.update(expert_dtype=found))
     with pytest.raises(InputError, match="expert_dtype is .*, expected one of fp4, fp8"):
         convert(base, tmp_path / "out")
+
+
+@pytest.mark.long
+def test_at_true_size(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """Layers of each kind at V4-Flash-Base's widths, 24 experts each, 3.1 GB: from the official folder, from
+    both recipes, in memory and paged, to the same bits."""
+    config = cut(release_config("base", true_size=True), layers=4, experts=24)
+    config |= {"num_nextn_predict_layers": 0, "compress_ratios": [0, 0, 4, 128], "vocab_size": 4096}
+    official = tmp_path / "official"
+    write_checkpoint(official, config | {"num_hash_layers": 1})
+    tokens = np.random.default_rng(0).integers(0, 4096, 12).tolist()
+
+    def logits(folder: Path, memory: str) -> Any:
+        engine = Engine.open(folder, EngineOptions(context=256, expert_memory=memory))
+        assert (engine.pager is None) == (memory == "auto")
+        return score(engine, tokens, decode=4).view(np.uint32)
+
+    for recipe in ("native", "4bit"):
+        record_property(f"{recipe} s", round(convert(official, tmp_path / recipe, recipe).seconds, 1))
+        expected = logits(tmp_path / recipe, "auto")
+        assert np.array_equal(logits(tmp_path / recipe, "6x"), expected)
+        if recipe == "native":
+            assert verify(tmp_path / recipe, official).lossless
+            for memory in ("auto", "1x", "6x"):
+                assert np.array_equal(logits(official, memory), expected)
+        shutil.rmtree(tmp_path / recipe)
