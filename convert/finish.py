@@ -43,7 +43,7 @@ class PartCost:
 @dataclass(frozen=True)
 class Summary:
     """What `convert` reports. `kept` lists weights that the recipe had to leave in their native format,
-    `extra` the blocks after the layers, which draft tokens."""
+    `extra` the blocks after the layers, which draft tokens, `left_out` copies of other tensors."""
 
     status: Status
     source: str
@@ -59,6 +59,7 @@ class Summary:
     write_seconds: float
     kept: tuple[str, ...]
     extra: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     parts: dict[str, PartCost] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -68,13 +69,14 @@ class Summary:
 def summarise(
     status: Status, plan: Plan, table: Inventory, source: Source, target: Path, seconds: float, effort: Effort
 ) -> Summary:
+    left_out = tuple(copy.name for copy in table.copies if copy.name in source.where)
     return Summary(
         status=status,
         source=str(source.folder),
         target=str(target),
         recipe=plan.recipe,
         checkpoint=source.config.checkpoint,
-        tensors=len(source.where),
+        tensors=len(source.where) - len(left_out),
         expert_records=sum(len(block.experts) for block in table.blocks),
         bytes=plan.bytes,
         bytes_written=effort.bytes,
@@ -83,6 +85,7 @@ def summarise(
         write_seconds=effort.write_seconds,
         kept=plan.kept,
         extra=tuple(block.prefix for block in table.extra),
+        left_out=left_out,
         parts=part_costs(plan),
     )
 

@@ -61,10 +61,17 @@ def expand_scales(scales: Bytes, rows: int, columns: int) -> Bytes:
 
 def record_segments(gate: Weight, up: Weight, down: Weight, format: str) -> tuple[Segment, ...]:
     """The ranges of one expert's record in that format, in the order of manifest.SEGMENTS."""
+    return segments_of(gate.shape, up.shape, down.shape, format)
+
+
+def segments_of(
+    gate: tuple[int, ...], up: tuple[int, ...], down: tuple[int, ...], format: str
+) -> tuple[Segment, ...]:
+    """As record_segments, of matrices of these shapes [out, in]."""
     segments: list[Segment] = []
     offset = 0
     for named in ((("gate", gate), ("up", up)), (("down", down),)):
-        parts = {name: packed(format, *weight.shape) for name, weight in named}
+        parts = {name: packed(format, *shape) for name, shape in named}
         for part in parts[named[0][0]]:
             for name, _ in named:
                 dtype, shape = parts[name][part]

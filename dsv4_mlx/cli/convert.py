@@ -72,6 +72,8 @@ def convert(
         print(f"{summary.status}: {summary.tensors} official tensors, {size(summary.bytes)} -> {target}")
         if summary.extra:
             print(f"blocks after the layers, kept: {', '.join(summary.extra)}")
+        if summary.left_out:
+            print(f"copies of embedding and head, left out: {', '.join(summary.left_out)}")
         for name in summary.kept:
             print(f"kept as it was: {name}")
     report = None

@@ -12,10 +12,10 @@ import mlx.core as mx
 from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.machine import memory_limit, memory_pressure, page_cache_share
-from dsv4_mlx.engine.memory import largest_context, state_bytes, workspace
+from dsv4_mlx.engine.memory import largest_context, repeated_scales, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import DoesNotFit, UsageError
-from dsv4_mlx.manifest import OFFICIAL, PACKINGS, Manifest
+from dsv4_mlx.manifest import Manifest
 from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import NUMERICS, REFERENCE, Ops
@@ -104,13 +104,7 @@ def weight_bytes(manifest: Manifest) -> int:
     """Bytes of the tensors as stored, and of the scales that are repeated when an official folder is read; on
     the CPU unquantised ones take twice that in memory."""
     stored = sum(size for name, size in manifest.files.items() if name.endswith(".safetensors"))
-    if manifest.recipe != OFFICIAL:
-        return stored
-    dense = [record.shape for record in manifest.tensors.values() if record.format == "mxfp8"]
-    tables = [table for table in manifest.experts.values() if table.format == "mxfp8"]
-    experts = sum(t.count * s.bytes for t in tables for s in t.segments if s.dtype == "U8")
-    group = PACKINGS["mxfp8"].group
-    return stored + sum(rows * columns // group for rows, columns in dense) + experts
+    return stored + repeated_scales(manifest)
 
 
 def fitting(

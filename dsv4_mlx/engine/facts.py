@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dsv4_mlx.engine.memory import component_bytes, state_bytes
+from dsv4_mlx.engine.memory import component_bytes, repeated_scales, state_bytes
 from dsv4_mlx.weights.load import activation_dtype, find_model
 
 CONTEXTS = (4096, 32_768, 131_072, 1_048_576)
@@ -25,8 +25,9 @@ def facts(folder: Path) -> dict[str, Any]:
     """What `dsv4-mlx info` shows of a model, as plain values. Raises InputError."""
     stored = find_model(folder)
     manifest, config = stored.manifest, stored.config
-    components = component_bytes(manifest, stored.tensor_bytes())
+    components = component_bytes(stored.tensor_bytes(), stored.expert_bytes())
     total, dtype = sum(components.values()), activation_dtype()
+    weights = total + repeated_scales(manifest)
     contexts = sorted({min(context, config.max_context) for context in CONTEXTS})
     states = {context: state_bytes(config, context, dtype.size) for context in contexts}
     return {
@@ -54,7 +55,7 @@ def facts(folder: Path) -> dict[str, Any]:
         "row_format": str(dtype).removeprefix("mlx.core."),
         "bytes_per_token": next(iter(states.values())).per_token,
         "memory": [
-            {"context": context, "state": state.total, "total": state.total + total}
+            {"context": context, "state": state.total, "total": state.total + weights}
             for context, state in states.items()
         ],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.manifest import Manifest
+from dsv4_mlx.manifest import OFFICIAL, PACKINGS, Manifest
 from dsv4_mlx.model.state import GROWTH, SLACK
 
 DEFAULT_CONTEXT = 131_072
@@ -65,15 +65,27 @@ def largest_context(config: ModelConfig, weights: int, limit: int, element: int)
     return context
 
 
-def component_bytes(manifest: Manifest, sizes: dict[str, int]) -> dict[str, int]:
-    """Stored bytes per component; `sizes` gives the bytes of each tensor of the manifest."""
+def repeated_scales(manifest: Manifest) -> int:
+    """Bytes of the scales that are repeated in memory when an official folder is read; no file has them."""
+    if manifest.recipe != OFFICIAL:
+        return 0
+    dense = [record.shape for record in manifest.tensors.values() if record.format == "mxfp8"]
+    tables = [table for table in manifest.experts.values() if table.format == "mxfp8"]
+    experts = sum(t.count * s.bytes for t in tables for s in t.segments if s.dtype == "U8")
+    group = PACKINGS["mxfp8"].group
+    return sum(rows * columns // group for rows, columns in dense) + experts
+
+
+def component_bytes(sizes: dict[str, int], experts: dict[str, int]) -> dict[str, int]:
+    """Stored bytes per component; `sizes` gives those of each tensor of the manifest, `experts` those of the
+    routed experts of each block."""
     found: dict[str, int] = {}
     for name, size in sizes.items():
         component = component_of(name)
         found[component] = found.get(component, 0) + size
-    for block, table in manifest.experts.items():
+    for block, size in experts.items():
         component = "draft block (MTP)" if block.startswith("mtp.") else "routed experts"
-        found[component] = found.get(component, 0) + table.count * table.record_bytes
+        found[component] = found.get(component, 0) + size
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 

@@ -55,13 +55,16 @@ class Coming:
         return self.outline.facts
 
     def begin(self, plan: Plan, kept: Set[str]) -> None:
+        used = {shard for file in plan.files for shard in shards_of(file, self.source)}
+        if not self.delete:  # what stays is the whole checkpoint, with the copies that are left out
+            self._order += sorted(self.source.shards.keys() - used)
         for file in plan.files:
             for shard in sorted(shards_of(file, self.source)):
                 if file.name not in kept:
                     self._users.setdefault(shard, set()).add(file.name)
                     if shard not in self._order:
                         self._order.append(shard)
-        for shard in self.source.shards.keys() - self._users.keys():  # converted by an earlier run
+        for shard in self.source.shards.keys() - set(self._order):  # converted by an earlier run
             self.fetcher.advance(self.fetcher.file(shard).bytes)
         if self.delete:  # by a run that was stopped between the last file and this
             for shard in self.source.shards.keys() - self._users.keys():

@@ -73,8 +73,8 @@ class ConvertedModel:
                 ) from None
         return sizes
 
-    def expert_bytes(self) -> int:
-        return sum(table.count * table.record_bytes for table in self.manifest.experts.values())
+    def expert_bytes(self) -> dict[str, int]:
+        return {block: t.count * t.record_bytes for block, t in self.manifest.experts.items()}
 
     def record_map(self, block: str) -> RecordMap:
         table = self.manifest.experts[block]

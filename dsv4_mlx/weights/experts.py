@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from dsv4_mlx.errors import InputError
+from dsv4_mlx.checkpoint.native import segments_of
 from dsv4_mlx.manifest import PACKINGS, SEGMENT_ITEM_BYTES, ExpertTable, packed
 from dsv4_mlx.model.tensors import ExpertProduct, Routed
 from dsv4_mlx.operands import Bank
@@ -27,15 +26,7 @@ def layout(format: str, rows: int, columns: int) -> dict[str, tuple[mx.Dtype, tu
 
 def segments_differ(table: ExpertTable, width: int, hidden: int) -> bool:
     """Whether the records are not those of experts hidden -> width -> hidden. Views are not checked again."""
-    shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
-    expected = {
-        f"{name}_{'codes' if part == 'weight' else part}": found
-        for name, shape in shapes.items()
-        for part, found in packed(table.format, *shape).items()
-    }
-    return {s.name: (s.dtype, s.shape) for s in table.segments} != expected or len(expected) != len(
-        table.segments
-    )
+    return table.segments != segments_of((width, hidden), (width, hidden), (hidden, width), table.format)
 
 
 class ResidentExperts:
@@ -86,11 +77,6 @@ def _joined(records: mx.array, table: ExpertTable, names: list[str]) -> mx.array
     if not segments:
         return None
     first = segments[0]
-    for before, after in pairwise(segments):
-        if after.offset != before.offset + before.bytes or after.shape[1] != first.shape[1]:
-            raise InputError(
-                f"expert segments {before.name} and {after.name} of {table.file} are no neighbours"
-            )
     rows = sum(s.shape[0] for s in segments)
     columns = first.shape[1]
     size = SEGMENT_ITEM_BYTES[first.dtype]

@@ -64,7 +64,7 @@ def open_model(
     """
     total = sum(size for name, size in stored.manifest.files.items() if name.endswith(".safetensors"))
     if paged is not None:
-        total -= stored.expert_bytes()
+        total -= sum(stored.expert_bytes().values())
     read = done = 0
 
     def reached(count: int) -> None:

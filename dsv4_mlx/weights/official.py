@@ -68,9 +68,7 @@ class OfficialModel:
         )
 
     def tensor_bytes(self) -> dict[str, int]:
-        return {
-            weight.name: sum(tensor.bytes for tensor in weight.tensors()) for weight in _dense(self.table)
-        }
+        return {weight.name: self.stored_bytes(weight) for weight in _dense(self.table)}
 
     def record_map(self, block: str) -> RecordMap:
         layout, experts = self.manifest.experts[block], self.block(block).experts
@@ -101,9 +99,15 @@ class OfficialModel:
             )
         return found.pop()
 
-    def expert_bytes(self) -> int:
-        experts = (w for block in self.table.blocks for expert in block.experts for w in expert)
-        entries = (self.source.entry(tensor.name) for w in experts for tensor in w.tensors())
+    def expert_bytes(self) -> dict[str, int]:
+        return {
+            block.prefix: sum(self.stored_bytes(weight) for expert in block.experts for weight in expert)
+            for block in self.table.blocks
+        }
+
+    def stored_bytes(self, weight: Weight) -> int:
+        """Of its codes and scales."""
+        entries = (self.source.entry(tensor.name) for tensor in weight.tensors())
         return sum(entry.end - entry.start for entry in entries)
 
     def block(self, prefix: str) -> Block:

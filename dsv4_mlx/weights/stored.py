@@ -50,8 +50,8 @@ class StoredModel(Protocol):
     def tensor_bytes(self) -> dict[str, int]:
         """Stored bytes of every tensor of the manifest. Raises InputError."""
 
-    def expert_bytes(self) -> int:
-        """Stored bytes of all routed experts."""
+    def expert_bytes(self) -> dict[str, int]:
+        """Stored bytes of the routed experts of each block."""
 
     def record_map(self, block: str) -> RecordMap:
         """Where the expert records of a block ("layers.3") lie. Raises InputError."""

@@ -315,7 +315,7 @@ def tokenizer_is_not_json(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
 
 
-@case("no neighbours")
+@case("expert segments of layers.0")
 def segments_out_of_order(folder: Path) -> None:
     """Gate and up are read as one matrix that starts at the gate."""
 
@@ -325,6 +325,17 @@ def segments_out_of_order(folder: Path) -> None:
         up["offset"], gate["offset"] = gate["offset"], up["offset"]
 
     manifest(folder, swap)
+
+
+@case("expert segments of layers.0")
+def segments_upon_each_other(folder: Path) -> None:
+    """Each is inside its record and has the right shape; the down matrix would be the gate's codes."""
+
+    def move(content: dict[str, Any]) -> None:
+        segments = {s["name"]: s for s in content["experts"]["layers.0"]["segments"]}
+        segments["down_codes"]["offset"] = segments["gate_codes"]["offset"]
+
+    manifest(folder, move)
 
 
 @case("manifest.json can't be read: Is a directory")

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import Checkpoints
+from official.damage import narrow_scales
+from official.decoding import official_tensors
 
 from dsv4_mlx.cli.main import run
 
@@ -35,9 +37,33 @@ def test_info(folders: tuple[str, str], capsys: Output) -> None:
     assert official["architecture"] == converted["architecture"]
     ours, theirs = official["bytes"]["components"], converted["bytes"]["components"]
     assert ours.keys() == theirs.keys()
-    assert ours["routed experts"] == theirs["routed experts"]
+    assert ours["routed experts"] < theirs["routed experts"], "records are padded"
+    assert official["bytes"]["total"] == stored_bytes(Path(folders[0]))
     assert ours["embedding"] == theirs["embedding"]
     assert ours["attention"] < theirs["attention"], "a scale for 128x128 weights, not for every 32"
+
+
+def test_info_of_experts_in_fp8(checkpoints: Checkpoints, capsys: Output) -> None:
+    """Stored are scales of blocks, in memory those that a conversion writes."""
+    folder = checkpoints.official("wide base")
+    official = json.loads(said(["info", str(folder), "--json"], capsys))
+    converted = json.loads(said(["info", str(checkpoints.converted("wide base")), "--json"], capsys))
+    assert official["bytes"]["total"] == stored_bytes(folder)
+    extra = official["memory"][0]["total"] - official["memory"][0]["state"] - official["bytes"]["total"]
+    tensors = official_tensors(folder)
+    eight = {name: shape for name, (dtype, shape, _) in tensors.items() if dtype == "F8_E4M3"}
+    assert extra == sum(rows * columns // 32 for rows, columns in eight.values())
+    assert official["memory"][0]["total"] == pytest.approx(converted["memory"][0]["total"], rel=0.03)
+
+
+def stored_bytes(folder: Path) -> int:
+    return sum(len(data) for _, _, data in official_tensors(folder).values())
+
+
+def test_info_of_scales_as_bytes(checkpoints: Checkpoints, tmp_path: Path, capsys: Output) -> None:
+    folder = narrow_scales(checkpoints.official("wide base"), tmp_path / "narrow")
+    official = json.loads(said(["info", str(folder), "--json"], capsys))
+    assert official["bytes"]["total"] == stored_bytes(folder)
 
 
 def test_answers_and_logits(folders: tuple[str, str], tmp_path: Path, capsys: Output) -> None:

@@ -3,7 +3,6 @@ the files; what public reports say of them is in docs/model.md."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import struct
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import run, same_bits
-from official.damage import INDEX, add_tensor, edit_json, poke
+from official.damage import add_tensor, edit_json, narrow_scales, poke
 from official.decoding import RawFile, official_tensors, official_values
 
 from dsv4_mlx.convert import convert, verify
@@ -22,7 +21,6 @@ from dsv4_mlx.engine import Engine, EngineOptions
 from dsv4_mlx.engine.score import score
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import read_manifest
-from dsv4_mlx.official import ITEM_BYTES
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
 EXPERT = "layers.2.ffn.experts.3.w2"
@@ -152,19 +150,7 @@ def test_an_expert_that_holds_nan(value: int, base: Path, tmp_path: Path) -> Non
 def test_scales_may_be_bytes(base: Path, tmp_path: Path) -> None:
     """The same checkpoint with its scales as E8M0 converts to the same experts."""
     convert(base, tmp_path / "floats")
-    narrow = tmp_path / "narrow"
-    shutil.copytree(base, narrow)
-    for path in sorted(narrow.glob("*.safetensors")):
-        raw = RawFile(path)
-        tensors = {
-            name: ("F8_E8M0", shape, (np.frombuffer(data, "<u4") >> 23).astype(np.uint8).tobytes())
-            if name.endswith(".scale")
-            else (dtype, shape, data)
-            for name, (dtype, shape, data) in raw.tensors.items()
-        }
-        write(path, tensors)
-    total = sum(len(data) for _, _, data in official_tensors(narrow).values())
-    edit_json(narrow / INDEX, lambda index: index["metadata"].update(total_size=total))
+    narrow = narrow_scales(base, tmp_path / "narrow")
     convert(narrow, tmp_path / "bytes")
     for name in sorted(path.name for path in (tmp_path / "floats").glob("*.safetensors")):
         assert (tmp_path / "floats" / name).read_bytes() == (tmp_path / "bytes" / name).read_bytes(), name
@@ -174,22 +160,14 @@ def test_scales_may_be_bytes(base: Path, tmp_path: Path) -> None:
         assert same_bits([run(engine.model, TOKENS)], [resident])
 
 
-def write(path: Path, tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
-    header: dict[str, Any] = {}
-    for name, (dtype, shape, data) in tensors.items():
-        start = sum(len(before) for _, _, before in list(tensors.values())[: len(header)])
-        assert len(data) == int(np.prod(shape)) * ITEM_BYTES[dtype]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + len(data)]}
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values()))
-
-
 def test_copies_of_embedding_and_head_are_left_out(base: Path, tmp_path: Path) -> None:
-    convert(base, tmp_path / "without")
+    plain = convert(base, tmp_path / "without")
     shape, more = (640, 192), bytes(640 * 192 * 2)
     for name in ("emb.tok_emb", "head"):
         add_tensor(base, f"mtp.0.{name}.weight", number=6, dtype="BF16", shape=shape, more=more)
-    convert(base, tmp_path / "with")
+    summary = convert(base, tmp_path / "with")
+    assert plain.left_out == () and summary.tensors == plain.tensors
+    assert set(summary.left_out) == {"mtp.0.emb.tok_emb.weight", "mtp.0.head.weight"}
     names = sorted(path.name for path in (tmp_path / "without").glob("*.safetensors"))
     for name in names:
         assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()

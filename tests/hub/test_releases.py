@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from hub.conftest import QUICK, same
 from hub.standin import REPOSITORY, Hub, serving
+from official.damage import INDEX, edit_json, write_shard
 
 from dsv4_mlx.convert import convert, verify
 from dsv4_mlx.hub import convert_from_hub, download
+from dsv4_mlx.hub.download import source_folder
 from dsv4_mlx.manifest import read_manifest
 from dsv4_mlx.planning import plan
 from dsv4_mlx.planning.model import ways_of
@@ -53,3 +55,31 @@ def test_a_release(name: str, tmp_path: Path) -> None:
     native = next(o for o in plan(ways, config, 1 << 36, 4, Speeds(), "here").options if o.name == "native")
     assert native.disk.kept == sum(path.stat().st_size for path in target.iterdir())
     assert native.fit.how == "resident"
+
+
+@pytest.mark.parametrize("delete", [False, True])
+def test_a_shard_of_copies_only(delete: bool, tmp_path: Path) -> None:
+    """Nothing is made from it; the checkpoint that stays beside the result has it all the same."""
+    official, target = tmp_path / "official", tmp_path / "out"
+    write_checkpoint(official, shrunk("base"), 3)
+    convert(official, tmp_path / "expected")
+    config = shrunk("base")
+    shape = [config["vocab_size"], config["hidden_size"]]
+    copy: dict[str, tuple[str, list[int], bytes]] = {
+        "mtp.0.head.weight": ("BF16", shape, bytes(shape[0] * shape[1] * 2))
+    }
+    more = write_shard(official / "model-copies.safetensors", copy)
+
+    def listed(index: dict[str, Any]) -> None:
+        index["weight_map"]["mtp.0.head.weight"] = "model-copies.safetensors"
+        index["metadata"]["total_size"] += more
+
+    edit_json(official / INDEX, listed)
+    with serving(Hub(official)) as hub:
+        summary = convert_from_hub(REPOSITORY, target, delete=delete, endpoint=hub.endpoint, patience=QUICK)
+    assert summary.left_out == ("mtp.0.head.weight",)
+    assert verify(target, official).lossless
+    for path in (tmp_path / "expected").glob("*.safetensors"):
+        assert (target / path.name).read_bytes() == path.read_bytes()
+    assert source_folder(target).exists() != delete
+    assert delete or same(source_folder(target), official)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from official.decoding import RawFile
 
 INDEX = "model.safetensors.index.json"
 
@@ -56,6 +60,33 @@ def add_tensor(
                 i["metadata"].update(total_size=i["metadata"]["total_size"] + len(more)),
             ),
         )
+
+
+def narrow_scales(folder: Path, to: Path, wanted: str = "") -> Path:
+    """A copy of a checkpoint with F32 scales, those whose name has `wanted`, as E8M0."""
+    shutil.copytree(folder, to)
+    total = 0
+    for path in sorted(to.glob("*.safetensors")):
+        tensors = RawFile(path).tensors
+        for name, (_, shape, data) in tensors.items():
+            if name.endswith(".scale") and wanted in name:
+                codes = (np.frombuffer(data, "<u4") >> 23).astype(np.uint8)
+                tensors[name] = "F8_E8M0", shape, codes.tobytes()
+        total += write_shard(path, tensors)
+    edit_json(to / INDEX, lambda index: index["metadata"].update(total_size=total))
+    return to
+
+
+def write_shard(path: Path, tensors: dict[str, tuple[str, list[int], bytes]]) -> int:
+    """The bytes of its tensors."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(data)]}
+        end += len(data)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values()))
+    return end
 
 
 def poke(folder: Path, tensor: str, value: int | bytes, at: int = 0) -> None:
