@@ -19,7 +19,7 @@ from dsv4_mlx.checkpoint.header import Header, read_header
 from dsv4_mlx.checkpoint.identity import identify
 from dsv4_mlx.checkpoint.names import match
 from dsv4_mlx.checkpoint.reader import FolderReader, SourceReader
-from dsv4_mlx.checkpoint.source import Source, open_source
+from dsv4_mlx.checkpoint.source import INDEX, Source, open_source
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.convert.compare import Comparison, Damage, Deviation
 from dsv4_mlx.convert.finish import PartCost, part_costs
@@ -27,6 +27,7 @@ from dsv4_mlx.convert.plan import FilePlan, Plan, make_plan
 from dsv4_mlx.convert.recipe import RECIPES
 from dsv4_mlx.convert.stream import BLOCK, check_block
 from dsv4_mlx.errors import InputError, MachineError
+from dsv4_mlx.manifest import NAME as MANIFEST
 from dsv4_mlx.manifest import Manifest, read_manifest
 from dsv4_mlx.official import Inventory, Weight, inventory
 
@@ -88,6 +89,13 @@ def verify(
     """
     started = time.monotonic()
     check_block(block)
+    if (model / INDEX).is_file() and not (model / MANIFEST).exists():
+        raise InputError(
+            "this is an official checkpoint: it has no digests of its own to verify",
+            where=model,
+            next=f"dsv4-mlx check {model} accepts it on this machine; "
+            f"a conversion of it is proven by dsv4-mlx verify CONVERTED --against {model}",
+        )
     manifest = read_manifest(model)
     if manifest.recipe not in RECIPES:
         raise InputError(

@@ -41,6 +41,7 @@ from dsv4_mlx.cli.sampling import (
     logit_bias,
 )
 from dsv4_mlx.cli.sources import model_folder
+from dsv4_mlx.errors import UsageError
 
 if TYPE_CHECKING:
     from dsv4_mlx.chat.answer import Piece
@@ -57,6 +58,7 @@ CompleteOption = Annotated[
 
 
 def generate(
+    call: typer.Context,
     model: ModelArgument,
     prompt: PromptOption = None,
     complete: CompleteOption = False,
@@ -97,6 +99,12 @@ def generate(
     from dsv4_mlx.engine.generate import answer
     from dsv4_mlx.terminal.awake import Awake
 
+    given = call.get_parameter_source("think")
+    if complete and think is not ThinkMode.OFF and given is not None and given.name == "COMMANDLINE":
+        raise UsageError(
+            "--complete and --think can't go together: a text that goes on has no thinking",
+            next="leave one of them out",
+        )
     asked = question(prompt, exact=complete)
     rule = rule_of(json_schema, regex)
     sampling = SamplingOptions(
@@ -120,8 +128,8 @@ def generate(
         held = form(engine, folder, rule, thinking=think is not ThinkMode.OFF and not complete)
         session = engine.session()
         if complete:
-            given = session, Spelling(folder), asked, sampling
-            _say(go_on(*given, max_tokens=max_tokens, constraint=held["constraint"]))
+            of = session, Spelling(folder), asked, sampling
+            _say(go_on(*of, max_tokens=max_tokens, constraint=held["constraint"]))
         else:
             _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens, **held))
 

@@ -77,6 +77,16 @@ def test_generate_goes_on_with_a_text(
         assert succeeded([*arguments, "-p", "  yes"], capsys)[0] == out, "nothing comes between the two"
 
 
+def test_a_text_that_goes_on_is_not_thought_about(folder: str, capsys: Output, tmp_path: Path) -> None:
+    arguments = ["generate", folder, "--complete", "-p", "Why?", "--seed", "5", "--max-tokens", "12"]
+    assert run([*arguments, "--think", "max"]) == 2
+    assert "--complete and --think can't go together" in capsys.readouterr().err
+    assert succeeded([*arguments, "--think", "off"], capsys) == succeeded(arguments, capsys)
+    out, _ = succeeded([*arguments, "--regex", "[0-9]{3}"], capsys)
+    assert re.fullmatch(r"[0-9]{3}\n", out), "held from the first token on"
+    assert succeeded([*arguments, "--regex", "[0-9]{3}", "--stop", out[1]], capsys)[0] == out[0] + "\n"
+
+
 def test_generate_without_a_seed_varies(folder: str, capsys: Output) -> None:
     arguments = ["generate", folder, "-p", "Why?", "--think", "off", "--max-tokens", "10"]
     assert len({succeeded(arguments, capsys) for _ in range(3)}) > 1

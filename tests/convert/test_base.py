@@ -3,6 +3,7 @@ the files; what public reports say of them is in docs/model.md."""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import struct
 from collections.abc import Callable
@@ -16,7 +17,14 @@ from checkpoints import run, same_bits
 from official.damage import add_tensor, edit_json, narrow_scales, poke
 from official.decoding import RawFile, official_tensors, official_values
 
+from dsv4_mlx.checkpoint.names import match
+from dsv4_mlx.checkpoint.native import AT_ONCE, check_codes
+from dsv4_mlx.checkpoint.reader import SourceReader
+from dsv4_mlx.checkpoint.source import open_source
 from dsv4_mlx.convert import convert, verify
+from dsv4_mlx.convert.plan import make_plan
+from dsv4_mlx.convert.recipe import find_recipe
+from dsv4_mlx.convert.work import QuantisedRecord, Scales, work_for
 from dsv4_mlx.engine import Engine, EngineOptions
 from dsv4_mlx.engine.score import score
 from dsv4_mlx.errors import InputError
@@ -69,6 +77,43 @@ def test_experts_in_4bit_are_off_by_what_mlx_computes(
     assert 0.05 < found[worst] < 0.12
 
 
+def test_padding_of_a_record_is_zero(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    """The buffer that a record is made in held something else before."""
+    convert(checkpoints("base"), tmp_path / "out", "4bit")
+    for table in read_manifest(tmp_path / "out").experts.values():
+        last = table.segments[-1]
+        used = last.offset + last.bytes
+        records = np.frombuffer(RawFile(tmp_path / "out" / table.file).tensors["experts"][2], np.uint8)
+        padding = records.reshape(table.count, table.record_bytes)[:, used:]
+        assert padding.size and not padding.any()
+
+
+def test_a_step_quantises_no_more_rows_than_a_block_allows(checkpoints: Callable[[str], Path]) -> None:
+    source = open_source(checkpoints("base"))
+    plan = make_plan(match(source), find_recipe("4bit"))
+    (file,) = (file for file in plan.files if file.name == "layer-01.experts.safetensors")
+    for block, rows in ((1 << 16, 128), (1 << 21, 384)):  # 320 columns of 4 bytes, in a quarter of the block
+        steps = list(work_for(file, source, block))
+        assert len(steps) == 5 and all(isinstance(s, QuantisedRecord) and s.step == rows for s in steps)
+
+
+def test_cut_scales_go_on_where_they_were_cut(checkpoints: Callable[[str], Path]) -> None:
+    source = open_source(checkpoints("base"))
+    weight = next(w for w in match(source).weights() if w.name == f"{EXPERT}.weight")
+    whole = Scales("", weight.shape[0] * weight.shape[1] // 32, weight)
+    first, rest = whole.cut(500)
+    second, third = rest.cut(700)
+    with SourceReader(source) as reader:
+        found = bytearray()
+        for piece in (first, second, third):
+            into = bytearray(piece.bytes)
+            piece.fill(reader, memoryview(into))
+            found += into
+        expected = bytearray(whole.bytes)
+        whole.fill(reader, memoryview(expected))
+    assert found == expected and len(set(expected)) > 1
+
+
 def test_experts_too_narrow_for_4bit_stay_whole(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
     source = checkpoints("awkward base")
     summary = convert(source, tmp_path / "out", "4bit")
@@ -101,6 +146,27 @@ def test_a_flipped_bit_in_an_expert_is_found(
     path.write_bytes(data)
     (damage,) = verify(tmp_path / "out").damage
     assert damage.tensor == "layers.2.ffn.experts.3"
+
+
+def test_a_scale_that_is_not_the_official_one_is_found(
+    checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """With a digest that was computed anew: only the comparison can tell."""
+    convert(checkpoints("base"), tmp_path / "out")
+    table = read_manifest(tmp_path / "out").experts["layers.2"]
+    path = tmp_path / "out" / table.file
+    data = bytearray(path.read_bytes())
+    start = len(data) - table.record_bytes * (table.count - 3)
+    data[start + table.segments[-1].offset + table.segments[-1].bytes - 1] ^= 1
+    path.write_bytes(data)
+    digest = hashlib.sha256(data[start : start + table.record_bytes]).hexdigest()
+    edit_json(
+        tmp_path / "out" / "manifest.json",
+        lambda manifest: manifest["experts"]["layers.2"]["digests"].__setitem__(3, digest),
+    )
+    assert verify(tmp_path / "out").ok
+    (damage,) = verify(tmp_path / "out", checkpoints("base")).damage
+    assert damage.tensor == "layers.2.ffn.experts.3" and f"{EXPERT}.scale" in damage.what
 
 
 @pytest.mark.parametrize("recipe", ["native", "4bit"])
@@ -145,6 +211,15 @@ def test_an_expert_that_holds_nan(value: int, base: Path, tmp_path: Path) -> Non
     engine = Engine.open(base, EngineOptions(context=512, expert_memory="1x"))
     with pytest.raises(InputError, match=r"down_codes of expert \d hold a weight that is not a number"):
         run(engine.model, TOKENS)
+
+
+@pytest.mark.parametrize("at", [0, AT_ONCE - 1, AT_ONCE, 2 * AT_ONCE + 6])
+def test_nan_is_found_wherever_it_is(at: int) -> None:
+    codes = np.full(2 * AT_ONCE + 7, 0x7E, np.uint8)
+    check_codes(codes)
+    codes[at] = 0xFF
+    with pytest.raises(ValueError, match="not a number"):
+        check_codes(codes)
 
 
 def test_scales_may_be_bytes(base: Path, tmp_path: Path) -> None:

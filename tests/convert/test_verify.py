@@ -264,6 +264,13 @@ def test_what_is_no_model(change: Callable[[Path], object], says: str, model: Pa
         verify(model)
 
 
+def test_an_official_folder_is_no_conversion(source: Path) -> None:
+    """Errors while paging send people here."""
+    with pytest.raises(InputError, match="this is an official checkpoint") as caught:
+        verify(source)
+    assert f"dsv4-mlx check {source}" in str(caught.value.next)
+
+
 def test_against_another_source(model: Path, checkpoints: Folder) -> None:
     with pytest.raises(InputError, match="made from another checkpoint"):
         verify(model, checkpoints("awkward"))

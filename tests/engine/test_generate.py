@@ -110,6 +110,24 @@ def test_a_text_is_gone_on_with(checkpoints: Checkpoints, engine: Engine) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("token", "stop", "expected"),
+    [
+        (None, (), "｜DSML｜" * 3),  # as the checkpoint spells it
+        ("a", ("ab",), "aaa"),  # the last might have begun the stop string
+        ("a", ("aa",), ""),
+    ],
+)
+def test_nothing_of_a_text_is_kept_back_or_respelt(
+    token: str | None, stop: tuple[str, ...], expected: str, checkpoints: Checkpoints, engine: Engine
+) -> None:
+    spelling = Spelling(checkpoints.converted("small"))
+    (id,) = [spelling.dsml] if token is None else spelling.encode(token)
+    options = SamplingOptions(temperature=0, logit_bias={id: 100.0}, stop_strings=stop)
+    said = [piece.text for piece in complete(engine.session(), spelling, "Once", options, max_tokens=3)]
+    assert "".join(said) == expected
+
+
 def test_a_text_that_fills_the_context(checkpoints: Checkpoints, engine: Engine) -> None:
     spelling = Spelling(checkpoints.converted("small"))
     text = "a" * (engine.context - 1)

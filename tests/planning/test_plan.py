@@ -11,10 +11,16 @@ import pytest
 from checkpoints import Checkpoints
 from hypothesis import given
 from hypothesis import strategies as st
+from official.decoding import official_tensors
 
 from dsv4_mlx.cli.main import run
+from dsv4_mlx.config import parse_config
 from dsv4_mlx.convert import RECIPES, convert
-from dsv4_mlx.engine.memory import touched_weights
+from dsv4_mlx.doctor.fit import fit
+from dsv4_mlx.engine.engine import weight_bytes
+from dsv4_mlx.engine.memory import state_bytes, touched_weights, workspace
+from dsv4_mlx.manifest import read_manifest
+from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.planning import Speeds, candidates, plan
 from dsv4_mlx.planning.candidates import flash_config
 from dsv4_mlx.planning.model import ways_of
@@ -85,6 +91,32 @@ def test_bytes_are_those_of_the_files(official: Path, recipe: str, tmp_path: Pat
     assert ways["official"].touched == touched_weights(config, whole.manifest, whole.tensor_bytes())
 
 
+def test_scales_repeated_in_memory_are_counted(official: Path, tmp_path: Path) -> None:
+    """By the plan and by the engine: as many bytes as a conversion writes them to disk."""
+    way = ways_of(official)[0][0].stored
+    stored = find_model(official).manifest
+    convert(official, tmp_path / "out")
+    made = read_manifest(tmp_path / "out")
+    dense = [t.parts["scales"] for t in made.tensors.values() if t.format == "mxfp8"]
+    sizes = {name: len(data) for name, (_, _, data) in official_tensors(tmp_path / "out").items()}
+    records = [t for t in made.experts.values() if t.format == "mxfp8"]
+    scales = sum(sizes[key] for key in dense) + sum(
+        t.count * s.bytes for t in records for s in t.segments if s.dtype == "U8"
+    )
+    assert scales and way.memory == weight_bytes(stored) == sum(weights_of(official)) + scales
+
+
+def test_the_official_base_fits_only_with_its_repeated_scales() -> None:
+    config = parse_config(json.dumps(release_config("base", true_size=True)), "base")
+    way, native = (way.stored for way in candidates(config)[:2])
+    assert way.bytes + 8e9 < way.memory < native.bytes * 1.001
+    least = way.memory + workspace(way.memory) + state_bytes(config, GROWTH, 2).total
+    assert fit(way, config, least, 2).how == "resident"
+    paged = fit(way, config, least - 1, 2)
+    assert paged.how == "paged" and paged.slots < config.experts
+    assert 0 <= way.others - native.others < 0.02 * native.others
+
+
 def test_the_release_is_the_published_one() -> None:
     official = FLASH[0]
     assert (official.name, official.stored.bytes, len(official.shards)) == ("official", 159_609_485_896, 46)
@@ -152,7 +184,6 @@ def test_what_to_type(gib: int, best: str | None, words: list[str]) -> None:
 
 def test_the_command_that_is_printed_is_accepted_by_the_engine() -> None:
     """The slots and the context of a paged option fit by the engine's own arithmetic."""
-    from dsv4_mlx.engine.memory import state_bytes, workspace
     from dsv4_mlx.paging.sizing import choose, parse
 
     for gib in (12, 24, 48, 96, 140):
