@@ -111,8 +111,12 @@ def test_cut_scales_go_on_where_they_were_cut(checkpoints: Callable[[str], Path]
     assert found == expected and len(set(expected)) > 1
 
 
-def test_experts_too_narrow_for_4bit_stay_whole(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
-    source = checkpoints("awkward base")
+@pytest.mark.parametrize("name", ["awkward base", "narrow base"])
+def test_experts_too_narrow_for_4bit_stay_whole(
+    name: str, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """All of an expert, where only the down matrix is too narrow as well."""
+    source = checkpoints(name)
     summary = convert(source, tmp_path / "out", "4bit")
     assert "layers.0.ffn.experts" in summary.kept
     assert {table.format for table in read_manifest(tmp_path / "out").experts.values()} == {"mxfp8"}
