@@ -99,8 +99,7 @@ def generate(
     from dsv4_mlx.engine.generate import answer
     from dsv4_mlx.terminal.awake import Awake
 
-    if complete:
-        think = _no_thinking(call, think)
+    think = _no_thinking(call, think) if complete else think
     asked = question(prompt, exact=complete)
     rule = rule_of(json_schema, regex)
     sampling = SamplingOptions(

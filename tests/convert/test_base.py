@@ -236,6 +236,15 @@ def test_scales_may_be_bytes(base: Path, tmp_path: Path) -> None:
         assert same_bits([run(engine.model, TOKENS)], [resident])
 
 
+def test_scales_of_two_types_in_a_block(base: Path, tmp_path: Path) -> None:
+    """Each is read as what it is; a record that is read when it is needed has one type."""
+    mixed = narrow_scales(base, tmp_path / "mixed", "layers.1.ffn.experts.2.w1.")
+    with pytest.raises(InputError, match=r"experts of layers\.1 are F32 and F8_E8M0, expected one type"):
+        Engine.open(mixed, EngineOptions(context=512, expert_memory="1x"))
+    found = run(Engine.open(mixed, EngineOptions(context=512)).model, TOKENS)
+    assert same_bits([found], [run(Engine.open(base, EngineOptions(context=512)).model, TOKENS)])
+
+
 def test_copies_of_embedding_and_head_are_left_out(base: Path, tmp_path: Path) -> None:
     plain = convert(base, tmp_path / "without")
     shape, more = (640, 192), bytes(640 * 192 * 2)
