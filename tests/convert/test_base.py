@@ -19,9 +19,9 @@ from official.decoding import RawFile, official_tensors, official_values
 from dsv4_mlx.checkpoint.names import match
 from dsv4_mlx.checkpoint.native import AT_ONCE, check_codes
 from dsv4_mlx.checkpoint.reader import SourceReader
-from dsv4_mlx.checkpoint.source import open_source
+from dsv4_mlx.checkpoint.source import Source, open_source
 from dsv4_mlx.convert import convert, verify
-from dsv4_mlx.convert.plan import make_plan
+from dsv4_mlx.convert.plan import FilePlan, make_plan
 from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.convert.work import QuantisedRecord, Scales, work_for
 from dsv4_mlx.engine import Engine, EngineOptions
@@ -74,21 +74,28 @@ def test_experts_in_4bit_are_off_by_what_mlx_computes(
     assert 0.05 < found[worst] < 0.12
 
 
-def test_padding_of_a_record_is_zero(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+def experts_of(source: Source, recipe: str) -> FilePlan:
+    plan = make_plan(match(source), find_recipe(recipe))
+    return next(file for file in plan.files if file.name == "layer-01.experts.safetensors")
+
+
+def test_padding_of_a_record_is_zero(checkpoints: Callable[[str], Path]) -> None:
     """The buffer that a record is made in held something else before."""
-    convert(checkpoints("base"), tmp_path / "out", "4bit")
-    for table in read_manifest(tmp_path / "out").experts.values():
-        last = table.segments[-1]
-        used = last.offset + last.bytes
-        records = np.frombuffer(RawFile(tmp_path / "out" / table.file).tensors["experts"][2], np.uint8)
-        padding = records.reshape(table.count, table.record_bytes)[:, used:]
-        assert padding.size and not padding.any()
+    source = open_source(checkpoints("base"))
+    file = experts_of(source, "4bit")
+    step = next(work_for(file, source, 1 << 20))
+    assert file.records is not None and file.records.record_bytes < 1 << 20
+    used = file.records.segments[-1].offset + file.records.segments[-1].bytes
+    with SourceReader(source) as reader:
+        clean, dirty = (
+            bytes(step.run(reader, memoryview(bytearray([fill]) * (1 << 20)))[0].data) for fill in (0, 255)
+        )
+    assert clean == dirty and used < len(clean) and not any(clean[used:])
 
 
 def test_a_step_quantises_no_more_rows_than_a_block_allows(checkpoints: Callable[[str], Path]) -> None:
     source = open_source(checkpoints("base"))
-    plan = make_plan(match(source), find_recipe("4bit"))
-    (file,) = (file for file in plan.files if file.name == "layer-01.experts.safetensors")
+    file = experts_of(source, "4bit")
     for block, rows in ((1 << 16, 128), (1 << 21, 384)):  # 320 columns of 4 bytes, in a quarter of the block
         steps = list(work_for(file, source, block))
         assert len(steps) == 5 and all(isinstance(s, QuantisedRecord) and s.step == rows for s in steps)
