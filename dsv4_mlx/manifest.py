@@ -152,7 +152,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         return Manifest(
-            recipe=str(raw["recipe"]),
+            recipe=_recipe(raw["recipe"]),
             checkpoint=_checkpoint(raw["checkpoint"]),
             source=dict(raw["source"]),
             tensors={name: _tensor(value) for name, value in raw["tensors"].items()},
@@ -162,6 +162,12 @@ def read_manifest(folder: Path) -> Manifest:
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _damaged(path, f"a field is missing or wrong ({type(error).__name__}: {error})") from None
+
+
+def _recipe(name: object) -> str:
+    if name == OFFICIAL:  # such a folder would be taken for one without digests
+        raise ValueError(f"recipe is {name!r}, which no conversion has")
+    return str(name)
 
 
 def _checkpoint(name: object) -> str:

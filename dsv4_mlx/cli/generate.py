@@ -99,7 +99,7 @@ def generate(
     from dsv4_mlx.engine.generate import answer
     from dsv4_mlx.terminal.awake import Awake
 
-    thinking = _thinks(call, think, complete)
+    think = _no_thinking(call, think) if complete else think
     asked = question(prompt, exact=complete)
     rule = rule_of(json_schema, regex)
     sampling = SamplingOptions(
@@ -120,24 +120,24 @@ def generate(
         with progress("loading", plain=plain) as loading:
             engine = Engine.open(folder, options, loading)
         tell(engine.expert_memory)
-        held = form(engine, folder, rule, thinking=thinking)
+        held = form(engine, folder, rule, thinking=think is not ThinkMode.OFF)
         session = engine.session()
         if complete:
-            given = session, Spelling(folder), asked, sampling
-            _say(go_on(*given, max_tokens=max_tokens, constraint=held["constraint"]))
+            of = session, Spelling(folder), asked, sampling
+            _say(go_on(*of, max_tokens=max_tokens, constraint=held["constraint"]))
         else:
             _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens, **held))
 
 
-def _thinks(call: typer.Context, think: ThinkMode, complete: bool) -> bool:
-    """Whether there is thinking before the answer. Raises UsageError where it was asked for and can't be."""
+def _no_thinking(call: typer.Context, think: ThinkMode) -> ThinkMode:
+    """A text that goes on has none. Raises UsageError where it was asked for."""
     given = call.get_parameter_source("think")
-    if complete and think is not ThinkMode.OFF and given is not None and given.name == "COMMANDLINE":
+    if think is not ThinkMode.OFF and given is not None and given.name == "COMMANDLINE":
         raise UsageError(
             "--complete and --think can't go together: a text that goes on has no thinking",
             next="leave one of them out",
         )
-    return think is not ThinkMode.OFF and not complete
+    return ThinkMode.OFF
 
 
 def _say(pieces: Iterable[Piece]) -> None:

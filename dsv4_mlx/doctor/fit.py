@@ -15,16 +15,17 @@ PAGED_CONTEXT = 16_384  # what a model whose experts don't all fit is sized for
 @dataclass(frozen=True)
 class Stored:
     """A model's bytes: all files, and its routed experts in memory. `repeated`: bytes of scales that are
-    made when it is read, which no file has."""
+    made when it is read, which no file has. `idle`: of experts that are stored and not run, a drafter's."""
 
     name: str
     bytes: int
     experts: Experts
     repeated: int = 0
+    idle: int = 0
 
     @property
     def memory(self) -> int:
-        return self.bytes + self.repeated
+        return self.bytes + self.repeated - self.idle
 
     @property
     def others(self) -> int:

@@ -51,14 +51,14 @@ def candidates(config: ModelConfig, source: Source | None = None) -> list[Candid
     record = record_bytes(record_segments(*expert, NATIVE[expert[0].form]))
     touched = _touched_official(config, table, record)
     repeated = sum(math.prod(w.shape) // MX_GROUP for w in table.weights() if w.form == "fp8")
-    stored = Stored(OFFICIAL, sum(shards), _experts(config, record), repeated)
+    stored = _stored(OFFICIAL, sum(shards), config, record, repeated)
     found = [Candidate(stored, shards, touched, texts=_texts(source))]
     for name, recipe in RECIPES.items():
         files = make_plan(table, recipe, _stored_dtypes(source) if source is not None else None)
         record = max(file.records.record_bytes for file in files.files if file.records)
         touched = _touched(config, files, record)
         texts = text_bytes(files, source) if source is not None else 0
-        stored = Stored(name, files.bytes, _experts(config, record))
+        stored = _stored(name, files.bytes, config, record)
         found.append(Candidate(stored, shards, touched, amounts(files), texts))
     return found
 
@@ -78,11 +78,13 @@ def stored_candidate(config: ModelConfig, manifest: Manifest, touched: int, list
     weights = sum(size for name, size in manifest.files.items() if name.endswith(".safetensors"))
     texts = sum(manifest.files.values()) - weights + listing
     record = max(table.record_bytes for table in manifest.experts.values())
-    return Candidate(Stored(manifest.recipe, weights, _experts(config, record)), (), touched, texts=texts)
+    return Candidate(_stored(manifest.recipe, weights, config, record), (), touched, texts=texts)
 
 
-def _experts(config: ModelConfig, record: int) -> Experts:
-    return Experts(config.layers, config.experts, config.experts_per_token, record, config.draft_blocks)
+def _stored(name: str, size: int, config: ModelConfig, record: int, repeated: int = 0) -> Stored:
+    experts = Experts(config.layers, config.experts, config.experts_per_token, record, config.draft_blocks)
+    idle = (config.extra_blocks - config.draft_blocks) * config.experts * record
+    return Stored(name, size, experts, repeated, idle)
 
 
 def flash_config() -> ModelConfig:

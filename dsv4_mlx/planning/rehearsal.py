@@ -19,7 +19,7 @@ from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
 SECONDS = 5.0
 ROOM = 4 << 30  # free bytes below which nothing is written: at most 1.5 GB of them are used
-_LIMIT = 60.0  # seconds for all of it
+_LIMIT = 60.0  # seconds for each recipe
 # typer reads these arguments as it reads those of `convert`: what that holds in memory counts.
 _CODE = (
     "import sys; sys.path[:0] = [{root!r}]; import typer, {program}; "

@@ -192,6 +192,12 @@ def experts_of_another_format(folder: Path) -> None:
     manifest(folder, lambda m: m["experts"]["layers.0"].update(format="affine4"))
 
 
+@case("recipe is 'official', which no conversion has")
+def recipe_of_an_official_folder(folder: Path) -> None:
+    """`check` compares no digests of one."""
+    manifest(folder, lambda m: m.update(recipe="official"))
+
+
 @case("has 4 experts, config.json asks for 8")
 def fewer_experts_than_the_router_names(folder: Path) -> None:
     manifest(folder, lambda m: m["experts"]["layers.2"].update(count=4))

@@ -71,10 +71,10 @@ def test_generate_goes_on_with_a_text(
     arguments = ["generate", folder, "--complete", "--seed", "5", "--max-tokens", "12"]
     out, err = succeeded([*arguments, "-p", "Why?\n\n  yes"], capsys)
     assert out.strip() and err == ""
-    (tmp_path / "text").write_text("Why?\n\n")
+    (tmp_path / "text").write_text("Why")
     with (tmp_path / "text").open() as piped:
         monkeypatch.setattr("sys.stdin", piped)
-        assert succeeded([*arguments, "-p", "  yes"], capsys)[0] == out, "nothing comes between the two"
+        assert succeeded([*arguments, "-p", "?\n\n  yes"], capsys)[0] == out, "nothing comes between the two"
 
 
 def test_a_text_that_goes_on_is_not_thought_about(folder: str, capsys: Output, tmp_path: Path) -> None:

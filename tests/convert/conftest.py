@@ -38,6 +38,7 @@ CONFIGS: dict[str, Callable[[], dict[str, Any]]] = {
     "small": small_config,
     "awkward": awkward_config,
     "base": base_config,
+    "narrow base": lambda: base_config() | {"moe_intermediate_size": 224},
     "awkward base": lambda: awkward_config() | {"expert_dtype": "fp8"},
     "0731": lambda: cut(release_config("0731"), layers=4, experts=4),
     "pro": lambda: cut(release_config("pro"), layers=4, experts=4),

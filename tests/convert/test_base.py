@@ -20,9 +20,9 @@ from official.decoding import RawFile, official_tensors, official_values
 from dsv4_mlx.checkpoint.names import match
 from dsv4_mlx.checkpoint.native import AT_ONCE, check_codes
 from dsv4_mlx.checkpoint.reader import SourceReader
-from dsv4_mlx.checkpoint.source import open_source
+from dsv4_mlx.checkpoint.source import Source, open_source
 from dsv4_mlx.convert import convert, verify
-from dsv4_mlx.convert.plan import make_plan
+from dsv4_mlx.convert.plan import FilePlan, make_plan
 from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.convert.work import QuantisedRecord, Scales, work_for
 from dsv4_mlx.engine import Engine, EngineOptions
@@ -77,21 +77,28 @@ def test_experts_in_4bit_are_off_by_what_mlx_computes(
     assert 0.05 < found[worst] < 0.12
 
 
-def test_padding_of_a_record_is_zero(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+def experts_of(source: Source, recipe: str) -> FilePlan:
+    plan = make_plan(match(source), find_recipe(recipe))
+    return next(file for file in plan.files if file.name == "layer-01.experts.safetensors")
+
+
+def test_padding_of_a_record_is_zero(checkpoints: Callable[[str], Path]) -> None:
     """The buffer that a record is made in held something else before."""
-    convert(checkpoints("base"), tmp_path / "out", "4bit")
-    for table in read_manifest(tmp_path / "out").experts.values():
-        last = table.segments[-1]
-        used = last.offset + last.bytes
-        records = np.frombuffer(RawFile(tmp_path / "out" / table.file).tensors["experts"][2], np.uint8)
-        padding = records.reshape(table.count, table.record_bytes)[:, used:]
-        assert padding.size and not padding.any()
+    source = open_source(checkpoints("base"))
+    file = experts_of(source, "4bit")
+    step = next(work_for(file, source, 1 << 20))
+    assert file.records is not None and file.records.record_bytes < 1 << 20
+    used = file.records.segments[-1].offset + file.records.segments[-1].bytes
+    with SourceReader(source) as reader:
+        clean, dirty = (
+            bytes(step.run(reader, memoryview(bytearray([fill]) * (1 << 20)))[0].data) for fill in (0, 255)
+        )
+    assert clean == dirty and used < len(clean) and not any(clean[used:])
 
 
 def test_a_step_quantises_no_more_rows_than_a_block_allows(checkpoints: Callable[[str], Path]) -> None:
     source = open_source(checkpoints("base"))
-    plan = make_plan(match(source), find_recipe("4bit"))
-    (file,) = (file for file in plan.files if file.name == "layer-01.experts.safetensors")
+    file = experts_of(source, "4bit")
     for block, rows in ((1 << 16, 128), (1 << 21, 384)):  # 320 columns of 4 bytes, in a quarter of the block
         steps = list(work_for(file, source, block))
         assert len(steps) == 5 and all(isinstance(s, QuantisedRecord) and s.step == rows for s in steps)
@@ -114,8 +121,12 @@ def test_cut_scales_go_on_where_they_were_cut(checkpoints: Callable[[str], Path]
     assert found == expected and len(set(expected)) > 1
 
 
-def test_experts_too_narrow_for_4bit_stay_whole(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
-    source = checkpoints("awkward base")
+@pytest.mark.parametrize("name", ["awkward base", "narrow base"])
+def test_experts_too_narrow_for_4bit_stay_whole(
+    name: str, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """All of an expert, where only the down matrix is too narrow as well."""
+    source = checkpoints(name)
     summary = convert(source, tmp_path / "out", "4bit")
     assert "layers.0.ffn.experts" in summary.kept
     assert {table.format for table in read_manifest(tmp_path / "out").experts.values()} == {"mxfp8"}
@@ -233,6 +244,15 @@ def test_scales_may_be_bytes(base: Path, tmp_path: Path) -> None:
     for memory in ("1x", "auto"):
         engine = Engine.open(narrow, EngineOptions(context=512, expert_memory=memory))
         assert same_bits([run(engine.model, TOKENS)], [resident])
+
+
+def test_scales_of_two_types_in_a_block(base: Path, tmp_path: Path) -> None:
+    """Each is read as what it is; a record that is read when it is needed has one type."""
+    mixed = narrow_scales(base, tmp_path / "mixed", "layers.1.ffn.experts.2.w1.")
+    with pytest.raises(InputError, match=r"experts of layers\.1 are F32 and F8_E8M0, expected one type"):
+        Engine.open(mixed, EngineOptions(context=512, expert_memory="1x"))
+    found = run(Engine.open(mixed, EngineOptions(context=512)).model, TOKENS)
+    assert same_bits([found], [run(Engine.open(base, EngineOptions(context=512)).model, TOKENS)])
 
 
 def test_copies_of_embedding_and_head_are_left_out(base: Path, tmp_path: Path) -> None:

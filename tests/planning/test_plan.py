@@ -103,12 +103,26 @@ def test_scales_repeated_in_memory_are_counted(official: Path, tmp_path: Path) -
     scales = sum(sizes[key] for key in dense) + sum(
         t.count * s.bytes for t in records for s in t.segments if s.dtype == "U8"
     )
-    assert scales and way.memory == weight_bytes(stored) == sum(weights_of(official)) + scales
+    assert scales and weight_bytes(stored) == sum(weights_of(official)) + scales
+    for found, manifest in ((way, stored), (ways_of(tmp_path / "out")[0][0].stored, made)):
+        experts = sum(t.count * t.record_bytes for t in manifest.experts.values())
+        assert found.others == weight_bytes(manifest) - experts, "as the engine sees it"
 
 
-def test_the_official_base_fits_only_with_its_repeated_scales() -> None:
+def test_experts_of_a_drafter_need_no_memory() -> None:
+    """0731 has three blocks of them, 10 GB, in place of the one of April."""
+    config = parse_config(json.dumps(release_config("0731", true_size=True)), "0731")
+    for way, april in zip(candidates(config), FLASH, strict=True):
+        assert way.stored.bytes > april.stored.bytes + 7e9
+        assert way.stored.memory < april.stored.memory
+        assert way.stored.others == pytest.approx(april.stored.others, rel=0.08)
+
+
+def test_base_at_its_true_size() -> None:
     config = parse_config(json.dumps(release_config("base", true_size=True)), "base")
     way, native = (way.stored for way in candidates(config)[:2])
+    small = next(way for way in candidates(config) if way.name == "4bit")
+    assert small.written is not None and small.written.quantised > 0.95 * small.stored.bytes
     assert way.bytes + 8e9 < way.memory < native.bytes * 1.001
     least = way.memory + workspace(way.memory) + state_bytes(config, GROWTH, 2).total
     assert fit(way, config, least, 2).how == "resident"
