@@ -123,9 +123,11 @@ def full_at_every_write(job: Job, official: Path, wanted: Path, home: Path, step
             assert same(place / "out", wanted)
             assert sorted(path.name for path in (place / "out").glob(".convert*")) == []
             tried += 1
-    # All of it at first; less and less, where one thing is written after the other.
+    # All of it at first; less and less, where one thing is written after the other. What has come over the
+    # network by the n-th write is not the same each time.
     assert told[0] > 0.8 * sum(path.stat().st_size for path in wanted.glob("*.safetensors")) > 0
-    assert job not in (from_folder, only_download) or told == sorted(told, reverse=True)
+    assert job is not from_folder or told == sorted(told, reverse=True)
+    assert job is not only_download or step > 1 or told[-1] < told[0] / 4
     return tried
 
 
