@@ -9,6 +9,7 @@ from dsv4_mlx.manifest import OFFICIAL, PACKINGS, Manifest
 from dsv4_mlx.model.state import GROWTH, SLACK
 
 DEFAULT_CONTEXT = 131_072
+DRAFT = "draft block (MTP)"
 _COMPONENTS = (
     ("embedding", ("embed.",)),
     ("head", ("head.", "norm.", "hc_head_")),
@@ -78,7 +79,7 @@ def component_bytes(sizes: dict[str, int], experts: dict[str, int]) -> dict[str,
         component = component_of(name)
         found[component] = found.get(component, 0) + size
     for block, size in experts.items():
-        component = "draft block (MTP)" if block.startswith("mtp.") else "routed experts"
+        component = DRAFT if block.startswith("mtp.") else "routed experts"
         found[component] = found.get(component, 0) + size
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
@@ -86,7 +87,7 @@ def component_bytes(sizes: dict[str, int], experts: dict[str, int]) -> dict[str,
 def component_of(name: str) -> str:
     """The part of the model that an official tensor name belongs to."""
     if name.startswith("mtp."):
-        return "draft block (MTP)"
+        return DRAFT
     for component, prefixes in _COMPONENTS:
         if name.startswith(prefixes):
             return component
