@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def verify(
             next="use the version of dsv4-mlx that made it",
         )
     source = None if against is None else _source(model, manifest, against)
-    table = inventory(ModelConfig.read(model)) if source is None else match(source)
+    table = inventory(_config(model, manifest)) if source is None else match(source)
     headers = _headers(model, table, manifest)
     plan = make_plan(table, RECIPES[manifest.recipe], _stored_dtypes(manifest, headers))
     damage = [*_texts(model, manifest, source), *_structure(plan, manifest, headers)]
@@ -125,6 +125,14 @@ def verify(
         parts=part_costs(plan),
         errors=errors,
     )
+
+
+def _config(model: Path, manifest: Manifest) -> ModelConfig:
+    """config.json; where it doesn't say how the experts were published, the manifest tells."""
+    config = ModelConfig.read(model)
+    if config.expert_format is None and any(table.format != "mxfp4" for table in manifest.experts.values()):
+        return replace(config, expert_format="fp8")
+    return config
 
 
 def _source(model: Path, manifest: Manifest, against: Path) -> Source:

@@ -90,7 +90,7 @@ QUANTIZATION = {
     "activation_scheme": "dynamic",
 }
 OPTIONAL = frozenset({"n_mtp_layers", "expert_dtype"})
-EXPERT_FORMATS: tuple[ExpertFormat, ...] = ("fp4", "fp8")  # the first where config.json doesn't say
+EXPERT_FORMATS: tuple[ExpertFormat, ...] = ("fp4", "fp8")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class ModelConfig:
     ratios: tuple[int, ...]  # one per trunk layer: 0 window only, 4 CSA, 128 HCA
     checkpoint: Checkpoint
     drafter: Drafter | None = None  # 0731 only; its blocks take the place of the MTP block
-    expert_format: ExpertFormat = "fp4"  # of the routed experts; "fp8" in V4-Flash-Base
+    expert_format: ExpertFormat | None = None  # of the routed experts; None where config.json doesn't say
 
     @property
     def extra_blocks(self) -> int:
@@ -308,8 +308,10 @@ class _Reader:
             )
         return tuple(raw[:layers])
 
-    def expert_format(self) -> ExpertFormat:
-        found = self.raw.get("expert_dtype", EXPERT_FORMATS[0])
+    def expert_format(self) -> ExpertFormat | None:
+        if "expert_dtype" not in self.raw:
+            return None
+        found = self.raw["expert_dtype"]
         for known in EXPERT_FORMATS:
             if found == known:
                 return known

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.config import ExpertFormat, ModelConfig
 
 Form = Literal["raw", "fp8", "fp4"]
 # The component a weight belongs to: recipes, reports and synthetic values go by it.
@@ -32,6 +32,8 @@ Part = Literal[
 FP8_BLOCK = 128  # rows and columns that share an E8M0 scale
 FP4_GROUP = 32  # columns that share an E8M0 scale
 EXPERT_MATRICES = ("w1", "w3", "w2")  # gate (through SiLU), up, down
+AN_EXPERT = "layers.0.ffn.experts.0.w1.weight"  # every checkpoint has it
+EXPERT_DTYPES: dict[str, ExpertFormat] = {"I8": "fp4", "F8_E4M3": "fp8"}  # its dtype says how all are stored
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2,
     "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
@@ -128,7 +130,7 @@ class Inventory:
 
 
 def inventory(config: ModelConfig) -> Inventory:
-    """What a checkpoint with this config holds, no more and no less."""
+    """What a checkpoint with this config holds, no more and no less. Experts are FP4 where it doesn't say."""
     width = config.hidden_size
     return Inventory(
         embed=_bf16("embed.weight", "embedding", config.vocab_size, width),
@@ -163,8 +165,8 @@ def _block(c: ModelConfig, prefix: str, layer: int) -> Block:
     else:
         weights.append(_f32(f"{prefix}.ffn.gate.bias", "router", c.experts))
     weights.extend(_expert(c, f"{prefix}.ffn.shared_experts", "shared", "fp8"))
-    routed = (_expert(c, f"{prefix}.ffn.experts.{e}", "experts", c.expert_format) for e in range(c.experts))
-    experts = tuple(routed)
+    form: Form = c.expert_format or "fp4"
+    experts = tuple(_expert(c, f"{prefix}.ffn.experts.{e}", "experts", form) for e in range(c.experts))
     return Block(prefix, tuple(weights), experts)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dsv4_mlx.checkpoint.header import Entry
 from dsv4_mlx.checkpoint.source import Source, listed
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.official import Inventory, Tensor, inventory
-
-STORED = {"I8": "fp4", "F8_E4M3": "fp8"}  # dtype of an expert's matrix -> expert_dtype
+from dsv4_mlx.official import AN_EXPERT, EXPERT_DTYPES, Inventory, Tensor, inventory
 
 
 def match(source: Source) -> Inventory:
@@ -50,13 +48,11 @@ def match(source: Source) -> Inventory:
 
 def _same_experts(source: Source, found: dict[str, Entry]) -> None:
     """Experts of another format than config.json says: one sentence, not thousands of shapes."""
-    name = "layers.0.ffn.experts.0.w1.weight"
-    stored = STORED.get(found[name].dtype) if name in found else None
-    if stored is not None and stored != source.config.expert_format:
+    said = source.config.expert_format
+    stored = EXPERT_DTYPES.get(found[AN_EXPERT].dtype) if AN_EXPERT in found else None
+    if stored is not None and said is not None and stored != said:
         raise InputError(
-            f"the routed experts are {stored.upper()}, "
-            f"those of config.json {source.config.expert_format.upper()}",
-            where=source.folder / source.where[name],
-            next="use config.json and shards of one release; of those that other programs have repacked, "
-            f'config.json needs "expert_dtype": "{stored}"',
+            f"the routed experts are {stored.upper()}, config.json says {said.upper()} (expert_dtype)",
+            where=source.folder / source.where[AN_EXPERT],
+            next="use config.json and shards of one release",
         )

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dsv4_mlx.checkpoint.header import Entry, Header, read_header
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.errors import InputError, MachineError
+from dsv4_mlx.official import AN_EXPERT, EXPERT_DTYPES
 
 INDEX = "model.safetensors.index.json"
 REQUIRED = ("config.json", "tokenizer.json")  # copied unchanged
@@ -62,6 +63,9 @@ def outline(folder: Path, header_of: Callable[[str], Header]) -> Source:
     weight_map, total = _parse_index(folder / INDEX, index)
     shards = {name: header_of(name) for name in sorted(set(weight_map.values()))}
     _compare(folder, weight_map, total, shards)
+    if config.expert_format is None and AN_EXPERT in weight_map:  # early releases and repacked ones don't say
+        dtype = shards[weight_map[AN_EXPERT]].tensors[AN_EXPERT].dtype
+        config = replace(config, expert_format=EXPERT_DTYPES.get(dtype))
     return Source(folder, config, texts, hashlib.sha256(index).hexdigest(), shards, weight_map)
 
 

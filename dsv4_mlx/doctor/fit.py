@@ -54,7 +54,7 @@ def fit(model: Stored, config: ModelConfig, limit: int, element: int) -> Fit:
     context = largest_context(config, model.memory, limit, element)
     if context:
         return Fit(model.name, "resident", model.bytes, _need(model, every, config, element), every, context)
-    state = state_bytes(config, PAGED_CONTEXT, element).total
+    state = state_bytes(config, PAGED_CONTEXT, element).session
     room = limit - model.others - workspace(model.memory) - state
     slots = model.experts.slots(max(0, room))
     need = _need(model, 1, config, element)
@@ -65,7 +65,7 @@ def fit(model: Stored, config: ModelConfig, limit: int, element: int) -> Fit:
 
 def _need(model: Stored, slots: int, config: ModelConfig, element: int) -> int:
     weights = model.others + model.experts.bytes(slots)
-    return weights + workspace(weights) + state_bytes(config, 4096, element).total
+    return weights + workspace(weights) + state_bytes(config, 4096, element).session
 
 
 def smallest(fits: Sequence[Fit]) -> Fit:

@@ -121,7 +121,7 @@ def fitting(
     others = weight_bytes(manifest) - sum(t.count * t.record_bytes for t in manifest.experts.values())
     least = others + experts.bytes(1)
     context = asked if asked is not None else largest_context(config, least, limit, element)
-    need = least + workspace(least) + state_bytes(config, max(context, 1), element).total
+    need = least + workspace(least) + state_bytes(config, max(context, 1), element).session
     if context == 0 or need > limit:
         raise DoesNotFit(
             f"the model needs {need / 1e9:.1f} GB with a context of {max(context, 1)} tokens, "
@@ -129,7 +129,7 @@ def fitting(
             next="use a smaller --context or a machine with more memory",
         )
     weights = min(limit, others + experts.bytes(experts.count))
-    state = state_bytes(config, context, element).total
+    state = state_bytes(config, context, element).session
     room = limit - others - workspace(weights) - state
     return context, choose(wanted, experts, max(room, limit - need + experts.bytes(1)), page_cache_share())
 

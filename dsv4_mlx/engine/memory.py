@@ -10,6 +10,7 @@ from dsv4_mlx.model.state import GROWTH, SLACK
 
 DEFAULT_CONTEXT = 131_072
 DRAFT = "draft block (MTP)"
+RESTART_POINTS = 12  # snapshots that a session keeps to go back to; 18 MB each at full size
 _COMPONENTS = (
     ("embedding", ("embed.",)),
     ("head", ("head.", "norm.", "hc_head_")),
@@ -18,7 +19,7 @@ _COMPONENTS = (
 
 @dataclass(frozen=True)
 class StateBytes:
-    """Memory of one session. `fixed` does not depend on the context; `per_token` is the average growth."""
+    """Memory of one sequence. `fixed` does not depend on the context; `per_token` is the average growth."""
 
     fixed: int
     rows: int
@@ -27,6 +28,11 @@ class StateBytes:
     @property
     def total(self) -> int:
         return self.fixed + self.rows
+
+    @property
+    def session(self) -> int:
+        """With the restart points that a session keeps: each is a copy of what is fixed."""
+        return self.total + RESTART_POINTS * self.fixed
 
 
 def state_bytes(config: ModelConfig, tokens: int, element: int, growth: int = GROWTH) -> StateBytes:
@@ -55,7 +61,7 @@ def largest_context(config: ModelConfig, weights: int, limit: int, element: int)
     """The longest context up to DEFAULT_CONTEXT that fits beside the weights in `limit` bytes; 0 if none."""
     free = limit - weights - workspace(weights)
     context = min(DEFAULT_CONTEXT, config.max_context)
-    while context and state_bytes(config, context, element).total > free:
+    while context and state_bytes(config, context, element).session > free:
         context = (context - 1) // GROWTH * GROWTH
     return context
 

@@ -16,7 +16,7 @@ from dsv4_mlx.engine.engine import weight_bytes
 from dsv4_mlx.engine.generate import steps
 from dsv4_mlx.engine.machine import memory_limit
 from dsv4_mlx.engine.memory import state_bytes, workspace
-from dsv4_mlx.engine.session import RESTART_POINTS, TokenSequence
+from dsv4_mlx.engine.session import TokenSequence
 from dsv4_mlx.engine.turn import Prefilled, Sampled, Wanted
 from dsv4_mlx.serving.job import Job
 from dsv4_mlx.serving.policy import Limits
@@ -150,7 +150,6 @@ def session_limits(
     session of `context`."""
 
     def cost(tokens: int) -> int:
-        state = state_bytes(config, tokens, element, growth)
-        return state.total + RESTART_POINTS * state.fixed
+        return state_bytes(config, tokens, element, growth).session
 
     return Limits(max(budget, cost(context)), count, context, cost)

@@ -8,6 +8,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -25,8 +26,10 @@ from dsv4_mlx.convert.plan import FilePlan, make_plan
 from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.convert.work import QuantisedRecord, Scales, work_for
 from dsv4_mlx.engine import Engine, EngineOptions
+from dsv4_mlx.engine.score import score
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import read_manifest
+from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
 EXPERT = "layers.2.ffn.experts.3.w2"
 TOKENS = [0, 5, 9, 300, 17, 4, 4, 639, *range(40)]
@@ -276,18 +279,33 @@ def test_a_copy_of_another_shape_is_refused(base: Path, tmp_path: Path) -> None:
         convert(base, tmp_path / "out")
 
 
+@pytest.mark.parametrize("recipe", ["native", "4bit"])
+def test_config_need_not_say_it(
+    recipe: str, base: Path, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As in files that other programs have repacked. A conversion is verified without its source too."""
+    edit_json(base / "config.json", lambda config: config.pop("expert_dtype"))
+    convert(base, tmp_path / "silent", recipe)
+    convert(checkpoints("base"), tmp_path / "said", recipe)
+    for path in sorted((tmp_path / "said").glob("*.safetensors")):
+        assert path.read_bytes() == (tmp_path / "silent" / path.name).read_bytes()
+    assert verify(tmp_path / "silent").ok and verify(tmp_path / "silent", base).ok
+    resident, paged = (
+        run(Engine.open(base, EngineOptions(context=512, expert_memory=memory)).model, TOKENS)
+        for memory in ("auto", "1x")
+    )
+    assert same_bits([resident], [paged])
+
+
 def test_config_and_experts_must_agree(
     base: Path, checkpoints: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """As with files that other programs have repacked: they leave expert_dtype out."""
-    edit_json(base / "config.json", lambda config: config.pop("expert_dtype"))
-    with pytest.raises(InputError) as caught:
+    edit_json(base / "config.json", lambda config: config.update(expert_dtype="fp4"))
+    with pytest.raises(InputError, match="the routed experts are FP8, config.json says FP4"):
         convert(base, tmp_path / "out")
-    assert "the routed experts are FP8, those of config.json FP4" in str(caught.value)
-    assert '"expert_dtype": "fp8"' in str(caught.value.next)
     small = Path(shutil.copytree(checkpoints("small"), tmp_path / "small"))
     edit_json(small / "config.json", lambda config: config.update(expert_dtype="fp8"))
-    with pytest.raises(InputError, match="the routed experts are FP4, those of config.json FP8"):
+    with pytest.raises(InputError, match="the routed experts are FP4, config.json says FP8"):
         convert(small, tmp_path / "out")
 
 
@@ -296,3 +314,29 @@ def test_other_formats_are_refused(found: object, base: Path, tmp_path: Path) ->
     edit_json(base / "config.json", lambda config: config.update(expert_dtype=found))
     with pytest.raises(InputError, match="expert_dtype is .*, expected one of fp4, fp8"):
         convert(base, tmp_path / "out")
+
+
+@pytest.mark.long
+def test_at_true_size(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """Layers of each kind at V4-Flash-Base's widths, 24 experts each, 3.1 GB: from the official folder, from
+    both recipes, in memory and paged, to the same bits."""
+    config = cut(release_config("base", true_size=True), layers=4, experts=24)
+    config |= {"num_nextn_predict_layers": 0, "compress_ratios": [0, 0, 4, 128], "vocab_size": 4096}
+    official = tmp_path / "official"
+    write_checkpoint(official, config | {"num_hash_layers": 1})
+    tokens = np.random.default_rng(0).integers(0, 4096, 12).tolist()
+
+    def logits(folder: Path, memory: str) -> Any:
+        engine = Engine.open(folder, EngineOptions(context=256, expert_memory=memory))
+        assert (engine.pager is None) == (memory == "auto")
+        return score(engine, tokens, decode=4).view(np.uint32)
+
+    for recipe in ("native", "4bit"):
+        record_property(f"{recipe} s", round(convert(official, tmp_path / recipe, recipe).seconds, 1))
+        expected = logits(tmp_path / recipe, "auto")
+        assert np.array_equal(logits(tmp_path / recipe, "6x"), expected)
+        if recipe == "native":
+            assert verify(tmp_path / recipe, official).lossless
+            for memory in ("auto", "1x", "6x"):
+                assert np.array_equal(logits(official, memory), expected)
+        shutil.rmtree(tmp_path / recipe)

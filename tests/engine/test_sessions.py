@@ -13,6 +13,7 @@ from small_model import MARKERS, new_session, tiny_model, token_ids
 
 from dsv4_mlx.engine import Engine
 from dsv4_mlx.engine.cuts import cuts
+from dsv4_mlx.engine.memory import RESTART_POINTS, state_bytes
 from dsv4_mlx.engine.score import score
 from dsv4_mlx.engine.session import Session, check_logits, common_prefix
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError
@@ -158,3 +159,15 @@ def test_common_prefix() -> None:
     assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
     assert common_prefix([1, 2], [1, 2, 3]) == common_prefix([1, 2, 3], [1, 2]) == 2
     assert common_prefix([], [1]) == 0
+
+
+def test_a_session_costs_what_the_limits_count() -> None:
+    """Its state and the restart points that it keeps, after a prompt with more cuts than are kept."""
+    model = tiny_model()
+    session = Session(model, 8192, MARKERS, growth=512)
+    session.sync(token_ids(np.random.default_rng(1), 14 * 512 + 7))
+    kept = [ring for point in session._restart for ring in point.rings]
+    held = {id(array): array.nbytes for array in [*session._state.arrays(), *kept]}
+    counted = state_bytes(model.config, len(session.tokens), 4, 512)
+    assert len(session._restart) == RESTART_POINTS
+    assert 0.9 * counted.session < sum(held.values()) <= counted.session

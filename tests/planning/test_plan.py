@@ -204,7 +204,7 @@ def test_the_command_that_is_printed_is_accepted_by_the_engine() -> None:
         for way, option in zip(FLASH, plan(FLASH, CONFIG, gib * GIB, 2, Speeds()).options, strict=True):
             if option.fit.how != "paged":
                 continue
-            state = state_bytes(CONFIG, option.fit.context, 2).total
+            state = state_bytes(CONFIG, option.fit.context, 2).session
             room = gib * GIB - way.stored.others - workspace(min(gib * GIB, way.stored.bytes)) - state
             assert choose(parse(f"{option.fit.slots}x"), way.stored.experts, room).slots == option.fit.slots
 
