@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dsv4_mlx.engine.memory import component_bytes, repeated_scales, state_bytes
+from dsv4_mlx.engine.memory import DRAFT, component_bytes, repeated_scales, state_bytes
 from dsv4_mlx.weights.load import activation_dtype, find_model
 
 CONTEXTS = (4096, 32_768, 131_072, 1_048_576)
@@ -28,6 +28,8 @@ def facts(folder: Path) -> dict[str, Any]:
     components = component_bytes(stored.tensor_bytes(), stored.expert_bytes())
     total, dtype = sum(components.values()), activation_dtype()
     weights = total + repeated_scales(manifest)
+    if config.drafter is not None:  # stored, not run
+        weights -= components[DRAFT]
     contexts = sorted({min(context, config.max_context) for context in CONTEXTS})
     states = {context: state_bytes(config, context, dtype.size) for context in contexts}
     return {

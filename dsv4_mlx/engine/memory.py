@@ -9,6 +9,7 @@ from dsv4_mlx.manifest import OFFICIAL, PACKINGS, Manifest
 from dsv4_mlx.model.state import GROWTH, SLACK
 
 DEFAULT_CONTEXT = 131_072
+DRAFT = "draft block (MTP)"
 RESTART_POINTS = 12  # snapshots that a session keeps to go back to; 18 MB each at full size
 _COMPONENTS = (
     ("embedding", ("embed.",)),
@@ -84,7 +85,7 @@ def component_bytes(sizes: dict[str, int], experts: dict[str, int]) -> dict[str,
         component = component_of(name)
         found[component] = found.get(component, 0) + size
     for block, size in experts.items():
-        component = "draft block (MTP)" if block.startswith("mtp.") else "routed experts"
+        component = DRAFT if block.startswith("mtp.") else "routed experts"
         found[component] = found.get(component, 0) + size
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
@@ -92,7 +93,7 @@ def component_bytes(sizes: dict[str, int], experts: dict[str, int]) -> dict[str,
 def component_of(name: str) -> str:
     """The part of the model that an official tensor name belongs to."""
     if name.startswith("mtp."):
-        return "draft block (MTP)"
+        return DRAFT
     for component, prefixes in _COMPONENTS:
         if name.startswith(prefixes):
             return component

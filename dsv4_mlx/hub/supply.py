@@ -65,6 +65,7 @@ class Coming:
                     if shard not in self._order:
                         self._order.append(shard)
         for shard in self.source.shards.keys() - set(self._order):  # converted by an earlier run
+            self.fetcher.current = shard  # what is counted is this one's
             self.fetcher.advance(self.fetcher.file(shard).bytes)
         if self.delete:  # by a run that was stopped between the last file and this
             for shard in self.source.shards.keys() - self._users.keys():

@@ -56,6 +56,15 @@ def test_info_of_experts_in_fp8(checkpoints: Checkpoints, capsys: Output) -> Non
     assert official["memory"][0]["total"] == pytest.approx(converted["memory"][0]["total"], rel=0.03)
 
 
+def test_info_of_a_drafter(checkpoints: Checkpoints, capsys: Output) -> None:
+    """Its blocks are stored and not run: no memory."""
+    for folder in (checkpoints.official("0731"), checkpoints.converted("0731")):
+        facts = json.loads(said(["info", str(folder), "--json"], capsys))
+        weights = facts["memory"][0]["total"] - facts["memory"][0]["state"]
+        read = facts["bytes"]["total"] - facts["bytes"]["components"]["draft block (MTP)"]
+        assert read <= weights < read * 1.02
+
+
 def stored_bytes(folder: Path) -> int:
     return sum(len(data) for _, _, data in official_tensors(folder).values())
 
@@ -110,7 +119,7 @@ def test_a_hub_id(
 
 def test_verify_says_that_nothing_was_converted(folders: tuple[str, str], capsys: Output) -> None:
     assert run(["verify", folders[0]]) == 2
-    assert re.search("^error: .*not a finished conversion", capsys.readouterr().err)
+    assert re.search("^error: this is an official checkpoint", capsys.readouterr().err)
 
 
 def test_a_download_that_is_not_complete(checkpoints: Checkpoints, tmp_path: Path, capsys: Output) -> None:

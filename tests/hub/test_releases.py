@@ -13,7 +13,7 @@ from official.damage import INDEX, edit_json, write_shard
 
 from dsv4_mlx.convert import convert, verify
 from dsv4_mlx.hub import convert_from_hub, download
-from dsv4_mlx.hub.download import source_folder
+from dsv4_mlx.hub.download import Step, source_folder
 from dsv4_mlx.manifest import read_manifest
 from dsv4_mlx.planning import plan
 from dsv4_mlx.planning.model import ways_of
@@ -75,8 +75,15 @@ def test_a_shard_of_copies_only(delete: bool, tmp_path: Path) -> None:
         index["metadata"]["total_size"] += more
 
     edit_json(official / INDEX, listed)
+    steps: list[Step] = []
     with serving(Hub(official)) as hub:
-        summary = convert_from_hub(REPOSITORY, target, delete=delete, endpoint=hub.endpoint, patience=QUICK)
+        summary = convert_from_hub(
+            REPOSITORY, target, delete=delete, endpoint=hub.endpoint, patience=QUICK, progress=steps.append
+        )
+    done = [step.done for step in steps if step.stage == "downloading"]
+    total = sum(path.stat().st_size for path in official.glob("*.safetensors"))
+    assert done[-1] == total and sorted(set(done)).index(total) == len(set(done)) - 1
+    assert done.count(total) == 1, "nothing is counted twice"
     assert summary.left_out == ("mtp.0.head.weight",)
     assert verify(target, official).lossless
     for path in (tmp_path / "expected").glob("*.safetensors"):

@@ -124,7 +124,7 @@ def test_base_at_its_true_size() -> None:
     small = next(way for way in candidates(config) if way.name == "4bit")
     assert small.written is not None and small.written.quantised > 0.95 * small.stored.bytes
     assert way.bytes + 8e9 < way.memory < native.bytes * 1.001
-    least = way.memory + workspace(way.memory) + state_bytes(config, GROWTH, 2).total
+    least = way.memory + workspace(way.memory) + state_bytes(config, GROWTH, 2).session
     assert fit(way, config, least, 2).how == "resident"
     paged = fit(way, config, least - 1, 2)
     assert paged.how == "paged" and paged.slots < config.experts
