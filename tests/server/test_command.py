@@ -159,7 +159,9 @@ def test_a_key_that_the_list_of_processes_does_not_show(serve: Serve, tmp_path: 
         "key-of-the-variable": serve({"content": "x"}, key="key-of-the-variable"),
     }
     for key, (process, port) in started.items():
-        shown = subprocess.run(["ps", "-o", "args=", "-p", str(process.pid)], capture_output=True, text=True)
+        shown = subprocess.run(
+            ["ps", "-ww", "-o", "args=", "-p", str(process.pid)], capture_output=True, text=True
+        )
         assert "serve" in shown.stdout and "key-of" not in shown.stdout
         for given, status in ((key, 200), ("not-this", 401), ("", 401)):
             reply = call(port, "GET", "/v1/models", headers={"Authorization": f"Bearer {given}"})
