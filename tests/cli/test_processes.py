@@ -61,7 +61,7 @@ def test_a_reader_that_has_gone_is_no_error(folder: str, arguments: list[str]) -
 def test_an_answer_cut_off_because_nobody_reads_stderr_is_no_success(folder: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    arguments = [*COMMAND, "generate", folder, "-p", "x", "--think", "on", "--max-tokens", "5"]
+    arguments = [*COMMAND, "generate", folder, "-p", "x", "--think", "on", "--max-tokens", "5", "--seed", "1"]
     with subprocess.Popen(
         arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=writing, env=environment()
     ) as process:
