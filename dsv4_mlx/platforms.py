@@ -45,7 +45,11 @@ def translated() -> bool:
     """Whether macOS runs this process under Rosetta. An Intel Mac doesn't know the question: no."""
     try:
         asked = subprocess.run(
-            ["/usr/sbin/sysctl", "-n", "sysctl.proc_translated"], capture_output=True, text=True, check=False
+            ["/usr/sbin/sysctl", "-n", "sysctl.proc_translated"],
+            capture_output=True,
+            text=True,
+            check=False,
+            close_fds=False,
         )
     except OSError:
         return False

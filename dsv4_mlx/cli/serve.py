@@ -149,19 +149,26 @@ def _serve(
 ) -> int:
     from dsv4_mlx.cli.crash import write_crash_log
     from dsv4_mlx.cli.demo import MODEL_ID as DEMO
+    from dsv4_mlx.cli.descriptors import connections
+    from dsv4_mlx.server.crowd import SPARE
     from dsv4_mlx.server.options import MODEL_ID
     from dsv4_mlx.server.run import addresses, listen
     from dsv4_mlx.server.run import serve as run_server
     from dsv4_mlx.server.setup import make_app, model_facts
     from dsv4_mlx.serving.backend import Backend, ModelBackend
+    from dsv4_mlx.serving.linger import Linger
     from dsv4_mlx.serving.replay import ReplayBackend
     from dsv4_mlx.serving.script import read_script
     from dsv4_mlx.serving.worker import Worker
+    from dsv4_mlx.terminal.awake import Awake
 
     turns = None if replay is None else read_script(replay)
     reference = model or ("demo" if replay is not None else "")
     folder = model_folder(reference)
     name = DEMO if reference == "demo" else MODEL_ID
+    most = options.limits.connections
+    allowed = connections(most, len(list(folder.glob("*.safetensors"))), SPARE)
+    options = dataclasses.replace(options, limits=dataclasses.replace(options.limits, connections=allowed))
     memory = engine.expert_memory if turns is None else None
     facts = model_facts(folder, name, options, engine.context, memory)
     sockets = listen(options)  # before anything is loaded: a busy port is said at once
@@ -172,11 +179,13 @@ def _serve(
     else:
         backend = ReplayBackend(folder, turns, facts.context)
     log = _log()
-    worker = Worker(backend, limits).start()
+    worker = Worker(backend, limits, Linger(Awake())).start()
     with ThreadPoolExecutor(2, "request") as threads:
         app = make_app(folder, facts, worker, threads, write_crash_log)
         for address in addresses(sockets, options.host):
             log.info("%s at %s, context %d tokens", name, address, facts.context)
+        if allowed < most:
+            log.warning("%d connections at once, not %d: raise ulimit -n for more", allowed, most)
         if options.api_key is None and options.allow_unauthenticated:
             log.warning("no API key: everybody who reaches %s can use the model", options.host)
         threading.Thread(target=_say_ready, args=(worker, log), daemon=True).start()

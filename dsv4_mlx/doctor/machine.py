@@ -70,7 +70,12 @@ def _processor(sysctl: Sysctl) -> str:
 def _sysctl(name: str) -> str | None:
     try:
         asked = subprocess.run(
-            ["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=False, timeout=10
+            ["/usr/sbin/sysctl", "-n", name],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+            close_fds=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

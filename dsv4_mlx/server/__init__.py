@@ -7,7 +7,8 @@
     guard.py                who may ask at all: Host, Origin, key, content type, sizes
     gate.py, app.py         Starlette: what stands around every route, and the routes
     deliver.py, feed.py     a turn over HTTP: streams, keep-alives, disconnects
+    crowd.py                connections at once: who is served, who is refused, what is accepted at all
     run.py                  uvicorn, signals, shutdown
 
-Only the last three lines know of Starlette and uvicorn. Nothing here touches MLX: dsv4_mlx.serving does.
+Only the last four lines know of Starlette and uvicorn. Nothing here touches MLX: dsv4_mlx.serving does.
 """

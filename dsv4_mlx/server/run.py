@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dsv4_mlx.errors import EXIT_INTERRUPT, EXIT_TERMINATED, MachineError, UsageError
 from dsv4_mlx.server.app import App
+from dsv4_mlx.server.crowd import Crowd, Door, without_exhausted
 from dsv4_mlx.server.guard import is_loopback
 from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.service import Service
@@ -86,6 +87,7 @@ async def _serve(app: App, options: ServerOptions, sockets: list[socket.socket],
         ended.set()
 
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(without_exhausted)
     for number in _CODES:
         loop.add_signal_handler(number, stop, number)
     serving = asyncio.create_task(server.serve(sockets))
@@ -111,14 +113,16 @@ async def _broken(worker: Service) -> None:
 def make_server(app: ASGIApp, options: ServerOptions) -> uvicorn.Server:
     """uvicorn, told to keep out of signals, logs, headers, and of refusing: the gate does it in JSON."""
 
+    crowd = Crowd(options.limits.connections)
+
     async def counted(scope: Scope, receive: Receive, send: Send) -> None:
-        connections = server.server_state.connections
-        scope.setdefault("state", {})["crowded"] = len(connections) > options.limits.connections
+        state = scope["state"]
+        state["crowded"] = crowd.refuses(state.pop("connection"))
         await app(scope, receive, send)
 
     config = uvicorn.Config(
         counted,
-        http=_timed(options.limits.headers_time),
+        http=_timed(options.limits.headers_time, crowd),
         loop="asyncio",
         ws="none",
         lifespan="off",
@@ -131,27 +135,39 @@ def make_server(app: ASGIApp, options: ServerOptions) -> uvicorn.Server:
         timeout_graceful_shutdown=2,
         h11_max_incomplete_event_size=options.limits.headers,
     )
-    server = _Server(config)
-    return server
+    return _Server(config, crowd)
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, crowd: Crowd) -> None:
+        super().__init__(config)
+        self._crowd = crowd
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup([Door(one, self._crowd) for one in sockets or []])
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are handled by `_serve`."""
         yield
 
 
-def _timed(seconds: float) -> type[H11Protocol]:
-    """uvicorn's protocol; a connection whose first request has not been read after `seconds` is closed."""
+def _timed(seconds: float, crowd: Crowd) -> type[H11Protocol]:
+    """uvicorn's protocol; a connection whose first request has not been read after `seconds` is closed.
+
+    It keeps `crowd`, and is the "connection" in the state of its requests.
+    """
 
     class Timed(H11Protocol):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self.app_state = {**self.app_state, "connection": self}
+            crowd.came(self)
             self._silent = self.loop.call_later(seconds, self._close_if_silent)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._silent.cancel()  # it would keep what the connection held
+            crowd.left(self)
             super().connection_lost(exc)
 
         def _close_if_silent(self) -> None:

@@ -15,6 +15,7 @@ from dsv4_mlx.engine.session import check_tokens
 from dsv4_mlx.errors import DoesNotFit, UsageError
 from dsv4_mlx.serving.backend import Backend
 from dsv4_mlx.serving.job import Emit, Job, QueueFull, Reason, Unavailable
+from dsv4_mlx.serving.linger import Linger
 from dsv4_mlx.serving.runner import Counts, Entry, Runner, WorkerOptions
 
 State = Literal["loading", "ready", "unhealthy", "closed"]
@@ -72,9 +73,14 @@ class Ticket:
 
 
 class Worker:
-    """Loads a backend and runs jobs on it. `start` begins; `close` ends it for good."""
+    """Loads a backend and runs jobs on it. `start` begins; `close` ends it for good.
 
-    def __init__(self, backend: Backend, options: WorkerOptions | None = None) -> None:
+    `linger` is told of work by the engine's thread.
+    """
+
+    def __init__(
+        self, backend: Backend, options: WorkerOptions | None = None, linger: Linger | None = None
+    ) -> None:
         self.backend, self.options = backend, options or WorkerOptions()
         self.state: State = "loading"
         self.error: BaseException | None = None  # why it could not load, or is unhealthy
@@ -86,6 +92,7 @@ class Worker:
         self._closing: float | None = None  # time.monotonic() at which jobs are ended
         self._submitted = self._refused = 0
         self._runner: Runner | None = None
+        self._linger = linger or Linger()
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> Worker:
@@ -215,6 +222,7 @@ class Worker:
         try:
             self._loop()
         finally:
+            self._linger.close()
             self.backend.close()
             self.state = "closed"
             self._answer_probes()
@@ -234,6 +242,8 @@ class Worker:
                 if closing is not None:
                     return
                 continue
+            if inbox:
+                self._linger.busy()
             for entry in inbox:
                 runner.add(entry)
             if runner.broken is not None:
@@ -244,6 +254,8 @@ class Worker:
                 runner.end_all(Unavailable("the model is shutting down"))
                 return
             delay = runner.step()
+            if delay is None:
+                delay = self._linger.idle()
             if closing is not None:
                 rest = max(0.0, closing - time.monotonic())
                 delay = rest if delay is None else min(delay, rest)

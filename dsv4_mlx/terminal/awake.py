@@ -19,7 +19,8 @@ Spawn = Callable[[list[str]], Process]
 
 
 def _spawn(command: list[str]) -> Process:
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    # close_fds False: Python then spawns, and need not fork a process that maps a whole model.
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, close_fds=False)
 
 
 class Awake:

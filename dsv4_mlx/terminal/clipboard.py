@@ -14,10 +14,18 @@ _LARGEST = 74_994  # characters of base64 that terminals are known to take
 def copy(text: str, write_terminal: Callable[[str], None]) -> str:
     """Copy, and say how. `write_terminal` sends an escape sequence to the terminal."""
     data = text.encode("utf-8", "replace")
-    for program in _PROGRAMS:
-        if shutil.which(program[0]):
+    for name, *arguments in _PROGRAMS:
+        if (path := shutil.which(name)) is not None:
             try:
-                subprocess.run(program, input=data, check=True, timeout=5, stdout=subprocess.DEVNULL)
+                # A path and close_fds False: Python then spawns, and need not fork what maps a whole model.
+                subprocess.run(
+                    [path, *arguments],
+                    input=data,
+                    check=True,
+                    timeout=5,
+                    stdout=subprocess.DEVNULL,
+                    close_fds=False,
+                )
             except (OSError, subprocess.SubprocessError):
                 continue
             return f"copied {len(text)} characters"

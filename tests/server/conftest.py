@@ -31,6 +31,7 @@ from dsv4_mlx.server.options import MODEL_ID, Limits, ServerOptions
 from dsv4_mlx.server.record import Record
 from dsv4_mlx.server.run import listen, make_server
 from dsv4_mlx.server.setup import make_app, model_facts
+from dsv4_mlx.serving.linger import Linger
 from dsv4_mlx.serving.replay import ReplayBackend
 from dsv4_mlx.serving.script import read_script
 from dsv4_mlx.serving.worker import Worker
@@ -180,15 +181,16 @@ class Replayed:
 
 @pytest.fixture
 def replay(tmp_path: Path, serve_app: Serve) -> Iterator[Callable[..., Replayed]]:
-    """replay(turn, turn, ..., context=...) -> Replayed; each turn an object as in a replay file."""
+    """replay(turn, ..., context=..., linger=...) -> Replayed; each turn an object as in a replay file."""
     ends: list[Callable[[], object]] = []
 
-    def begin(*turns: dict[str, Any], context: int | None = None) -> Replayed:
+    def begin(*turns: dict[str, Any], context: int | None = None, linger: Linger | None = None) -> Replayed:
         file = tmp_path / "turns.jsonl"
         file.write_text("\n".join(json.dumps(turn) for turn in turns), encoding="utf-8")
         options = ServerOptions(port=0)
         facts = model_facts(CHECKPOINT, "dsv4-demo", options, context, None)
-        worker = Worker(ReplayBackend(CHECKPOINT, read_script(file), facts.context)).start()
+        backend = ReplayBackend(CHECKPOINT, read_script(file), facts.context)
+        worker = Worker(backend, linger=linger).start()
         threads = ThreadPoolExecutor(2)
         app = make_app(CHECKPOINT, facts, worker, threads, lambda detail: pytest.fail(detail))
         listener = serve_app(app, options)

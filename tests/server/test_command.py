@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from server.client import call, connected, parsed, read, request
+from server.client import call, connected, parsed, read, request, until
 from server.fakes import CHECKPOINT
 from server.said import events
 
+from dsv4_mlx.cli.descriptors import allow
 from dsv4_mlx.cli.options import LONGEST_KEY, api_key_from
 from dsv4_mlx.errors import UsageError
 
@@ -31,13 +34,13 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     running: list[subprocess.Popen[str]] = []
 
     def begin(
-        *turns: dict[str, object], more: tuple[str, ...] = (), key: str = ""
+        *turns: dict[str, object], more: tuple[str, ...] = (), key: str = "", first: str = ""
     ) -> tuple[subprocess.Popen[str], int]:
         file = tmp_path / "turns.jsonl"
         file.write_text("\n".join(json.dumps(turn) for turn in turns))
         command = [*COMMAND, "--port", "0", *(["--replay", str(file)] if turns else []), *more]
         process = subprocess.Popen(
-            command,
+            ["sh", "-c", f'{first}\nexec "$@"', "sh", *command],
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -166,6 +169,78 @@ def test_a_key_that_the_list_of_processes_does_not_show(serve: Serve, tmp_path: 
         for given, status in ((key, 200), ("not-this", 401), ("", 401)):
             reply = call(port, "GET", "/v1/models", headers={"Authorization": f"Bearer {given}"})
             assert reply.status == status
+
+
+def answered(port: int) -> tuple[int, str]:
+    """Status and text of one chat turn, or its error."""
+    reply = call(port, "POST", "/v1/chat/completions", {"messages": HI, "thinking": {"type": "disabled"}})
+    said = reply.json()
+    return reply.status, said["error"]["message"] if "error" in said else said["choices"][0]["message"][
+        "content"
+    ]
+
+
+def test_descriptors_are_raised_for_300_idle_connections(serve: Serve) -> None:
+    allow(1024)  # this process holds the other ends
+    process, port = serve({"content": "here"}, first="ulimit -S -n 256")
+    ready(port)
+    with ExitStack() as idle:
+        for _ in range(300):
+            idle.enter_context(connected(port))
+        assert answered(port) == (200, "here")
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate(timeout=30)[1]
+    assert "Traceback" not in err and "ulimit" not in err
+
+
+def test_with_too_few_descriptors_a_client_is_told_so(serve: Serve) -> None:
+    """A hard limit of 256: nobody waits, what was open goes on, and what ends makes room."""
+    allow(1024)
+    process, port = serve({"content": "here"}, first="ulimit -n 256")
+    assert process.stderr is not None and "raise ulimit -n" in process.stderr.readline()
+    ready(port)
+    with connected(port) as early, ExitStack() as idle:
+        early.sendall(request("GET", "/health", headers={"Connection": "keep-alive"}))
+        assert b"200 OK" in early.recv(4096)
+        for _ in range(300):
+            idle.enter_context(connected(port))
+        for _ in range(20):  # more than are kept open to be told
+            status, said = answered(port)
+            assert status == 503 and said.endswith("connections are open")
+        early.sendall(request("GET", "/v1/models"))
+        assert parsed(read(early)).status == 200
+    assert until(lambda: answered(port) == (200, "here"))
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate(timeout=30)[1]
+    assert "Traceback" not in err
+
+
+def test_descriptors_that_something_else_uses_up(serve: Serve) -> None:
+    """So few that the limit on connections does not help: clients wait, and are served once others end."""
+    allow(1024)
+    process, port = serve({"content": "here"}, first="ulimit -n 256")
+    ready(port)
+    if sys.platform != "linux":
+        pytest.skip("only Linux changes limits of a running process")
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (24, 24))
+    with ExitStack() as idle:
+        for _ in range(30):
+            idle.enter_context(connected(port))
+        before = cpu_seconds(process.pid)
+        time.sleep(1.0)
+        assert cpu_seconds(process.pid) - before < 0.5, "a busy loop"
+    assert until(lambda: answered(port) == (200, "here"))
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate(timeout=30)[1]
+    assert (
+        "Traceback" not in err
+        and err.count("new connections wait until others end: Too many open files") == 1
+    )
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_keys_that_no_client_could_send(tmp_path: Path) -> None:

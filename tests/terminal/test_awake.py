@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from dsv4_mlx.disks.ask import ask
+from dsv4_mlx.terminal import awake, clipboard
 from dsv4_mlx.terminal.awake import Awake
 from terminal.fakes import Talk
 
@@ -61,3 +67,36 @@ def test_without_the_helper_the_work_goes_on() -> None:
 
     with Awake(missing, "darwin"):
         pass
+
+
+def asked(folder: Path) -> None:
+    assert ask(["/bin/echo", "here"]) == "here\n"
+
+
+def copied(folder: Path) -> None:
+    program = folder / "pbcopy"
+    program.write_text(f"#!/bin/sh\n/bin/cat > {folder}/copied\n")
+    program.chmod(0o755)
+    assert clipboard.copy("some text", lambda sequence: None) == "copied 9 characters"
+    assert (folder / "copied").read_text() == "some text"
+
+
+def held_awake(folder: Path) -> None:
+    with Awake(lambda command: awake._spawn(["/bin/sleep", "60"]), "darwin"):
+        pass
+
+
+@pytest.mark.parametrize("help_is_asked", [asked, copied, held_awake])
+def test_helpers_are_started_without_forking(
+    help_is_asked: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process may map 150 GB, and a fork of it copies the tables of that."""
+
+    def forked(*arguments: object) -> int:
+        raise AssertionError("forked")
+
+    if not subprocess._USE_POSIX_SPAWN:
+        pytest.skip("Python never spawns on this system")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(subprocess, "_fork_exec", forked)
+    help_is_asked(tmp_path)
