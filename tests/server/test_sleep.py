@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,12 +88,14 @@ def test_elsewhere_there_is_none(replay: Callable[..., object]) -> None:
 def test_the_command_does_so(serve_app: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spawn = Spawner()
 
-    def listened(app: App, options: ServerOptions, sockets: list[object], worker: Worker) -> int:
+    def listened(app: App, options: ServerOptions, sockets: list[socket.socket], worker: Worker) -> int:
         port = serve_app(app, ServerOptions(port=0)).port
         assert until(lambda: worker.state == "ready") and spawn.commands == []
         assert call(port, "POST", CHAT, HI).status == 200
         assert len(spawn.commands) == 1 and spawn.helpers[0].ended == 0
         worker.close(0)
+        for one in sockets:
+            one.close()
         return 0
 
     monkeypatch.setattr(awake, "Awake", lambda: Awake(spawn, "darwin"))
