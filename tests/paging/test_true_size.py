@@ -80,7 +80,7 @@ def test_all_experts_of_a_layer(
         for memory in ("100%", "255x", "161x", "20x"):
             one = found[folder.name, memory] = run(folder, memory)
             record_property(f"{folder.name} {memory}: s", round(one["seconds"], 1))
-            record_property("GB", round(one["peak"] / 1e9, 2))
+            record_property(f"{folder.name} {memory}: peak GB", round(one["peak"] / 1e9, 2))
             assert one["paged"] == (memory != "100%")
             assert one["peak"] < 12e9
     assert len({(one["bits"], tuple(one["tokens"])) for one in found.values()}) == 1
