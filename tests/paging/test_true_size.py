@@ -20,7 +20,7 @@ from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
 pytestmark = pytest.mark.long
 
-EXPERTS, PROMPT, DECODED = 256, 30, 10
+EXPERTS, PROMPT, DECODED = 256, 20, 4
 CODE = """
 import hashlib, json, resource, sys, time
 from pathlib import Path
@@ -85,4 +85,4 @@ def test_all_experts_of_a_layer(
             assert one["peak"] < 12e9
     assert len({(one["bits"], tuple(one["tokens"])) for one in found.values()}) == 1
     used = next(iter(found.values()))["used"]
-    assert len(used) > 100 and used[0] < 96 and used[-1] > 250
+    assert len(used) > 80 and used[0] < 20 and used[-1] > 250
