@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from bench.count.ours import trace_ours
 from bench.count.trace import Graph, trace
 from dsv4_mlx.checkpoint.native import NATIVE, record_bytes, record_segments, segments_of
 from dsv4_mlx.config import ModelConfig, parse_config
@@ -113,6 +114,16 @@ def test_memory_for_all_records(release: Release) -> None:
             graph = trace(lambda table=table: [room(table.count, table.record_bytes)], [])
         assert too_large(graph) == []
         assert graph.outputs[0].shape == (table.count, table.record_bytes // 4)
+
+
+@pytest.mark.parametrize("rows", [1, 512])
+@pytest.mark.parametrize("kernels", [False, True])
+def test_the_rest_of_a_step_at_the_longest_context(kernels: bool, rows: int) -> None:
+    """All that is not experts: every kind of layer of the widest release, after a million tokens."""
+    raw = cut(release_config("pro", true_size=True), layers=3)
+    config = parse_config(json.dumps(raw | {"compress_ratios": [0, 4, 128, 0]}), "pro")
+    step = trace_ours(config, context=config.max_context - rows, rows=rows, kernels=kernels)
+    assert step.graph.primitives and too_large(step.graph) == []
 
 
 def test_what_is_too_large_is_noticed() -> None:
