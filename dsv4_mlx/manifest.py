@@ -198,6 +198,8 @@ def _experts(raw: dict[str, Any]) -> ExpertTable:
         _inside(raw["file"]), str(raw["format"]), int(raw["count"]), int(raw["record_bytes"]), segments,
         tuple(raw["digests"]),
     )  # fmt: skip
+    if table.record_bytes % ALIGNMENT:
+        raise ValueError(f"expert records have {table.record_bytes} bytes, no multiple of {ALIGNMENT}")
     for segment in segments:
         if not _fits(segment, table.record_bytes):
             raise ValueError(f"expert segment {segment.name!r} lies outside its record or contradicts itself")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import mlx.core as mx
 
@@ -24,6 +25,10 @@ from dsv4_mlx.reference.project import project
 from dsv4_mlx.reference.query_heads import query_heads
 from dsv4_mlx.reference.rotate import rotate
 from dsv4_mlx.reference.route import route, route_hashed
+
+NUMERIC_VERSION = 1
+"""Which arithmetic this program computes with. Every change that can change a bit of a result, the order of a
+sum above all, raises it: a state that was saved under another is not exact and is computed again."""
 
 
 def _float32(x: mx.array) -> mx.array:
@@ -54,6 +59,12 @@ class Ops:
     shared_ffn: Callable[[mx.array, Bank, Bank, float], mx.array] = shared_ffn
     hold: Callable[[mx.array], mx.array] = _float32
     name: str = field(default="reference")
+
+    def identity(self) -> str:
+        """The function behind every op, alike in every run: "attend=dsv4_mlx.kernels.attend.attend ..."."""
+        names = [f.name for f in fields(self) if f.name != "name"]
+        ops: list[tuple[str, Any]] = [(name, getattr(self, name)) for name in names]
+        return " ".join(f"{name}={op.__module__}.{op.__qualname__}" for name, op in ops)
 
 
 REFERENCE = Ops()

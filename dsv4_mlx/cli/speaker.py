@@ -44,7 +44,7 @@ class EngineSpeaker:
     def open(self, progress: Progress) -> Facts:
         self._engine = Engine.open(self._folder, self._options, progress)
         self._session = self._engine.session()
-        self._who = saved.identity(self._engine.manifest, self._options.numerics, self._session)
+        self._who = saved.identity(self._engine.manifest, self._options, self._session)
         return Facts(self._folder.name, self._engine.context, self._engine.expert_memory)
 
     def count(self, messages: Sequence[Spoken], think: Think) -> int:

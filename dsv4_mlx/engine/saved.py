@@ -1,8 +1,8 @@
 """A session's state as a file, so that a long conversation taken up again needs no second prefill.
 
 Saved is the last restart point that the conversation's next prompt will share: a cut, so what follows is
-computed exactly as in a session that was never saved. A file is used only by the same model, numerics and
-device, and only if its bytes are the ones written.
+computed exactly as in a session that was never saved. A file is used only where the same bits would be
+computed (`identity`), and only if its bytes are the ones written.
 """
 
 from __future__ import annotations
@@ -10,24 +10,41 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
+from dsv4_mlx.engine.engine import EngineOptions
 from dsv4_mlx.engine.session import Session, common_prefix
 from dsv4_mlx.manifest import Manifest
 from dsv4_mlx.model.state import ModelState, Ring, Rows
+from dsv4_mlx.ops import NUMERIC_VERSION
 
 FORMAT = "1"
 
 
-def identity(manifest: Manifest, numerics: str, session: Session) -> str:
-    """What must be equal for a saved state to mean the same: model, numerics, device, number format."""
-    model = hashlib.sha256(manifest.to_json().encode()).hexdigest()
-    device = "metal" if mx.metal.is_available() else "cpu"
-    return f"{FORMAT} {model} {numerics} {device} {session.model.dtype}"
+def identity(manifest: Manifest, options: EngineOptions, session: Session) -> str:
+    """What must be equal for a saved state to hold the bits that would be computed here and now, a line each.
+
+    The system is named because it holds the compiler of the Metal kernels.
+    """
+    parts = {
+        "format": FORMAT,
+        "model": hashlib.sha256(manifest.to_json().encode()).hexdigest(),
+        "numerics": options.numerics,
+        "numeric version": NUMERIC_VERSION,
+        "ops": options.ops.identity(),
+        "dtype": session.model.dtype,
+        "device": "metal" if mx.metal.is_available() else "cpu",
+        "architecture": mx.device_info()["architecture"],
+        "mlx": version("mlx"),
+        "system": f"{platform.system()} {platform.mac_ver()[0]}",
+    }
+    return "\n".join(f"{name}: {value}" for name, value in parts.items())
 
 
 def point_to_save(session: Session, prompt: Sequence[int]) -> int:

@@ -63,6 +63,7 @@ class KernelOp:
                 raise ValueError(f"kernel {self.name}: {reason}; use the reference for this call")
             return otherwise(*arguments, **options)
 
+        op.__module__, op.__qualname__ = self.call.__module__, self.call.__qualname__  # what it is known by
         return op
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from dsv4_mlx.operands import Bank
-from dsv4_mlx.weights.experts import ResidentExperts
+from dsv4_mlx.weights.experts import ResidentExperts, room
 from dsv4_mlx.weights.records import RecordMap
 
 
@@ -20,8 +20,7 @@ class SlotBank:
     def __init__(self, records: RecordMap, slots: int, dtype: mx.Dtype) -> None:
         self.slots, self.record_bytes = slots, records.record_bytes
         self._layout, self._dtype = records.slots(slots), dtype
-        self._array = mx.zeros((slots, records.record_bytes // 4), mx.uint32)
-        mx.eval(self._array)
+        self._array = room(slots, records.record_bytes)
         self._bytes = memoryview(self._array).cast("B")  # type: ignore[arg-type]
         self._views: tuple[Bank, Bank] | None = None
 

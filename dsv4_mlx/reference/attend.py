@@ -10,6 +10,7 @@ from dsv4_mlx.operands import Rows
 from dsv4_mlx.reference.rotate import rotate
 
 _BLOCK = 1 << 25  # gathered elements [T, picks, K] alive at once: 128 MB in float32
+_SHARED = 2**31 - 1  # elements [T, N, K] of rows that all queries share, as a product sees them: no memory
 
 
 def attend(
@@ -34,16 +35,20 @@ def attend(
 
 def _sums(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
     """float32 [B, T, H, K] -> the shares' sums of values, float32."""
-    if compressed is None or compressed.picks is None:
+    if compressed is None:
+        return _attend(q, window, None, sinks)
+    rows, mask, picks = compressed
+    each, most = (rows.shape[1], _SHARED) if picks is None else (picks.shape[-1], _BLOCK)
+    step = max(1, most // (each * q.shape[-1]))
+    if picks is None and step >= q.shape[1]:
         return _attend(q, window, compressed, sinks)
-    picks = compressed.picks
-    step = max(1, _BLOCK // (picks.shape[-1] * q.shape[-1]))
     parts = []
     for a in range(0, q.shape[1], step):
         block = slice(a, min(q.shape[1], a + step))
-        seen = None if compressed.mask is None else compressed.mask[:, block]
+        seen = None if mask is None else mask[..., block, :]
         near = window._replace(mask=None if window.mask is None else window.mask[block])
-        parts.append(_attend(q[:, block], near, Rows(compressed.rows, seen, picks[:, block]), sinks))
+        far = Rows(rows, seen, None if picks is None else picks[:, block])
+        parts.append(_attend(q[:, block], near, far, sinks))
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
 

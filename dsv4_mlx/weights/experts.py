@@ -24,6 +24,16 @@ def layout(format: str, rows: int, columns: int) -> dict[str, tuple[mx.Dtype, tu
     return {part: (kinds[dtype], shape) for part, (dtype, shape) in packed(format, rows, columns).items()}
 
 
+def room(count: int, record_bytes: int) -> mx.array:
+    """Memory for `count` records to be written to, evaluated: uint32 [count, record_bytes / 4].
+
+    Arrays of more than 2^31 - 1 elements are for views only, so it is filled as words of 64 bits.
+    """
+    array = mx.zeros((count, record_bytes // 8), mx.uint64).view(mx.uint32)
+    mx.eval(array)
+    return array
+
+
 def segments_differ(table: ExpertTable, width: int, hidden: int) -> bool:
     """Whether the records are not those of experts hidden -> width -> hidden. Views are not checked again."""
     return table.segments != segments_of((width, hidden), (width, hidden), (hidden, width), table.format)
@@ -72,15 +82,18 @@ def _bank(records: mx.array, table: ExpertTable, names: tuple[str, ...], dtype: 
 
 
 def _joined(records: mx.array, table: ExpertTable, names: list[str]) -> mx.array | None:
-    """Neighbouring segments of every record as one strided view [E, rows, columns]."""
+    """Neighbouring segments of every record as one view [E, rows, columns].
+
+    Made of ops that no number of elements is too large for: no dimension may pass 2^31 - 1, so the records
+    can't be flattened.
+    """
     segments = [s for name in names for s in table.segments if s.name == name]
     if not segments:
         return None
     first = segments[0]
     rows = sum(s.shape[0] for s in segments)
     columns = first.shape[1]
-    size = SEGMENT_ITEM_BYTES[first.dtype]
     dtype = next(kind for kind, name in DTYPES.items() if name == first.dtype)
     whole = records if dtype == mx.uint32 else records.view(dtype)
-    stride = table.record_bytes // size
-    return mx.as_strided(whole, (table.count, rows, columns), (stride, columns, 1), first.offset // size)
+    start = first.offset // SEGMENT_ITEM_BYTES[first.dtype]
+    return mx.unflatten(whole[:, start : start + rows * columns], 1, (rows, columns))

@@ -30,6 +30,7 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import OFFICIAL, ExpertTable, Manifest, TensorRecord
 from dsv4_mlx.official import Block, Inventory, Weight
+from dsv4_mlx.weights.experts import room
 from dsv4_mlx.weights.records import Range, RecordMap, repeat_scales
 from dsv4_mlx.weights.stored import Advance
 
@@ -143,7 +144,7 @@ class OfficialArrays:
 
     def records(self, block: str, table: ExpertTable) -> mx.array:
         """Experts are read side by side: one at a time would leave a fast disk idle."""
-        array = _empty((table.count, table.record_bytes // 4), mx.uint32)
+        array = room(table.count, table.record_bytes)
         view = _bytes(array)
         experts = self._model.block(block).experts
 

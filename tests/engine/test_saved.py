@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import platform
 import stat
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from small_model import new_session, tiny_model, token_ids
 
-from dsv4_mlx.engine import saved
+from dsv4_mlx.engine import EngineOptions, saved
 from dsv4_mlx.engine.session import Session
+from dsv4_mlx.kernels.launch import metal
+from dsv4_mlx.manifest import Manifest
 from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.ops import NUMERIC_VERSION, REFERENCE, TRAINABLE, with_kernels
 
 WHO = "this model"
 
@@ -81,6 +89,78 @@ def test_another_model_a_damaged_file_or_a_small_context_is_refused(
     path.write_bytes(good)
     assert saved.load(new_session(tiny_model(head_dim=64)), path, WHO) == 0
     assert saved.load(new_session(model), path, WHO) == 512
+
+
+MANIFEST = Manifest("native", "april", {}, {}, {}, {})
+ON_METAL = mx.metal.is_available()
+OPTIONS = EngineOptions(ops=with_kernels(metal))
+Patch = Callable[[pytest.MonkeyPatch], object]
+# What is another, and how; each alone makes a saved state one that would not have been computed here.
+MACHINES: dict[str, Patch] = {
+    "mlx": lambda patch: patch.setattr(saved, "version", lambda name: "0.0"),
+    "architecture": lambda patch: patch.setattr(mx, "device_info", lambda: {"architecture": "applegpu_g99"}),
+    "device": lambda patch: patch.setattr(mx.metal, "is_available", lambda: not ON_METAL),
+    "numeric version": lambda patch: patch.setattr(saved, "NUMERIC_VERSION", NUMERIC_VERSION + 1),
+    "system": lambda patch: patch.setattr(platform, "mac_ver", lambda: ("99.1",)),
+    "format": lambda patch: patch.setattr(saved, "FORMAT", "0"),
+}
+ENGINES: dict[str, tuple[Manifest, EngineOptions]] = {
+    "model": (replace(MANIFEST, recipe="4bit"), OPTIONS),
+    "numerics": (MANIFEST, replace(OPTIONS, numerics="exact")),
+    "references": (MANIFEST, replace(OPTIONS, ops=REFERENCE)),
+    "one kernel less": (MANIFEST, replace(OPTIONS, ops=with_kernels(metal, ["attend"]))),
+    "other references": (MANIFEST, replace(OPTIONS, ops=TRAINABLE)),
+}
+
+
+@pytest.fixture(scope="module")
+def file(model: Transformer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("states") / "state.safetensors"
+    session = new_session(model)
+    session.sync(prompt(600))
+    saved.save(session, 512, path, saved.identity(MANIFEST, OPTIONS, session))
+    return path
+
+
+def loaded(
+    model: Transformer, file: Path, manifest: Manifest = MANIFEST, options: EngineOptions = OPTIONS
+) -> int:
+    session = new_session(model)
+    return saved.load(session, file, saved.identity(manifest, options, session))
+
+
+@pytest.mark.parametrize("what", MACHINES)
+def test_a_state_of_another_arithmetic_is_not_used(
+    what: str, model: Transformer, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert loaded(model, file) == 512
+    MACHINES[what](monkeypatch)
+    assert loaded(model, file) == 0
+    monkeypatch.undo()
+    assert loaded(model, file) == 512
+
+
+@pytest.mark.parametrize("what", ENGINES)
+def test_a_state_of_another_engine_is_not_used(what: str, model: Transformer, file: Path) -> None:
+    assert loaded(model, file, *ENGINES[what]) == 0
+
+
+def test_a_state_of_another_dtype_is_not_used(file: Path) -> None:
+    class Other:
+        dtype = mx.bfloat16
+
+    session: Any = type("Session", (), {"model": Other})
+    assert saved.load(new_session(tiny_model()), file, saved.identity(MANIFEST, OPTIONS, session)) == 0
+
+
+def test_ops_name_themselves_the_same_in_every_run() -> None:
+    """By where their functions are defined: no address, nothing that is made at run time."""
+    for ops in (REFERENCE, TRAINABLE, with_kernels(metal)):
+        assert " at 0x" not in ops.identity() and "<" not in ops.identity()
+    assert with_kernels(metal).identity() == OPTIONS.ops.identity()
+    named = dict(pair.split("=") for pair in with_kernels(metal, ["attend"]).identity().split())
+    assert named["attend"] == "dsv4_mlx.reference.attend.attend"
+    assert named["hc_post"] == "dsv4_mlx.kernels.hc_post.hc_post"
 
 
 def test_only_the_latest_are_kept(tmp_path: Path) -> None:

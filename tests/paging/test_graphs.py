@@ -57,7 +57,7 @@ def views(layer: PagedExperts) -> Any:
     return lambda: (made.gate_up, made.down)
 
 
-VIEWS = ("AsStrided", "Flatten", "View")  # of a bank; their arguments hold its shape
+VIEWS = ("Slice", "Unflatten", "View")  # of a bank; their arguments hold its shape
 
 
 def outline(graph: Graph, slots: int) -> list[tuple[object, ...]]:
@@ -67,9 +67,8 @@ def outline(graph: Graph, slots: int) -> list[tuple[object, ...]]:
     def shape(array: Array) -> tuple[object, ...]:
         if array.key not in banks:
             return array.shape, array.dtype
-        each, rest = divmod(array.shape[0], slots)  # a flattened bank holds the records of all slots
-        assert rest == 0
-        return "slots", each, array.shape[1:], array.dtype
+        assert array.shape[0] == slots
+        return "slots", array.shape[1:], array.dtype
 
     found: list[tuple[object, ...]] = []
     for one in graph.primitives:

@@ -169,3 +169,14 @@ def test_result_has_the_dtype_of_the_rows(arrays: dict[str, Array]) -> None:
     q = mx.array(a["q"])
     window = Rows(mx.array(a["near"]).astype(mx.bfloat16), None)
     assert attend(q, window, None, mx.array(a["sinks"])).dtype == mx.bfloat16
+
+
+def test_shared_rows_in_blocks_of_queries_are_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = (2, 7, 4, 32), (2, 9, 32), (2, 20, 32)
+    q, near, far = (mx.random.normal(shape, key=mx.random.key(i)) for i, shape in enumerate(shapes))
+    mask = mx.where(mx.arange(20) < 3 + mx.arange(7)[:, None], 0.0, -mx.inf)
+    inverse = mx.ones((7, 16), mx.complex64)
+    given = q, Rows(near, mask[:, :9]), Rows(far, mask), mx.zeros((4,)), inverse
+    whole = module.attend(*given)
+    monkeypatch.setattr(module, "_SHARED", 3 * 20 * 32)
+    assert np.array_equal(np.array(module.attend(*given)), np.array(whole))
