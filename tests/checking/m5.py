@@ -73,7 +73,7 @@ mx.addmm = _added
 mx.gather_mm = _gathered
 mx.quantized_matmul = _of_codes(_quantized)
 mx.gather_qmm = _of_codes(_gather_qmm)
-mx.array.__matmul__ = _product  # type: ignore[method-assign,assignment]
+mx.array.__matmul__ = _product  # type: ignore[method-assign]
 
 
 def launch(asked: Launch) -> Sequence[mx.array]:

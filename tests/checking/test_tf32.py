@@ -5,7 +5,6 @@ What it does to kernels on an M5 is in kernels/test_kernels.py, which has compil
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys

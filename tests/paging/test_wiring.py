@@ -54,7 +54,7 @@ def test_bounds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     of = [int(x * GIB) for x in (memory, working_set, resident)]
-    mac = PretendMac(*of).install(monkeypatch)
+    mac = PretendMac(of[0], of[1], of[2]).install(monkeypatch)
     model.open("100%")
     assert mac.wired == [pytest.approx(wired * GIB, abs=1)]
     assert mac.wired[0] <= min(of[1], of[2])
