@@ -2,6 +2,8 @@
 
 from pathlib import Path as _Path
 
+from dsv4_mlx import tf32 as _tf32  # noqa: F401 - before MLX computes anything
+
 __version__ = "0.1.0"
 
 # A wheel carries convert/ and metal/ inside this package; a checkout keeps them beside it.

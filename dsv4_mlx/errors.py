@@ -36,6 +36,10 @@ class Dsv4Error(Exception):
         super().__init__("\n".join(lines))
 
 
+class Dsv4Warning(UserWarning):
+    """Work goes on, but not as it should: the message says why, and what to do next."""
+
+
 class UsageError(Dsv4Error):
     """Wrong arguments or options."""
 

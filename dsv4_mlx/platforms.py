@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from pathlib import Path
 
 from dsv4_mlx.errors import MachineError
 
@@ -54,3 +55,8 @@ def translated() -> bool:
     except OSError:
         return False
     return asked.stdout.strip() == "1"
+
+
+def mac_caches() -> Path:
+    """Where this program keeps what it can make again, on a Mac. Raises RuntimeError without a home."""
+    return Path.home() / "Library" / "Caches" / "dsv4-mlx"

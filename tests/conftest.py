@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dsv4_mlx  # isort: skip  # noqa: F401 - before MLX, as every program should
+
 import os
 import signal
 import zlib

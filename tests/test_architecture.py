@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ PACKAGE = ROOT / "dsv4_mlx"
 PARTS: dict[str, set[str]] = {
     "errors": set(),
     "platforms": {"errors"},
+    "tf32": {"errors"},
+    "mishaps": {"platforms"},
     "strangers": {"errors"},
     "config": {"strangers", "errors"},
     "manifest": {"errors"},
@@ -37,7 +40,7 @@ PARTS: dict[str, set[str]] = {
         "errors",
     },  # fmt: skip
     "paging": {"weights", "model", "manifest", "config", "ops", "reference", "operands", "errors"},
-    "checking": {"kernels", "ops"},
+    "checking": {"kernels", "ops", "tf32"},
     "acceptance": {
         "chat",
         "checking",
@@ -61,9 +64,23 @@ PARTS: dict[str, set[str]] = {
         "synthetic",
         "official",
         "config",
+        "tf32",
+        "mishaps",
     },
     "chat": {"errors"},
-    "engine": {"paging", "weights", "model", "ops", "chat", "config", "manifest", "platforms", "errors"},
+    "engine": {
+        "paging",
+        "weights",
+        "model",
+        "ops",
+        "chat",
+        "config",
+        "manifest",
+        "mishaps",
+        "tf32",
+        "platforms",
+        "errors",
+    },  # fmt: skip
     "planning": {
         "doctor",
         "engine",
@@ -84,7 +101,7 @@ PARTS: dict[str, set[str]] = {
     "convert": {"checkpoint", "disks", "config", "official", "manifest", "errors"},
     "synthetic": {"config", "official", "errors"},
     "serving": {"engine", "weights", "chat", "model", "config", "errors"},
-    "server": {"serving", "constrain", "engine", "weights", "chat", "errors"},
+    "server": {"serving", "constrain", "engine", "weights", "chat", "mishaps", "errors"},
     "terminal": {"errors"},
     "adapters": {"engine", "model", "official", "errors"},
     "cli": {
@@ -107,6 +124,7 @@ PARTS: dict[str, set[str]] = {
         "convert",
         "synthetic",
         "platforms",
+        "mishaps",
         "errors",
     },  # fmt: skip
 }
@@ -115,6 +133,8 @@ PARTS: dict[str, set[str]] = {
 OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
     "platforms": set(),
+    "tf32": set(),
+    "mishaps": set(),
     "strangers": set(),
     "config": set(),
     "manifest": set(),
@@ -214,12 +234,15 @@ def test_table_has_no_circle() -> None:
 
 
 def test_environment_is_read_in_one_place() -> None:
+    """The user's settings; MLX's own switch is set, and read back, in another one."""
     readers = set()
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "convert").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv", "putenv"):
                 readers.add(path.relative_to(ROOT).as_posix())
-    assert readers == {"dsv4_mlx/cli/options.py"}
+    assert readers == {"dsv4_mlx/cli/options.py", "dsv4_mlx/tf32.py"}
+    switches = re.findall(r'"(\w+)"', (PACKAGE / "tf32.py").read_text("utf-8").split("\n\n", 1)[1])
+    assert [name for name in switches if name.isupper()] == ["MLX_ENABLE_TF32"]  # and nothing of the user's
 
 
 def test_model_and_reference_touch_no_files() -> None:

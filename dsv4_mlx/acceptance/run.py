@@ -45,6 +45,7 @@ class Wanted:
     logprobs: Path | None = None
     expert_memory: str = "auto"
     expert_threads: int | None = None
+    wire: Literal["auto", "off"] = "auto"
     lengths: tuple[int, ...] = LENGTHS
     tokens: int = TOKENS
 
@@ -171,6 +172,7 @@ def _open(
         ops=tools.ops,
         expert_memory=wanted.expert_memory,
         expert_threads=wanted.expert_threads,
+        wire=wanted.wire,
     )
     with bar("loading", "bytes") as show:
         return Engine.open(stored.folder, options, show)

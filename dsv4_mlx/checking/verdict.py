@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
+from dsv4_mlx import tf32
 from dsv4_mlx.kernels.launch import Launcher
 
 Outcome = Literal["works", "differs", "fails", "crashes", "hangs", "slow", "not checked"]
@@ -73,8 +74,9 @@ class Metal:
         return found
 
     def key(self) -> str:
-        """Changes with the version of MLX, the system, the chip and the kernels' sources."""
-        text = "\0".join((self.launcher, self.system, self.chip, self.mlx, _sources()))
+        """Changes with the version of MLX, the system, the chip, the kernels' sources and the precision of
+        the references' products."""
+        text = "\0".join((self.launcher, self.system, self.chip, self.mlx, tf32.setting(), _sources()))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

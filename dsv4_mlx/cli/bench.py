@@ -20,6 +20,8 @@ from dsv4_mlx.cli.options import (
     OpsMode,
     OpsOption,
     VerifyReadsOption,
+    WireMode,
+    WireOption,
 )
 from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, MachineError, UsageError
@@ -36,6 +38,7 @@ def bench(
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
     verify_reads: VerifyReadsOption = False,
+    wire: WireOption = WireMode.AUTO,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw the speeds as well.")
     ] = None,
@@ -62,6 +65,7 @@ def bench(
         expert_memory=expert_memory,
         expert_threads=expert_threads,
         verify_reads=verify_reads,
+        wire=wire.value,
     )
     with progress("loading") as loading:
         engine = Engine.open(folder, options, loading)

@@ -20,6 +20,8 @@ from dsv4_mlx.cli.options import (
     ThinkMode,
     ThinkOption,
     VerifyReadsOption,
+    WireMode,
+    WireOption,
     data_folder,
     terminal_environment,
 )
@@ -53,6 +55,7 @@ def chat(
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
     verify_reads: VerifyReadsOption = False,
+    wire: WireOption = WireMode.AUTO,
 ) -> None:
     """Talk with a model in the terminal; /help lists the commands. A pipe is one question.
 
@@ -68,8 +71,10 @@ def chat(
     from dsv4_mlx.cli.speaker import EngineSpeaker
     from dsv4_mlx.engine import EngineOptions, SamplingOptions
     from dsv4_mlx.engine.facts import check
+    from dsv4_mlx.engine.wiring import prepare
 
     check(folder)  # a model that is missing or unfinished is said before anything is drawn
+    prepare(wire.value)  # and what it has to warn of
 
     speaker = EngineSpeaker(
         folder,
@@ -80,6 +85,7 @@ def chat(
             expert_memory=expert_memory,
             expert_threads=expert_threads,
             verify_reads=verify_reads,
+            wire=wire.value,
         ),
         SamplingOptions(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p),
         max_tokens,

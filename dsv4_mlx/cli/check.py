@@ -18,6 +18,8 @@ from dsv4_mlx.cli.options import (
     ModelArgument,
     OpsMode,
     OpsOption,
+    WireMode,
+    WireOption,
     verdicts_file,
 )
 from dsv4_mlx.cli.sources import model_folder, official_folder
@@ -54,6 +56,7 @@ def check(
     ] = None,
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
+    wire: WireOption = WireMode.AUTO,
     ops: OpsOption = OpsMode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
@@ -93,7 +96,7 @@ def check(
     source = None if against is None else official_folder(against)
     with bar("checking Metal kernels", "kernels") as show:
         choice = choose(ops.value, verdicts_file(), progress=show)
-    wanted = Wanted(quick, source, logprobs, expert_memory, expert_threads)
+    wanted = Wanted(quick, source, logprobs, expert_memory, expert_threads, wire=wire.value)
     found = accept(folder, Tools(choice.ops, choice.verdicts), wanted, bar, keep)
     if not found.ok:
         names = ", ".join(wrong(found.steps))

@@ -51,7 +51,12 @@ def show_examination(found: Examination) -> None:
     if m.gpu_limit is not None:
         setting = "the system's own" if not m.wired_limit_mb else f"iogpu.wired_limit_mb={m.wired_limit_mb}"
         print(f"GPU     may use {size(m.gpu_limit)} ({setting})")
+    if found.wired is not None:
+        last = "" if found.wired.last is None else f"; last time {size(found.wired.last)}"
+        off = "; not at the next start: the last one ended badly" if found.wired.refused else ""
+        print(f"wire    at most {size(found.wired.most)} of a model with --wire auto{last}{off}")
     print(f"system  {m.system}, MLX {m.mlx}, Python {m.python}")
+    print(f"product MLX_ENABLE_TF32={found.tf32}: {_products(found.tf32)}")
     device = "GPU" if m.metal else "CPU"
     print(f"copy    {size(found.copy)}/s read and written by the {device}")
     read = f"read at {size(found.read)}/s" if found.read is not None else "read speed not measured"
@@ -70,6 +75,13 @@ def show_examination(found: Examination) -> None:
         print(f"advice: {sentence}")
     if not found.advice:
         print("advice: nothing to change")
+
+
+def _products(setting: str) -> str:
+    """What the switch means, read as MLX reads it: a number, else 0."""
+    digits = setting.strip()
+    on = digits.lstrip("+-").isdigit() and int(digits) != 0
+    return "float32 products may keep 10 bits (M5)" if on else "float32 products are float32"
 
 
 def _kernel(verdict: Verdict) -> tuple[str, ...]:

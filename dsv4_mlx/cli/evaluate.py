@@ -22,6 +22,8 @@ from dsv4_mlx.cli.options import (
     NumericsOption,
     OpsMode,
     OpsOption,
+    WireMode,
+    WireOption,
 )
 from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, MachineError
@@ -47,6 +49,7 @@ def evaluate(
     ops: OpsOption = OpsMode.AUTO,
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
+    wire: WireOption = WireMode.AUTO,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw perplexity by context as well.")
     ] = None,
@@ -67,7 +70,11 @@ def evaluate(
     folder = model_folder(model)
     other = None if reference is None else model_folder(reference)
     options = EngineOptions(
-        numerics=numerics.value, ops=chosen(ops), expert_memory=expert_memory, expert_threads=expert_threads
+        numerics=numerics.value,
+        ops=chosen(ops),
+        expert_memory=expert_memory,
+        expert_threads=expert_threads,
+        wire=wire.value,
     )
     with progress("tokens", "tokens", quiet=as_json) as show:
         found = run(folder, content, tokens, options, other, show)

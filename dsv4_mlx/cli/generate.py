@@ -25,6 +25,8 @@ from dsv4_mlx.cli.options import (
     ThinkMode,
     ThinkOption,
     VerifyReadsOption,
+    WireMode,
+    WireOption,
 )
 from dsv4_mlx.cli.sampling import (
     FrequencyOption,
@@ -83,6 +85,7 @@ def generate(
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
     verify_reads: VerifyReadsOption = False,
+    wire: WireOption = WireMode.AUTO,
     plain: PlainOption = False,
 ) -> None:
     """Answer one question: thinking on stderr, the answer on stdout, both as they come.
@@ -103,15 +106,14 @@ def generate(
     asked = question(prompt, exact=complete)
     rule = rule_of(json_schema, regex)
     sampling = SamplingOptions(
-        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, stop_ids=frozenset(stop_id or ()),
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty, logit_bias=logit_bias(bias),
-        seed=secrets.randbits(32) if seed is None else seed,
-        stop_ids=frozenset(stop_id or ()), stop_strings=tuple(stop or ()),
+        seed=secrets.randbits(32) if seed is None else seed, stop_strings=tuple(stop or ()),
     )  # fmt: skip
     folder = model_folder(model)
     options = EngineOptions(
-        context=context, numerics=numerics.value, ops=chosen(ops, plain=plain),
+        context=context, numerics=numerics.value, ops=chosen(ops, plain=plain), wire=wire.value,
         expert_memory=expert_memory, expert_threads=expert_threads, verify_reads=verify_reads,
     )  # fmt: skip
     if sampling.logit_bias or sampling.stop_ids:

@@ -22,6 +22,8 @@ from dsv4_mlx.cli.options import (
     OpsMode,
     OpsOption,
     VerifyReadsOption,
+    WireMode,
+    WireOption,
 )
 from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, MachineError
@@ -45,6 +47,7 @@ def logits(
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
     verify_reads: VerifyReadsOption = False,
+    wire: WireOption = WireMode.AUTO,
 ) -> None:
     """Write the float32 logits after every token of every prompt: arrays `0`, `1`, ... [tokens, vocabulary].
 
@@ -70,6 +73,7 @@ def logits(
         expert_memory=expert_memory,
         expert_threads=expert_threads,
         verify_reads=verify_reads,
+        wire=wire.value,
     )
     with progress("loading") as loading:
         engine = Engine.open(folder, options, loading)

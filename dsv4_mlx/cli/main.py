@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 import traceback
+import warnings
 from contextlib import suppress
 from types import FrameType
 from typing import Annotated, NoReturn, TextIO
@@ -15,7 +16,7 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 from typer.exceptions import TyperException
 
-from dsv4_mlx import __version__
+from dsv4_mlx import __version__, mishaps
 from dsv4_mlx.cli import (
     bench,
     chat,
@@ -34,7 +35,7 @@ from dsv4_mlx.cli import (
     verify,
 )  # fmt: skip
 from dsv4_mlx.cli.crash import write_crash_log
-from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error
+from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error, Dsv4Warning
 from dsv4_mlx.platforms import check_supported
 
 app = typer.Typer(
@@ -49,6 +50,9 @@ app = typer.Typer(
 PATH_ERRORS = (
     errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOENT,
 )  # fmt: skip
+
+
+_formatted = warnings.formatwarning
 
 
 def _version(asked: bool) -> None:
@@ -94,6 +98,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if getattr(sys, name) is None:  # started with >&-: the next file opened would take its place
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - to the end
     signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup has it ignored
+        signal.signal(signal.SIGHUP, _hung_up)
+    warnings.formatwarning = _warning
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -174,3 +181,19 @@ def _bug() -> int:
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(EXIT_TERMINATED)
+
+
+def _hung_up(number: int, frame: FrameType | None) -> None:
+    """The terminal was closed: an ordinary end, as sudden as it would be without a handler."""
+    mishaps.clear()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Ours without the place in the source that Python names."""
+    if issubclass(category, Dsv4Warning):
+        return f"warning: {message}\n"
+    return _formatted(message, category, filename, lineno, line)

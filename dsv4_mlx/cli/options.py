@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from dsv4_mlx.errors import UsageError
+from dsv4_mlx.platforms import mac_caches
 
 LONGEST_KEY = 4096  # characters
 
@@ -29,6 +30,11 @@ class NumericsMode(StrEnum):
 class OpsMode(StrEnum):
     AUTO = "auto"
     REFERENCE = "reference"
+
+
+class WireMode(StrEnum):
+    AUTO = "auto"
+    OFF = "off"
 
 
 ModelArgument = Annotated[
@@ -95,6 +101,13 @@ ExpertThreadsOption = Annotated[
 VerifyReadsOption = Annotated[
     bool, typer.Option("--verify-reads", help="Check the SHA-256 of every expert that is read.")
 ]
+WireOption = Annotated[
+    WireMode,
+    typer.Option(
+        "--wire",
+        help="auto: the system may not page the model out, unless that ended badly last time; off: it may.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
 
 
@@ -121,7 +134,7 @@ def api_key_from(given: str | None, file: Path | None) -> str | None:
 def cache_folder() -> Path:
     """Where this program keeps what it can make again."""
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "dsv4-mlx"
+        return mac_caches()
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "dsv4-mlx"
 

@@ -29,6 +29,8 @@ from dsv4_mlx.cli.options import (
     ThinkMode,
     ThinkOption,
     VerifyReadsOption,
+    WireMode,
+    WireOption,
     api_key_from,
 )
 from dsv4_mlx.cli.sources import model_folder
@@ -105,6 +107,7 @@ def serve(
     expert_memory: ExpertMemoryOption = "auto",
     expert_threads: ExpertThreadsOption = None,
     verify_reads: VerifyReadsOption = False,
+    wire: WireOption = WireMode.AUTO,
 ) -> None:
     """Serve a model to editors and agents: OpenAI's and Anthropic's protocols on this machine.
 
@@ -120,6 +123,7 @@ def serve(
         expert_memory=expert_memory,
         expert_threads=expert_threads,
         verify_reads=verify_reads,
+        wire=wire.value,
     )
     options = ServerOptions(
         host=host,

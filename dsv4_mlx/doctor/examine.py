@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dsv4_mlx import tf32
 from dsv4_mlx.checking import Metal, Verdict
 from dsv4_mlx.checking.choose import judged
 from dsv4_mlx.checking.parent import Progress
@@ -16,6 +17,7 @@ from dsv4_mlx.doctor.advice import advice, highest_gpu_limit
 from dsv4_mlx.doctor.fit import Fit, Stored, fit
 from dsv4_mlx.doctor.machine import Machine, this_machine
 from dsv4_mlx.doctor.measure import copy_bandwidth, free_bytes, read_speed
+from dsv4_mlx.doctor.wired import Wired, wired
 from dsv4_mlx.kernels import ALL
 
 NO_METAL = (
@@ -26,9 +28,12 @@ NO_METAL = (
 
 @dataclass(frozen=True)
 class Examination:
-    """`copy` and `read` in bytes per second; None where it could not be measured. `unchecked`: sentences."""
+    """`copy` and `read` in bytes per second; None where it could not be measured. `tf32`: MLX's switch.
+    `unchecked`: sentences."""
 
     machine: Machine
+    tf32: str
+    wired: Wired | None
     copy: float
     folder: str
     free: int
@@ -43,7 +48,12 @@ class Examination:
         """Plain values, in the units of their names."""
         return {
             "machine": asdict(self.machine),
-            "memory": {"limit": self.limit, "copy_bytes_per_second": self.copy},
+            "switches": {tf32.VARIABLE: self.tf32},
+            "memory": {
+                "limit": self.limit,
+                "copy_bytes_per_second": self.copy,
+                "wired": None if self.wired is None else asdict(self.wired),
+            },
             "disk": {"folder": self.folder, "free": self.free, "read_bytes_per_second": self.read},
             "kernels": [asdict(v) | {"works": v.works} for v in self.kernels],
             "models": [asdict(f) for f in self.fits],
@@ -95,6 +105,8 @@ def examine(
     raised = [fit(model, config, highest_gpu_limit(machine.memory), element) for model in models]
     return Examination(
         machine=machine,
+        tf32=tf32.setting(),
+        wired=wired(machine),
         copy=copy_bandwidth(measured),
         folder=str(folder),
         free=free,

@@ -14,6 +14,7 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.machine import memory_limit, memory_pressure, page_cache_share
 from dsv4_mlx.engine.memory import largest_context, repeated_scales, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.wiring import prepare
 from dsv4_mlx.errors import DoesNotFit, UsageError
 from dsv4_mlx.manifest import Manifest
 from dsv4_mlx.model.state import GROWTH
@@ -37,6 +38,7 @@ class EngineOptions:
     expert_memory: str = "auto"  # as `--expert-memory`: paging/sizing.py
     expert_threads: int | None = None  # that read experts; None: as many as a short measurement finds best
     verify_reads: bool = False  # compare every expert that is read with its SHA-256
+    wire: Literal["auto", "off"] = "auto"  # on a Mac, whether the model's memory may not be paged out
 
 
 class Engine:
@@ -67,10 +69,13 @@ class Engine:
         options = options or EngineOptions()
         if options.numerics not in NUMERICS:
             raise UsageError(f"numerics is {options.numerics!r}, expected one of {sorted(NUMERICS)}")
+        if options.wire not in ("auto", "off"):
+            raise UsageError(f"wire is {options.wire!r}, expected 'auto' or 'off'")
         stored = find_model(folder)
         config, manifest = stored.config, stored.manifest
         context, memory = fitting(config, manifest, options.context, options.expert_memory)
         prompts = Prompts(folder, manifest.checkpoint)
+        wiring = prepare(options.wire)
         mx.set_cache_limit(CACHE_LIMIT)
         pager = None
         if not memory.resident:
@@ -88,6 +93,10 @@ class Engine:
             pager.attach(opened.model)
             if options.expert_threads is None:
                 pager.calibrate()
+        if wiring is not None:
+            wiring.set()
+            if pager is not None:
+                pager.resized = wiring.set
         return Engine(config, manifest, opened.model, prompts, context, pager)
 
     @property

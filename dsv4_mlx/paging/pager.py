@@ -49,6 +49,7 @@ class Pager:
         self.pool = ReaderPool(DiskReader(self.files, verify=verify), threads or THREADS)
         self.layers: dict[str, PagedExperts] = {}
         self.governor, self.sense, self.clock = Governor(memory.slots), sense, time.monotonic
+        self.resized: Callable[[], None] = lambda: None  # told once when banks have changed
         self._steps = 0
         self._seen: list[LayerStats] = []
 
@@ -96,10 +97,14 @@ class Pager:
         if not self.governor.due(now):
             return
         slots = self.governor.decide(self.sense(), now)
+        changed = False
         for block, layer in self.layers.items():
             if layer.bank.slots != (wanted := min(slots, self.memory.slots_of(block))):
                 layer.resize(wanted)
                 mx.clear_cache()  # of the old bank, before the next layer's is made
+                changed = True
+        if changed:
+            self.resized()
 
     def calibrate(self, clock: Callable[[], float] = time.perf_counter) -> int:
         """Use as many reader threads as read fastest here; the number.

@@ -14,6 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from dsv4_mlx import mishaps
 from dsv4_mlx.errors import EXIT_INTERRUPT, EXIT_TERMINATED, MachineError, UsageError
 from dsv4_mlx.server.app import App
 from dsv4_mlx.server.crowd import Crowd, Door, without_exhausted
@@ -82,6 +83,7 @@ async def _serve(app: App, options: ServerOptions, sockets: list[socket.socket],
 
     def stop(number: signal.Signals) -> None:
         if codes:
+            mishaps.clear()  # an end of ours, though a hard one
             os._exit(_CODES[number])  # asked a second time: now
         codes.append(_CODES[number])
         ended.set()

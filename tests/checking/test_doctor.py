@@ -52,6 +52,10 @@ def test_a_scripted_mac(fault: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "Apple M3 Ultra" in out
     assert "sudo sysctl iogpu.wired_limit_mb=184320" in out  # 192 GiB less a sixteenth: both recipes fit then
     assert "not checked" not in out
+    assert "wire    at most 144.0 GB of a model with --wire auto\n" in out
+    assert "MLX_ENABLE_TF32=0: float32 products are float32" in out
+    assert plain["memory"]["wired"] == {"most": 144 * GB, "last": None, "refused": False}
+    assert plain["switches"] == {"MLX_ENABLE_TF32": "0"}
 
 
 def test_sizes_of_the_recipes() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from checking.test_tf32 import python
 from kernels.proven import Proven, check_bytes, parse_findings
 
 from dsv4_mlx.kernels import ALL
@@ -11,6 +14,18 @@ from dsv4_mlx.kernels.op import Case, KernelOp, disagreement
 from dsv4_mlx.ops import REFERENCE
 
 OPS = {op.name: op for op in ALL}
+JUDGE = """
+import json
+from dsv4_mlx.checking import parent
+from dsv4_mlx.checking.verdict import Limits, Metal
+from dsv4_mlx.kernels import ALL
+found = parent.check(Metal("checking.m5:launch", "", "", ""), [op.name for op in ALL], Limits(300.0, 1e9))
+print(json.dumps({v.kernel: v.outcome for v in found}))
+"""
+LOSES = {  # kernels whose references multiply matrices of float32
+    "hc_pre", "hc_post", "hc_head", "project", "attend", "group_project", "route", "route_hashed",
+    "shared_ffn",
+}  # fmt: skip
 CASES = [pytest.param(op, case, id=f"{op.name}: {case.name}") for op in ALL for case in op.cases()]
 
 
@@ -32,3 +47,11 @@ def test_case(op: KernelOp, case: Case, launches: dict[str, list[Launch]]) -> No
         assert parse_findings(launch) == []
         check_bytes(launch, result)
         launches.setdefault(launch.kernel.name, []).append(launch)
+
+
+@pytest.mark.parametrize(("setting", "differ"), [(None, set()), ("1", LOSES)])
+def test_kernels_on_an_m5(setting: str | None, differ: set[str]) -> None:
+    """The child that tries them inherits the switch; a user who wants TF32 gets it, and other verdicts."""
+    found = json.loads(python(JUDGE, setting).stdout)
+    assert found == {op.name: "differs" if op.name in differ else "works" for op in ALL}
+    assert len(found) == 14
