@@ -18,6 +18,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from dsv4_mlx import tf32
 from dsv4_mlx.engine.engine import EngineOptions
 from dsv4_mlx.engine.session import Session, common_prefix
 from dsv4_mlx.manifest import Manifest
@@ -42,6 +43,7 @@ def identity(manifest: Manifest, options: EngineOptions, session: Session) -> st
         "device": "metal" if mx.metal.is_available() else "cpu",
         "architecture": mx.device_info()["architecture"],
         "mlx": version("mlx"),
+        "tf32": tf32.setting(),
         "system": f"{platform.system()} {platform.mac_ver()[0]}",
     }
     return "\n".join(f"{name}: {value}" for name, value in parts.items())
