@@ -22,7 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dsv4_mlx.engine import SamplingOptions
+from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.turn import Sampled
 from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.run import listen, make_server

@@ -20,8 +20,8 @@ from typing import Self
 import numpy as np
 
 from dsv4_mlx.chat.prompt import Markers, Prompts
-from dsv4_mlx.engine import SamplingOptions
 from dsv4_mlx.engine.generate import steps
+from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Logits
 from dsv4_mlx.engine.turn import Wanted
 from dsv4_mlx.serving.backend import Progress, Run, wanted

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Literal
 
 from dsv4_mlx.checkpoint.direct import OutFile
-from dsv4_mlx.disks import volume_of
 from dsv4_mlx.disks.exclude import MARK
+from dsv4_mlx.disks.find import volume_of
 from dsv4_mlx.errors import DiskFull, InputError, MachineError
 from dsv4_mlx.manifest import NAME as MANIFEST
 

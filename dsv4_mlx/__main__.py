@@ -1,6 +1,6 @@
 """python -m dsv4_mlx"""
 
-from dsv4_mlx.cli import main
+from dsv4_mlx.cli.main import main
 
 if __name__ == "__main__":
     main()

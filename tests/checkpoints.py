@@ -15,7 +15,7 @@ from oracle.numpy_model import Numerics, NumpyModel
 from oracle.official import OfficialCheckpoint
 
 from dsv4_mlx.config import ModelConfig, parse_config
-from dsv4_mlx.convert import convert
+from dsv4_mlx.convert.run import convert
 from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import EXACT, NUMERICS, REFERENCE

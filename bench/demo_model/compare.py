@@ -12,7 +12,7 @@ from bench.demo_model.checks import Score, conversation
 from bench.demo_model.talk import LIMIT
 from bench.demo_model.tasks import FACTS, needle, tool_dialogue
 from dsv4_mlx.chat.prompt import THINK
-from dsv4_mlx.engine import Engine
+from dsv4_mlx.engine.engine import Engine
 
 Prompt = list[int]
 

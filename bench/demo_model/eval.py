@@ -33,8 +33,8 @@ from bench.demo_model.models import (
 )
 from bench.demo_model.weights import official
 from dsv4_mlx.chat.prompt import THINK
-from dsv4_mlx.convert import convert
-from dsv4_mlx.engine import Engine
+from dsv4_mlx.convert.run import convert
+from dsv4_mlx.engine.engine import Engine
 
 
 class Table:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bench.demo_model.rounding import from_fp4, from_fp8
 from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine import Engine
+from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.model.tensors import Linear
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.official import Weight, inventory

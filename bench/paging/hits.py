@@ -20,8 +20,8 @@ import mlx.core as mx
 import numpy as np
 
 from dsv4_mlx.chat.prompt import Prompts
-from dsv4_mlx.engine import Engine, EngineOptions, Session
-from dsv4_mlx.engine.engine import routed_experts
+from dsv4_mlx.engine.engine import Engine, EngineOptions, routed_experts
+from dsv4_mlx.engine.session import Session
 from dsv4_mlx.ops import NUMERICS, REFERENCE
 from dsv4_mlx.paging.pager import Pager
 from dsv4_mlx.paging.sizing import ExpertMemory

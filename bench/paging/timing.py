@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from bench.paging.record import Recorded
 from bench.paging.replay import reads
-from dsv4_mlx.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.engine.machine import description
 from dsv4_mlx.forecast.decode import Costs, Disk, Need, token_seconds
 from dsv4_mlx.model.tensors import Routed

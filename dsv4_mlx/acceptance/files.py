@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dsv4_mlx.acceptance.step import Bar, Progress, Step
 from dsv4_mlx.config import ModelConfig, Yarn
-from dsv4_mlx.convert import verify
+from dsv4_mlx.convert.verify import verify
 from dsv4_mlx.errors import MachineError
 from dsv4_mlx.manifest import OFFICIAL, Manifest
 

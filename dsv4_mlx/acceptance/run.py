@@ -21,7 +21,7 @@ from dsv4_mlx.acceptance.long import TOKENS, long_answer
 from dsv4_mlx.acceptance.needles import LENGTHS, name_of, needles
 from dsv4_mlx.acceptance.report import Acceptance, made_with
 from dsv4_mlx.acceptance.step import Bar, Progress, Step
-from dsv4_mlx.checking import Verdict
+from dsv4_mlx.checking.verdict import Verdict
 from dsv4_mlx.engine.engine import Engine, EngineOptions, fitting
 from dsv4_mlx.errors import DoesNotFit, Dsv4Error, ModelOutputError, UsageError
 from dsv4_mlx.manifest import OFFICIAL

@@ -50,8 +50,8 @@ def bench(
 
     Example: dsv4-mlx bench ~/models/flash --context 512,4096,32768 --decode 64
     """
-    from dsv4_mlx.engine import Engine, EngineOptions
     from dsv4_mlx.engine.bench import check_plan, frontiers, report
+    from dsv4_mlx.engine.engine import Engine, EngineOptions
 
     contexts = parse_contexts(context)
     check_plan(contexts, decode, contexts[-1] + decode)

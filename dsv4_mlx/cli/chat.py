@@ -69,8 +69,9 @@ def chat(
     asked = question(prompt) if prompt is not None or is_piped() else None
     folder = model_folder(model)
     from dsv4_mlx.cli.speaker import EngineSpeaker
-    from dsv4_mlx.engine import EngineOptions, SamplingOptions
+    from dsv4_mlx.engine.engine import EngineOptions
     from dsv4_mlx.engine.facts import check
+    from dsv4_mlx.engine.sampler import SamplingOptions
     from dsv4_mlx.engine.wiring import prepare
 
     check(folder)  # a model that is missing or unfinished is said before anything is drawn

@@ -18,7 +18,7 @@ from dsv4_mlx.cli.verify import raise_if_damaged, show_report
 from dsv4_mlx.errors import UsageError
 
 if TYPE_CHECKING:
-    from dsv4_mlx.convert import Summary
+    from dsv4_mlx.convert.finish import Summary
 
 
 def convert(
@@ -50,7 +50,7 @@ def convert(
 
     Example: dsv4-mlx convert deepseek-ai/DeepSeek-V4-Flash ~/models/flash --delete-source
     """
-    from dsv4_mlx.convert import verify as prove
+    from dsv4_mlx.convert.verify import verify as prove
 
     if on_the_hub(source):
         if delete_source and verify:
@@ -90,7 +90,7 @@ def convert(
 
 
 def _from_folder(folder: Path, target: Path, recipe: str, resume: bool, exclude: bool | None) -> Summary:
-    from dsv4_mlx.convert import convert as run
+    from dsv4_mlx.convert.run import convert as run
 
     with filling("converting", [target], exclude) as show:
         return run(
@@ -108,8 +108,8 @@ def _from_hub(
     source: str, target: Path, recipe: str, resume: bool, delete: bool, revision: str | None,
     exclude: bool | None,
 ) -> Summary:  # fmt: skip
-    from dsv4_mlx.hub import Patience, convert_from_hub
-    from dsv4_mlx.hub.download import source_folder
+    from dsv4_mlx.hub.download import convert_from_hub, source_folder
+    from dsv4_mlx.hub.patience import Patience
 
     target = Path(os.path.abspath(target.expanduser()))  # "." has a name then
     with filling("downloading and converting", [target, source_folder(target)], exclude) as show:

@@ -45,8 +45,9 @@ def demo(
     Example: dsv4-mlx demo --dir /tmp/dsv4-demo
     """
     from dsv4_mlx.chat.prompt import THINK
-    from dsv4_mlx.engine import Engine, EngineOptions, SamplingOptions
+    from dsv4_mlx.engine.engine import Engine, EngineOptions
     from dsv4_mlx.engine.generate import answer
+    from dsv4_mlx.engine.sampler import SamplingOptions
 
     built = build(folder if folder is not None else cache_folder() / "demo")
     note = "  (reused)" if built.reused else ""
@@ -72,7 +73,7 @@ def build(folder: Path) -> Demo:
 
     Raises InputError rather than touch a folder of that name that it has not made.
     """
-    from dsv4_mlx.convert import convert
+    from dsv4_mlx.convert.run import convert
 
     model, record = folder / MODEL_ID, folder / RECORD
     if _intact(SHIPPED, model, record):

@@ -12,8 +12,8 @@ from dsv4_mlx.cli.console import progress, size, table
 from dsv4_mlx.cli.options import JsonOption, cache_folder, verdicts_file
 
 if TYPE_CHECKING:
-    from dsv4_mlx.checking import Verdict
-    from dsv4_mlx.doctor import Examination
+    from dsv4_mlx.checking.verdict import Verdict
+    from dsv4_mlx.doctor.examine import Examination
     from dsv4_mlx.doctor.fit import Fit
 
 
@@ -29,7 +29,7 @@ def doctor(
 
     Example: dsv4-mlx doctor --dir /Volumes/Models
     """
-    from dsv4_mlx.doctor import examine
+    from dsv4_mlx.doctor.examine import examine
     from dsv4_mlx.doctor.models import flash
     from dsv4_mlx.engine.machine import memory_limit
 

@@ -13,7 +13,7 @@ from dsv4_mlx.cli.console import Progress, size, tell
 from dsv4_mlx.cli.place import ExcludeOption, filling
 
 if TYPE_CHECKING:
-    from dsv4_mlx.hub import Step
+    from dsv4_mlx.hub.download import Step
 
 RevisionOption = Annotated[
     str | None, typer.Option("--revision", metavar="NAME", help="A branch, tag or commit. Default: main.")
@@ -32,8 +32,8 @@ def download(
 
     Example: dsv4-mlx download deepseek-ai/DeepSeek-V4-Flash ~/models/flash-official
     """
-    from dsv4_mlx.hub import Patience
-    from dsv4_mlx.hub import download as run
+    from dsv4_mlx.hub.download import download as run
+    from dsv4_mlx.hub.patience import Patience
 
     with filling("downloading", [target], exclude) as show:
         source = run(

@@ -29,8 +29,8 @@ from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, MachineError
 
 if TYPE_CHECKING:
-    from dsv4_mlx.evaluation import Evaluation
     from dsv4_mlx.evaluation.figures import Bucket, Distance, Figure
+    from dsv4_mlx.evaluation.run import Evaluation
 
 BYTES = 128  # of a text that are read for each token wanted: no token of the vocabulary is longer
 
@@ -61,8 +61,8 @@ def evaluate(
 
     Example: dsv4-mlx eval ~/models/flash-4bit --reference ~/models/flash --text book.txt
     """
-    from dsv4_mlx.engine import EngineOptions
-    from dsv4_mlx.evaluation import evaluate as run
+    from dsv4_mlx.engine.engine import EngineOptions
+    from dsv4_mlx.evaluation.run import evaluate as run
 
     content = _read(text, BYTES * tokens)
     if plot is not None and not plot.absolute().parent.is_dir():

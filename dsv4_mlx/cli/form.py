@@ -12,8 +12,8 @@ from dsv4_mlx.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from dsv4_mlx.constrain.rules import Json, Regex
-    from dsv4_mlx.engine import Engine
     from dsv4_mlx.engine.constraint import Constraint
+    from dsv4_mlx.engine.engine import Engine
 
 JsonSchemaOption = Annotated[
     Path | None,

@@ -96,10 +96,11 @@ def generate(
     """
     from dsv4_mlx.chat.spelling import Spelling
     from dsv4_mlx.cli.piped import question
-    from dsv4_mlx.engine import Engine, EngineOptions, SamplingOptions
     from dsv4_mlx.engine.complete import complete as go_on
+    from dsv4_mlx.engine.engine import Engine, EngineOptions
     from dsv4_mlx.engine.facts import vocabulary
     from dsv4_mlx.engine.generate import answer
+    from dsv4_mlx.engine.sampler import SamplingOptions
     from dsv4_mlx.terminal.awake import Awake
 
     think = _no_thinking(call, think) if complete else think

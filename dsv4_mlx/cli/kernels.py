@@ -17,7 +17,7 @@ def chosen(mode: OpsMode, *, plain: bool = False) -> Ops:
 
     What was replaced by its reference is said on stderr. `plain` as in `progress`.
     """
-    from dsv4_mlx.checking import choose
+    from dsv4_mlx.checking.choose import choose
 
     with progress("checking Metal kernels, once", "kernels", plain=plain) as show:
         choice = choose(mode.value, verdicts_file(), progress=show)

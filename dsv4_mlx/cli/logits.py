@@ -53,7 +53,7 @@ def logits(
 
     Example: dsv4-mlx logits demo --tokens prompts.json --out logits.npz --numerics exact --chunk 128
     """
-    from dsv4_mlx.engine import Engine, EngineOptions
+    from dsv4_mlx.engine.engine import Engine, EngineOptions
     from dsv4_mlx.engine.score import score
 
     prompts = read_prompts(tokens)

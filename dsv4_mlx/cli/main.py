@@ -33,7 +33,7 @@ from dsv4_mlx.cli import (
     plan,
     serve,
     verify,
-)  # fmt: skip
+)
 from dsv4_mlx.cli.crash import write_crash_log
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error, Dsv4Warning
 from dsv4_mlx.platforms import check_supported

@@ -17,8 +17,9 @@ from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from dsv4_mlx.convert import Pace
-    from dsv4_mlx.planning import Option, Plan, Speeds
+    from dsv4_mlx.convert.rehearse import Pace
+    from dsv4_mlx.planning.plan import Option, Plan
+    from dsv4_mlx.planning.predict import Speeds
 
 UNITS = {"MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": 1 << 30, "TB": 10**12, "TIB": 1 << 40}
 
@@ -53,10 +54,10 @@ def plan(
 
     Example: dsv4-mlx plan --for 64GB --bandwidth 400GB --disk 5GB
     """
-    from dsv4_mlx.planning import Speeds
-    from dsv4_mlx.planning import plan as make
     from dsv4_mlx.planning.machine import default_gpu_limit, this_machine
     from dsv4_mlx.planning.model import ways_of
+    from dsv4_mlx.planning.plan import plan as make
+    from dsv4_mlx.planning.predict import Speeds
 
     folder = model_folder(model) if model else None
     ways, config = ways_of(folder)

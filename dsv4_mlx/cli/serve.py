@@ -36,7 +36,7 @@ from dsv4_mlx.cli.options import (
 from dsv4_mlx.cli.sources import model_folder
 
 if TYPE_CHECKING:
-    from dsv4_mlx.engine import EngineOptions
+    from dsv4_mlx.engine.engine import EngineOptions
     from dsv4_mlx.server.options import ServerOptions
     from dsv4_mlx.serving.runner import WorkerOptions
     from dsv4_mlx.serving.worker import Worker
@@ -113,7 +113,7 @@ def serve(
 
     Example: dsv4-mlx serve ~/models/flash
     """
-    from dsv4_mlx.engine import EngineOptions
+    from dsv4_mlx.engine.engine import EngineOptions
     from dsv4_mlx.server.options import ServerOptions
     from dsv4_mlx.serving.runner import WorkerOptions
 

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from dsv4_mlx.chat.answer import Answer
-from dsv4_mlx.engine import Engine, EngineOptions, SamplingOptions, Session, generate, saved
+from dsv4_mlx.engine import saved
+from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.generate import generate
 from dsv4_mlx.engine.machine import memory_in_use
+from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import Dsv4Error
 from dsv4_mlx.terminal.speaker import Asked, Facts, Listener, Progress, Role, Spoken, Think
 

@@ -14,7 +14,7 @@ from dsv4_mlx.cli.sources import model_folder, official_folder
 from dsv4_mlx.errors import InputError
 
 if TYPE_CHECKING:
-    from dsv4_mlx.convert import Report
+    from dsv4_mlx.convert.verify import Report
 
 SHOWN = 20  # damaged tensors printed; --json has them all
 
@@ -35,7 +35,7 @@ def verify(
 
     Example: dsv4-mlx verify ~/models/flash --against ~/Downloads/DeepSeek-V4-Flash
     """
-    from dsv4_mlx.convert import verify as run
+    from dsv4_mlx.convert.verify import verify as run
 
     source = None if against is None else official_folder(against)
     with progress("verifying") as show:

@@ -3,9 +3,3 @@
 volume_of(path)    name, file system, external, over a network    find.py, from macos.py or linux.py
 exclude(folder)    Spotlight and Time Machine stay out            exclude.py
 """
-
-from dsv4_mlx.disks.exclude import can_exclude, exclude
-from dsv4_mlx.disks.find import volume_of
-from dsv4_mlx.disks.volume import Volume
-
-__all__ = ["Volume", "can_exclude", "exclude", "volume_of"]

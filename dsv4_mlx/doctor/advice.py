@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dsv4_mlx.checking import Verdict
+from dsv4_mlx.checking.verdict import Verdict
 from dsv4_mlx.doctor.fit import Fit, smallest
 from dsv4_mlx.doctor.machine import Machine
 

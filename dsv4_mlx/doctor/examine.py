@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dsv4_mlx import tf32
-from dsv4_mlx.checking import Metal, Verdict
 from dsv4_mlx.checking.choose import judged
 from dsv4_mlx.checking.parent import Progress
-from dsv4_mlx.checking.verdict import Limits, this_metal
+from dsv4_mlx.checking.verdict import Limits, Metal, Verdict, this_metal
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.doctor.advice import advice, highest_gpu_limit
 from dsv4_mlx.doctor.fit import Fit, Stored, fit

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from dsv4_mlx.config import ModelConfig, parse_config
-from dsv4_mlx.convert import RECIPES
 from dsv4_mlx.convert.plan import make_plan
+from dsv4_mlx.convert.recipe import RECIPES
 from dsv4_mlx.doctor.fit import Stored
 from dsv4_mlx.official import inventory
 from dsv4_mlx.paging.sizing import Experts

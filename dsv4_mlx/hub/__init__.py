@@ -6,8 +6,3 @@ fetch     a file, resumed, checked against its digest                   fetch.py
 download  all of them into a folder                                     download.py
 convert   download of shard n+1 beside conversion of shard n            supply.py, download.py
 """
-
-from dsv4_mlx.hub.download import Step, convert_from_hub, download
-from dsv4_mlx.hub.patience import Patience
-
-__all__ = ["Patience", "Step", "convert_from_hub", "download"]

@@ -12,10 +12,10 @@ from threading import Lock
 from dsv4_mlx.checkpoint.names import match
 from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.convert import convert_from
 from dsv4_mlx.convert.finish import Summary
 from dsv4_mlx.convert.plan import Plan, make_plan
 from dsv4_mlx.convert.recipe import find_recipe
+from dsv4_mlx.convert.run import convert_from
 from dsv4_mlx.convert.supply import shards_of
 from dsv4_mlx.convert.target import (
     RESUME,

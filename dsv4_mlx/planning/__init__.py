@@ -7,10 +7,3 @@
 
 How a model fits is `doctor.fit`, which `doctor` uses too. But for `pace_here` it is pure arithmetic.
 """
-
-from dsv4_mlx.planning.candidates import Candidate, candidates
-from dsv4_mlx.planning.plan import Making, Option, Plan, plan
-from dsv4_mlx.planning.predict import Speeds
-from dsv4_mlx.planning.rehearsal import pace_here
-
-__all__ = ["Candidate", "Making", "Option", "Plan", "Speeds", "candidates", "pace_here", "plan"]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.convert import Pace
+from dsv4_mlx.convert.rehearse import Pace
 from dsv4_mlx.doctor.fit import Fit, fit
 from dsv4_mlx.manifest import OFFICIAL
 from dsv4_mlx.planning.candidates import Candidate

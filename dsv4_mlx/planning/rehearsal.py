@@ -13,7 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import dsv4_mlx
-from dsv4_mlx.convert import RECIPES, Pace, Trial
+from dsv4_mlx.convert.recipe import RECIPES
+from dsv4_mlx.convert.rehearse import Pace, Trial
 from dsv4_mlx.doctor.measure import free_bytes
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 

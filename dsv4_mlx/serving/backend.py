@@ -11,12 +11,11 @@ import mlx.core as mx
 
 from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine import Engine, EngineOptions, Session
-from dsv4_mlx.engine.engine import weight_bytes
+from dsv4_mlx.engine.engine import Engine, EngineOptions, weight_bytes
 from dsv4_mlx.engine.generate import steps
 from dsv4_mlx.engine.machine import memory_limit
 from dsv4_mlx.engine.memory import state_bytes, workspace
-from dsv4_mlx.engine.session import TokenSequence
+from dsv4_mlx.engine.session import Session, TokenSequence
 from dsv4_mlx.engine.turn import Prefilled, Sampled, Wanted
 from dsv4_mlx.serving.job import Job
 from dsv4_mlx.serving.policy import Limits

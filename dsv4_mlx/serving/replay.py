@@ -19,10 +19,10 @@ from deepseek_recipe import AssistantMessage, Conversation, ToolCall, ToolDefini
 
 from dsv4_mlx.chat.prompt import Markers, Prompts
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine import Session
 from dsv4_mlx.engine.generate import steps
 from dsv4_mlx.engine.machine import memory_limit
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
+from dsv4_mlx.engine.session import Session
 from dsv4_mlx.engine.thinking import thinks
 from dsv4_mlx.engine.turn import Sampled
 from dsv4_mlx.errors import InputError, MachineError, UsageError

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dsv4_mlx.acceptance import Acceptance, Step, Tools, Wanted, accept
-from dsv4_mlx.checking import Verdict
+from dsv4_mlx.acceptance.report import Acceptance
+from dsv4_mlx.acceptance.run import Tools, Wanted, accept
+from dsv4_mlx.acceptance.step import Step
+from dsv4_mlx.checking.verdict import Verdict
 from dsv4_mlx.manifest import read_manifest
 from dsv4_mlx.ops import REFERENCE, Ops
 

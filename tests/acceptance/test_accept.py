@@ -17,14 +17,15 @@ import pytest
 from acceptance.accepting import accepted, offset_of, overwrite
 from checkpoints import Checkpoints
 
-from dsv4_mlx.acceptance import Acceptance, Step, Tools, Wanted, accept
 from dsv4_mlx.acceptance.cutting import cuts
-from dsv4_mlx.acceptance.step import Bar, Progress
-from dsv4_mlx.checking import Verdict
+from dsv4_mlx.acceptance.report import Acceptance
+from dsv4_mlx.acceptance.run import Tools, Wanted, accept
+from dsv4_mlx.acceptance.step import Bar, Progress, Step
+from dsv4_mlx.checking.verdict import Verdict
 from dsv4_mlx.cli.check import _text as report_text
 from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.cli.main import run as cli
-from dsv4_mlx.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.operands import Streams
 from dsv4_mlx.ops import REFERENCE, Ops

@@ -19,7 +19,7 @@ from oracle.official import OfficialCheckpoint
 
 from dsv4_mlx.acceptance.logprobs import compared, read
 from dsv4_mlx.cli.demo import SHIPPED
-from dsv4_mlx.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.errors import InputError
 
 QUESTION = "What is the sliding window?"

@@ -17,7 +17,7 @@ from dsv4_mlx.acceptance import long
 from dsv4_mlx.acceptance.long import long_answer, looping
 from dsv4_mlx.acceptance.needles import ASKED, CODES, OVER, haystack, name_of, needles
 from dsv4_mlx.cli.demo import SHIPPED
-from dsv4_mlx.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.ops import REFERENCE
 
 

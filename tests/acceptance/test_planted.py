@@ -19,10 +19,10 @@ import pytest
 from acceptance.accepting import accepted, data_begin, digest_anew, offset_of, overwrite, quiet
 from checkpoints import Checkpoints
 
-from dsv4_mlx.acceptance import Step
 from dsv4_mlx.acceptance.files import files, hub_digest, numbers
 from dsv4_mlx.acceptance.layers import layers, sample
-from dsv4_mlx.checking import Verdict
+from dsv4_mlx.acceptance.step import Step
+from dsv4_mlx.checking.verdict import Verdict
 from dsv4_mlx.manifest import read_manifest
 from dsv4_mlx.operands import Streams
 from dsv4_mlx.ops import REFERENCE

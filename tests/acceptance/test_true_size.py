@@ -22,7 +22,7 @@ from acceptance.accepting import data_begin, digest_anew, offset_of, overwrite, 
 
 from dsv4_mlx.acceptance.files import files
 from dsv4_mlx.acceptance.layers import layers
-from dsv4_mlx.convert import convert
+from dsv4_mlx.convert.run import convert
 from dsv4_mlx.manifest import read_manifest
 from dsv4_mlx.ops import REFERENCE
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint

@@ -19,7 +19,7 @@ from small_model import token_ids
 
 from dsv4_mlx.adapters import mlx_lm as adapter
 from dsv4_mlx.adapters.mlx_lm import Model, StateCache, batch_generate, load, prepared, tokenizer
-from dsv4_mlx.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.engine.score import score
 from dsv4_mlx.errors import InputError, UsageError
 

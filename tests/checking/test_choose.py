@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from checkpoints import Checkpoints
 
-from dsv4_mlx.checking import Metal, choose, store
-from dsv4_mlx.checking.verdict import Limits, Verdict
-from dsv4_mlx.engine import Engine, EngineOptions
+from dsv4_mlx.checking import store
+from dsv4_mlx.checking.choose import choose
+from dsv4_mlx.checking.verdict import Limits, Metal, Verdict
+from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.kernels import ALL
 from dsv4_mlx.ops import REFERENCE
 

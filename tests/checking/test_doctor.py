@@ -12,8 +12,8 @@ import pytest
 from checking.test_choose import FAULTS, KERNELS, LIMITS, scripted
 
 from dsv4_mlx.cli.doctor import show_examination
-from dsv4_mlx.doctor import examine
 from dsv4_mlx.doctor.advice import advice, highest_gpu_limit
+from dsv4_mlx.doctor.examine import examine
 from dsv4_mlx.doctor.fit import fit
 from dsv4_mlx.doctor.machine import Machine, this_machine
 from dsv4_mlx.doctor.measure import read_speed

@@ -13,7 +13,7 @@ from compare import PARTITION, assert_bits, assert_close
 
 from dsv4_mlx import __version__
 from dsv4_mlx.cli.main import COMMANDS, run
-from dsv4_mlx.convert import convert
+from dsv4_mlx.convert.run import convert
 
 Output = pytest.CaptureFixture[str]
 

@@ -12,8 +12,9 @@ from dsv4_mlx.chat.answer import Answer, Piece
 from dsv4_mlx.cli.demo import MODEL_ID, SHIPPED, build
 from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine import Engine, EngineOptions, SamplingOptions
+from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.engine.generate import answer, generate
+from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.manifest import read_manifest
 
 QUESTION = "What is the sliding window?"

@@ -15,8 +15,8 @@ from checkpoints import Checkpoints
 from dsv4_mlx.cli.console import Speed, progress
 from dsv4_mlx.cli.download import stages
 from dsv4_mlx.cli.main import run
-from dsv4_mlx.disks import Volume
-from dsv4_mlx.hub import Step
+from dsv4_mlx.disks.volume import Volume
+from dsv4_mlx.hub.download import Step
 
 MARK = ".metadata_never_index"
 

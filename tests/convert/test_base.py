@@ -21,11 +21,12 @@ from dsv4_mlx.checkpoint.names import match
 from dsv4_mlx.checkpoint.native import AT_ONCE, check_codes
 from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.source import Source, open_source
-from dsv4_mlx.convert import convert, verify
 from dsv4_mlx.convert.plan import FilePlan, make_plan
 from dsv4_mlx.convert.recipe import find_recipe
+from dsv4_mlx.convert.run import convert
+from dsv4_mlx.convert.verify import verify
 from dsv4_mlx.convert.work import QuantisedRecord, Scales, work_for
-from dsv4_mlx.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.engine.score import score
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import read_manifest

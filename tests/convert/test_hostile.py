@@ -15,7 +15,7 @@ import pytest
 from official.damage import poke
 from official.hostile import CASES, Case
 
-from dsv4_mlx.convert import convert
+from dsv4_mlx.convert.run import convert
 from dsv4_mlx.errors import Dsv4Error, InputError, MachineError, UsageError
 
 

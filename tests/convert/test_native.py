@@ -15,7 +15,7 @@ import pytest
 from official.decoding import RawFile, mx_values, official_tensors, official_values, same_bits
 from safetensors import safe_open
 
-from dsv4_mlx.convert import convert
+from dsv4_mlx.convert.run import convert
 from dsv4_mlx.manifest import ALIGNMENT, SEGMENTS, Manifest, read_manifest
 
 NAMES = ("small", "awkward", "base", "awkward base", "0731", "pro")

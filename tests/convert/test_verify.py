@@ -18,7 +18,8 @@ from official.decoding import official_tensors, official_values
 
 from dsv4_mlx.checkpoint.identity import identify
 from dsv4_mlx.checkpoint.source import open_source
-from dsv4_mlx.convert import convert, verify
+from dsv4_mlx.convert.run import convert
+from dsv4_mlx.convert.verify import verify
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.manifest import read_manifest
 

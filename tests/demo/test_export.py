@@ -16,7 +16,7 @@ from bench.demo_model.models import converted, floats, read_official
 from bench.demo_model.rounding import E2M1, e4m3_table, from_fp4, from_fp8, to_fp4, to_fp8
 from bench.demo_model.tokenizer import build as build_tokenizer
 from bench.demo_model.weights import as_stored, from_official, initial, official
-from dsv4_mlx.convert import convert
+from dsv4_mlx.convert.run import convert
 
 CONFIG = model_config()
 

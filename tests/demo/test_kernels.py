@@ -15,8 +15,8 @@ from kernels.proven import Proven
 
 from bench.demo_model import compare, models
 from dsv4_mlx.cli.demo import SHIPPED
-from dsv4_mlx.convert import convert
-from dsv4_mlx.engine import Engine
+from dsv4_mlx.convert.run import convert
+from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.ops import with_kernels
 
 PROMPTS = 3

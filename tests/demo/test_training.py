@@ -22,8 +22,10 @@ from bench.demo_model.loss import Stage, build, gradient, losses
 from bench.demo_model.tasks import KINDS
 from bench.demo_model.tokenizer import build as build_tokenizer
 from bench.demo_model.weights import Parameters, initial, tensors
-from dsv4_mlx.convert import convert
-from dsv4_mlx.engine import Engine, SamplingOptions, generate
+from dsv4_mlx.convert.run import convert
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.generate import generate
+from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import EXACT, REFERENCE
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from dsv4_mlx.convert.target import check_sizes
-from dsv4_mlx.disks import Volume, volume_of
 from dsv4_mlx.disks.ask import ask
+from dsv4_mlx.disks.find import volume_of
 from dsv4_mlx.disks.linux import mount_of
 from dsv4_mlx.disks.macos import device_of, from_diskutil, from_mount
+from dsv4_mlx.disks.volume import Volume
 from dsv4_mlx.errors import InputError
 
 DF = """Filesystem     512-blocks       Used  Available Capacity  Mounted on

@@ -6,7 +6,7 @@ import pytest
 
 from dsv4_mlx.chat.answer import Answer, Piece
 from dsv4_mlx.chat.prompt import THINK, Prompts, Think
-from dsv4_mlx.engine import Engine
+from dsv4_mlx.engine.engine import Engine
 
 
 @pytest.fixture(scope="module")

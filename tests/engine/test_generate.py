@@ -10,9 +10,10 @@ from tokenizers import Tokenizer
 
 from dsv4_mlx.chat.prompt import THINK, Think
 from dsv4_mlx.chat.spelling import Spelling
-from dsv4_mlx.engine import Engine, SamplingOptions, generate
 from dsv4_mlx.engine.complete import complete
-from dsv4_mlx.engine.generate import answer
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.generate import answer, generate
+from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import DoesNotFit
 from dsv4_mlx.model.transformer import Transformer
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from small_model import new_session, tiny_model, token_ids
 
-from dsv4_mlx.engine import EngineOptions, saved
+from dsv4_mlx.engine import saved
+from dsv4_mlx.engine.engine import EngineOptions
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.kernels.launch import metal
 from dsv4_mlx.manifest import Manifest

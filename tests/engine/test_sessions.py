@@ -11,8 +11,8 @@ from checkpoints import run
 from compare import PARTITION, assert_bits, assert_close
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
-from dsv4_mlx.engine import Engine
 from dsv4_mlx.engine.cuts import cuts
+from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.memory import RESTART_POINTS, state_bytes
 from dsv4_mlx.engine.score import score
 from dsv4_mlx.engine.session import Session, check_logits, common_prefix

@@ -19,11 +19,11 @@ from checkpoints import Checkpoints
 
 from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.cli.evaluate import _read
-from dsv4_mlx.convert import convert
-from dsv4_mlx.engine import Engine, EngineOptions
+from dsv4_mlx.convert.run import convert
+from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.engine.score import score
 from dsv4_mlx.errors import DoesNotFit, InputError, MachineError
-from dsv4_mlx.evaluation import Evaluation, evaluate
+from dsv4_mlx.evaluation.run import Evaluation, evaluate
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 12
 TAUGHT = "The code of Gosax is 925. The old river was near the small house at night. " * 90

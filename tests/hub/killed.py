@@ -14,7 +14,8 @@ from typing import Any
 from hub.standin import REPOSITORY
 
 from dsv4_mlx.convert import target as folder
-from dsv4_mlx.hub import convert_from_hub, fetch
+from dsv4_mlx.hub import fetch
+from dsv4_mlx.hub.download import convert_from_hub
 from dsv4_mlx.hub.patience import Patience
 
 left = int(sys.argv[3])

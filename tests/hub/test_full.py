@@ -15,9 +15,10 @@ import pytest
 from hub.conftest import QUICK, same
 from hub.standin import REPOSITORY, Hub, serving
 
-from dsv4_mlx.convert import convert
+from dsv4_mlx.convert.run import convert
 from dsv4_mlx.errors import MachineError
-from dsv4_mlx.hub import convert_from_hub, download, fetch
+from dsv4_mlx.hub import fetch
+from dsv4_mlx.hub.download import convert_from_hub, download
 
 SAMPLE = 5  # writes that are tried in every test run; the long one tries all
 Job = Callable[[Hub, Path, bool], object]

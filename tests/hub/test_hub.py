@@ -17,8 +17,7 @@ from hub.standin import REPOSITORY, Asked, Hub, serving
 
 from dsv4_mlx.cli.main import run
 from dsv4_mlx.errors import Dsv4Error, InputError, MachineError
-from dsv4_mlx.hub import convert_from_hub, download
-from dsv4_mlx.hub.download import source_folder
+from dsv4_mlx.hub.download import convert_from_hub, download, source_folder
 
 SHARD = "model-00003-of-00006.safetensors"
 

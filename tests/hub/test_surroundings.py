@@ -18,8 +18,7 @@ from hub.conftest import QUICK, same
 from hub.standin import REPOSITORY, Asked, Hub, serving
 
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.hub import Step, convert_from_hub, download
-from dsv4_mlx.hub.download import source_folder
+from dsv4_mlx.hub.download import Step, convert_from_hub, download, source_folder
 
 SHARD = "model-00003-of-00006.safetensors"
 

@@ -9,9 +9,8 @@ from typing import Any
 import mlx.core as mx
 from small_model import TINY
 
-from dsv4_mlx.convert import convert
-from dsv4_mlx.engine import Engine, EngineOptions
-from dsv4_mlx.engine.engine import routed_experts, weight_bytes
+from dsv4_mlx.convert.run import convert
+from dsv4_mlx.engine.engine import Engine, EngineOptions, routed_experts, weight_bytes
 from dsv4_mlx.engine.memory import state_bytes
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.synthetic import small_config, write_checkpoint

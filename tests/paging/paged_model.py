@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from small_model import TINY, token_ids
 
-from dsv4_mlx.convert import convert
-from dsv4_mlx.engine import Engine, EngineOptions
+from dsv4_mlx.convert.run import convert
+from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.engine.score import score
 from dsv4_mlx.synthetic import small_config, write_checkpoint
 

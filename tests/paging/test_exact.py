@@ -12,8 +12,8 @@ import pytest
 from paging.paged_model import EACH, EXPERTS, Model, make
 
 import dsv4_mlx
-from dsv4_mlx.convert import convert
-from dsv4_mlx.engine import Engine, EngineOptions
+from dsv4_mlx.convert.run import convert
+from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.errors import MachineError
 from dsv4_mlx.paging.experts import PagedExperts
 from dsv4_mlx.paging.reading import RecordReader

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dsv4_mlx.convert import convert
+from dsv4_mlx.convert.run import convert
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
 pytestmark = pytest.mark.long

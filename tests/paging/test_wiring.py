@@ -11,7 +11,7 @@ from engine.pretend_mac import PretendMac
 from paging.paged_model import Model
 
 from dsv4_mlx import mishaps, tf32
-from dsv4_mlx.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.errors import Dsv4Warning, UsageError
 from dsv4_mlx.paging.governor import Pressure
 

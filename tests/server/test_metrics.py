@@ -10,7 +10,8 @@ from paging.paged_model import EACH, make
 from server.client import call
 from server.conftest import Start
 
-from dsv4_mlx.engine import EngineOptions, SamplingOptions
+from dsv4_mlx.engine.engine import EngineOptions
+from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.server.record import Record
 from dsv4_mlx.serving.backend import ModelBackend
 from dsv4_mlx.serving.job import Event, Finished, Job

@@ -25,7 +25,7 @@ from deepseek_recipe import (
 )
 
 from dsv4_mlx.cli.demo import SHIPPED
-from dsv4_mlx.engine import SamplingOptions
+from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import InputError, MachineError, UsageError
 from dsv4_mlx.serving.job import Finished, Job, Token
 from dsv4_mlx.serving.replay import ReplayBackend

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
-from dsv4_mlx.engine import SamplingOptions
+from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import InputError, ModelOutputError
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.serving.job import Finished, Job, Prefill, Started, Token, Unavailable

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 
 from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.cli.demo import SHIPPED
-from dsv4_mlx.engine import EngineOptions, SamplingOptions
+from dsv4_mlx.engine.engine import EngineOptions
 from dsv4_mlx.engine.generate import generate
+from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.serving.backend import ModelBackend
 from dsv4_mlx.serving.job import Job, Prefill
 from dsv4_mlx.serving.replay import ReplayBackend

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from small_model import tiny_model, token_ids
 
-from dsv4_mlx.engine import SamplingOptions, generate
+from dsv4_mlx.engine.generate import generate
+from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import DoesNotFit, InputError, UsageError
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.serving.backend import Progress

@@ -11,8 +11,9 @@ import numpy as np
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
 from dsv4_mlx.chat.prompt import Prompts
-from dsv4_mlx.engine import SamplingOptions, Session, generate
-from dsv4_mlx.engine.generate import steps
+from dsv4_mlx.engine.generate import generate, steps
+from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.session import Session
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.serving.backend import Progress, Run, session_limits, wanted
 from dsv4_mlx.serving.job import Event, Finished, Job, Prefill, Token

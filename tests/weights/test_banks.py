@@ -19,7 +19,7 @@ from bench.count.ours import trace_ours
 from bench.count.trace import Graph, trace
 from dsv4_mlx.checkpoint.native import NATIVE, record_bytes, record_segments, segments_of
 from dsv4_mlx.config import ModelConfig, parse_config
-from dsv4_mlx.convert import RECIPES
+from dsv4_mlx.convert.recipe import RECIPES
 from dsv4_mlx.kernels.launch import metal
 from dsv4_mlx.manifest import ExpertTable
 from dsv4_mlx.official import Block, inventory

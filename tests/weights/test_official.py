@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 from official.damage import poke
 from official.hostile import CASES, Case
 
-from dsv4_mlx.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.errors import Dsv4Error, InputError, UsageError
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops import NUMERICS, REFERENCE
