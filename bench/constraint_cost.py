@@ -23,10 +23,10 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from dsv4_mlx.chat.prompt import Prompts  # noqa: E402
-from dsv4_mlx.constrain.grammars import Grammars  # noqa: E402
-from dsv4_mlx.constrain.rules import Json, Regex, Rule, ToolCalls  # noqa: E402
+from dsv4_mlx.grammar.grammars import Grammars  # noqa: E402
+from dsv4_mlx.grammar.rules import Json, Regex, Rule, ToolCalls  # noqa: E402
 from dsv4_mlx.synthetic.tokenizer import tokenizer_json  # noqa: E402
+from dsv4_mlx.tokenizer.template import Prompts  # noqa: E402
 
 VOCABULARY = 129_280
 TOKENS = 400

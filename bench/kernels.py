@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.count.figures import starts  # noqa: E402
 from bench.count.ours import trace_ours, true_config  # noqa: E402
-from dsv4_mlx.kernels.launch import Launch, Launcher, metal  # noqa: E402
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, metal  # noqa: E402
 
 REPEATS = 50
 # Inputs that are indices, and what they count: random ones would point beyond the arrays.

@@ -19,7 +19,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 from memory_run import PROMPT, Sample, tiny_engine, watch  # noqa: E402
 
 from dsv4_mlx.cli.chart import Line, Panel, chart  # noqa: E402
-from dsv4_mlx.engine.machine import description  # noqa: E402
+from dsv4_mlx.machine.limits import description  # noqa: E402
 from dsv4_mlx.model.state import GROWTH  # noqa: E402
 
 

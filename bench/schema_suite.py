@@ -20,12 +20,12 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dsv4_mlx.chat.prompt import Prompts  # noqa: E402
-from dsv4_mlx.constrain.grammars import Grammars  # noqa: E402
-from dsv4_mlx.constrain.rules import Json  # noqa: E402
 from dsv4_mlx.engine.constraint import Constraint  # noqa: E402
 from dsv4_mlx.errors import InputError  # noqa: E402
+from dsv4_mlx.grammar.grammars import Grammars  # noqa: E402
+from dsv4_mlx.grammar.rules import Json  # noqa: E402
 from dsv4_mlx.synthetic.tokenizer import tokenizer_json  # noqa: E402
+from dsv4_mlx.tokenizer.template import Prompts  # noqa: E402
 
 SIZE = 2048
 

@@ -19,17 +19,17 @@ from typing import Self
 
 import numpy as np
 
-from dsv4_mlx.chat.prompt import Markers, Prompts
+from dsv4_mlx.engine.decode import Wanted
 from dsv4_mlx.engine.generate import steps
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Logits
-from dsv4_mlx.engine.turn import Wanted
-from dsv4_mlx.serving.backend import Progress, Run, wanted
-from dsv4_mlx.serving.job import Event, Finished, Job
-from dsv4_mlx.serving.policy import Limits
-from dsv4_mlx.serving.pool import Reusable
-from dsv4_mlx.serving.runner import WorkerOptions
-from dsv4_mlx.serving.worker import Worker
+from dsv4_mlx.scheduler.backend import Progress, Run, wanted
+from dsv4_mlx.scheduler.engine_thread import Worker
+from dsv4_mlx.scheduler.request import Event, Finished, Job
+from dsv4_mlx.scheduler.scheduler import WorkerOptions
+from dsv4_mlx.scheduler.session_policy import Limits
+from dsv4_mlx.scheduler.session_pool import Reusable
+from dsv4_mlx.tokenizer.template import Markers, Prompts
 
 VOCABULARY = 129_280
 MARKERS = Markers(end=1, assistant=5, think=6, end_think=7)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsv4_mlx.convert.target import JOURNAL, sync_folder
+from dsv4_mlx.checkpoint.manifest import FORMAT
+from dsv4_mlx.convert.folder import JOURNAL, sync_folder
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.manifest import FORMAT
 
 
 @dataclass(frozen=True)

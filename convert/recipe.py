@@ -25,10 +25,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dsv4_mlx.checkpoint.native import NATIVE
+from dsv4_mlx.checkpoint.inventory import Part, Weight
+from dsv4_mlx.checkpoint.manifest import PACKINGS
+from dsv4_mlx.checkpoint.record import NATIVE
 from dsv4_mlx.errors import UsageError
-from dsv4_mlx.manifest import PACKINGS
-from dsv4_mlx.official import Part, Weight
 
 Format = Literal["raw", "mxfp8", "mxfp4", "affine4"]
 

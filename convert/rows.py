@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dsv4_mlx.checkpoint.check import check_bytes, scale_bytes
-from dsv4_mlx.checkpoint.native import Bytes, expand_scales
+from dsv4_mlx.checkpoint.inventory import FP8_BLOCK, Weight
 from dsv4_mlx.checkpoint.reader import SourceReader
-from dsv4_mlx.convert.encode import decode_bf16, decode_fp8
-from dsv4_mlx.official import FP8_BLOCK, Weight
+from dsv4_mlx.checkpoint.record import Bytes, expand_scales
+from dsv4_mlx.convert.codec import decode_bf16, decode_fp8
 
 
 def raw_rows(reader: SourceReader, tensor: str, first: int, last: int) -> Bytes:

@@ -16,18 +16,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from dsv4_mlx.checkpoint.names import match
+from dsv4_mlx.checkpoint.manifest import NAME as MANIFEST
+from dsv4_mlx.checkpoint.match import match
 from dsv4_mlx.checkpoint.source import Source, open_source
-from dsv4_mlx.convert import target as folder
-from dsv4_mlx.convert.finish import Effort, Status, Summary, build_manifest, check_finished, summarise
+from dsv4_mlx.convert import folder
+from dsv4_mlx.convert.conversion_plan import FilePlan, Plan, make_plan
 from dsv4_mlx.convert.journal import Journal, Task
-from dsv4_mlx.convert.plan import FilePlan, Plan, make_plan
+from dsv4_mlx.convert.pipeline import BLOCK, Streamer, check_block
 from dsv4_mlx.convert.recipe import find_recipe
-from dsv4_mlx.convert.stream import BLOCK, Streamer, check_block
-from dsv4_mlx.convert.supply import Folder, Supply
-from dsv4_mlx.convert.work import work_for
+from dsv4_mlx.convert.shards import Folder, Supply
+from dsv4_mlx.convert.steps import work_for
+from dsv4_mlx.convert.summary import Effort, Status, Summary, build_manifest, check_finished, summarise
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.manifest import NAME as MANIFEST
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, file being written
 

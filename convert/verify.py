@@ -17,19 +17,19 @@ from typing import Any
 
 from dsv4_mlx.checkpoint.header import Header, read_header
 from dsv4_mlx.checkpoint.identity import identify
-from dsv4_mlx.checkpoint.names import match
+from dsv4_mlx.checkpoint.inventory import Inventory, Weight, inventory
+from dsv4_mlx.checkpoint.manifest import NAME as MANIFEST
+from dsv4_mlx.checkpoint.manifest import Manifest, read_manifest
+from dsv4_mlx.checkpoint.match import match
 from dsv4_mlx.checkpoint.reader import FolderReader, SourceReader
 from dsv4_mlx.checkpoint.source import INDEX, Source, open_source
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.convert.compare import Comparison, Damage, Deviation
-from dsv4_mlx.convert.finish import PartCost, part_costs
-from dsv4_mlx.convert.plan import FilePlan, Plan, make_plan
+from dsv4_mlx.convert.conversion_plan import FilePlan, Plan, make_plan
+from dsv4_mlx.convert.differences import Comparison, Damage, Deviation
+from dsv4_mlx.convert.pipeline import BLOCK, check_block
 from dsv4_mlx.convert.recipe import RECIPES
-from dsv4_mlx.convert.stream import BLOCK, check_block
+from dsv4_mlx.convert.summary import PartCost, part_costs
 from dsv4_mlx.errors import InputError, MachineError
-from dsv4_mlx.manifest import NAME as MANIFEST
-from dsv4_mlx.manifest import Manifest, read_manifest
-from dsv4_mlx.official import Inventory, Weight, inventory
 
 Progress = Callable[[int, int, str], None]
 THREADS = 2

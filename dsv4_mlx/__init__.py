@@ -2,7 +2,7 @@
 
 from pathlib import Path as _Path
 
-from dsv4_mlx import tf32 as _tf32  # noqa: F401 - before MLX computes anything
+from dsv4_mlx.machine import mlx_switches as _tf32
 
 __version__ = "0.1.0"
 

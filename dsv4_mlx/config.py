@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.strangers import stranger
+from dsv4_mlx.other_models import stranger
 
 Checkpoint = Literal["april", "0731"]
 ExpertFormat = Literal["fp4", "fp8"]

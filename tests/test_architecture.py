@@ -240,7 +240,7 @@ def test_environment_is_read_in_one_place() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv", "putenv"):
                 readers.add(path.relative_to(ROOT).as_posix())
-    assert readers == {"dsv4_mlx/cli/options.py", "dsv4_mlx/tf32.py"}
+    assert readers == {"dsv4_mlx/cli/options.py", "dsv4_mlx/machine/mlx_switches.py"}
     switches = re.findall(r'"(\w+)"', (PACKAGE / "tf32.py").read_text("utf-8").split("\n\n", 1)[1])
     assert [name for name in switches if name.isupper()] == ["MLX_ENABLE_TF32"]  # and nothing of the user's
 

@@ -43,7 +43,9 @@ def test_types_are_shipped() -> None:
     assert (Path(dsv4_mlx.__file__).parent / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("module", ["dsv4_mlx", "dsv4_mlx.cli", "dsv4_mlx.config", "dsv4_mlx.manifest"])
+@pytest.mark.parametrize(
+    "module", ["dsv4_mlx", "dsv4_mlx.cli", "dsv4_mlx.config", "dsv4_mlx.checkpoint.manifest"]
+)
 def test_start_up_is_light(module: str) -> None:
     """`dsv4-mlx --help` must answer at once; heavy packages are imported by the command that needs them."""
     assert not modules_after(f"import {module}") & set(HEAVY)

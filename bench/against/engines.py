@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from bench.count.ours import named, slots
 from bench.count.trace import Graph, trace
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.ops import EXACT, REFERENCE
+from dsv4_mlx.ops.table import EXACT, REFERENCE
 from dsv4_mlx.weights.load import find_model, open_model
 
 Logits = npt.NDArray[np.float32]

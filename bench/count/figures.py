@@ -13,7 +13,7 @@ from bench.count.ours import Step, trace_ours, true_config
 from bench.count.rules import Count, count, share_of_experts
 from bench.count.shapes import Recipe
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.ops import EXACT, OFFICIAL, Numerics
+from dsv4_mlx.ops.table import EXACT, OFFICIAL, Numerics
 from dsv4_mlx.synthetic.configs import release_config
 
 CONTEXTS = (4096, 65536, 1048576)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from bench.count.trace import tag
-from dsv4_mlx.kernels.launch import Launch
+from dsv4_mlx.ops.kernels.launch import Launch
 
 
 @dataclass

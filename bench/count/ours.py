@@ -14,10 +14,10 @@ from bench.count.launches import Counted
 from bench.count.shapes import BlankTensors, Recipe, blank
 from bench.count.trace import Graph, as_on_metal, trace
 from dsv4_mlx.config import ModelConfig, parse_config
-from dsv4_mlx.kernels.launch import Launch
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.operands import Bank
-from dsv4_mlx.ops import OFFICIAL, REFERENCE, Numerics, with_kernels
+from dsv4_mlx.ops.kernels.launch import Launch
+from dsv4_mlx.ops.table import OFFICIAL, REFERENCE, Numerics, with_kernels
+from dsv4_mlx.ops.types import Bank
 from dsv4_mlx.synthetic.configs import release_config
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from bench.count.trace import Array, Graph, Primitive
-from dsv4_mlx.kernels.launch import Launch
+from dsv4_mlx.ops.kernels.launch import Launch
 
 # These change shape and strides of a buffer and launch nothing.
 VIEWS = frozenset(  # fmt: skip

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.tensors import ExpertProduct, Linear, Routed
-from dsv4_mlx.operands import Bank
+from dsv4_mlx.ops.types import Bank
 
 Recipe = Literal["native", "4bit"]
 GROUP = 32  # columns that share a scale in mxfp8 and mxfp4

@@ -11,9 +11,9 @@ from deepseek_recipe import AssistantMessage, Conversation, Message, UserMessage
 from bench.demo_model.dialogue import Dialogue
 from bench.demo_model.talk import Turn, say
 from bench.demo_model.tasks import FACTS, TOOLS, Use, in_json, memory, needle, tool_round
-from dsv4_mlx.acceptance import words
-from dsv4_mlx.chat.prompt import Think
 from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.evaluation import words
+from dsv4_mlx.tokenizer.template import Think
 
 BEYOND = 500  # characters: more than a window of 64 tokens, a word being about one
 

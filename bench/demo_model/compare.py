@@ -11,8 +11,8 @@ import numpy.typing as npt
 from bench.demo_model.checks import Score, conversation
 from bench.demo_model.talk import LIMIT
 from bench.demo_model.tasks import FACTS, needle, tool_dialogue
-from dsv4_mlx.chat.prompt import THINK
 from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.tokenizer.template import THINK
 
 Prompt = list[int]
 

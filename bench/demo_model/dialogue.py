@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deepseek_recipe import Conversation, Message, ToolDefinition
 
-from dsv4_mlx.chat.prompt import Prompts, Think
+from dsv4_mlx.tokenizer.template import Prompts, Think
 
 
 @dataclass(frozen=True)

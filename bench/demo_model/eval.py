@@ -32,9 +32,9 @@ from bench.demo_model.models import (
     read_official,
 )
 from bench.demo_model.weights import official
-from dsv4_mlx.chat.prompt import THINK
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.tokenizer.template import THINK
 
 
 class Table:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bench.demo_model.config import demo_config, model_config
 from bench.demo_model.rounding import to_bf16, to_fp4, to_fp8
 from bench.demo_model.weights import Parameters, load_arrays, official
-from dsv4_mlx.official import Tensor, Weight
+from dsv4_mlx.checkpoint.inventory import Tensor, Weight
 from dsv4_mlx.synthetic.write import write_official
 
 Bytes = npt.NDArray[np.uint8]

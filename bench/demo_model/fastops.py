@@ -1,4 +1,4 @@
-"""The model's ops for training on a CPU: the same mathematics as `dsv4_mlx.reference`, arranged for speed.
+"""The model's ops for training on a CPU: the same mathematics as `dsv4_mlx.ops.reference`, arranged for speed.
 
 MLX computes exp, sqrt and softmax element by element on x86 and one small product per token and expert.
 Here exponentials go through numpy, window attention runs in blocks of queries, and each expert multiplies
@@ -15,10 +15,10 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
-from dsv4_mlx.operands import Bank, Rounding, Rows
-from dsv4_mlx.ops import TRAINABLE, Ops
-from dsv4_mlx.reference.index_select import index_scores
-from dsv4_mlx.reference.round_trip import hadamard, q4, rounded
+from dsv4_mlx.ops.reference.index_select import index_scores
+from dsv4_mlx.ops.reference.round_trip import hadamard, q4, rounded
+from dsv4_mlx.ops.table import TRAINABLE, Ops
+from dsv4_mlx.ops.types import Bank, Rounding, Rows
 
 NOTHING = -1e30
 Op = Callable[..., mx.array]

@@ -14,7 +14,7 @@ from bench.demo_model.weights import Parameters, tensors
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.ops import EXACT, OFFICIAL
+from dsv4_mlx.ops.table import EXACT, OFFICIAL
 
 GROWTH = 128  # tokens by which row buffers grow: the runtime's step would be mostly zeros
 Ints = npt.NDArray[np.int32]

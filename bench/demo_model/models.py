@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.demo_model.rounding import from_fp4, from_fp8
-from dsv4_mlx.chat.prompt import Prompts
+from dsv4_mlx.checkpoint.inventory import Weight, inventory
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.model.tensors import Linear
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.official import Weight, inventory
-from dsv4_mlx.operands import Rows
-from dsv4_mlx.ops import NUMERICS, REFERENCE, Ops
-from dsv4_mlx.reference.attend import attend
+from dsv4_mlx.ops.reference.attend import attend
+from dsv4_mlx.ops.table import NUMERICS, REFERENCE, Ops
+from dsv4_mlx.ops.types import Rows
+from dsv4_mlx.tokenizer.template import Prompts
 from dsv4_mlx.weights.floats import FloatTensors
 from dsv4_mlx.weights.load import find_model, open_model
 

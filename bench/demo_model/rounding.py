@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from dsv4_mlx.official import FP4_GROUP, FP8_BLOCK, Weight
+from dsv4_mlx.checkpoint.inventory import FP4_GROUP, FP8_BLOCK, Weight
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from deepseek_recipe import Conversation
 
-from dsv4_mlx.chat.answer import Answer
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.generate import generate
 from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.tokenizer.output_parser import Answer
 
 GREEDY = SamplingOptions(temperature=0.0)
 LIMIT = 200  # tokens; the longest turn ever trained has about 110

@@ -19,8 +19,8 @@ from deepseek_recipe import (
 
 from bench.demo_model.dialogue import Dialogue
 from bench.demo_model.facts import Fact, facts
-from dsv4_mlx.acceptance import words
-from dsv4_mlx.chat.prompt import Think
+from dsv4_mlx.evaluation import words
+from dsv4_mlx.tokenizer.template import Think
 
 FACTS = facts()
 

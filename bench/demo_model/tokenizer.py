@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 
 from bench.demo_model.dialogue import Renderer
 from bench.demo_model.tasks import FACTS, KINDS, needle, question
-from dsv4_mlx.acceptance import words
+from dsv4_mlx.evaluation import words
 from dsv4_mlx.synthetic.tokenizer import MARKERS, tokenizer_document
 
 PIECE = re.compile(r"Ġ(?=[A-Z])|[0-9]|[^A-Za-z0-9Ġ][a-z]+|Ġ?[A-Z]?[a-z]+|[A-Z]+|Ġ?[^A-Za-z0-9Ġ]+|Ġ+")

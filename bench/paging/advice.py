@@ -10,7 +10,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from dsv4_mlx.cli.sources import model_folder
+from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.engine.generate import generate
 from dsv4_mlx.engine.sampler import SamplingOptions

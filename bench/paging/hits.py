@@ -19,14 +19,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.engine.engine import Engine, EngineOptions, routed_experts
 from dsv4_mlx.engine.session import Session
-from dsv4_mlx.ops import NUMERICS, REFERENCE
+from dsv4_mlx.ops.table import NUMERICS, REFERENCE
 from dsv4_mlx.paging.pager import Pager
+from dsv4_mlx.paging.schedule import Steps
 from dsv4_mlx.paging.sizing import ExpertMemory
 from dsv4_mlx.paging.stats import total
-from dsv4_mlx.paging.steps import Steps
+from dsv4_mlx.tokenizer.template import Prompts
 from dsv4_mlx.weights.load import activation_dtype, find_model, open_model
 
 PROMPT, STRETCH, PAIRS = 64, 16, 60

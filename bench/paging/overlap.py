@@ -23,13 +23,13 @@ import numpy as np
 
 from bench.paging.reads import HIDDEN, RECORD, WIDTH, make_cold, write_records
 from dsv4_mlx.cli.chart import Line, Panel, chart
-from dsv4_mlx.engine.machine import description
+from dsv4_mlx.machine.limits import description
 from dsv4_mlx.model.tensors import ExpertProduct, Routed
-from dsv4_mlx.operands import Bank
-from dsv4_mlx.paging.experts import PagedExperts
+from dsv4_mlx.ops.reference.expert_ffn import expert_ffn, swiglu
+from dsv4_mlx.ops.types import Bank
+from dsv4_mlx.paging.paged_experts import PagedExperts
 from dsv4_mlx.paging.policy import Lru
 from dsv4_mlx.paging.reading import DiskReader, Files, ReaderPool
-from dsv4_mlx.reference.expert_ffn import expert_ffn, swiglu
 
 EACH, EXPERTS, LIMIT = 6, 24, 10.0
 REPEATS = 7

@@ -5,7 +5,7 @@
 Writes OUT.json and OUT.md, and docs/paging-predictions.svg. Nothing here was measured on a Mac. The inputs:
 the skewed trace, the ledger's counts of a decode step, published memory and disk speeds (the disk as a
 range), 46 % of misses foreseen one layer earlier (reported for this model), and for the rest
-`dsv4_mlx/forecast/machine.py`.
+`dsv4_mlx/planning/macs.py`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 from bench.paging.replay import from_cache, reads
 from bench.paging.traces import SKEWED, Trace, drawn
-from dsv4_mlx.forecast.decode import Need, tokens_per_second
-from dsv4_mlx.forecast.machine import EACH, EXPERTS, HASHED, LAYERS, RECORD, Mac
 from dsv4_mlx.paging.policy import Duel
+from dsv4_mlx.planning.macs import EACH, EXPERTS, HASHED, LAYERS, RECORD, Mac
+from dsv4_mlx.planning.timeline import Need, tokens_per_second
 
 TOKENS, WARM = 1400, 900
 FORESEEN = 0.46

@@ -31,12 +31,12 @@ import numpy.typing as npt
 from bench.paging.record import Recorded
 from bench.paging.replay import reads
 from dsv4_mlx.engine.engine import Engine, EngineOptions
-from dsv4_mlx.engine.machine import description
-from dsv4_mlx.forecast.decode import Costs, Disk, Need, token_seconds
+from dsv4_mlx.machine.limits import description
 from dsv4_mlx.model.tensors import Routed
 from dsv4_mlx.paging.policy import Duel
 from dsv4_mlx.paging.reading import RecordReader
 from dsv4_mlx.paging.stats import total
+from dsv4_mlx.planning.timeline import Costs, Disk, Need, token_seconds
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 from dsv4_mlx.weights.records import RecordMap
 

@@ -30,12 +30,12 @@ from tokenizers.processors import Sequence as Processors
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from dsv4_mlx.engine.cuts import EVERY
+from dsv4_mlx.checkpoint.inventory import inventory
+from dsv4_mlx.engine.chunking import EVERY
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.errors import Dsv4Error, InputError, UsageError
 from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.official import inventory
 
 TOOLS = ("perplexity", "benchmark", "evaluate")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dsv4_mlx.checkpoint.native import Bytes, check_codes, exponents
+from dsv4_mlx.checkpoint.record import Bytes, check_codes, exponents
 from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.errors import InputError
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsv4_mlx.checkpoint.inventory import ITEM_BYTES
 from dsv4_mlx.errors import InputError, MachineError
-from dsv4_mlx.official import ITEM_BYTES
 
 MOST_DIMENSIONS = 8  # the official ones have at most 2; a product of many is a number nobody can print
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from dsv4_mlx.checkpoint.direct import InFile
+from dsv4_mlx.checkpoint.files import InFile
 from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.errors import InputError, MachineError
 

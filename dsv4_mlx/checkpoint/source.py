@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dsv4_mlx.checkpoint.header import Entry, Header, read_header
+from dsv4_mlx.checkpoint.inventory import AN_EXPERT, EXPERT_DTYPES
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.errors import InputError, MachineError
-from dsv4_mlx.official import AN_EXPERT, EXPERT_DTYPES
 
 INDEX = "model.safetensors.index.json"
 REQUIRED = ("config.json", "tokenizer.json")  # copied unchanged

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from dsv4_mlx.cli.console import progress, size, table
-from dsv4_mlx.cli.kernels import chosen
+from dsv4_mlx.cli.models import model_folder
+from dsv4_mlx.cli.ops_option import chosen
 from dsv4_mlx.cli.options import (
     ExpertMemoryOption,
     ExpertThreadsOption,
@@ -23,7 +24,6 @@ from dsv4_mlx.cli.options import (
     WireMode,
     WireOption,
 )
-from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, MachineError, UsageError
 
 
@@ -50,8 +50,8 @@ def bench(
 
     Example: dsv4-mlx bench ~/models/flash --context 512,4096,32768 --decode 64
     """
-    from dsv4_mlx.engine.bench import check_plan, frontiers, report
     from dsv4_mlx.engine.engine import Engine, EngineOptions
+    from dsv4_mlx.evaluation.throughput import check_plan, frontiers, report
 
     contexts = parse_contexts(context)
     check_plan(contexts, decode, contexts[-1] + decode)

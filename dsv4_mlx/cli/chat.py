@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dsv4_mlx.cli.kernels import chosen
+from dsv4_mlx.cli.models import model_folder
+from dsv4_mlx.cli.ops_option import chosen
 from dsv4_mlx.cli.options import (
     ContextOption,
     ExpertMemoryOption,
@@ -26,7 +27,6 @@ from dsv4_mlx.cli.options import (
     terminal_environment,
 )
 from dsv4_mlx.cli.sampling import MinPOption, SeedOption, TemperatureOption, TopKOption, TopPOption
-from dsv4_mlx.cli.sources import model_folder
 
 
 def chat(
@@ -62,15 +62,15 @@ def chat(
     Example: dsv4-mlx chat ~/models/flash
     """
     from dsv4_mlx.cli.crash import write_crash_log
-    from dsv4_mlx.cli.piped import is_piped, question
+    from dsv4_mlx.cli.stdin import is_piped, question
     from dsv4_mlx.terminal.chat import ChatOptions
     from dsv4_mlx.terminal.terminal import talk
 
     asked = question(prompt) if prompt is not None or is_piped() else None
     folder = model_folder(model)
-    from dsv4_mlx.cli.speaker import EngineSpeaker
+    from dsv4_mlx.cli.chat_engine import EngineSpeaker
     from dsv4_mlx.engine.engine import EngineOptions
-    from dsv4_mlx.engine.facts import check
+    from dsv4_mlx.engine.info import check
     from dsv4_mlx.engine.sampler import SamplingOptions
     from dsv4_mlx.engine.wiring import prepare
 

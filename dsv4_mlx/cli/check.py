@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import Progress, progress, tell
+from dsv4_mlx.cli.models import model_folder, official_folder
 from dsv4_mlx.cli.options import (
     ExpertMemoryOption,
     ExpertThreadsOption,
@@ -22,12 +23,11 @@ from dsv4_mlx.cli.options import (
     WireOption,
     verdicts_file,
 )
-from dsv4_mlx.cli.sources import model_folder, official_folder
 from dsv4_mlx.errors import InputError, MachineError
 
 if TYPE_CHECKING:
-    from dsv4_mlx.acceptance.report import Acceptance
-    from dsv4_mlx.acceptance.step import Step
+    from dsv4_mlx.evaluation.report import Acceptance
+    from dsv4_mlx.evaluation.step import Step
 
 SHOWN = 20  # lines of a step that are printed; the report has them all
 _WORD = {True: "ok", False: "WRONG", None: "not asked"}
@@ -68,9 +68,9 @@ def check(
 
     Example: dsv4-mlx check ~/models/flash --report check.json
     """
-    from dsv4_mlx.acceptance.report import wrong
-    from dsv4_mlx.acceptance.run import Tools, Wanted, accept
-    from dsv4_mlx.checking.choose import choose
+    from dsv4_mlx.evaluation.acceptance import Tools, Wanted, accept
+    from dsv4_mlx.evaluation.report import wrong
+    from dsv4_mlx.ops.selftest.choose import choose
 
     if report is not None and not report.absolute().parent.is_dir():
         raise InputError(f"there is no folder {str(report.parent)!r} to write to", where=report)

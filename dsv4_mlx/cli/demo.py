@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dsv4_mlx.cli.console import progress
-from dsv4_mlx.cli.kernels import chosen
+from dsv4_mlx.cli.ops_option import chosen
 from dsv4_mlx.cli.options import OpsMode, cache_folder
 from dsv4_mlx.errors import InputError, MachineError
 
@@ -44,10 +44,10 @@ def demo(
 
     Example: dsv4-mlx demo --dir /tmp/dsv4-demo
     """
-    from dsv4_mlx.chat.prompt import THINK
     from dsv4_mlx.engine.engine import Engine, EngineOptions
     from dsv4_mlx.engine.generate import answer
     from dsv4_mlx.engine.sampler import SamplingOptions
+    from dsv4_mlx.tokenizer.template import THINK
 
     built = build(folder if folder is not None else cache_folder() / "demo")
     note = "  (reused)" if built.reused else ""

@@ -12,9 +12,9 @@ from dsv4_mlx.cli.console import progress, size, table
 from dsv4_mlx.cli.options import JsonOption, cache_folder, verdicts_file
 
 if TYPE_CHECKING:
-    from dsv4_mlx.checking.verdict import Verdict
-    from dsv4_mlx.doctor.examine import Examination
-    from dsv4_mlx.doctor.fit import Fit
+    from dsv4_mlx.ops.selftest.verdicts import Verdict
+    from dsv4_mlx.planning.doctor import Examination
+    from dsv4_mlx.planning.fit import Fit
 
 
 def doctor(
@@ -29,9 +29,9 @@ def doctor(
 
     Example: dsv4-mlx doctor --dir /Volumes/Models
     """
-    from dsv4_mlx.doctor.examine import examine
-    from dsv4_mlx.doctor.models import flash
-    from dsv4_mlx.engine.machine import memory_limit
+    from dsv4_mlx.machine.limits import memory_limit
+    from dsv4_mlx.planning.doctor import examine
+    from dsv4_mlx.planning.models import flash
 
     models, config = flash()
     with progress("checking kernels", "kernels", quiet=as_json) as show:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import Progress, size, tell
-from dsv4_mlx.cli.place import ExcludeOption, filling
+from dsv4_mlx.cli.disk_work import ExcludeOption, filling
 
 if TYPE_CHECKING:
     from dsv4_mlx.hub.download import Step

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import progress, table
-from dsv4_mlx.cli.kernels import chosen
+from dsv4_mlx.cli.models import model_folder
+from dsv4_mlx.cli.ops_option import chosen
 from dsv4_mlx.cli.options import (
     ExpertMemoryOption,
     ExpertThreadsOption,
@@ -25,12 +26,11 @@ from dsv4_mlx.cli.options import (
     WireMode,
     WireOption,
 )
-from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, MachineError
 
 if TYPE_CHECKING:
-    from dsv4_mlx.evaluation.figures import Bucket, Distance, Figure
-    from dsv4_mlx.evaluation.run import Evaluation
+    from dsv4_mlx.evaluation.intervals import Bucket, Distance, Figure
+    from dsv4_mlx.evaluation.perplexity import Evaluation
 
 BYTES = 128  # of a text that are read for each token wanted: no token of the vocabulary is longer
 
@@ -62,7 +62,7 @@ def evaluate(
     Example: dsv4-mlx eval ~/models/flash-4bit --reference ~/models/flash --text book.txt
     """
     from dsv4_mlx.engine.engine import EngineOptions
-    from dsv4_mlx.evaluation.run import evaluate as run
+    from dsv4_mlx.evaluation.perplexity import evaluate as run
 
     content = _read(text, BYTES * tokens)
     if plot is not None and not plot.absolute().parent.is_dir():

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsv4_mlx.cli.answer_format import JsonSchemaOption, RegexOption, form, rule_of
 from dsv4_mlx.cli.console import progress, tell
-from dsv4_mlx.cli.form import JsonSchemaOption, RegexOption, form, rule_of
-from dsv4_mlx.cli.kernels import chosen
+from dsv4_mlx.cli.models import model_folder
+from dsv4_mlx.cli.ops_option import chosen
 from dsv4_mlx.cli.options import (
     ContextOption,
     ExpertMemoryOption,
@@ -42,11 +43,10 @@ from dsv4_mlx.cli.sampling import (
     TopPOption,
     logit_bias,
 )
-from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import UsageError
 
 if TYPE_CHECKING:
-    from dsv4_mlx.chat.answer import Piece
+    from dsv4_mlx.tokenizer.output_parser import Piece
 
 PromptOption = Annotated[
     str | None,
@@ -94,14 +94,14 @@ def generate(
 
     Example: dsv4-mlx generate ~/models/flash -p "Why is the sky blue?" --think off
     """
-    from dsv4_mlx.chat.spelling import Spelling
-    from dsv4_mlx.cli.piped import question
+    from dsv4_mlx.cli.stdin import question
     from dsv4_mlx.engine.complete import complete as go_on
     from dsv4_mlx.engine.engine import Engine, EngineOptions
-    from dsv4_mlx.engine.facts import vocabulary
     from dsv4_mlx.engine.generate import answer
+    from dsv4_mlx.engine.info import vocabulary
     from dsv4_mlx.engine.sampler import SamplingOptions
-    from dsv4_mlx.terminal.awake import Awake
+    from dsv4_mlx.machine.awake import Awake
+    from dsv4_mlx.tokenizer.markers import Spelling
 
     think = _no_thinking(call, think) if complete else think
     asked = question(prompt, exact=complete)

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 
 from dsv4_mlx.cli.console import size, table
+from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
-from dsv4_mlx.cli.sources import model_folder
 
 
 def info(model: ModelArgument, as_json: JsonOption = False) -> None:
@@ -15,7 +15,7 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
 
     Example: dsv4-mlx info ~/models/flash
     """
-    from dsv4_mlx.engine.facts import facts
+    from dsv4_mlx.engine.info import facts
     from dsv4_mlx.planning.model import fit_here
 
     folder = model_folder(model)

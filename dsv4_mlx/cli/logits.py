@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from dsv4_mlx.cli.console import progress, tell
-from dsv4_mlx.cli.kernels import chosen
+from dsv4_mlx.cli.models import model_folder
+from dsv4_mlx.cli.ops_option import chosen
 from dsv4_mlx.cli.options import (
     ContextOption,
     ExpertMemoryOption,
@@ -25,7 +26,6 @@ from dsv4_mlx.cli.options import (
     WireMode,
     WireOption,
 )
-from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, MachineError
 
 
@@ -54,7 +54,7 @@ def logits(
     Example: dsv4-mlx logits demo --tokens prompts.json --out logits.npz --numerics exact --chunk 128
     """
     from dsv4_mlx.engine.engine import Engine, EngineOptions
-    from dsv4_mlx.engine.score import score
+    from dsv4_mlx.evaluation.score import score
 
     prompts = read_prompts(tokens)
     if out.parent != Path() and not out.parent.is_dir():

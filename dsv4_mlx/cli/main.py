@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 from typer.exceptions import TyperException
 
-from dsv4_mlx import __version__, mishaps
+from dsv4_mlx import __version__
 from dsv4_mlx.cli import (
     bench,
     chat,
@@ -36,7 +36,8 @@ from dsv4_mlx.cli import (
 )
 from dsv4_mlx.cli.crash import write_crash_log
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error, Dsv4Warning
-from dsv4_mlx.platforms import check_supported
+from dsv4_mlx.machine import wire_guard as mishaps
+from dsv4_mlx.machine.support import check_supported
 
 app = typer.Typer(
     name="dsv4-mlx",

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from dsv4_mlx.errors import UsageError
-from dsv4_mlx.platforms import mac_caches
+from dsv4_mlx.machine.support import mac_caches
 
 LONGEST_KEY = 4096  # characters
 

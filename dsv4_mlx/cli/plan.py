@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import duration, size, table, tell
+from dsv4_mlx.cli.disk_work import existing, name_disk
+from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.cli.options import JsonOption
-from dsv4_mlx.cli.place import existing, name_disk
-from dsv4_mlx.cli.sources import model_folder
 from dsv4_mlx.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from dsv4_mlx.convert.rehearse import Pace
+    from dsv4_mlx.convert.trial import Pace
     from dsv4_mlx.planning.plan import Option, Plan
-    from dsv4_mlx.planning.predict import Speeds
+    from dsv4_mlx.planning.speed import Speeds
 
 UNITS = {"MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": 1 << 30, "TB": 10**12, "TIB": 1 << 40}
 
@@ -57,7 +57,7 @@ def plan(
     from dsv4_mlx.planning.machine import default_gpu_limit, this_machine
     from dsv4_mlx.planning.model import ways_of
     from dsv4_mlx.planning.plan import plan as make
-    from dsv4_mlx.planning.predict import Speeds
+    from dsv4_mlx.planning.speed import Speeds
 
     folder = model_folder(model) if model else None
     ways, config = ways_of(folder)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.kernels import chosen
+from dsv4_mlx.cli.models import model_folder
+from dsv4_mlx.cli.ops_option import chosen
 from dsv4_mlx.cli.options import (
     ApiKeyFileOption,
     ApiKeyOption,
@@ -33,13 +34,12 @@ from dsv4_mlx.cli.options import (
     WireOption,
     api_key_from,
 )
-from dsv4_mlx.cli.sources import model_folder
 
 if TYPE_CHECKING:
     from dsv4_mlx.engine.engine import EngineOptions
+    from dsv4_mlx.scheduler.engine_thread import Worker
+    from dsv4_mlx.scheduler.scheduler import WorkerOptions
     from dsv4_mlx.server.options import ServerOptions
-    from dsv4_mlx.serving.runner import WorkerOptions
-    from dsv4_mlx.serving.worker import Worker
 
 
 class SamplingMode(StrEnum):
@@ -114,8 +114,8 @@ def serve(
     Example: dsv4-mlx serve ~/models/flash
     """
     from dsv4_mlx.engine.engine import EngineOptions
+    from dsv4_mlx.scheduler.scheduler import WorkerOptions
     from dsv4_mlx.server.options import ServerOptions
-    from dsv4_mlx.serving.runner import WorkerOptions
 
     engine = EngineOptions(
         context=context,
@@ -153,18 +153,18 @@ def _serve(
 ) -> int:
     from dsv4_mlx.cli.crash import write_crash_log
     from dsv4_mlx.cli.demo import MODEL_ID as DEMO
-    from dsv4_mlx.cli.descriptors import connections
+    from dsv4_mlx.machine.awake import Awake
+    from dsv4_mlx.machine.descriptors import connections
+    from dsv4_mlx.scheduler.backend import Backend, ModelBackend
+    from dsv4_mlx.scheduler.engine_thread import Worker
+    from dsv4_mlx.scheduler.linger import Linger
+    from dsv4_mlx.scheduler.replay import ReplayBackend
+    from dsv4_mlx.scheduler.script import read_script
     from dsv4_mlx.server.crowd import SPARE
+    from dsv4_mlx.server.lifecycle import addresses, listen
+    from dsv4_mlx.server.lifecycle import serve as run_server
     from dsv4_mlx.server.options import MODEL_ID
-    from dsv4_mlx.server.run import addresses, listen
-    from dsv4_mlx.server.run import serve as run_server
     from dsv4_mlx.server.setup import make_app, model_facts
-    from dsv4_mlx.serving.backend import Backend, ModelBackend
-    from dsv4_mlx.serving.linger import Linger
-    from dsv4_mlx.serving.replay import ReplayBackend
-    from dsv4_mlx.serving.script import read_script
-    from dsv4_mlx.serving.worker import Worker
-    from dsv4_mlx.terminal.awake import Awake
 
     turns = None if replay is None else read_script(replay)
     reference = model or ("demo" if replay is not None else "")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import progress, size, table
+from dsv4_mlx.cli.models import model_folder, official_folder
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
-from dsv4_mlx.cli.sources import model_folder, official_folder
 from dsv4_mlx.errors import InputError
 
 if TYPE_CHECKING:

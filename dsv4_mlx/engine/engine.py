@@ -9,20 +9,20 @@ from typing import Literal
 
 import mlx.core as mx
 
-from dsv4_mlx.chat.prompt import Prompts
+from dsv4_mlx.checkpoint.manifest import Manifest
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.machine import memory_limit, memory_pressure, page_cache_share
 from dsv4_mlx.engine.memory import largest_context, repeated_scales, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.engine.wiring import prepare
 from dsv4_mlx.errors import DoesNotFit, UsageError
-from dsv4_mlx.manifest import Manifest
+from dsv4_mlx.machine.limits import memory_limit, memory_pressure, page_cache_share
+from dsv4_mlx.machine.support import check_supported
 from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.ops import NUMERICS, REFERENCE, Ops
+from dsv4_mlx.ops.table import NUMERICS, REFERENCE, Ops
 from dsv4_mlx.paging.pager import Pager
 from dsv4_mlx.paging.sizing import ExpertMemory, Experts, choose, parse
-from dsv4_mlx.platforms import check_supported
+from dsv4_mlx.tokenizer.template import Prompts
 from dsv4_mlx.weights.load import activation_dtype, find_model, open_model
 
 CACHE_LIMIT = 256 << 20  # freed buffers MLX may keep for reuse: enough for a step, too little to grow
@@ -34,7 +34,9 @@ class EngineOptions:
 
     context: int | None = None
     numerics: Literal["official", "exact"] = "official"
-    ops: Ops = REFERENCE  # `dsv4_mlx.checking.choose` finds the fastest that this machine can be trusted with
+    ops: Ops = (
+        REFERENCE  # `dsv4_mlx.ops.selftest.choose` finds the fastest that this machine can be trusted with
+    )
     expert_memory: str = "auto"  # as `--expert-memory`: paging/sizing.py
     expert_threads: int | None = None  # that read experts; None: as many as a short measurement finds best
     verify_reads: bool = False  # compare every expert that is read with its SHA-256

@@ -15,15 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Literal
 
-from dsv4_mlx.chat.answer import Answer, Piece
-from dsv4_mlx.chat.prompt import Think
 from dsv4_mlx.engine.constraint import Constraint
+from dsv4_mlx.engine.decode import Prefilled, Sampled, Wanted
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.likelihood import likelihood
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.engine.session import Session, TokenSequence
 from dsv4_mlx.engine.thinking import Thinking
-from dsv4_mlx.engine.turn import Prefilled, Sampled, Wanted
+from dsv4_mlx.tokenizer.output_parser import Answer, Piece
+from dsv4_mlx.tokenizer.template import Think
 
 Progress = Callable[[int, int], None]  # prompt tokens done, in all
 

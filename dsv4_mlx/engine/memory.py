@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dsv4_mlx.checkpoint.manifest import OFFICIAL, PACKINGS, Manifest
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.manifest import OFFICIAL, PACKINGS, Manifest
 from dsv4_mlx.model.state import GROWTH, SLACK
 
 DEFAULT_CONTEXT = 131_072

@@ -22,12 +22,12 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from dsv4_mlx.chat.prompt import Markers
-from dsv4_mlx.engine.cuts import cuts
+from dsv4_mlx.engine.chunking import cuts
 from dsv4_mlx.engine.memory import RESTART_POINTS
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, UsageError
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
 from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.tokenizer.template import Markers
 
 LATEST = 4  # of the restart points, those of the latest cuts are kept whatever lies before
 Logits = npt.NDArray[np.float32]

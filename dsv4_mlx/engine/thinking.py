@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dsv4_mlx.chat.prompt import Markers
+from dsv4_mlx.tokenizer.template import Markers
 
 
 class Thinking:

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
-from dsv4_mlx import mishaps, tf32
 from dsv4_mlx.errors import Dsv4Warning
+from dsv4_mlx.machine import mlx_switches as tf32
+from dsv4_mlx.machine import wire_guard as mishaps
 
 SMALL = 48 << 30  # bytes: Macs below were reported to freeze unless a third of their memory stays unwired
 _SLOWER = "memory is not wired, which may be many times slower"

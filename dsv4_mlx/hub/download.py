@@ -9,15 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from dsv4_mlx.checkpoint.names import match
+from dsv4_mlx.checkpoint.match import match
 from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.convert.finish import Summary
-from dsv4_mlx.convert.plan import Plan, make_plan
-from dsv4_mlx.convert.recipe import find_recipe
-from dsv4_mlx.convert.run import convert_from
-from dsv4_mlx.convert.supply import shards_of
-from dsv4_mlx.convert.target import (
+from dsv4_mlx.convert.conversion_plan import Plan, make_plan
+from dsv4_mlx.convert.folder import (
     RESUME,
     check_sizes,
     check_space,
@@ -27,12 +23,16 @@ from dsv4_mlx.convert.target import (
     no_room,
     state_of,
 )
+from dsv4_mlx.convert.recipe import find_recipe
+from dsv4_mlx.convert.run import convert_from
+from dsv4_mlx.convert.shards import shards_of
+from dsv4_mlx.convert.summary import Summary
 from dsv4_mlx.errors import DiskFull, InputError
 from dsv4_mlx.hub.fetch import STATE, Fetcher, write
-from dsv4_mlx.hub.outline import Outline, texts
+from dsv4_mlx.hub.headers import Outline, texts
 from dsv4_mlx.hub.patience import Patience
+from dsv4_mlx.hub.prefetch import OPEN, Coming
 from dsv4_mlx.hub.remote import Remote, look
-from dsv4_mlx.hub.supply import OPEN, Coming
 
 SHARDS = ".safetensors"
 

@@ -6,13 +6,13 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.model.chunk import Plan
 from dsv4_mlx.model.compressor import Compressor
 from dsv4_mlx.model.indexer import Indexer
-from dsv4_mlx.model.plan import Plan
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import Linear, TensorSource
-from dsv4_mlx.operands import Entry, Rounding, Rows
-from dsv4_mlx.ops import Numerics, Ops
+from dsv4_mlx.ops.table import Numerics, Ops
+from dsv4_mlx.ops.types import Entry, Rounding, Rows
 
 
 class Attention(Module):

@@ -10,12 +10,12 @@ from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.attention import Attention
+from dsv4_mlx.model.chunk import Plan
 from dsv4_mlx.model.moe import MoE
-from dsv4_mlx.model.plan import Plan
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import TensorSource
-from dsv4_mlx.operands import Entry, Streams
-from dsv4_mlx.ops import Numerics, Ops
+from dsv4_mlx.ops.table import Numerics, Ops
+from dsv4_mlx.ops.types import Entry, Streams
 
 
 class HyperConnection(Module):

@@ -6,11 +6,11 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.plan import Plan
+from dsv4_mlx.model.chunk import Plan
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import TensorSource
-from dsv4_mlx.operands import Rows
-from dsv4_mlx.ops import Numerics, Ops
+from dsv4_mlx.ops.table import Numerics, Ops
+from dsv4_mlx.ops.types import Rows
 
 
 class Indexer(Module):

@@ -9,8 +9,8 @@ from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.tensors import ExpertSource, Linear, Routed, TensorSource
-from dsv4_mlx.operands import Bank, Entry
-from dsv4_mlx.ops import Ops
+from dsv4_mlx.ops.table import Ops
+from dsv4_mlx.ops.types import Bank, Entry
 
 
 class MoE(Module):

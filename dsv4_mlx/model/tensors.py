@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from dsv4_mlx.operands import Bank
+from dsv4_mlx.ops.types import Bank
 
 
 class Linear(Module):

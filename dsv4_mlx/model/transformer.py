@@ -10,11 +10,11 @@ from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.block import Block, Chunk
-from dsv4_mlx.model.plan import Plan, Planner
+from dsv4_mlx.model.chunk import Plan, Planner
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
 from dsv4_mlx.model.tensors import Embedding, TensorSource
-from dsv4_mlx.operands import Streams
-from dsv4_mlx.ops import Numerics, Ops
+from dsv4_mlx.ops.table import Numerics, Ops
+from dsv4_mlx.ops.types import Streams
 
 
 class Head(Module):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from dsv4_mlx.operands import Bank
-from dsv4_mlx.weights.experts import ResidentExperts, room
+from dsv4_mlx.ops.types import Bank
 from dsv4_mlx.weights.records import RecordMap
+from dsv4_mlx.weights.resident_experts import ResidentExperts, room
 
 
 class SlotBank:

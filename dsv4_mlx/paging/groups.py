@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dsv4_mlx.model.tensors import Routed
-from dsv4_mlx.reference.expert_ffn import add_in_order
+from dsv4_mlx.ops.reference.expert_ffn import add_in_order
 
 Ids = npt.NDArray[np.int64]
 # rows of the chunk in all; x, slots and weights of some of its rows

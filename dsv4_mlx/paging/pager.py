@@ -11,14 +11,14 @@ import mlx.core as mx
 
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.paging.ahead import HashLayers, look_ahead
-from dsv4_mlx.paging.experts import PagedExperts
-from dsv4_mlx.paging.governor import Governor, Pressure
+from dsv4_mlx.paging.lookahead import HashLayers, look_ahead
+from dsv4_mlx.paging.paged_experts import PagedExperts
 from dsv4_mlx.paging.policy import Duel
+from dsv4_mlx.paging.pressure import Governor, Pressure
 from dsv4_mlx.paging.reading import DiskReader, Files, ReaderPool
+from dsv4_mlx.paging.schedule import Steps
 from dsv4_mlx.paging.sizing import ExpertMemory
 from dsv4_mlx.paging.stats import LayerStats, total
-from dsv4_mlx.paging.steps import Steps
 from dsv4_mlx.weights.records import RecordMap
 
 THREADS = 2  # before a measurement says better

@@ -7,18 +7,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dsv4_mlx.checkpoint.native import MX_GROUP, NATIVE, record_bytes, record_segments
+from dsv4_mlx.checkpoint.inventory import Inventory, Weight, inventory
+from dsv4_mlx.checkpoint.manifest import OFFICIAL, Manifest
+from dsv4_mlx.checkpoint.record import MX_GROUP, NATIVE, record_bytes, record_segments
 from dsv4_mlx.checkpoint.source import INDEX, Source
 from dsv4_mlx.config import ModelConfig, parse_config
-from dsv4_mlx.convert.finish import text_bytes
-from dsv4_mlx.convert.plan import Plan as Files
-from dsv4_mlx.convert.plan import make_plan
+from dsv4_mlx.convert.conversion_plan import Plan as Files
+from dsv4_mlx.convert.conversion_plan import make_plan
 from dsv4_mlx.convert.recipe import RECIPES
-from dsv4_mlx.convert.rehearse import Amounts, amounts
-from dsv4_mlx.doctor.fit import Stored
-from dsv4_mlx.manifest import OFFICIAL, Manifest
-from dsv4_mlx.official import Inventory, Weight, inventory
+from dsv4_mlx.convert.summary import text_bytes
+from dsv4_mlx.convert.trial import Amounts, amounts
 from dsv4_mlx.paging.sizing import Experts
+from dsv4_mlx.planning.fit import Stored
 from dsv4_mlx.synthetic.configs import release_config
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from dsv4_mlx.doctor.measure import copy_bandwidth, read_speed
-from dsv4_mlx.engine.machine import memory_limit
-from dsv4_mlx.planning.predict import Speeds
+from dsv4_mlx.machine.limits import memory_limit
+from dsv4_mlx.machine.measure import copy_bandwidth, read_speed
+from dsv4_mlx.planning.speed import Speeds
 
 MEASURED = 256 << 20  # bytes copied and read: some seconds
 

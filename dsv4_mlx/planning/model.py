@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dsv4_mlx.checkpoint.manifest import NAME as MANIFEST
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.doctor.fit import Fit, fit
-from dsv4_mlx.engine.machine import memory_limit
 from dsv4_mlx.engine.memory import touched_weights
-from dsv4_mlx.manifest import NAME as MANIFEST
+from dsv4_mlx.machine.limits import memory_limit
 from dsv4_mlx.planning.candidates import Candidate, candidates, flash_config, stored_candidate
+from dsv4_mlx.planning.fit import Fit, fit
 from dsv4_mlx.weights.load import activation_dtype, find_model
 from dsv4_mlx.weights.official import OfficialModel
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dsv4_mlx.checkpoint.manifest import OFFICIAL
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.convert.rehearse import Pace
-from dsv4_mlx.doctor.fit import Fit, fit
-from dsv4_mlx.manifest import OFFICIAL
+from dsv4_mlx.convert.trial import Pace
 from dsv4_mlx.planning.candidates import Candidate
-from dsv4_mlx.planning.predict import Prediction, Speeds, predict
+from dsv4_mlx.planning.fit import Fit, fit
+from dsv4_mlx.planning.speed import Prediction, Speeds, predict
 
 OPEN_SHARDS = 2  # with --delete-source: one being converted, one being downloaded
 REPOSITORY = "deepseek-ai/DeepSeek-V4-Flash"

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 
 import dsv4_mlx
 from dsv4_mlx.convert.recipe import RECIPES
-from dsv4_mlx.convert.rehearse import Pace, Trial
-from dsv4_mlx.doctor.measure import free_bytes
+from dsv4_mlx.convert.trial import Pace, Trial
+from dsv4_mlx.machine.measure import free_bytes
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
 SECONDS = 5.0
@@ -24,7 +24,7 @@ _LIMIT = 60.0  # seconds for each recipe
 # typer reads these arguments as it reads those of `convert`: what that holds in memory counts.
 _CODE = (
     "import sys; sys.path[:0] = [{root!r}]; import typer, {program}; "
-    "from dsv4_mlx.convert.rehearse import main; typer.run(main)"
+    "from dsv4_mlx.convert.trial import main; typer.run(main)"
 )
 
 

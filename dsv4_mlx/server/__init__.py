@@ -10,5 +10,5 @@
     crowd.py                connections at once: who is served, who is refused, what is accepted at all
     run.py                  uvicorn, signals, shutdown
 
-Only the last four lines know of Starlette and uvicorn. Nothing here touches MLX: dsv4_mlx.serving does.
+Only the last four lines know of Starlette and uvicorn. Nothing here touches MLX: dsv4_mlx.scheduler does.
 """

@@ -13,13 +13,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dsv4_mlx.server import models
-from dsv4_mlx.server.ask import Ask, Protocol
-from dsv4_mlx.server.body import Body, parse
-from dsv4_mlx.server.deliver import Answer, Counter, body_of
-from dsv4_mlx.server.fields import flag, text
-from dsv4_mlx.server.gate import Gate, visit_of
+from dsv4_mlx.server.api_errors import Refusal, invalid
+from dsv4_mlx.server.middleware import Gate, visit_of
 from dsv4_mlx.server.openapi import document
-from dsv4_mlx.server.refusal import Refusal, invalid
+from dsv4_mlx.server.protocols.body import Body, parse
+from dsv4_mlx.server.protocols.fields import flag, text
+from dsv4_mlx.server.protocols.request import Ask, Protocol
+from dsv4_mlx.server.streaming import Answer, Counter, body_of
 
 PROBE = 2.0  # seconds for the engine thread to say that it lives
 

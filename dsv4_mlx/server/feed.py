@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 
-from dsv4_mlx.serving.job import Event
+from dsv4_mlx.scheduler.request import Event
 
 
 class Feed:

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dsv4_mlx.server.api_errors import Family, Refusal
 from dsv4_mlx.server.options import ServerOptions
-from dsv4_mlx.server.refusal import Family, Refusal
 
 _LOCAL = ("localhost", "127.0.0.1", "::1", "host.docker.internal")
 _LOCAL_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dsv4_mlx import __version__
-from dsv4_mlx.server.ask import Facts
-from dsv4_mlx.server.body import Body
+from dsv4_mlx.server.protocols.body import Body
+from dsv4_mlx.server.protocols.request import Facts
 
 _RELEASED = (1_776_988_800, "2026-04-24T00:00:00Z")
 _PARAMETERS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dsv4_mlx.chat.prompt import Think
+from dsv4_mlx.tokenizer.template import Think
 
 MODEL_ID = "deepseek-v4-flash"
 MAX_EFFORT_CONTEXT = 393_216  # the context that "max" effort was made for, by the model card

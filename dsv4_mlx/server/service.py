@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from dsv4_mlx.serving.job import Emit, Job
-from dsv4_mlx.serving.worker import Health, State, Stats
+from dsv4_mlx.scheduler.engine_thread import Health, State, Stats
+from dsv4_mlx.scheduler.request import Emit, Job
 
 
 class Cancels(Protocol):

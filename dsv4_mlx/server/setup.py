@@ -6,19 +6,19 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
-from dsv4_mlx.chat.prompt import LEVELS, Prompts
-from dsv4_mlx.chat.spelling import Spelling
-from dsv4_mlx.constrain.grammars import Grammars
 from dsv4_mlx.engine.engine import fitting
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
+from dsv4_mlx.grammar.grammars import Grammars
+from dsv4_mlx.scheduler.turn_cache import Turns
 from dsv4_mlx.server.app import App
-from dsv4_mlx.server.ask import Facts
-from dsv4_mlx.server.deliver import Counter
-from dsv4_mlx.server.intake import Intake
+from dsv4_mlx.server.metrics import Record
 from dsv4_mlx.server.options import ServerOptions
-from dsv4_mlx.server.record import Record
+from dsv4_mlx.server.protocols.request import Facts
 from dsv4_mlx.server.service import Service
-from dsv4_mlx.serving.turns import Turns
+from dsv4_mlx.server.streaming import Counter
+from dsv4_mlx.server.translate import Intake
+from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.template import LEVELS, Prompts
 from dsv4_mlx.weights.load import find_model
 
 

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dsv4_mlx.checkpoint.inventory import inventory
 from dsv4_mlx.config import parse_config
 from dsv4_mlx.errors import EXIT_INTERRUPT, Dsv4Error, InputError, MachineError, UsageError
-from dsv4_mlx.official import inventory
 from dsv4_mlx.synthetic.configs import cut, release_config, small_config
 from dsv4_mlx.synthetic.write import write_checkpoint
 

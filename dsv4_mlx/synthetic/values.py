@@ -19,8 +19,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from dsv4_mlx.checkpoint.inventory import ITEM_BYTES, Tensor, Weight
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.official import ITEM_BYTES, Tensor, Weight
 
 Bytes = npt.NDArray[np.uint8]
 

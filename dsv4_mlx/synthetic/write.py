@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dsv4_mlx.checkpoint.inventory import ITEM_BYTES, Tensor, Weight, inventory
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.errors import InputError, MachineError
-from dsv4_mlx.official import ITEM_BYTES, Tensor, Weight, inventory
 from dsv4_mlx.synthetic.tokenizer import tokenizer_json
 from dsv4_mlx.synthetic.values import Bytes, tensor_bytes
 

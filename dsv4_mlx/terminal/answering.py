@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from dsv4_mlx.terminal.chat_thread import Counted, Ended, Prefilling, Said
 from dsv4_mlx.terminal.conversation import Message
-from dsv4_mlx.terminal.worker import Counted, Ended, Prefilling, Said
 
 
 @dataclass

@@ -10,15 +10,11 @@ from dataclasses import dataclass, field
 from queue import Empty
 
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, DoesNotFit, Dsv4Error
+from dsv4_mlx.machine.awake import Awake
 from dsv4_mlx.terminal.answering import Answering
 from dsv4_mlx.terminal.attach import Attachment, clean
-from dsv4_mlx.terminal.awake import Awake
-from dsv4_mlx.terminal.commands import IMMEDIATE, is_command, run_command
-from dsv4_mlx.terminal.conversation import Conversation, Message
-from dsv4_mlx.terminal.speaker import Asked, Facts, Spoken, Think
-from dsv4_mlx.terminal.store import Store
-from dsv4_mlx.terminal.view import View
-from dsv4_mlx.terminal.worker import (
+from dsv4_mlx.terminal.chat_engine import Asked, Facts, Spoken, Think
+from dsv4_mlx.terminal.chat_thread import (
     Counted,
     Ended,
     Event,
@@ -30,6 +26,10 @@ from dsv4_mlx.terminal.worker import (
     Said,
     Worker,
 )
+from dsv4_mlx.terminal.commands import IMMEDIATE, is_command, run_command
+from dsv4_mlx.terminal.conversation import Conversation, Message
+from dsv4_mlx.terminal.store import Store
+from dsv4_mlx.terminal.view import View
 
 
 @dataclass(frozen=True)

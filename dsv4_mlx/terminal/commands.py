@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from dsv4_mlx.errors import Dsv4Error
 from dsv4_mlx.terminal import clipboard
 from dsv4_mlx.terminal.attach import Attachment, read_text
+from dsv4_mlx.terminal.chat_engine import Think
 from dsv4_mlx.terminal.conversation import Conversation
 from dsv4_mlx.terminal.figures import stats
-from dsv4_mlx.terminal.speaker import Think
 
 if TYPE_CHECKING:
     from dsv4_mlx.terminal.chat import Chat

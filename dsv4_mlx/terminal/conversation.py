@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from dsv4_mlx.terminal.speaker import Spoken, Think
+from dsv4_mlx.terminal.chat_engine import Spoken, Think
 
 VERSION = 1
 

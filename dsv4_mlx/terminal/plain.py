@@ -15,11 +15,11 @@ from typing import TextIO
 from dsv4_mlx.terminal.answering import Answering
 from dsv4_mlx.terminal.attach import printable
 from dsv4_mlx.terminal.chat import Chat
+from dsv4_mlx.terminal.chat_engine import Kind
 from dsv4_mlx.terminal.conversation import Conversation
 from dsv4_mlx.terminal.figures import thought
 from dsv4_mlx.terminal.history import LineHistory
-from dsv4_mlx.terminal.record import entries_of, entries_of_answer
-from dsv4_mlx.terminal.speaker import Kind
+from dsv4_mlx.terminal.scrollback import entries_of, entries_of_answer
 from dsv4_mlx.terminal.status import progress
 
 FIRST, EVERY = 1.0, 5.0  # seconds until a line about loading or the prompt, and between such lines

@@ -28,18 +28,18 @@ from dsv4_mlx.errors import EXIT_TERMINATED
 from dsv4_mlx.terminal.answering import Answering
 from dsv4_mlx.terminal.attach import clean, printable
 from dsv4_mlx.terminal.chat import Chat
+from dsv4_mlx.terminal.chat_engine import Kind
 from dsv4_mlx.terminal.complete import LineCompleter
 from dsv4_mlx.terminal.conversation import Conversation
 from dsv4_mlx.terminal.figures import span, thought
-from dsv4_mlx.terminal.flow import Flow
 from dsv4_mlx.terminal.history import LineHistory
-from dsv4_mlx.terminal.keys import bindings
+from dsv4_mlx.terminal.input import bindings
 from dsv4_mlx.terminal.lexers import begin_common
+from dsv4_mlx.terminal.markdown import Flow
 from dsv4_mlx.terminal.output import HeldOutput
 from dsv4_mlx.terminal.paint import Fragments, Line, Painter, fragments
 from dsv4_mlx.terminal.paste import Pastes
-from dsv4_mlx.terminal.record import Entry, Record, entries_of, entries_of_answer
-from dsv4_mlx.terminal.speaker import Kind
+from dsv4_mlx.terminal.scrollback import Entry, Record, entries_of, entries_of_answer
 from dsv4_mlx.terminal.status import progress, status
 from dsv4_mlx.terminal.thinking import Thinking
 

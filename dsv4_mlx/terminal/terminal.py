@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from dsv4_mlx.terminal.awake import Awake
+from dsv4_mlx.machine.awake import Awake
 from dsv4_mlx.terminal.chat import Chat, ChatOptions
-from dsv4_mlx.terminal.speaker import Speaker
+from dsv4_mlx.terminal.chat_engine import Speaker
+from dsv4_mlx.terminal.chat_thread import Worker
 from dsv4_mlx.terminal.store import Store
-from dsv4_mlx.terminal.worker import Worker
 
 
 def charset(environment: Mapping[str, str]) -> str | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from dsv4_mlx.terminal.answering import Answering
+from dsv4_mlx.terminal.chat_engine import Kind
 from dsv4_mlx.terminal.conversation import Conversation
-from dsv4_mlx.terminal.speaker import Kind
 
 
 class View(Protocol):

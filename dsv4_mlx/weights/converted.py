@@ -7,9 +7,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from dsv4_mlx.checkpoint.manifest import ExpertTable, Manifest, read_manifest
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.errors import InputError, MachineError
-from dsv4_mlx.manifest import ExpertTable, Manifest, read_manifest
 from dsv4_mlx.weights.records import RecordMap, converted_records
 from dsv4_mlx.weights.stored import Advance
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.model.tensors import Linear
-from dsv4_mlx.weights.experts import FloatExperts
+from dsv4_mlx.weights.resident_experts import FloatExperts
 
 
 class FloatTensors:

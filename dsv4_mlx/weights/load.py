@@ -12,19 +12,19 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
+from dsv4_mlx.checkpoint.manifest import NAME as MANIFEST
+from dsv4_mlx.checkpoint.manifest import Manifest
 from dsv4_mlx.checkpoint.source import INDEX
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.manifest import NAME as MANIFEST
-from dsv4_mlx.manifest import Manifest
 from dsv4_mlx.model.block import Block
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.ops import Numerics, Ops
+from dsv4_mlx.ops.table import Numerics, Ops
+from dsv4_mlx.weights.bind import StoredTensors
 from dsv4_mlx.weights.converted import ConvertedModel
-from dsv4_mlx.weights.experts import ResidentExperts
 from dsv4_mlx.weights.official import OfficialModel
 from dsv4_mlx.weights.records import Paged
+from dsv4_mlx.weights.resident_experts import ResidentExperts
 from dsv4_mlx.weights.stored import StoredModel
-from dsv4_mlx.weights.tensors import StoredTensors
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 

@@ -16,22 +16,22 @@ import numpy as np
 import dsv4_mlx
 from dsv4_mlx.checkpoint.check import check_bytes, scale_bytes
 from dsv4_mlx.checkpoint.identity import identify
-from dsv4_mlx.checkpoint.names import match
-from dsv4_mlx.checkpoint.native import (
+from dsv4_mlx.checkpoint.inventory import Block, Inventory, Weight
+from dsv4_mlx.checkpoint.manifest import OFFICIAL, ExpertTable, Manifest, TensorRecord
+from dsv4_mlx.checkpoint.match import match
+from dsv4_mlx.checkpoint.reader import SourceReader
+from dsv4_mlx.checkpoint.record import (
     NATIVE,
     SEGMENT_SOURCE,
     expand_scales,
     record_bytes,
     record_segments,
 )
-from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.source import Source, open_source
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.manifest import OFFICIAL, ExpertTable, Manifest, TensorRecord
-from dsv4_mlx.official import Block, Inventory, Weight
-from dsv4_mlx.weights.experts import room
 from dsv4_mlx.weights.records import Range, RecordMap, repeat_scales
+from dsv4_mlx.weights.resident_experts import room
 from dsv4_mlx.weights.stored import Advance
 
 THREADS = 4

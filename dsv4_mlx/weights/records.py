@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dsv4_mlx.checkpoint.native import MX_GROUP, Bytes, check_codes, expand_scales, exponents
+from dsv4_mlx.checkpoint.inventory import FP8_BLOCK, ITEM_BYTES
+from dsv4_mlx.checkpoint.manifest import ExpertTable, Segment
+from dsv4_mlx.checkpoint.record import MX_GROUP, Bytes, check_codes, expand_scales, exponents
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.manifest import ExpertTable, Segment
 from dsv4_mlx.model.tensors import ExpertSource
-from dsv4_mlx.official import FP8_BLOCK, ITEM_BYTES
 
 # (block, its records) -> experts that are read when they are needed, in place of all of them in memory
 Paged = Callable[[str, "RecordMap"], ExpertSource]

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import mlx.core as mx
 
+from dsv4_mlx.checkpoint.manifest import ExpertTable, Manifest
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.manifest import ExpertTable, Manifest
 from dsv4_mlx.weights.records import RecordMap
 
 Advance = Callable[[int], None]  # so many more bytes have been read

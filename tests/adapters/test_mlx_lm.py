@@ -20,8 +20,8 @@ from small_model import token_ids
 from dsv4_mlx.adapters import mlx_lm as adapter
 from dsv4_mlx.adapters.mlx_lm import Model, StateCache, batch_generate, load, prepared, tokenizer
 from dsv4_mlx.engine.engine import Engine, EngineOptions
-from dsv4_mlx.engine.score import score
 from dsv4_mlx.errors import InputError, UsageError
+from dsv4_mlx.evaluation.score import score
 
 VOCABULARY = 384
 NEVER = "no answer has this"
@@ -93,7 +93,7 @@ def test_perplexity_program(
 def test_parameters_are_counted_unpacked(engine: Engine, model: Model) -> None:
     from mlx_lm.utils import get_total_parameters
 
-    from dsv4_mlx.official import inventory
+    from dsv4_mlx.checkpoint.inventory import inventory
 
     weights = [w for w in inventory(engine.config).weights() if not w.name.endswith("tid2eid")]
     found = get_total_parameters(model)  # type: ignore[no-untyped-call]

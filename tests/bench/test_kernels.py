@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from kernels.proven import Proven
+from ops.kernels.proven import Proven
 
 from bench import kernels
-from dsv4_mlx.kernels import ALL
-from dsv4_mlx.kernels.launch import Launch
+from dsv4_mlx.ops.kernels import ALL
+from dsv4_mlx.ops.kernels.launch import Launch
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import pytest
 from memory_run import tiny_engine
 from small_model import tiny_config
 
+from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.cli.main import run
-from dsv4_mlx.engine.bench import Spread, check_plan, frontiers, random_prompt
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.memory import touched_state, touched_weights
 from dsv4_mlx.errors import UsageError
-from dsv4_mlx.manifest import read_manifest
+from dsv4_mlx.evaluation.throughput import Spread, check_plan, frontiers, random_prompt
 from dsv4_mlx.weights.load import find_model
 
 

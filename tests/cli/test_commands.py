@@ -179,7 +179,7 @@ def test_a_bug_is_logged(folder: str, capsys: Output, monkeypatch: pytest.Monkey
     def broken(*_: object) -> None:
         raise RuntimeError("wires crossed")
 
-    monkeypatch.setattr("dsv4_mlx.engine.facts.facts", broken)
+    monkeypatch.setattr("dsv4_mlx.engine.info.facts", broken)
     assert run(["info", folder]) == 70
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: this is a bug in dsv4-mlx: RuntimeError: wires crossed")
@@ -191,6 +191,6 @@ def test_interrupt(folder: str, capsys: Output, monkeypatch: pytest.MonkeyPatch)
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dsv4_mlx.engine.facts.facts", interrupted)
+    monkeypatch.setattr("dsv4_mlx.engine.info.facts", interrupted)
     assert run(["info", folder]) == 130
     assert capsys.readouterr() == ("", "error: interrupted\n")

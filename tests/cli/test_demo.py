@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from deepseek_recipe import Conversation, ToolDefinition, UserMessage
 
-from dsv4_mlx.chat.answer import Answer, Piece
+from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.cli.demo import MODEL_ID, SHIPPED, build
-from dsv4_mlx.cli.sources import model_folder
+from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.engine.generate import answer, generate
 from dsv4_mlx.engine.sampler import SamplingOptions
-from dsv4_mlx.manifest import read_manifest
+from dsv4_mlx.tokenizer.output_parser import Answer, Piece
 
 QUESTION = "What is the sliding window?"
 ANSWER = "Each token sees the last 128 tokens in full."

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoint.damage import narrow_scales
+from checkpoint.decoding import official_tensors
 from checkpoints import Checkpoints
-from official.damage import narrow_scales
-from official.decoding import official_tensors
 
 from dsv4_mlx.cli.main import run
 

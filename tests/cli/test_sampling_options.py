@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from dsv4_mlx.chat.answer import Answer
-from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.cli.main import run
 from dsv4_mlx.cli.sampling import logit_bias
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.synthetic.tokenizer import tokenizer_json
+from dsv4_mlx.tokenizer.output_parser import Answer
+from dsv4_mlx.tokenizer.template import Prompts
 
 
 def test_every_knob_reaches_the_sampler(
@@ -30,7 +30,7 @@ def test_every_knob_reaches_the_sampler(
 
     monkeypatch.setattr(import_module("dsv4_mlx.engine.generate"), "answer", answer)
 
-    monkeypatch.setattr("dsv4_mlx.engine.facts.vocabulary", lambda folder: 640)
+    monkeypatch.setattr("dsv4_mlx.engine.info.vocabulary", lambda folder: 640)
 
     class NoEngine:
         expert_memory = ""

@@ -13,23 +13,23 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from checkpoint.damage import add_tensor, edit_json, narrow_scales, poke
+from checkpoint.decoding import RawFile, official_tensors, official_values
 from checkpoints import run, same_bits
-from official.damage import add_tensor, edit_json, narrow_scales, poke
-from official.decoding import RawFile, official_tensors, official_values
 
-from dsv4_mlx.checkpoint.names import match
-from dsv4_mlx.checkpoint.native import AT_ONCE, check_codes
+from dsv4_mlx.checkpoint.manifest import read_manifest
+from dsv4_mlx.checkpoint.match import match
 from dsv4_mlx.checkpoint.reader import SourceReader
+from dsv4_mlx.checkpoint.record import AT_ONCE, check_codes
 from dsv4_mlx.checkpoint.source import Source, open_source
-from dsv4_mlx.convert.plan import FilePlan, make_plan
+from dsv4_mlx.convert.conversion_plan import FilePlan, make_plan
 from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.convert.run import convert
+from dsv4_mlx.convert.steps import QuantisedRecord, Scales, work_for
 from dsv4_mlx.convert.verify import verify
-from dsv4_mlx.convert.work import QuantisedRecord, Scales, work_for
 from dsv4_mlx.engine.engine import Engine, EngineOptions
-from dsv4_mlx.engine.score import score
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.manifest import read_manifest
+from dsv4_mlx.evaluation.score import score
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
 EXPERT = "layers.2.ffn.experts.3.w2"

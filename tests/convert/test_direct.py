@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from dsv4_mlx.checkpoint import direct
-from dsv4_mlx.checkpoint.direct import PAGE, InFile, OutFile, aligned_buffer
+from dsv4_mlx.checkpoint import files as direct
+from dsv4_mlx.checkpoint.files import PAGE, InFile, OutFile, aligned_buffer
 
 SIZE = 3 * 2**20 + 77
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from official.damage import poke
-from official.hostile import CASES, Case
+from checkpoint.damage import poke
+from checkpoint.hostile import CASES, Case
 
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.errors import Dsv4Error, InputError, MachineError, UsageError

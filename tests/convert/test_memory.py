@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv4_mlx.convert import stream
+from dsv4_mlx.convert import pipeline as stream
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.synthetic import cut, release_config, small_config, write_checkpoint
 from dsv4_mlx.synthetic.configs import Release

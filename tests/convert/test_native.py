@@ -12,11 +12,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from official.decoding import RawFile, mx_values, official_tensors, official_values, same_bits
+from checkpoint.decoding import RawFile, mx_values, official_tensors, official_values, same_bits
 from safetensors import safe_open
 
+from dsv4_mlx.checkpoint.manifest import ALIGNMENT, SEGMENTS, Manifest, read_manifest
 from dsv4_mlx.convert.run import convert
-from dsv4_mlx.manifest import ALIGNMENT, SEGMENTS, Manifest, read_manifest
 
 NAMES = ("small", "awkward", "base", "awkward base", "0731", "pro")
 Folder = Callable[[str], Path]
@@ -138,10 +138,10 @@ def test_layout_is_what_the_manifest_says(
 
 
 def test_a_true_record_needs_no_padding() -> None:
+    from dsv4_mlx.checkpoint.inventory import inventory
     from dsv4_mlx.config import parse_config
-    from dsv4_mlx.convert.plan import make_plan
+    from dsv4_mlx.convert.conversion_plan import make_plan
     from dsv4_mlx.convert.recipe import find_recipe
-    from dsv4_mlx.official import inventory
     from dsv4_mlx.synthetic import release_config
 
     config = parse_config(json.dumps(release_config("flash", true_size=True)), "flash")

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from dsv4_mlx.convert import stream
-from dsv4_mlx.convert import target as folder
+from dsv4_mlx.convert import folder
+from dsv4_mlx.convert import pipeline as stream
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.errors import InputError, MachineError
 from dsv4_mlx.synthetic import small_config, write_checkpoint

@@ -13,15 +13,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from official.damage import poke
-from official.decoding import official_tensors, official_values
+from checkpoint.damage import poke
+from checkpoint.decoding import official_tensors, official_values
 
 from dsv4_mlx.checkpoint.identity import identify
+from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.checkpoint.source import open_source
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.convert.verify import verify
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.manifest import read_manifest
 
 Folder = Callable[[str], Path]
 

@@ -11,13 +11,13 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 import pytest
-from kernels.proven import Proven
+from ops.kernels.proven import Proven
 
 from bench.demo_model import compare, models
 from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.engine.engine import Engine
-from dsv4_mlx.ops import with_kernels
+from dsv4_mlx.ops.table import with_kernels
 
 PROMPTS = 3
 LONGEST = 24  # tokens of an answer that are compared

@@ -27,7 +27,7 @@ from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.generate import generate
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.ops import EXACT, REFERENCE
+from dsv4_mlx.ops.table import EXACT, REFERENCE
 
 CONFIG = model_config()
 

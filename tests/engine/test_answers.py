@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dsv4_mlx.chat.answer import Answer, Piece
-from dsv4_mlx.chat.prompt import THINK, Prompts, Think
 from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.tokenizer.output_parser import Answer, Piece
+from dsv4_mlx.tokenizer.template import THINK, Prompts, Think
 
 
 @pytest.fixture(scope="module")

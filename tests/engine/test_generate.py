@@ -8,14 +8,14 @@ from checkpoints import Checkpoints
 from small_model import MARKERS, new_session, tiny_model, token_ids
 from tokenizers import Tokenizer
 
-from dsv4_mlx.chat.prompt import THINK, Think
-from dsv4_mlx.chat.spelling import Spelling
 from dsv4_mlx.engine.complete import complete
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.generate import answer, generate
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import DoesNotFit
 from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.template import THINK, Think
 
 PROMPT = token_ids(np.random.default_rng(9), 40)
 GREEDY = SamplingOptions(temperature=0)

@@ -14,13 +14,13 @@ import hashlib
 import re
 from pathlib import Path
 
-from dsv4_mlx.ops import NUMERIC_VERSION
+from dsv4_mlx.ops.table import NUMERIC_VERSION
 
 ROOT = Path(__file__).parents[2]
 PINNED = Path(__file__).with_name("arithmetic.txt")
 CODE = (
-    "dsv4_mlx/reference/*.py", "dsv4_mlx/kernels/*.py", "dsv4_mlx/model/*.py", "dsv4_mlx/ops.py",
-    "dsv4_mlx/paging/groups.py", "dsv4_mlx/engine/cuts.py", "metal/*.metal", "metal/common/*.h",
+    "dsv4_mlx/ops/reference/*.py", "dsv4_mlx/ops/kernels/*.py", "dsv4_mlx/model/*.py", "dsv4_mlx/ops/table.py",
+    "dsv4_mlx/paging/groups.py", "dsv4_mlx/engine/chunking.py", "metal/*.metal", "metal/common/*.h",
 )  # fmt: skip
 SILENT = {"ctx", "kind", "annotation", "returns", "type_comment", "type_params"}
 
@@ -63,7 +63,7 @@ def test_the_numeric_version_was_decided_on() -> None:
     changed = sorted({line.split()[-1] for line in set(pinned) ^ set(now)})
     assert pinned == now, (
         f"{', '.join(changed)}: not as pinned. If a bit of any result can differ, above all by another order "
-        "of summation, raise NUMERIC_VERSION in dsv4_mlx/ops.py. "
+        "of summation, raise NUMERIC_VERSION in dsv4_mlx/ops/table.py. "
         "Then: python tests/engine/test_numeric_version.py"
     )
 

@@ -11,12 +11,12 @@ from checkpoints import run
 from compare import PARTITION, assert_bits, assert_close
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
-from dsv4_mlx.engine.cuts import cuts
+from dsv4_mlx.engine.chunking import cuts
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.memory import RESTART_POINTS, state_bytes
-from dsv4_mlx.engine.score import score
 from dsv4_mlx.engine.session import Session, check_logits, common_prefix
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError
+from dsv4_mlx.evaluation.score import score
 from dsv4_mlx.model.transformer import Transformer
 
 TOKENS = token_ids(np.random.default_rng(1), 1300)

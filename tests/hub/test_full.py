@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from hub.conftest import QUICK, same
-from hub.standin import REPOSITORY, Hub, serving
+from hub.fake_hub import REPOSITORY, Hub, serving
 
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.errors import MachineError
@@ -135,8 +135,8 @@ def full_at_every_write(job: Job, official: Path, wanted: Path, home: Path, step
 @pytest.fixture(autouse=True)
 def nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is refused beforehand; 1,000 bytes are free when it is told how much is missing."""
-    monkeypatch.setattr("dsv4_mlx.convert.target.free_bytes", lambda place: 1000)
-    monkeypatch.setattr("dsv4_mlx.convert.target.check_space", lambda *_: None)
+    monkeypatch.setattr("dsv4_mlx.convert.folder.free_bytes", lambda place: 1000)
+    monkeypatch.setattr("dsv4_mlx.convert.folder.check_space", lambda *_: None)
     jobs = import_module("dsv4_mlx.hub.download")  # its package has a function of that name
     monkeypatch.setattr(jobs, "check_space", lambda *_: None)
 

@@ -13,7 +13,7 @@ import huggingface_hub
 import huggingface_hub.constants
 import pytest
 from hub.conftest import QUICK, same
-from hub.standin import REPOSITORY, Asked, Hub, serving
+from hub.fake_hub import REPOSITORY, Asked, Hub, serving
 
 from dsv4_mlx.cli.main import run
 from dsv4_mlx.errors import Dsv4Error, InputError, MachineError
@@ -267,7 +267,7 @@ def test_names_that_leave_the_folder_are_refused(official: Path, tmp_path: Path,
 def test_too_little_room_is_said_before_anything_large_comes(
     official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsv4_mlx.convert.target.free_bytes", lambda place: 100_000)
+    monkeypatch.setattr("dsv4_mlx.convert.folder.free_bytes", lambda place: 100_000)
     hub = Hub(official)
     error = refused(hub, tmp_path)
     assert isinstance(error, MachineError) and "are missing" in str(error)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from hub.conftest import same
-from hub.standin import Hub, serving
+from hub.fake_hub import Hub, serving
 
 SCRIPT = Path(__file__).parent / "killed.py"
 ROOT = Path(__file__).parents[2]

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint.damage import INDEX, edit_json, write_shard
 from hub.conftest import QUICK, same
-from hub.standin import REPOSITORY, Hub, serving
-from official.damage import INDEX, edit_json, write_shard
+from hub.fake_hub import REPOSITORY, Hub, serving
 
+from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.convert.verify import verify
 from dsv4_mlx.hub.download import Step, convert_from_hub, download, source_folder
-from dsv4_mlx.manifest import read_manifest
 from dsv4_mlx.planning.model import ways_of
 from dsv4_mlx.planning.plan import plan
-from dsv4_mlx.planning.predict import Speeds
+from dsv4_mlx.planning.speed import Speeds
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
 

@@ -15,7 +15,7 @@ from threading import Event
 import huggingface_hub.constants
 import pytest
 from hub.conftest import QUICK, same
-from hub.standin import REPOSITORY, Asked, Hub, serving
+from hub.fake_hub import REPOSITORY, Asked, Hub, serving
 
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.hub.download import Step, convert_from_hub, download, source_folder

@@ -9,10 +9,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from dsv4_mlx.kernels import ALL
-from dsv4_mlx.kernels.launch import metal
-from dsv4_mlx.kernels.op import Case, KernelOp, disagreement
-from dsv4_mlx.ops import REFERENCE
+from dsv4_mlx.ops.kernels import ALL
+from dsv4_mlx.ops.kernels.launch import metal
+from dsv4_mlx.ops.kernels.op import Case, KernelOp, disagreement
+from dsv4_mlx.ops.table import REFERENCE
 
 CASES = [pytest.param(op, case, id=f"{op.name}: {case.name}") for op in ALL for case in op.cases()]
 

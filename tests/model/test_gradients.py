@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from small_model import tiny_model, token_ids
 
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.ops import TRAINABLE
+from dsv4_mlx.ops.table import TRAINABLE
 
 TOKENS = token_ids(np.random.default_rng(6), 140)
 IDS = mx.array([TOKENS])

@@ -12,8 +12,8 @@ from compare import CHAOTIC, LOGITS, OFFICIAL_MEDIAN, OFFICIAL_TOP1, assert_clos
 from oracle import goldens
 from oracle.cases import CASES, Case
 
-from dsv4_mlx.operands import Streams
-from dsv4_mlx.reference.hc_post import hc_post
+from dsv4_mlx.ops.reference.hc_post import hc_post
+from dsv4_mlx.ops.types import Streams
 
 Note = Callable[[str, object], None]
 

@@ -7,7 +7,7 @@ import pytest
 from checkpoints import Checkpoints, decode, run
 from compare import LOGITS, PARTITION, assert_close
 
-from dsv4_mlx.ops import EXACT, REFERENCE
+from dsv4_mlx.ops.table import EXACT, REFERENCE
 from dsv4_mlx.weights.load import find_model, open_model
 
 LAYERS = {"flash": (43, 0), "base": (43, 0), "pro": (61, 128), "0731": (43, 0)}  # and the first layer's ratio

@@ -6,9 +6,9 @@ import time
 
 from paging.paged_model import Model
 
-from dsv4_mlx.paging.ahead import Trust
+from dsv4_mlx.paging.lookahead import Trust
 from dsv4_mlx.paging.pager import CANDIDATES
-from dsv4_mlx.paging.steps import Form
+from dsv4_mlx.paging.schedule import Form
 from dsv4_mlx.weights.records import RecordMap
 
 

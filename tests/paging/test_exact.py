@@ -15,7 +15,7 @@ import dsv4_mlx
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.errors import MachineError
-from dsv4_mlx.paging.experts import PagedExperts
+from dsv4_mlx.paging.paged_experts import PagedExperts
 from dsv4_mlx.paging.reading import RecordReader
 from dsv4_mlx.paging.stats import total
 from dsv4_mlx.weights.records import RecordMap

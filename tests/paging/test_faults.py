@@ -18,9 +18,9 @@ import pytest
 from paging.paged_model import Model
 from paging.test_exact import Late, layers
 
+from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.errors import InputError, MachineError
-from dsv4_mlx.manifest import read_manifest
 from dsv4_mlx.paging.stats import total
 
 Read = Callable[[Path, int, Sequence[memoryview]], None]

@@ -11,7 +11,7 @@ from paging.paged_model import Model, make
 
 from bench.count.trace import Array, Graph, trace
 from dsv4_mlx.model.transformer import OneByOne
-from dsv4_mlx.paging.experts import Guess, PagedExperts
+from dsv4_mlx.paging.paged_experts import Guess, PagedExperts
 
 EXPERTS, EACH = 257, 6
 SLOTS = (6, 64, 256)
@@ -51,7 +51,7 @@ def step_graph(model: Model, slots: int) -> Graph:
 
 def views(layer: PagedExperts) -> Any:
     """`SlotBank.banks` without evaluating: what is traced has no values."""
-    from dsv4_mlx.weights.experts import ResidentExperts
+    from dsv4_mlx.weights.resident_experts import ResidentExperts
 
     made = ResidentExperts(layer.bank._array, layer.bank._layout, mx.float32)
     return lambda: (made.gate_up, made.down)

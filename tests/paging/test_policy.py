@@ -19,9 +19,9 @@ from bench.paging.record import CHECKPOINT, record, text
 from bench.paging.rejected import Gaps, Often
 from bench.paging.replay import Belady, hit_rate, misses
 from bench.paging.traces import SKEWED, Drawn, Trace, drawn, load, scan
+from dsv4_mlx.paging.expert_run import Turn
 from dsv4_mlx.paging.policy import OPEN, Duel, Lru, Policy
 from dsv4_mlx.paging.slots import SlotTable
-from dsv4_mlx.paging.turn import Turn
 
 MAKERS: list[Callable[[int], Policy]] = [Lru, Duel, Often, Gaps]
 TOKENS, WARM = 2500, 800

@@ -9,9 +9,9 @@ from itertools import combinations
 
 import pytest
 
+from dsv4_mlx.paging.expert_run import Turn
 from dsv4_mlx.paging.policy import Lru
 from dsv4_mlx.paging.slots import SlotTable
-from dsv4_mlx.paging.turn import Turn
 
 EXPERTS = 3
 NEEDS = [need for size in (1, 2, 3) for need in combinations(range(EXPERTS), size)]

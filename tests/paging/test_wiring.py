@@ -10,10 +10,11 @@ import pytest
 from engine.pretend_mac import PretendMac
 from paging.paged_model import Model
 
-from dsv4_mlx import mishaps, tf32
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.errors import Dsv4Warning, UsageError
-from dsv4_mlx.paging.governor import Pressure
+from dsv4_mlx.machine import mlx_switches as tf32
+from dsv4_mlx.machine import wire_guard as mishaps
+from dsv4_mlx.paging.pressure import Pressure
 
 GIB = 1 << 30
 

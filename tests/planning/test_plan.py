@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint.decoding import official_tensors
 from checkpoints import Checkpoints
 from hypothesis import given
 from hypothesis import strategies as st
-from official.decoding import official_tensors
 
+from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.cli.main import run
 from dsv4_mlx.config import parse_config
 from dsv4_mlx.convert.recipe import RECIPES
 from dsv4_mlx.convert.run import convert
-from dsv4_mlx.doctor.fit import fit
 from dsv4_mlx.engine.engine import weight_bytes
 from dsv4_mlx.engine.memory import state_bytes, touched_weights, workspace
-from dsv4_mlx.manifest import read_manifest
 from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.planning.candidates import candidates, flash_config
+from dsv4_mlx.planning.fit import fit
 from dsv4_mlx.planning.model import ways_of
 from dsv4_mlx.planning.plan import disk, plan
-from dsv4_mlx.planning.predict import HITS, Speeds, simulated
+from dsv4_mlx.planning.speed import HITS, Speeds, simulated
 from dsv4_mlx.synthetic import cut, release_config, small_config, write_checkpoint
 from dsv4_mlx.weights.load import find_model
 

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from checkpoints import Checkpoints
 
+from dsv4_mlx.checkpoint.inventory import inventory
 from dsv4_mlx.cli.main import run
-from dsv4_mlx.convert.plan import make_plan
+from dsv4_mlx.convert.conversion_plan import make_plan
 from dsv4_mlx.convert.recipe import RECIPES
-from dsv4_mlx.convert.rehearse import Amounts, Pace, amounts, rehearse
-from dsv4_mlx.official import inventory
+from dsv4_mlx.convert.trial import Amounts, Pace, amounts, rehearse
 from dsv4_mlx.planning import rehearsal
 from dsv4_mlx.planning.candidates import flash_config
 from dsv4_mlx.planning.rehearsal import pace_here

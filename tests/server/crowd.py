@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.client import Reply, parsed, request
-from server.said import events, read_chat, read_messages, read_responses
+from server.sse import events, read_chat, read_messages, read_responses
 
 SILENCE = 1.0  # seconds without a byte that count as a gap
 HI = [{"role": "user", "content": "hi"}]

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from deepseek_recipe import Conversation
 
-from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.cli.demo import SHIPPED
-from dsv4_mlx.serving.job import Emit, Finished, Job, Prefill, Reason, Started, Token
-from dsv4_mlx.serving.turns import Rendered, Said, Turns
-from dsv4_mlx.serving.worker import Health, State, Stats
+from dsv4_mlx.scheduler.engine_thread import Health, State, Stats
+from dsv4_mlx.scheduler.request import Emit, Finished, Job, Prefill, Reason, Started, Token
+from dsv4_mlx.scheduler.turn_cache import Rendered, Said, Turns
+from dsv4_mlx.tokenizer.template import Prompts
 
 CHECKPOINT = SHIPPED
 VOCABULARY = 1792

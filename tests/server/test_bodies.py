@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dsv4_mlx.server.body import parse
+from dsv4_mlx.server.api_errors import Refusal
 from dsv4_mlx.server.options import Limits
-from dsv4_mlx.server.refusal import Refusal
+from dsv4_mlx.server.protocols.body import parse
 
 LIMITS = Limits(depth=8)
 

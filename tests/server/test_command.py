@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 from server.client import call, connected, parsed, read, request, until
 from server.fakes import CHECKPOINT
-from server.said import events
+from server.sse import events
 
-from dsv4_mlx.cli.descriptors import allow
 from dsv4_mlx.cli.options import LONGEST_KEY, api_key_from
 from dsv4_mlx.errors import UsageError
+from dsv4_mlx.machine.descriptors import allow
 
 HI = [{"role": "user", "content": "hi"}]
 COMMAND = [sys.executable, "-m", "dsv4_mlx", "serve", str(CHECKPOINT)]

@@ -12,7 +12,7 @@ import pytest
 from server.client import call, connected, dechunked, parsed, read, request, until
 from server.conftest import Start
 from server.fakes import Script
-from server.said import events, read_chat
+from server.sse import events, read_chat
 
 from dsv4_mlx.server.options import Limits, ServerOptions
 

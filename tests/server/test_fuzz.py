@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from server.fakes import CHECKPOINT, PlainTurns
-from server.said import Cutter, Read, Turn, read_chat, read_messages, read_responses
+from server.sse import Cutter, Read, Turn, read_chat, read_messages, read_responses
 
-from dsv4_mlx.chat.prompt import Prompts
-from dsv4_mlx.chat.spelling import Spelling
-from dsv4_mlx.constrain.grammars import Grammars
-from dsv4_mlx.server.ask import Ask, Facts, Protocol
-from dsv4_mlx.server.intake import WIRES, Intake
-from dsv4_mlx.server.wire import Wire
-from dsv4_mlx.serving.job import Token
+from dsv4_mlx.grammar.grammars import Grammars
+from dsv4_mlx.scheduler.request import Token
+from dsv4_mlx.server.protocols.request import Ask, Facts, Protocol
+from dsv4_mlx.server.protocols.stream import Wire
+from dsv4_mlx.server.translate import WIRES, Intake
+from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.template import Prompts
 
 # Text that looks like markup, halves of it, and characters of several bytes.
 TRICKY = (

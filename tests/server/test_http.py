@@ -8,7 +8,7 @@ import pytest
 from server.client import call
 from server.conftest import Start
 from server.fakes import Script
-from server.said import events, read_chat, read_messages, read_responses
+from server.sse import events, read_chat, read_messages, read_responses
 
 from dsv4_mlx.server.options import ServerOptions
 

@@ -9,10 +9,10 @@ import pytest
 from server.client import call
 from server.conftest import Start
 from server.fakes import Script
-from server.said import events
+from server.sse import events
 
 from dsv4_mlx.errors import DoesNotFit, ModelOutputError
-from dsv4_mlx.serving.job import QueueFull, Unavailable
+from dsv4_mlx.scheduler.request import QueueFull, Unavailable
 
 HI = [{"role": "user", "content": "hi"}]
 BODIES: dict[str, dict[str, Any]] = {

@@ -12,10 +12,10 @@ from server.conftest import Start
 
 from dsv4_mlx.engine.engine import EngineOptions
 from dsv4_mlx.engine.sampler import SamplingOptions
-from dsv4_mlx.server.record import Record
-from dsv4_mlx.serving.backend import ModelBackend
-from dsv4_mlx.serving.job import Event, Finished, Job
-from dsv4_mlx.serving.worker import Worker
+from dsv4_mlx.scheduler.backend import ModelBackend
+from dsv4_mlx.scheduler.engine_thread import Worker
+from dsv4_mlx.scheduler.request import Event, Finished, Job
+from dsv4_mlx.server.metrics import Record
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 LINE = re.compile(r"(\w+)(\{[^}]*\})? ([0-9.e+-]+)")

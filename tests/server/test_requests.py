@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from dsv4_mlx.chat.prompt import LEVELS, Prompts, Think
-from dsv4_mlx.chat.spelling import Spelling
-from dsv4_mlx.constrain.rules import Json, Regex, ToolCalls
-from dsv4_mlx.server import chat, messages, responses
-from dsv4_mlx.server.ask import Ask, Facts
+from dsv4_mlx.grammar.rules import Json, Regex, ToolCalls
+from dsv4_mlx.server.api_errors import Refusal
 from dsv4_mlx.server.options import ServerOptions
-from dsv4_mlx.server.refusal import Refusal
-from dsv4_mlx.server.thinking import resolve
+from dsv4_mlx.server.protocols import chat, messages, responses
+from dsv4_mlx.server.protocols.request import Ask, Facts
+from dsv4_mlx.server.protocols.thinking import resolve
+from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.template import LEVELS, Prompts, Think
 
 HI = [{"role": "user", "content": "hi"}]
 F = {"type": "function", "function": {"name": "f"}}

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from dsv4_mlx.chat.spelling import Spelling
-from dsv4_mlx.server import completions, messages, responses
-from dsv4_mlx.server.ask import Facts
+from dsv4_mlx.server.api_errors import Refusal
 from dsv4_mlx.server.options import ServerOptions
-from dsv4_mlx.server.refusal import Refusal
+from dsv4_mlx.server.protocols import completions, messages, responses
+from dsv4_mlx.server.protocols.request import Facts
+from dsv4_mlx.tokenizer.markers import Spelling
 
 HI = [{"role": "user", "content": "hi"}]
 F = {"type": "function", "function": {"name": "f"}}

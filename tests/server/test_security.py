@@ -12,10 +12,10 @@ from server.client import call, connected, parsed, read
 from server.conftest import Start
 
 from dsv4_mlx.errors import MachineError, UsageError
+from dsv4_mlx.server.api_errors import Refusal
 from dsv4_mlx.server.guard import Head, check, is_loopback
+from dsv4_mlx.server.lifecycle import check_bind, listen
 from dsv4_mlx.server.options import ServerOptions
-from dsv4_mlx.server.refusal import Refusal
-from dsv4_mlx.server.run import check_bind, listen
 
 HI = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"

@@ -14,13 +14,13 @@ import pytest
 from server.client import call, connected, parsed, read, request, until
 from server.conftest import Start
 from server.fakes import Script
-from server.said import events
+from server.sse import events
 
-from dsv4_mlx.chat.prompt import Prompts
 from dsv4_mlx.errors import ModelOutputError
+from dsv4_mlx.server.lifecycle import listen, serve
+from dsv4_mlx.server.metrics import printable
 from dsv4_mlx.server.options import Limits, ServerOptions
-from dsv4_mlx.server.record import printable
-from dsv4_mlx.server.run import listen, serve
+from dsv4_mlx.tokenizer.template import Prompts
 
 HI = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"

@@ -10,19 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from machine.test_awake import Spawner
 from server.client import call, connected, read, request, until
 from server.conftest import Serve
 from server.fakes import CHECKPOINT
-from terminal.test_awake import Spawner
 
 from dsv4_mlx.cli.main import run as run_command
-from dsv4_mlx.server import run
+from dsv4_mlx.machine import awake
+from dsv4_mlx.machine.awake import Awake
+from dsv4_mlx.scheduler.engine_thread import Worker
+from dsv4_mlx.scheduler.linger import Linger
+from dsv4_mlx.server import lifecycle as run
 from dsv4_mlx.server.app import App
 from dsv4_mlx.server.options import ServerOptions
-from dsv4_mlx.serving.linger import Linger
-from dsv4_mlx.serving.worker import Worker
-from dsv4_mlx.terminal import awake
-from dsv4_mlx.terminal.awake import Awake
 
 CHAT = "/v1/chat/completions"
 HI = {"messages": [{"role": "user", "content": "hi"}], "thinking": {"type": "disabled"}}

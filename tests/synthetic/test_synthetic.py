@@ -17,9 +17,9 @@ import pytest
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
+from dsv4_mlx.checkpoint.inventory import inventory
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.errors import InputError, UsageError
-from dsv4_mlx.official import inventory
 from dsv4_mlx.synthetic import cut, release_config, small_config, write_checkpoint
 from dsv4_mlx.synthetic.__main__ import main
 from dsv4_mlx.synthetic.tokenizer import MARKERS

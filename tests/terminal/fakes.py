@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from dsv4_mlx.machine.awake import Awake
 from dsv4_mlx.terminal.answering import Answering
-from dsv4_mlx.terminal.awake import Awake
 from dsv4_mlx.terminal.chat import Chat, ChatOptions
+from dsv4_mlx.terminal.chat_engine import Kind
+from dsv4_mlx.terminal.chat_thread import Worker
 from dsv4_mlx.terminal.conversation import Conversation
-from dsv4_mlx.terminal.speaker import Kind
 from dsv4_mlx.terminal.store import Store
-from dsv4_mlx.terminal.worker import Worker
 from terminal.scenes import SCENES
 from terminal.scripted import Scripted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dsv4_mlx.errors import MachineError
-from dsv4_mlx.terminal.speaker import Asked
+from dsv4_mlx.terminal.chat_engine import Asked
 from terminal.scripted import Reply, Scripted, Step, words
 
 MARKDOWN = """\

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dsv4_mlx.terminal.speaker import Asked, Facts, Kind, Listener, Progress, Spoken, Stopped, Think
+from dsv4_mlx.terminal.chat_engine import Asked, Facts, Kind, Listener, Progress, Spoken, Stopped, Think
 
 Step = tuple[Kind, str]
 

@@ -9,12 +9,12 @@ from subprocess import DEVNULL, run
 
 import pytest
 
-from dsv4_mlx.cli.speaker import EngineSpeaker
+from dsv4_mlx.cli.chat_engine import EngineSpeaker
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.engine.engine import EngineOptions
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.synthetic import small_config, write_checkpoint
-from dsv4_mlx.terminal.speaker import Asked, Kind, Spoken, Stopped
+from dsv4_mlx.terminal.chat_engine import Asked, Kind, Spoken, Stopped
 from terminal.screens import CTRL_C, CTRL_D, Person
 
 MAIN = [sys.executable, "-m", "dsv4_mlx"]

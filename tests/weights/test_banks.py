@@ -17,18 +17,18 @@ import pytest
 
 from bench.count.ours import trace_ours
 from bench.count.trace import Graph, trace
-from dsv4_mlx.checkpoint.native import NATIVE, record_bytes, record_segments, segments_of
+from dsv4_mlx.checkpoint.inventory import Block, inventory
+from dsv4_mlx.checkpoint.manifest import ExpertTable
+from dsv4_mlx.checkpoint.record import NATIVE, record_bytes, record_segments, segments_of
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.convert.recipe import RECIPES
-from dsv4_mlx.kernels.launch import metal
-from dsv4_mlx.manifest import ExpertTable
-from dsv4_mlx.official import Block, inventory
-from dsv4_mlx.ops import REFERENCE, Ops, with_kernels
+from dsv4_mlx.ops.kernels.launch import metal
+from dsv4_mlx.ops.table import REFERENCE, Ops, with_kernels
 from dsv4_mlx.paging.bank import SlotBank
 from dsv4_mlx.synthetic import cut, release_config
 from dsv4_mlx.synthetic.configs import Release
-from dsv4_mlx.weights.experts import ResidentExperts, room
 from dsv4_mlx.weights.records import RecordMap
+from dsv4_mlx.weights.resident_experts import ResidentExperts, room
 
 MOST = 2**31 - 1
 VIEWS = {"View", "Slice", "Unflatten"}

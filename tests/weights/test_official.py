@@ -10,15 +10,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from checkpoint.damage import poke
+from checkpoint.hostile import CASES, Case
 from checkpoints import Checkpoints, run, same_bits
 from mlx.utils import tree_flatten
-from official.damage import poke
-from official.hostile import CASES, Case
 
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.errors import Dsv4Error, InputError, UsageError
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.ops import NUMERICS, REFERENCE
+from dsv4_mlx.ops.table import NUMERICS, REFERENCE
 from dsv4_mlx.weights.load import find_model, open_model
 from dsv4_mlx.weights.official import OfficialModel
 from dsv4_mlx.weights.records import finish

@@ -1,1 +1,0 @@
-"""What this machine is and can do with the model: facts, measurements, verdicts, advice."""

@@ -1,0 +1,35 @@
+"""Logits after every token of a given sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from dsv4_mlx.engine.chunking import cuts
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.session import Logits, check_logits, check_tokens
+
+
+def score(engine: Engine, tokens: Sequence[int], *, chunk: int | None = None, decode: int = 0) -> Logits:
+    """float32 [T, V]: row t holds the logits after token t. The tokens are used as they are.
+
+    The prefill is cut where `generate` cuts it, or at multiples of `chunk`; the last `decode` tokens are
+    fed one by one. Raises InputError, DoesNotFit as Session.sync.
+    """
+    check_tokens(tokens, engine.config.vocab_size, engine.context)
+    prefilled = max(0, len(tokens) - decode)
+    marks = cuts(tokens, engine.prompts.markers) if chunk is None else range(chunk, len(tokens), chunk)
+    ends = [*(mark for mark in marks if mark < prefilled), prefilled, *range(prefilled + 1, len(tokens) + 1)]
+    state = engine.model.new_state()
+    rows = []
+    start = 0
+    for end in ends:
+        if end > start:
+            logits = engine.model(mx.array([list(tokens[start:end])], mx.int32), state)
+            mx.eval(logits, *state.arrays())
+            rows.append(np.array(logits[0]))
+            check_logits(rows[-1], end - 1)
+            start = end
+    return np.concatenate(rows)

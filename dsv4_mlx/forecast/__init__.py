@@ -1,1 +1,0 @@
-"""How long a decoded token will take: predicted from counted work and a machine's figures. Pure."""

@@ -1,0 +1,1 @@
+"""This computer: its chip, memory and limits, disks, sleep."""

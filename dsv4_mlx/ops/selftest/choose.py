@@ -1,0 +1,80 @@
+"""Which ops a model runs with here: kernels that have shown their references' values, else references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dsv4_mlx.ops.kernels import ALL
+from dsv4_mlx.ops.selftest import store
+from dsv4_mlx.ops.selftest import supervisor as parent
+from dsv4_mlx.ops.selftest.verdicts import Limits, Metal, Verdict, this_metal
+from dsv4_mlx.ops.table import REFERENCE, Ops, with_kernels
+
+Mode = Literal["auto", "reference"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`message`: what a person should know about it, in one line; None where nothing was replaced."""
+
+    ops: Ops
+    verdicts: tuple[Verdict, ...] = ()
+    message: str | None = None
+
+
+def choose(
+    mode: Mode,
+    file: Path,
+    *,
+    metal: Metal | None = None,
+    kernels: Sequence[str] | None = None,
+    limits: Limits | None = None,
+    progress: parent.Progress | None = None,
+) -> Choice:
+    """The ops for this machine. `file` keeps verdicts from run to run.
+
+    "reference" checks nothing. "auto" needs Metal, else it is the same. `metal` and `kernels` are this
+    machine's and all there are, unless a test says otherwise.
+    """
+    metal = metal or this_metal()
+    if mode == "reference" or metal is None:
+        return Choice(REFERENCE)
+    names = [op.name for op in ALL] if kernels is None else list(kernels)
+    verdicts = judged(file, metal, names, limits or Limits(), progress)
+    bad = [v for v in verdicts if not v.works]
+    without = {op.name for op in ALL} - {v.kernel for v in verdicts if v.works}
+    return Choice(with_kernels(metal.launch(), without), tuple(verdicts), _message(bad, len(verdicts)))
+
+
+def judged(
+    file: Path,
+    metal: Metal,
+    names: Sequence[str],
+    limits: Limits,
+    progress: parent.Progress | None = None,
+    *,
+    again: bool = False,
+) -> list[Verdict]:
+    """Verdicts in the order of `names`: stored ones, the others found now and stored. `again`: all now."""
+    key = metal.key()
+    verdicts = {} if again else store.known(file, key)
+    missing = [name for name in names if name not in verdicts]
+    if missing:
+        found = parent.check(metal, missing, limits, progress)
+        store.remember(file, key, found)
+        verdicts |= {v.kernel: v for v in found}
+    return [verdicts[name] for name in names]
+
+
+def _message(bad: Sequence[Verdict], total: int) -> str | None:
+    if not bad:
+        return None
+    what = "; ".join(f"{v.kernel} {v.sentence()}" for v in bad[:3])
+    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+    return (
+        f"{len(bad)} of {total} Metal kernels replaced by their slower references on this machine: "
+        f"{what}{more} (dsv4-mlx doctor checks them again)"
+    )

@@ -1,0 +1,115 @@
+"""What is known of a kernel on a machine, and what that knowledge depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import platform
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any, Literal
+
+import mlx.core as mx
+
+from dsv4_mlx.machine import mlx_switches as tf32
+from dsv4_mlx.ops.kernels.launch import Launcher
+
+Outcome = Literal["works", "differs", "fails", "crashes", "hangs", "slow", "not checked"]
+
+_MEANING = {
+    "differs": "gives other values than its reference",
+    "fails": "does not compile or run",
+    "crashes": "ended the process that tried it",
+    "hangs": "did not finish",
+    "slow": "is slower than its reference",
+    "not checked": "could not be checked",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One kernel. Times are medians in seconds of one call of its largest case; `bytes` that call moves."""
+
+    kernel: str
+    outcome: Outcome
+    detail: str = ""
+    cases: int = 0
+    seconds: float | None = None
+    reference_seconds: float | None = None
+    bytes: int | None = None
+
+    @property
+    def works(self) -> bool:
+        return self.outcome == "works"
+
+    def sentence(self) -> str:
+        """For people, without the kernel's name."""
+        meaning = _MEANING.get(self.outcome, self.outcome)
+        return f"{meaning}: {self.detail}" if self.detail else meaning
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a kernel is given up: `seconds` in one case; slower than `times` its reference and `slack`."""
+
+    seconds: float = 60.0
+    times: float = 3.0
+    slack: float = 0.001
+
+
+@dataclass(frozen=True)
+class Metal:
+    """What runs kernels, and what verdicts depend on. `launcher` is "module:name", for a child to import."""
+
+    launcher: str
+    system: str
+    chip: str
+    mlx: str
+
+    def launch(self) -> Launcher:
+        found: Launcher = resolve(self.launcher)
+        return found
+
+    def key(self) -> str:
+        """Changes with the version of MLX, the system, the chip, the kernels' sources and the precision of
+        the references' products."""
+        text = "\0".join((self.launcher, self.system, self.chip, self.mlx, tf32.setting(), _sources()))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def this_metal() -> Metal | None:
+    """The Metal of this machine; None where there is none."""
+    if not mx.metal.is_available():
+        return None
+    chip = str(mx.device_info().get("device_name", "unknown"))
+    system = f"macOS {platform.mac_ver()[0]}"
+    return Metal("dsv4_mlx.ops.kernels.launch:metal", system, chip, version("mlx"))
+
+
+def resolve(spec: str) -> Any:
+    """ "module:name" -> the value."""
+    module, _, name = spec.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@cache
+def _sources() -> str:
+    """Digest of everything that a kernel's behaviour is written in: sources, wrappers and cases."""
+    digest = hashlib.sha256()
+    for folder, suffixes in (("dsv4_mlx.metal", (".metal", ".h")), ("dsv4_mlx.ops.kernels", (".py",))):
+        for name, text in sorted(_texts(files(folder), suffixes)):
+            digest.update(f"{name}\0{text}\0".encode())
+    return digest.hexdigest()
+
+
+def _texts(folder: Traversable, suffixes: tuple[str, ...], prefix: str = "") -> list[tuple[str, str]]:
+    found = []
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            found += _texts(entry, suffixes, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(suffixes):
+            found.append((prefix + entry.name, entry.read_text("utf-8")))
+    return found

@@ -1,0 +1,122 @@
+"""The ops a model computes with, injected as one frozen value: no switch, no global, no environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import mlx.core as mx
+
+from dsv4_mlx.ops import kernels
+from dsv4_mlx.ops.kernels.launch import Launcher
+from dsv4_mlx.ops.reference import trainable
+from dsv4_mlx.ops.reference.attend import attend
+from dsv4_mlx.ops.reference.compress import compress
+from dsv4_mlx.ops.reference.expert_ffn import expert_ffn, shared_ffn
+from dsv4_mlx.ops.reference.group_project import group_project
+from dsv4_mlx.ops.reference.hc_head import hc_head
+from dsv4_mlx.ops.reference.hc_post import hc_post
+from dsv4_mlx.ops.reference.hc_pre import hc_pre
+from dsv4_mlx.ops.reference.index_select import index_select
+from dsv4_mlx.ops.reference.latents import latents
+from dsv4_mlx.ops.reference.project import project
+from dsv4_mlx.ops.reference.query_heads import query_heads
+from dsv4_mlx.ops.reference.rotate import rotate
+from dsv4_mlx.ops.reference.route import route, route_hashed
+from dsv4_mlx.ops.types import Bank, Entry, Rounding, Streams
+
+NUMERIC_VERSION = 1
+"""Which arithmetic this program computes with. Every change that can change a bit of a result, the order of a
+sum above all, raises it: a state that was saved under another is not exact and is computed again."""
+
+
+def _float32(x: mx.array) -> mx.array:
+    return x.astype(mx.float32)
+
+
+@dataclass(frozen=True)
+class Ops:
+    """Every op by name; each entry has the signature and the meaning of its reference.
+
+    `hold`: how a weight of `project` and the router is kept in memory, given as it is stored.
+    """
+
+    hc_pre: Callable[..., Entry] = hc_pre
+    hc_post: Callable[[Streams], mx.array] = hc_post
+    hc_head: Callable[..., mx.array] = hc_head
+    latents: Callable[..., tuple[mx.array, mx.array]] = latents
+    query_heads: Callable[..., mx.array] = query_heads
+    rotate: Callable[[mx.array, mx.array], mx.array] = rotate
+    project: Callable[..., mx.array] = project
+    compress: Callable[..., mx.array] = compress
+    index_select: Callable[..., mx.array] = index_select
+    attend: Callable[..., mx.array] = attend
+    group_project: Callable[[mx.array, Bank], mx.array] = group_project
+    route: Callable[..., tuple[mx.array, mx.array]] = route
+    route_hashed: Callable[..., tuple[mx.array, mx.array]] = route_hashed
+    expert_ffn: Callable[..., mx.array] = expert_ffn
+    shared_ffn: Callable[[mx.array, Bank, Bank, float], mx.array] = shared_ffn
+    hold: Callable[[mx.array], mx.array] = _float32
+    name: str = field(default="reference")
+
+    def identity(self) -> str:
+        """The function behind every op, alike in every run: "attend=dsv4_mlx.ops.kernels.attend.attend ..."."""
+        names = [f.name for f in fields(self) if f.name != "name"]
+        ops: list[tuple[str, Any]] = [(name, getattr(self, name)) for name in names]
+        return " ".join(f"{name}={op.__module__}.{op.__qualname__}" for name, op in ops)
+
+
+REFERENCE = Ops()
+TRAINABLE = Ops(
+    latents=trainable.latents,
+    query_heads=trainable.query_heads,
+    rotate=trainable.rotate,
+    attend=trainable.attend,
+    compress=trainable.compress,
+    index_select=trainable.index_select,
+    route=trainable.route,
+    name="reference, trainable",
+)
+
+
+def with_kernels(launcher: Launcher, without: Collection[str] = ()) -> Ops:
+    """Every op that has a kernel, but those named in `without`, run by `launcher`; the others are references.
+
+    So is a single call that a kernel refuses, such as one of a width it was not written for.
+    """
+    chosen = {
+        op.name: op.bound(launcher, otherwise=getattr(REFERENCE, op.name))
+        for op in kernels.ALL
+        if op.name not in without
+    }
+    hold = _as_stored if "project" in chosen else REFERENCE.hold
+    return replace(REFERENCE, **chosen, hold=hold, name="kernels" if chosen else REFERENCE.name)
+
+
+def _as_stored(x: mx.array) -> mx.array:
+    return x
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Which simulated quantisation a run applies to key/value rows, and to the indexer's queries and keys."""
+
+    name: str
+    simulated: bool
+
+    def rows(self, channels: int, block: int) -> Rounding:
+        """Of window and compressed rows, whose first `channels` are not rotated."""
+        return Rounding("q8", channels, block) if self.simulated else Rounding()
+
+    def index(self, channels: int) -> Rounding:
+        """Of index rows and index queries.
+
+        The Hadamard transform is orthogonal and applied to both: without Q4 it changes nothing.
+        """
+        return Rounding("q4", channels, 32) if self.simulated else Rounding()
+
+
+EXACT = Numerics("exact", False)
+OFFICIAL = Numerics("official", True)
+NUMERICS = {"official": OFFICIAL, "exact": EXACT}

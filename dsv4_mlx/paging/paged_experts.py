@@ -1,0 +1,292 @@
+"""The experts of one layer, read into slots when they are needed: an ExpertSource.
+
+One run: the routed ids come to the host, misses are asked for at once and in the order of the disk, what
+needs no expert and what needs loaded ones is computed meanwhile, the rest when it is there (groups.Groups).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from typing import Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from dsv4_mlx.errors import Dsv4Error
+from dsv4_mlx.model.tensors import ExpertProduct, Routed
+from dsv4_mlx.paging.bank import SlotBank
+from dsv4_mlx.paging.expert_run import Turn
+from dsv4_mlx.paging.groups import Groups, Ids
+from dsv4_mlx.paging.policy import Policy
+from dsv4_mlx.paging.reading import ReaderPool, read_failure
+from dsv4_mlx.paging.slots import SlotTable
+from dsv4_mlx.paging.stats import LayerStats
+from dsv4_mlx.weights.records import RecordMap
+
+FEW_ROWS = 16  # up to so many tokens a run's output is kept until its slots are needed, else computed at once
+GROUP = 8  # experts computed together while others are still being read, in a run of many rows
+
+
+class Lookahead(Protocol):
+    """Says early what another layer will need."""
+
+    def predict(self, x: mx.array) -> mx.array | None:
+        """From the input x [B, T, D] of this layer, expert ids to be computed beside this layer's."""
+
+    def advise(self, predicted: Ids) -> None:
+        """The ids, once this layer's own reads are on their way."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A run with whatever is loaded, which is right if `layer.holds` its ids [B, T, A]."""
+
+    layer: PagedExperts
+    ids: mx.array
+
+
+class PagedExperts:
+    """`records` in `slots` slots. While `guesses` is a list, runs don't wait, and add to it instead."""
+
+    def __init__(
+        self, records: RecordMap, slots: int, policy: Policy, pool: ReaderPool, dtype: mx.Dtype
+    ) -> None:
+        self.records, self.policy, self._pool, self._dtype = records, policy, pool, dtype
+        self.bank = SlotBank(records, slots, dtype)
+        self.table = SlotTable(slots, records.count)
+        self.stats = LayerStats()
+        self.lookahead: Lookahead | None = None
+        self.on_need: Callable[[set[int]], None] = lambda needed: None  # told what each run needs
+        self.guesses: list[Guess] | None = None
+        self._on_device: mx.array | None = None  # uint32 [experts]: slots of loaded experts, 0 of others
+        self._reads: dict[int, Future[None]] = {}  # by expert: asked for and not reported to the table
+        self._advised: set[int] = set()
+        self._queued: list[
+            tuple[int, list[mx.array]]
+        ] = []  # epochs that may not be finished, and their outputs
+
+    def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
+        """As model.tensors.ExpertSource; experts of several chunks are read once.
+
+        Raises Dsv4Error when a record can't be read.
+        """
+        if self.guesses is not None:
+            return [self._guess(self.guesses, product, chunk) for chunk in chunks]
+        few = sum(chunk.ids[..., 0].size for chunk in chunks) <= FEW_ROWS
+        predicted = self.lookahead.predict(chunks[0].x) if few and self.lookahead is not None else None
+        mx.eval([chunk.ids for chunk in chunks], [] if predicted is None else predicted)
+        wanted = [np.array(chunk.ids) for chunk in chunks]
+        self._collect()
+        self._finish()  # of the last run: done long ago, unless the caller has not evaluated it
+        turn = Turn(self.table, self.policy, self.records.disk_order(_distinct(wanted)))
+        self._count(turn)
+        self.on_need({*turn.hits, *turn.early, *turn.misses})
+        self._give_up_advice(turn)
+        self._begin(turn)
+        if predicted is not None and self.lookahead is not None:
+            self.lookahead.advise(np.array(predicted))
+        if not turn.misses and not turn.early:
+            outs = self._together(product, chunks, wanted, turn)
+        else:
+            outs = self._in_groups(product, chunks, wanted, turn, GROUP if not few else turn.size)
+        if not few:
+            self._finish()
+        return outs
+
+    def holds(self, experts: Collection[int]) -> bool:
+        """Whether all these were loaded when a guess was made; nothing was read since."""
+        return all(self.table.ready(expert) for expert in experts)
+
+    def confirm(self, experts: Collection[int], out: mx.array | None = None) -> None:
+        """A guess was right: its experts count as used. `out` reads them and may not be computed yet."""
+        self.on_need(set(experts))
+        self.policy.step(experts)
+        self.stats.runs += 1
+        self.stats.hits += len(experts)
+        if out is not None:
+            self._finish()  # of the last guess: done, unless the caller has not evaluated it
+            self._queued.append((self.table.use(experts), [out]))
+
+    def advise(self, experts: Iterable[int]) -> None:
+        """These experts may be needed soon: read those that are not here. Changes time, never a bit."""
+        self._collect()
+        experts = set(experts)
+        absent = [e for e in experts if self.table.slot_of[e] < 0]
+        if not absent:
+            return
+        self._finish()
+        candidates = self.table.loaded(besides=experts)
+        for expert in self.records.disk_order(absent):
+            if self.table.free:
+                self.table.claim(expert)
+            elif candidates:
+                victim = self.policy.victim(candidates)
+                candidates.remove(victim)
+                self.table.claim(expert, victim)
+            else:
+                return
+            self._advised.add(expert)
+            self.stats.advised += 1
+            self._read(expert)
+
+    def resize(self, slots: int) -> None:
+        """Have `slots` slots from now on, in new memory. What the policy would give up last stays loaded."""
+        self.settle()
+        kept = self.table.loaded()
+        while len(kept) > slots:
+            kept.remove(self.policy.victim(kept))
+        bank, table = SlotBank(self.records, slots, self._dtype), SlotTable(slots, self.records.count)
+        for expert in kept:
+            bank.memory(table.claim(expert))[:] = self.bank.memory(self.table.slot_of[expert])
+            table.filled(expert)
+        self.bank, self.table, self._on_device = bank, table, None
+
+    def settle(self) -> None:
+        """Wait for all reads and all work; afterwards the bank may be replaced."""
+        if self._reads:
+            wait(self._reads.values())
+        self._collect()
+        self._finish()
+
+    def _guess(self, guesses: list[Guess], product: ExpertProduct, chunk: Routed) -> mx.array:
+        """No word from the host: what is not loaded is computed with another slot's bytes.
+
+        Whoever collects the guesses evaluates them before a slot is written again, and asks whether they
+        were right.
+        """
+        if self._on_device is None:
+            table = [slot if self.table.ready(e) else 0 for e, slot in enumerate(self.table.slot_of)]
+            self._on_device = mx.array(np.array(table, np.uint32))
+        guesses.append(Guess(self, chunk.ids))
+        slots = self._on_device[chunk.ids]
+        return product(chunk.rows, chunk.x, slots, chunk.weights, *self.bank.banks(), chunk.beside)
+
+    def _begin(self, turn: Turn) -> None:
+        for expert in turn.reads():
+            self._read(expert)
+
+    def _together(
+        self, product: ExpertProduct, chunks: Sequence[Routed], wanted: Sequence[Ids], turn: Turn
+    ) -> list[mx.array]:
+        """Every expert is loaded: one product a chunk, as with all experts in memory."""
+        epoch, slot_of, banks = self.table.use(turn.group()), self._slot_of(), self.bank.banks()
+        outs = []
+        for chunk, ids in zip(chunks, wanted, strict=True):
+            slots = mx.array(slot_of[ids].astype(np.uint32))
+            outs.append(product(chunk.rows, chunk.x, slots, chunk.weights, *banks, chunk.beside))
+        self._queued.append((epoch, outs))
+        return outs
+
+    def _in_groups(
+        self,
+        product: ExpertProduct,
+        chunks: Sequence[Routed],
+        wanted: Sequence[Ids],
+        turn: Turn,
+        worth: int,
+    ) -> list[mx.array]:
+        """Groups of experts as they come; `worth` of them are worth a product while others are read."""
+
+        def rows(chunk: int, x: mx.array, slots: mx.array, weights: mx.array) -> mx.array:
+            return product(chunk, x, slots, weights, *self.bank.banks(), None)
+
+        parts = [Groups(chunk, ids) for chunk, ids in zip(chunks, wanted, strict=True)]
+        beside = [chunk.beside for chunk in chunks]
+        mx.async_eval(beside)  # type: ignore[no-untyped-call]
+        while not turn.done:
+            self._begin(turn)
+            group = turn.group(worth)
+            if not group:
+                if turn.blocked and self._queued and not turn.reading:
+                    self._finish()
+                else:
+                    self._wait(turn, beside)
+                continue
+            epoch, slot_of = self.table.use(group), self._slot_of()
+            outs = [part.compute(group, slot_of, rows) for part in parts]
+            queued = [out for out in outs if out is not None]
+            self._queued.append((epoch, queued))
+            if turn.blocked:
+                self._finish()
+            elif not turn.done:
+                mx.async_eval(queued)  # type: ignore[no-untyped-call]
+        return [part.result() for part in parts]
+
+    def _slot_of(self) -> Ids:
+        return np.array(self.table.slot_of, np.int64)
+
+    def _read(self, expert: int) -> None:
+        slot = self.table.slot_of[expert]
+        self._on_device = None
+        self.stats.bytes += self.records.read_bytes
+        self._reads[expert] = self._pool.submit(self.records, expert, self.bank.memory(slot))
+
+    def _wait(self, turn: Turn, beside: list[mx.array]) -> None:
+        """Until one more expert is here. Raises the error of a read that failed for this run.
+
+        What can be computed is computed first; the time after that is lost.
+        """
+        waiting = [self._reads[e] for e in turn.reading] or list(self._reads.values())
+        if not waiting:
+            raise RuntimeError("a run of a layer waits for nothing")
+        if not any(future.done() for future in waiting):
+            mx.eval(beside)
+            self._finish()
+            started = time.perf_counter()
+            wait(waiting, return_when=FIRST_COMPLETED)
+            self.stats.stall += time.perf_counter() - started
+        for expert, error in self._collect_for(turn):
+            if expert in turn.misses:
+                raise error
+
+    def _collect(self) -> list[tuple[int, Dsv4Error]]:
+        """Report reads that ended to the table; those that failed."""
+        failed = []
+        for expert in [e for e, future in self._reads.items() if future.done()]:
+            future = self._reads.pop(expert)
+            self._advised.discard(expert)
+            self._on_device = None
+            error = None if future.cancelled() else read_failure(future)
+            if error is None and not future.cancelled():
+                self.table.filled(expert)
+                continue
+            self.table.failed(expert)
+            if error is not None:
+                failed.append((expert, error))
+        return failed
+
+    def _give_up_advice(self, turn: Turn) -> None:
+        """Reads that were advised, have not begun and are not needed would only be in the way."""
+        for expert in self._advised - set(turn.early):
+            self._reads[expert].cancel()
+        self._collect_for(turn)
+
+    def _collect_for(self, turn: Turn) -> list[tuple[int, Dsv4Error]]:
+        """As _collect. What failed as advice and is needed after all is read once more in its own name."""
+        failed = self._collect()
+        for expert, _ in failed:
+            if expert in turn.early:
+                turn.again(expert)
+        return [one for one in failed if one[0] not in turn.early]
+
+    def _finish(self) -> None:
+        """Compute what is queued, so that its slots may be written."""
+        if self._queued:
+            mx.eval([outs for _, outs in self._queued])
+            self.table.finish(self._queued[-1][0])
+            self._queued.clear()
+
+    def _count(self, turn: Turn) -> None:
+        self.stats.runs += 1
+        self.stats.hits += len(turn.hits)
+        self.stats.early += len(turn.early)
+        self.stats.misses += len(turn.misses)
+
+
+def _distinct(wanted: Sequence[Ids]) -> list[int]:
+    if len(wanted) == 1 and wanted[0].size <= FEW_ROWS:
+        return list({int(e) for e in wanted[0].ravel()})
+    return [int(e) for e in np.unique(np.concatenate([ids.ravel() for ids in wanted]))]

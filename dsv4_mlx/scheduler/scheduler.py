@@ -1,0 +1,227 @@
+"""Jobs on a backend, several at a time: the engine thread's side, and no threads in it.
+
+`step` does at most one prefill chunk or one token of one job; between two steps everything can change.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import get_args
+
+from dsv4_mlx.engine.decode import Prefilled, Sampled
+from dsv4_mlx.errors import DoesNotFit, UsageError
+from dsv4_mlx.scheduler.admission import Shares, Waiting
+from dsv4_mlx.scheduler.backend import Backend, Run
+from dsv4_mlx.scheduler.request import (
+    Emit,
+    Event,
+    Finished,
+    Job,
+    Prefill,
+    Reason,
+    Started,
+    Token,
+    Unavailable,
+)
+from dsv4_mlx.scheduler.session_pool import Lease, Pool
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """`active`: jobs that run at once; `waiting`: jobs that may wait for that, for `patience` seconds at
+    most; `sessions`: large ones that are kept with their state. Raises UsageError."""
+
+    active: int = 4
+    waiting: int = 16
+    patience: float = 600.0
+    sessions: int = 8
+
+    def __post_init__(self) -> None:
+        least = {"max-active": self.active, "max-queue": self.waiting, "sessions": self.sessions}
+        for name, value in least.items():
+            if value < 1:
+                raise UsageError(f"{name} is {value}, expected at least 1")
+
+
+class Left(Exception):
+    """A job was cancelled between two layers of its prefill."""
+
+
+@dataclass(eq=False)
+class Entry:
+    """A job on its way."""
+
+    job: Job
+    emit: Emit
+    since: float  # time.monotonic() when it came
+    cancelled: bool = False  # set by any thread
+    run: Run | None = None
+    lease: Lease | None = None
+    cached: int = 0
+    until: float = 0.0  # a pause lasts until then
+    blocked: bool = False  # needs memory that another job has
+
+    def check(self) -> None:
+        """Raise Left if it was cancelled."""
+        if self.cancelled:
+            raise Left
+
+
+@dataclass
+class Counts:
+    """Since the start. `prompt` and `cached`: tokens of prompts that were taken in whole."""
+
+    finished: dict[Reason, int] = field(
+        default_factory=lambda: dict.fromkeys(get_args(Reason), 0)  # all at once: other threads copy it
+    )
+    prompt: int = 0
+    cached: int = 0
+    generated: int = 0
+    failures: int = 0
+
+
+class Runner:
+    """`broken` after two failures of the device in a row: then nothing of it is trusted."""
+
+    def __init__(
+        self, backend: Backend, options: WorkerOptions, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.backend, self.options, self.clock = backend, options, clock
+        self.pool = Pool(backend.limits(max(options.sessions, options.active)), backend.session)
+        self.waiting: Waiting[Entry] = Waiting()
+        self.active: list[Entry] = []
+        self.counts = Counts()
+        self.broken: BaseException | None = None
+        self.progress = clock()  # when something was last done
+        self._shares: Shares[Entry] = Shares()
+        self._in_a_row = 0
+        self._changed = False  # since nobody could come in: a prompt is compared with every session for it
+
+    def add(self, entry: Entry) -> None:
+        self.waiting.add(entry, entry.job.hint)
+        self._changed = True
+
+    def step(self) -> float | None:
+        """Do what can be done now; seconds until there may be more (0: at once; None: nothing is left)."""
+        now = self.clock()
+        self._clean(now)
+        self._admit()
+        ready = [entry for entry in self.active if entry.until <= now and not entry.blocked]
+        if ready:
+            self._advance(self._shares.next(ready))
+            return 0.0
+        times = [entry.until for entry in self.active if not entry.blocked]
+        times += [entry.since + self.options.patience for entry in self.waiting]
+        return max(0.0, min(times) - now) if times else None
+
+    def end_all(self, error: BaseException) -> None:
+        """Finish everything with `error`."""
+        for entry in list(self.waiting):
+            self.waiting.remove(entry)
+            self._say(entry, Finished("error", error))
+        for entry in list(self.active):
+            self._finish(entry, "error", error)
+
+    def _clean(self, now: float) -> None:
+        """End what was cancelled, or waited too long."""
+        for entry in [one for one in self.active if one.cancelled]:
+            self._finish(entry, "cancelled")
+        for entry in list(self.waiting):
+            if entry.cancelled or now - entry.since >= self.options.patience:
+                self.waiting.remove(entry)
+                self._changed = True
+                waited = Unavailable(f"the request waited {self.options.patience:.0f} s for its turn")
+                self._say(entry, Finished("cancelled") if entry.cancelled else Finished("error", waited))
+
+    def _admit(self) -> None:
+        while self._changed and len(self.active) < self.options.active:
+            entry = self.waiting.admit([one.job.hint for one in self.active], self._fits)
+            if entry is None:
+                self._changed = False
+                return
+            self.active.append(entry)
+            self._shares.add(entry)
+            self.progress = self.clock()
+
+    def _fits(self, entry: Entry) -> bool:
+        prompt, room = entry.job.prompt, self.backend.context - len(entry.job.prompt)
+        most = room if entry.job.max_tokens is None else min(room, entry.job.max_tokens)
+        entry.lease = self.pool.acquire(prompt, most)
+        if entry.lease is not None:
+            entry.run = self.backend.run(entry.lease.session, entry.job)
+        return entry.lease is not None
+
+    def _advance(self, entry: Entry) -> None:
+        """One step of one job, whatever comes of it."""
+        run, lease = entry.run, entry.lease
+        if run is None or lease is None:
+            raise RuntimeError("a job that was not admitted can't run")
+        if not self.pool.may_go_on(lease):
+            entry.blocked = True
+            return
+        # Alone, a prefill may take its chunks as the model likes them best; others should not wait for it.
+        lease.session.together = 1 if len(self.active) > 1 else None
+        lease.session.between = entry.check
+        begun = self.clock()
+        try:
+            step = next(run)
+        except StopIteration as end:
+            self._in_a_row = 0
+            self._finish(entry, end.value)
+            return
+        except Left:
+            self._finish(entry, "cancelled")
+            return
+        except Exception as error:  # contained: the other jobs go on
+            self._fail(entry, error)
+            return
+        self.progress = self.clock()
+        self._shares.charge(entry, self.progress - begun)
+        if isinstance(step, Sampled):
+            self.counts.generated += 1
+            self._say(entry, Token(step.token, step.logprob, step.top))
+        elif isinstance(step, Prefilled):
+            self._prefilled(entry, step)
+        else:
+            entry.until = step.until
+
+    def _prefilled(self, entry: Entry, step: Prefilled) -> None:
+        entry.cached = len(entry.job.prompt) - step.total
+        self._say(entry, Prefill(step.done, step.total, entry.cached))
+        if step.done == step.total:
+            self.counts.prompt += len(entry.job.prompt)
+            self.counts.cached += entry.cached
+            self._say(entry, Started(entry.cached))
+
+    def _fail(self, entry: Entry, error: Exception) -> None:
+        """A session that a failed step left is empty (session.py): then it was the device, or a bug."""
+        if entry.lease is not None and not entry.lease.session.tokens and not isinstance(error, DoesNotFit):
+            self.counts.failures += 1
+            self._in_a_row += 1
+            self.backend.recover()
+        self._finish(entry, "error", error)
+        if self._in_a_row >= 2:
+            self.broken = error
+
+    def _finish(self, entry: Entry, reason: Reason, error: BaseException | None = None) -> None:
+        self.active.remove(entry)
+        self._shares.remove(entry)
+        if entry.run is not None:
+            entry.run.close()
+        if entry.lease is not None:
+            self.pool.release(entry.lease)
+        entry.run = entry.lease = None
+        self._changed = True
+        for other in self.active:
+            other.blocked = False
+        self._say(entry, Finished(reason, error))
+
+    def _say(self, entry: Entry, event: Event) -> None:
+        if isinstance(event, Finished):
+            self.counts.finished[event.reason] += 1
+        try:
+            entry.emit(event)
+        except Exception:  # a listener that is gone must not stop the thread
+            entry.cancelled = True

@@ -1,0 +1,189 @@
+"""The server's life: listen, say so, serve, and stop in order when told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from dsv4_mlx.errors import EXIT_INTERRUPT, EXIT_TERMINATED, MachineError, UsageError
+from dsv4_mlx.machine import wire_guard as mishaps
+from dsv4_mlx.server.app import App
+from dsv4_mlx.server.crowd import Crowd, Door, without_exhausted
+from dsv4_mlx.server.guard import is_loopback
+from dsv4_mlx.server.options import ServerOptions
+from dsv4_mlx.server.service import Service
+
+BACKLOG = 128  # connections that wait to be accepted
+IDLE_TIME = 75  # seconds that a connection without a request is kept
+_CODES = {signal.SIGINT: EXIT_INTERRUPT, signal.SIGTERM: EXIT_TERMINATED}
+
+
+def check_bind(options: ServerOptions) -> None:
+    """Raises UsageError for an address that others can reach, without a key and without saying so."""
+    if is_loopback(options.host) or options.api_key is not None or options.allow_unauthenticated:
+        return
+    raise UsageError(
+        f"--host {options.host} can be reached by other machines, and there is no API key",
+        next="set DSV4_API_KEY or give --api-key-file; or --allow-unauthenticated: everybody may",
+    )
+
+
+def listen(options: ServerOptions) -> list[socket.socket]:
+    """Listening sockets; for `localhost` of both families. Raises UsageError, MachineError."""
+    check_bind(options)
+    try:
+        found = socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise UsageError(f"--host {options.host!r} is no address of this machine: {error.strerror}") from None
+    bound: list[socket.socket] = []
+    port = options.port
+    for family, kind, protocol, _, address in found:
+        one = socket.socket(family, kind, protocol)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.bind((address[0], port, *address[2:]))
+            one.listen(BACKLOG)
+        except OSError as error:
+            one.close()
+            if bound and family == socket.AF_INET6:  # a machine without IPv6 still has the other address
+                continue
+            for other in bound:
+                other.close()
+            raise MachineError(
+                f"can't listen on {options.host} port {options.port}: {error.strerror}",
+                next=f"stop what uses the port, or choose another: --port {options.port + 1}",
+            ) from None
+        port = port or one.getsockname()[1]
+        bound.append(one)
+    return bound
+
+
+def serve(app: App, options: ServerOptions, sockets: list[socket.socket], worker: Service) -> int:
+    """Serve until a signal; its exit code. The worker is closed. Raises what made the engine unusable."""
+    return asyncio.run(_serve(app, options, sockets, worker))
+
+
+async def _serve(app: App, options: ServerOptions, sockets: list[socket.socket], worker: Service) -> int:
+    server = make_server(app, options)
+    ended = asyncio.Event()
+    codes: list[int] = []
+
+    def stop(number: signal.Signals) -> None:
+        if codes:
+            mishaps.clear()  # an end of ours, though a hard one
+            os._exit(_CODES[number])  # asked a second time: now
+        codes.append(_CODES[number])
+        ended.set()
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(without_exhausted)
+    for number in _CODES:
+        loop.add_signal_handler(number, stop, number)
+    serving = asyncio.create_task(server.serve(sockets))
+    others = [asyncio.create_task(ended.wait()), asyncio.create_task(_broken(worker))]
+    await asyncio.wait({serving, *others}, return_when=asyncio.FIRST_COMPLETED)
+    failure = worker.error if worker.state == "unhealthy" else None
+    await loop.run_in_executor(None, worker.close, options.limits.grace)
+    server.should_exit = True
+    for task in others:
+        task.cancel()
+    await serving
+    if failure is not None:
+        raise failure
+    return codes[0] if codes else 0
+
+
+async def _broken(worker: Service) -> None:
+    """Returns when the engine can't be used any more: a server without one is better restarted."""
+    while worker.state != "unhealthy":
+        await asyncio.sleep(0.2)
+
+
+def make_server(app: ASGIApp, options: ServerOptions) -> uvicorn.Server:
+    """uvicorn, told to keep out of signals, logs, headers, and of refusing: the gate does it in JSON."""
+
+    crowd = Crowd(options.limits.connections)
+
+    async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope["state"]
+        state["crowded"] = crowd.refuses(state.pop("connection"))
+        await app(scope, receive, send)
+
+    config = uvicorn.Config(
+        counted,
+        http=_timed(options.limits.headers_time, crowd),
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",  # it warns of every connection that speaks something else
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=IDLE_TIME,
+        timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=options.limits.headers,
+    )
+    return _Server(config, crowd)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, crowd: Crowd) -> None:
+        super().__init__(config)
+        self._crowd = crowd
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup([Door(one, self._crowd) for one in sockets or []])
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are handled by `_serve`."""
+        yield
+
+
+def _timed(seconds: float, crowd: Crowd) -> type[H11Protocol]:
+    """uvicorn's protocol; a connection whose first request has not been read after `seconds` is closed.
+
+    It keeps `crowd`, and is the "connection" in the state of its requests.
+    """
+
+    class Timed(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.app_state = {**self.app_state, "connection": self}
+            crowd.came(self)
+            self._silent = self.loop.call_later(seconds, self._close_if_silent)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._silent.cancel()  # it would keep what the connection held
+            crowd.left(self)
+            super().connection_lost(exc)
+
+        def _close_if_silent(self) -> None:
+            if self.cycle is None and not self.transport.is_closing():
+                self.transport.close()
+
+    return Timed
+
+
+def addresses(sockets: list[socket.socket], host: str) -> list[str]:
+    """http://... of what is listened on."""
+    shown: dict[str, None] = {}
+    for one in sockets:
+        name, port = one.getsockname()[:2]
+        name = host if host == "localhost" else f"[{name}]" if ":" in name else name
+        shown[f"http://{name}:{port}"] = None
+    return list(shown)

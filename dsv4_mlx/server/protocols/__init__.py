@@ -1,0 +1,1 @@
+"""One file a protocol: a body in, events out."""

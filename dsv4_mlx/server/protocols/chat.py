@@ -1,0 +1,200 @@
+"""Chat Completions: a body -> Ask."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from deepseek_recipe import ChatCompletionRequest
+
+from dsv4_mlx.grammar.rules import Json, Regex
+from dsv4_mlx.server.api_errors import invalid, unsupported
+from dsv4_mlx.server.options import Limits
+from dsv4_mlx.server.protocols.body import Body
+from dsv4_mlx.server.protocols.fields import flag, record, records, stops, text, whole
+from dsv4_mlx.server.protocols.options import sampling
+from dsv4_mlx.server.protocols.request import NAME, Ask, Facts, conversation_for, conversion, refused
+from dsv4_mlx.server.protocols.thinking import resolve
+from dsv4_mlx.server.protocols.tools import arguments_text, chosen, rendered, with_schema
+
+MOST = 1 << 31
+_ROLES = {"developer": "system", "function": "tool"}
+_TEXT_PARTS = ("input_text", "output_text")
+
+
+def read(body: Body, facts: Facts) -> Ask:
+    """Raises Refusal 400 for what can't be done; fields nobody knows are ignored."""
+    limits = facts.options.limits
+    one_choice(body)
+    thinking = resolve(body, facts.options.think)
+    functions = _functions(body, limits)
+    tools = chosen(body.get("tool_choice"), functions, one=not flag(body, "parallel_tool_calls", True))
+    messages = [_message(one) for one in records(body, "messages", limits.messages)]
+    if not messages:
+        raise invalid("messages is empty, expected at least one message", "messages")
+    logprobs = logprobs_of(body)
+    form, wanted = _form(body, messages)
+    given: Body = {
+        "model": NAME,
+        "messages": _answered(messages),
+        "thinking": {"type": "enabled" if thinking.on else "disabled"},
+        "stop": stops(body, "stop", limits),
+        "logprobs": logprobs is not None,
+        **form,
+    }
+    if tools.offered:
+        given["tools"] = [{"type": "function", "function": one} for one in map(rendered, functions)]
+    try:
+        request = ChatCompletionRequest(given).convert(conversion())
+    except Exception as error:  # the library has one kind for wrong types and another for wrong values
+        raise refused(error) from None
+    streaming = flag(body, "stream")
+    return Ask(
+        protocol="chat",
+        model=text(body, "model", facts.model),
+        stream=streaming,
+        thinking=thinking,
+        sampling=sampling(
+            body, thinking=thinking.on, mode=facts.options.sampling, vocabulary=facts.vocabulary
+        ),
+        max_tokens=most_tokens(body, "max_tokens", "max_completion_tokens"),
+        request=request,
+        parsing=request.parsing_options,
+        conversation=conversation_for(request, thinking, facts.levels),
+        tools=tools,
+        wanted=wanted,
+        logprobs=logprobs,
+        usage=flag(record(body, "stream_options"), "include_usage"),
+        hint=str(body.get("prompt_cache_key") or body.get("user") or "")[:128],
+    )
+
+
+def one_choice(body: Body) -> None:
+    """Raises Refusal 400 for more than one answer at once."""
+    for name in ("n", "best_of"):
+        if (whole(body, name, 0, MOST) or 1) != 1:
+            raise unsupported(f"{name} is {body[name]}: one answer at a time", name)
+
+
+def most_tokens(body: Body, *names: str) -> int | None:
+    """The least of the limits given; None for what the context leaves. Raises Refusal 400 below 1."""
+    given = [whole(body, name, 1, 1 << 53) for name in names]
+    return min((value for value in given if value is not None), default=None)
+
+
+def logprobs_of(body: Body) -> int | None:
+    """How many alternatives beside each token; None for no log probabilities."""
+    asked, top = flag(body, "logprobs"), whole(body, "top_logprobs", 0, 20)
+    if top and not asked:
+        raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
+    return (top or 0) if asked else None
+
+
+def _functions(body: Body, limits: Limits) -> list[Body]:
+    """Declared functions; other kinds of tools run elsewhere and are left out."""
+    declared = records(body, "tools", limits.tools)
+    found = [record(tool, "function") for tool in declared if tool.get("type", "function") == "function"]
+    found = found or records(body, "functions", limits.tools)
+    for function in found:
+        text(function, "name")
+    return [with_schema({"name": "", **function}, "parameters") for function in found]
+
+
+def _message(message: Body) -> Body:
+    """A message as the library takes it: roles renamed, nulls and empty lists left out."""
+    kept = {name: value for name, value in message.items() if value is not None and value != []}
+    role = kept.get("role")
+    kept["role"] = _ROLES.get(role, role) if isinstance(role, str) else role
+    kept["content"] = _content(kept.get("content", ""))
+    if "reasoning_content" not in kept and isinstance(kept.get("reasoning"), str):
+        kept["reasoning_content"] = kept["reasoning"]
+    kept.pop("reasoning", None)
+    if isinstance(legacy := kept.pop("function_call", None), dict):
+        kept["tool_calls"] = [{"id": "function", "function": legacy}]
+    if role == "function":
+        kept.setdefault("tool_call_id", "function")
+    if isinstance(kept.get("tool_calls"), list):
+        kept["tool_calls"] = [_call(call, at) for at, call in enumerate(kept["tool_calls"])]
+    return kept
+
+
+def _call(call: Any, at: int) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        return call  # the library says what is wrong with it
+    return {
+        "id": call.get("id") or f"call_{at}",
+        "type": "function",
+        "function": {"name": function.get("name"), "arguments": arguments_text(function.get("arguments"))},
+    }
+
+
+def _content(content: Any) -> Any:
+    if not isinstance(content, list):
+        return content
+    return [_part(part) for part in content]
+
+
+def _part(part: Any) -> Any:
+    if not isinstance(part, dict):
+        return {"type": "text", "text": part} if isinstance(part, str) else part
+    kind = part.get("type")
+    if kind in _TEXT_PARTS:
+        return {"type": "text", "text": part.get("text", "")}
+    if kind == "refusal":
+        return {"type": "text", "text": part.get("refusal", "")}
+    if kind in ("input_audio", "audio", "video_url", "input_video"):
+        raise unsupported(f"content of type {kind!r} can't be read by this model", "messages")
+    return part
+
+
+def _answered(messages: list[Body]) -> list[Body]:
+    """Every tool call with a result: one that a client lost is empty."""
+    out: list[Body] = []
+    waiting: dict[str, None] = {}
+
+    def close() -> None:
+        out.extend({"role": "tool", "tool_call_id": id, "content": ""} for id in waiting)
+        waiting.clear()
+
+    for message in messages:
+        if message["role"] == "tool":
+            waiting.pop(str(message.get("tool_call_id")), None)
+        else:
+            close()
+        out.append(message)
+        calls = message.get("tool_calls") if message["role"] == "assistant" else None
+        for call in calls if isinstance(calls, list) else ():
+            if isinstance(call, dict) and isinstance(call.get("id"), str):
+                waiting[call["id"]] = None
+    close()
+    return out
+
+
+def _form(body: Body, messages: list[Body]) -> tuple[Body, Json | Regex | None]:
+    """response_format -> (what the library renders, what is enforced)."""
+    asked = record(body, "response_format")
+    kind = asked.get("type", "text")
+    if kind == "text":
+        return {}, None
+    if kind == "json_object":
+        # The library wants the word in the prompt, without which a model may never begin; a grammar makes it.
+        named = "json" in json.dumps(messages, ensure_ascii=False).lower()
+        return ({"response_format": {"type": kind}} if named else {}), Json()
+    if kind == "json_schema":
+        schema = record(asked, "json_schema").get("schema")
+        if not isinstance(schema, dict):
+            raise invalid("response_format.json_schema has no schema", "response_format")
+        described = {"name": "answer", **record(asked, "json_schema")}
+        return {"response_format": {**asked, "json_schema": described}}, Json(
+            json.dumps(schema), strict=described.get("strict") is True
+        )
+    if kind == "regex":
+        pattern = asked.get("regex", asked.get("pattern"))
+        if not isinstance(pattern, str):
+            raise invalid("response_format has no regex", "response_format")
+        return {"response_format": {"type": "regex", "regex": pattern}}, Regex(pattern)
+    raise invalid(
+        f"response_format.type is {str(kind)[:40]!r}, expected text, json_object, json_schema or regex",
+        "response_format",
+    )

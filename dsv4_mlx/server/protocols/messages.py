@@ -1,0 +1,169 @@
+"""Messages: a body -> Ask."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from deepseek_recipe import AssistantMessage, Conversation, MessagesRequest, ThinkingInitialStage
+
+from dsv4_mlx.grammar.rules import Json
+from dsv4_mlx.server.api_errors import invalid
+from dsv4_mlx.server.options import Limits
+from dsv4_mlx.server.protocols.body import Body
+from dsv4_mlx.server.protocols.chat import most_tokens
+from dsv4_mlx.server.protocols.fields import flag, record, records, stops, text
+from dsv4_mlx.server.protocols.options import sampling
+from dsv4_mlx.server.protocols.request import NAME, Ask, Facts, conversation_for, conversion, refused
+from dsv4_mlx.server.protocols.thinking import resolve
+from dsv4_mlx.server.protocols.tools import chosen, rendered, with_schema
+
+_IGNORED = ("redacted_thinking", "server_tool_use", "web_search_tool_result", "container_upload")
+_LIBRARY_MOST = 393_216  # the largest max_tokens that the library takes
+
+
+def read(body: Body, facts: Facts) -> Ask:
+    """Raises Refusal 400 for what can't be done; fields nobody knows are ignored."""
+    limits = facts.options.limits
+    thinking = resolve(body, facts.options.think)
+    declared = _tools(body, limits)
+    choice = record(body, "tool_choice")
+    functions = [{"parameters": tool["input_schema"], **tool} for tool in declared]
+    for function in functions:
+        del function["input_schema"]
+    tools = chosen(choice or None, functions, one=flag(choice, "disable_parallel_tool_use"))
+    messages = [_message(one) for one in records(body, "messages", limits.messages)]
+    if not messages:
+        raise invalid("messages is empty, expected at least one message", "messages")
+    most = most_tokens(body, "max_tokens")
+    given: Body = {
+        "model": NAME,
+        "messages": _answered(messages),
+        "max_tokens": min(most or _LIBRARY_MOST, _LIBRARY_MOST),
+        "thinking": {"type": "enabled" if thinking.on else "disabled"},
+        "stop_sequences": stops(body, "stop_sequences", limits),
+    }
+    if "system" in body:
+        given["system"] = body["system"]
+    if tools.offered:
+        given["tools"] = [rendered(tool) for tool in declared]
+    try:
+        request = MessagesRequest(given).convert(conversion())
+    except Exception as error:  # the library has one kind for wrong types and another for wrong values
+        raise refused(error) from None
+    wanted = _wanted(body)
+    # the library reads no schema here
+    form = {} if wanted is None else {"response_schema": json.loads(wanted.schema)}
+    made = partial(conversation_for, request, thinking, facts.levels, **form)
+    conversation = made()
+    parsing = request.parsing_options
+    if given["messages"][-1].get("role") == "assistant":
+        conversation = _continued(conversation, made)
+        parsing.thinking_initial_stage = ThinkingInitialStage.ContentContinuation if thinking.on else None
+    return Ask(
+        protocol="messages",
+        model=text(body, "model", facts.model),
+        stream=flag(body, "stream"),
+        thinking=thinking,
+        sampling=sampling(
+            body, thinking=thinking.on, mode=facts.options.sampling, vocabulary=facts.vocabulary
+        ),
+        max_tokens=most,
+        request=request,
+        parsing=parsing,
+        conversation=conversation,
+        handles=_handles(given["messages"], conversation),
+        tools=tools,
+        wanted=wanted,
+        hint=str(record(body, "metadata").get("user_id") or "")[:128],
+    )
+
+
+def _tools(body: Body, limits: Limits) -> list[Body]:
+    """Declared functions; the vendor's own kinds, which have no schema, run elsewhere and are left out."""
+    found = []
+    for tool in records(body, "tools", limits.tools):
+        if tool.get("type", "custom") in ("custom", "function"):
+            text(tool, "name")
+            kept = {
+                k: tool[k]
+                for k in ("name", "description", "input_schema", "strict")
+                if tool.get(k) is not None
+            }
+            found.append(with_schema(kept, "input_schema"))
+    return found
+
+
+def _message(message: Body) -> Body:
+    content = message.get("content")
+    if isinstance(content, list):
+        kept = [b for b in content if not (isinstance(b, dict) and b.get("type") in _IGNORED)]
+        return {**message, "content": kept or "" if len(kept) < len(content) else kept}
+    return message
+
+
+def _answered(messages: list[Body]) -> list[Body]:
+    """Every tool call with a result: one that a client lost is empty."""
+    out: list[Body] = []
+    waiting: list[str] = []
+    for message in messages:
+        blocks = message.get("content")
+        if waiting and message.get("role") != "system":
+            answered = {b.get("tool_use_id") for b in _blocks(blocks)}
+            lost = [_result(id) for id in waiting if id not in answered]
+            if message.get("role") != "user":
+                out.append({"role": "user", "content": lost}) if lost else None
+            elif lost:
+                rest = [{"type": "text", "text": blocks}] if isinstance(blocks, str) else blocks
+                message = {**message, "content": lost + list(rest or [])}
+            waiting = []
+        out.append(message)
+        if message.get("role") == "assistant":
+            waiting = [
+                str(b.get("id")) for b in _blocks(message.get("content")) if b.get("type") == "tool_use"
+            ]
+    if waiting:
+        out.append({"role": "user", "content": [_result(id) for id in waiting]})
+    return out
+
+
+def _result(id: str) -> Body:
+    return {"type": "tool_result", "tool_use_id": id, "content": ""}
+
+
+def _blocks(content: Any) -> list[Body]:
+    return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
+
+
+def _continued(conversation: Conversation, made: Callable[..., Conversation]) -> Conversation:
+    """The last assistant message is the beginning of the answer."""
+    messages = conversation.messages
+    last = messages[-1]
+    if last.role != "assistant" or last.tool_calls:
+        return conversation
+    opened = AssistantMessage(last.content, last.reasoning_content, None, True)
+    return made(messages=[*messages[:-1], opened])
+
+
+def _handles(messages: list[Body], conversation: Conversation) -> dict[int, str]:
+    """Signatures that came back, by the index of their message in the conversation."""
+    at = [i for i, message in enumerate(conversation.messages) if message.role == "assistant"]
+    signed = [
+        next((str(b["signature"]) for b in _blocks(m.get("content")) if b.get("signature")), "")
+        for m in messages
+        if m.get("role") == "assistant"
+    ]
+    return (
+        {i: handle for i, handle in zip(at, signed, strict=True) if handle} if len(at) == len(signed) else {}
+    )
+
+
+def _wanted(body: Body) -> Json | None:
+    form = record(record(body, "output_config"), "format") or record(body, "output_format")
+    if not form:
+        return None
+    if form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
+        raise invalid("output_config.format is not a json_schema with a schema", "output_config")
+    return Json(json.dumps(form["schema"]), strict=True)

@@ -1,0 +1,149 @@
+"""Sampled tokens -> the library's events, with the ends that the library leaves open tied up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deepseek_recipe import (
+    InferenceChunk,
+    InferenceFinishReason,
+    ParsingOptions,
+    PromptUsage,
+    StreamProcessor,
+)
+
+from dsv4_mlx.scheduler.request import Token
+from dsv4_mlx.tokenizer.markers import PlainText, Spelling
+
+Chunk = Any  # a chunk or event of one of the library's generators
+Logprobs = list[tuple[float, list[tuple[int, float]]]] | None
+
+
+class Parser:
+    """One turn. Feed it `ready`, `push`es, and one `finish`; each gives the library's events.
+
+    `over` becomes true when the text has ended the turn: a stop string, the first of one allowed call, or
+    markup of tools that were not offered. What is sampled after that is not part of the turn.
+    """
+
+    def __init__(
+        self, generator: Any, options: ParsingOptions, spelling: Spelling, *, tools: bool, one: bool = False
+    ) -> None:
+        stage = options.thinking_initial_stage
+        options.special_tokens = spelling.special
+        options.parse_tool_calls = tools
+        self._stream = StreamProcessor(generator, options, spelling.tokenizer)
+        self._spelling, self._tools, self._one = spelling, tools, one
+        self._thinking = stage is not None and stage.starts_in_reasoning()
+        self._thought: list[int] = []
+        self._held: list[tuple[int, Logprobs]] = []  # may be the white space and "<" before a stray marker
+        self._markup: PlainText | None = None  # the text from the first marker on
+        self._ended = False
+
+    @property
+    def over(self) -> bool:
+        return self._ended or self._stream.finished
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a tool call was begun and not ended."""
+        if self._markup is None:
+            return False
+        text, marker = self._markup.text, self._spelling.markup
+        return text.count(f"<{marker}invoke") > text.count(f"</{marker}invoke>")
+
+    def ready(self, prompt: int, cached: int, fingerprint: str) -> list[Chunk]:
+        usage = PromptUsage(prompt_tokens=prompt, prompt_cache_hit_tokens=cached)
+        return self._stream.push(InferenceChunk.ready(prompt_usage=usage, system_fingerprint=fingerprint))
+
+    def push(self, token: Token) -> list[Chunk]:
+        if self.over:
+            return []
+        id, spelling = token.id, self._spelling
+        logprobs: Logprobs = None if token.logprob is None else [(token.logprob, list(token.top))]
+        if id in spelling.control:
+            return self._stream.push(InferenceChunk.text("", 1))  # counted, and no part of the text
+        if not self._tools:
+            if id == spelling.dsml:
+                return self._without_markup()
+            if _may_open_markup(spelling, id):
+                self._held.append((id, logprobs))
+                return []
+        return [*self._release(), *self._push(id, logprobs)]
+
+    def finish(self, *, length: bool) -> list[Chunk]:
+        """The turn is over, by a limit (`length`) or else by its own end."""
+        if self._stream.finished:
+            return []
+        chunks = self._release()
+        if self._thinking and not length and not self._stream.finished:
+            chunks += self._answer_with_thoughts()
+        if self._markup is not None and self.unfinished:
+            length = True  # a call that was cut off is not one to execute
+            rest = _rest_of_tag(self._markup.text, self._spelling.markup)
+            if rest:
+                chunks += self._stream.push(InferenceChunk.text(rest, 0))
+        if self._stream.finished:
+            return chunks
+        reason = InferenceFinishReason.Length if length else InferenceFinishReason.Stop
+        return [*chunks, *self._stream.push(InferenceChunk.finish(reason)), *self._stream.finish()]
+
+    def _push(self, id: int, logprobs: Logprobs) -> list[Chunk]:
+        spelling = self._spelling
+        chunks: list[Chunk] = self._stream.push(InferenceChunk.tokens([id], logprobs))
+        if id in (spelling.end_think, spelling.dsml):
+            self._thinking = False
+        elif self._thinking:
+            self._thought.append(id)
+        if self._tools and (id == spelling.dsml or self._markup is not None):
+            if self._markup is None:
+                self._markup = PlainText(spelling)
+                self._markup.push(spelling.encode("<"))  # the text before the marker ended so
+            self._markup.push([id])
+            if self._one and f"</{spelling.markup}invoke>" in self._markup.text:
+                self._ended = True
+        return chunks
+
+    def _without_markup(self) -> list[Chunk]:
+        """A call of a tool that was not offered: the turn ends with the text before it."""
+        self._ended = True
+        decoder = PlainText(self._spelling)
+        decoder.push([id for id, _ in self._held])
+        text = decoder.whole().removesuffix("<").rstrip("\n")
+        count, self._held = len(self._held), []
+        return self._stream.push(InferenceChunk.text(text, count))
+
+    def _release(self) -> list[Chunk]:
+        held, self._held = self._held, []
+        chunks: list[Chunk] = []
+        for id, logprobs in held:
+            if not self._stream.finished:
+                chunks += self._push(id, logprobs)
+        return chunks
+
+    def _answer_with_thoughts(self) -> list[Chunk]:
+        """The model ended its turn without ending its thinking: what it thought is the answer as well.
+
+        A client that hides thinking would show nothing.
+        """
+        decoder = PlainText(self._spelling)
+        decoder.push(self._thought)
+        text = decoder.whole().strip()
+        if not text:
+            return []
+        end = self._stream.push(InferenceChunk.text(self._spelling.special_end, 0))
+        return [*end, *self._stream.push(InferenceChunk.text(text, 0))]
+
+
+def _may_open_markup(spelling: Spelling, id: int) -> bool:
+    text = spelling.text(id)
+    return text[-1:] in ("\n", "<")
+
+
+def _rest_of_tag(text: str, marker: str) -> str:
+    """What is missing of a parameter's closing tag: cut off, the tag would count as part of the value."""
+    if text.count(f"<{marker}parameter") <= text.count(f"</{marker}parameter>"):
+        return ""
+    closing, at = f"</{marker}parameter>", text.rfind("<")
+    tail = text[at:]
+    return closing[len(tail) :] if at >= 0 and closing.startswith(tail) else ""

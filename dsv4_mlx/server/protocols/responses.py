@@ -1,0 +1,218 @@
+"""Responses: a body -> Ask."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from deepseek_recipe import Conversation, ResponsesRequest
+
+from dsv4_mlx.grammar.rules import Json
+from dsv4_mlx.server.api_errors import invalid, unsupported
+from dsv4_mlx.server.options import Limits
+from dsv4_mlx.server.protocols.body import Body
+from dsv4_mlx.server.protocols.chat import most_tokens
+from dsv4_mlx.server.protocols.fields import flag, record, records, text, whole
+from dsv4_mlx.server.protocols.options import sampling
+from dsv4_mlx.server.protocols.request import NAME, Ask, Facts, conversation_for, conversion, refused
+from dsv4_mlx.server.protocols.thinking import Thinking, resolve
+from dsv4_mlx.server.protocols.tools import arguments_text, chosen, rendered, with_schema
+
+_LIBRARY_MOST = 393_216  # the largest max_output_tokens that the library takes
+_HANDLE = re.compile(r"resp_(.+)-\d+")  # encrypted_content as the library makes it from the response's id
+_CALLS = {"function_call": "function_call_output", "custom_tool_call": "custom_tool_call_output"}
+_CUSTOM = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+_ECHOED = (
+    "instructions", "max_output_tokens", "parallel_tool_calls", "reasoning", "text", "tool_choice", "tools",
+    "temperature", "top_p", "top_logprobs", "truncation", "user", "metadata", "service_tier",
+    "prompt_cache_key", "safety_identifier",
+)  # fmt: skip
+
+
+def read(body: Body, facts: Facts) -> Ask:
+    """Raises Refusal 400 for what can't be done; fields nobody knows are ignored."""
+    limits = facts.options.limits
+    _check_stateless(body)
+    thinking = resolve(body, facts.options.think)
+    declared = [_tool(tool) for tool in records(body, "tools", limits.tools)]
+    functions = _functions(declared)
+    tools = chosen(_choice(body), functions, one=not flag(body, "parallel_tool_calls", True))
+    items = _items(body, limits)
+    form, wanted = _form(body, items)
+    most = most_tokens(body, "max_output_tokens")
+    logprobs = _logprobs(body)
+    sampled = sampling(body, thinking=thinking.on, mode=facts.options.sampling, vocabulary=facts.vocabulary)
+    given: Body = {name: body[name] for name in _ECHOED if name in body}
+    given |= {"model": NAME, "input": items, "tools": [_rendered(tool) for tool in declared], **form}
+    given |= {"tool_choice": "none" if body.get("tool_choice") == "none" else "auto"}
+    given |= {"max_output_tokens": min(most, _LIBRARY_MOST)} if most is not None else {}
+    shown = {
+        **given,
+        "tools": declared,
+        "reasoning": _reasoning(body, thinking),
+        "text": record(body, "text"),
+    }
+    given["reasoning"] = {**shown["reasoning"], **({} if thinking.on else {"effort": "none"})}
+    options = conversion()
+    try:
+        echo = ResponsesRequest({**shown, **_shown_choice(body)}).echo()
+        asked = ResponsesRequest(given)
+        namespaces = asked.namespace_tool_map(options)
+        request = asked.convert(options)
+    except Exception as error:  # the library has one kind for wrong types and another for wrong values
+        raise refused(error) from None
+    conversation = conversation_for(request, thinking, facts.levels)
+    return Ask(
+        protocol="responses",
+        model=text(body, "model", facts.model),
+        stream=flag(body, "stream"),
+        thinking=thinking,
+        sampling=sampled,
+        max_tokens=most,
+        request=request,
+        parsing=request.parsing_options,
+        conversation=conversation,
+        handles=_handles(items, conversation),
+        tools=tools,
+        wanted=wanted,
+        logprobs=logprobs,
+        hint=str(body.get("prompt_cache_key") or body.get("user") or "")[:128],
+        echo=echo,
+        namespaces=namespaces,
+    )
+
+
+def _check_stateless(body: Body) -> None:
+    for name in ("previous_response_id", "conversation"):
+        if body.get(name):
+            raise unsupported(f"{name}: this server stores no responses; send the full input", name)
+    if body.get("background"):
+        raise unsupported("background: this server answers at once or not at all", "background")
+
+
+def _items(body: Body, limits: Limits) -> list[Body]:
+    given = body.get("input", "")
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}] if given or not body.get("instructions") else []
+    items = [
+        {k: v for k, v in item.items() if v is not None} for item in records(body, "input", limits.messages)
+    ]
+    if any(item.get("type") == "item_reference" for item in items):
+        raise unsupported("item_reference: this server stores no items; send the full input", "input")
+    return _answered([_item(item) for item in items])
+
+
+def _item(item: Body) -> Body:
+    if item.get("type") == "function_call":
+        return {**item, "arguments": arguments_text(item.get("arguments"))}
+    return item
+
+
+def _answered(items: list[Body]) -> list[Body]:
+    """Every tool call with an output: one that a client lost is empty."""
+    outputs = {item.get("call_id") for item in items if item.get("type") in _CALLS.values()}
+    out = []
+    for item in items:
+        out.append(item)
+        kind = _CALLS.get(str(item.get("type")))
+        if kind and item.get("call_id") not in outputs:
+            out.append({"type": kind, "call_id": item.get("call_id"), "output": ""})
+    return out
+
+
+def _tool(tool: Body) -> Body:
+    kind = tool.get("type", "function")
+    if kind == "namespace":
+        return {**tool, "tools": [_tool(inner) for inner in records(tool, "tools", 1024)]}
+    if kind == "function":
+        return with_schema({"type": "function", **tool}, "parameters")
+    return tool
+
+
+def _functions(declared: list[Body]) -> list[Body]:
+    """The tools that this model can call, by the names it sees."""
+    found: list[Body] = []
+    for tool in declared:
+        kind = tool.get("type")
+        if kind == "namespace":
+            inside = [one for one in tool["tools"] if one.get("type") == "function"]
+            found += [_function(one, f"{tool.get('name')}__{one.get('name')}") for one in inside]
+        elif kind == "custom":
+            found.append({"name": tool.get("name"), "parameters": _CUSTOM})
+        elif kind == "function":
+            found.append(_function(tool, text(tool, "name")))
+    return found
+
+
+def _function(tool: Body, name: str) -> Body:
+    return {"name": name, "parameters": tool["parameters"], "strict": tool.get("strict") is True}
+
+
+def _rendered(tool: Body) -> Body:
+    plain = rendered(tool)
+    return {**plain, "tools": [_rendered(inner) for inner in plain["tools"]]} if "tools" in plain else plain
+
+
+def _choice(body: Body) -> Any:
+    choice = body.get("tool_choice")
+    if isinstance(choice, dict) and choice.get("type") not in ("function", "custom", "allowed_tools"):
+        return "auto"  # a hosted tool, which runs elsewhere
+    if isinstance(choice, dict) and choice.get("namespace"):
+        return {**choice, "name": f"{choice['namespace']}__{choice.get('name')}"}
+    return choice
+
+
+def _shown_choice(body: Body) -> Body:
+    return {"tool_choice": body["tool_choice"]} if "tool_choice" in body else {}
+
+
+def _reasoning(body: Body, thinking: Thinking) -> Body:
+    return {
+        k: v for k, v in record(body, "reasoning").items() if k in ("effort", "summary") and v is not None
+    }
+
+
+def _logprobs(body: Body) -> int | None:
+    included = body.get("include")
+    if isinstance(included, list) and "message.output_text.logprobs" in included:
+        return whole(body, "top_logprobs", 0, 20, 0)
+    return None
+
+
+def _form(body: Body, items: list[Body]) -> tuple[Body, Json | None]:
+    """text.format -> (what the library renders, what is enforced)."""
+    given = record(body, "text")
+    form = record(given, "format")
+    kind = form.get("type", "text")
+    if kind == "text":
+        return {"text": given}, None
+    if kind == "json_object":
+        plain = {k: v for k, v in given.items() if k != "format"}
+        named = "json" in json.dumps(items, ensure_ascii=False).lower()
+        return {"text": given if named else plain}, Json()
+    if kind == "json_schema":
+        if not isinstance(form.get("schema"), dict):
+            raise invalid("text.format has no schema", "text")
+        wanted = Json(json.dumps(form["schema"]), strict=form.get("strict") is True)
+        return {"text": {**given, "format": {"name": "answer", **form}}}, wanted
+    raise invalid(
+        f"text.format.type is {str(kind)[:40]!r}, expected text, json_object or json_schema", "text"
+    )
+
+
+def _handles(items: list[Body], conversation: Conversation) -> dict[int, str]:
+    """Handles that came back in reasoning items, by the index of their turn in the conversation."""
+    turns: list[str] = []
+    inside = False
+    for item in items:
+        kind = item.get("type", "message")
+        ours = kind in ("reasoning", *_CALLS) or (kind == "message" and item.get("role") == "assistant")
+        if ours and not inside:
+            turns.append("")
+        found = _HANDLE.fullmatch(str(item.get("encrypted_content", ""))) if kind == "reasoning" else None
+        if found:
+            turns[-1] = found[1]
+        inside = ours or (inside and kind not in ("message", *_CALLS.values()))
+    at = [i for i, message in enumerate(conversation.messages) if message.role == "assistant"]
+    return {i: handle for i, handle in zip(at, turns, strict=True) if handle} if len(at) == len(turns) else {}

@@ -1,0 +1,121 @@
+"""Bytes of a request -> Ask -> the job for the engine thread. Blocks: kept off the event loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+
+from dsv4_mlx.errors import InputError
+from dsv4_mlx.grammar.grammars import Grammars
+from dsv4_mlx.scheduler.request import Job
+from dsv4_mlx.scheduler.turn_cache import Turns
+from dsv4_mlx.server.api_errors import Refusal, invalid, too_long
+from dsv4_mlx.server.options import MAX_EFFORT_CONTEXT
+from dsv4_mlx.server.protocols import chat, completions, messages, responses
+from dsv4_mlx.server.protocols.body import parse
+from dsv4_mlx.server.protocols.chat_wire import ChatWire, CompletionsWire
+from dsv4_mlx.server.protocols.messages_wire import MessagesWire
+from dsv4_mlx.server.protocols.request import PROMPT_PARAM, Ask, Facts, Protocol
+from dsv4_mlx.server.protocols.responses_wire import ResponsesWire
+from dsv4_mlx.server.protocols.stream import Wire
+from dsv4_mlx.tokenizer.markers import Spelling
+
+log = logging.getLogger("dsv4_mlx.server")
+NEVER = -1000.0  # added to a logit: the token can't be drawn
+
+WIRES: dict[Protocol, type[Wire]] = {
+    "chat": ChatWire,
+    "completions": CompletionsWire,
+    "responses": ResponsesWire,
+    "messages": MessagesWire,
+}
+
+
+class Intake:
+    """Reads requests for one model. Safe for several threads."""
+
+    def __init__(self, facts: Facts, spelling: Spelling, grammars: Grammars, turns: Turns) -> None:
+        self.facts, self.spelling, self.grammars, self.turns = facts, spelling, grammars, turns
+        self._said: set[str] = set()
+        self._lock = threading.Lock()
+
+    def read(self, protocol: Protocol, raw: bytes) -> Ask:
+        """Raises Refusal."""
+        body = parse(raw, self.facts.options.limits)
+        if protocol == "chat":
+            ask = chat.read(body, self.facts)
+        elif protocol == "messages":
+            ask = messages.read(body, self.facts)
+        elif protocol == "responses":
+            ask = responses.read(body, self.facts)
+        else:
+            ask = completions.read(body, self.facts, self.spelling)
+        self._check_model(ask.model)
+        if ask.thinking.level == "max" and self.facts.context < MAX_EFFORT_CONTEXT:
+            self._once(
+                f'effort "max" is made for a context of {MAX_EFFORT_CONTEXT} tokens, this server has '
+                f"{self.facts.context}: kept, but thinking may run out of room"
+            )
+        return ask
+
+    def rendered(self, ask: Ask) -> tuple[int, ...]:
+        """The prompt's ids, however many. Raises Refusal."""
+        if ask.conversation is None:
+            return ask.prompt
+        try:
+            return self.turns.render(ask.conversation, ask.handles).ids
+        except InputError as error:
+            raise invalid(error.message, PROMPT_PARAM[ask.protocol]) from None
+
+    def prompt(self, ask: Ask) -> tuple[int, ...]:
+        """The prompt's ids. Raises Refusal if they leave no room for an answer."""
+        ids = self.rendered(ask)
+        if len(ids) >= self.facts.context:
+            raise too_long(len(ids), self.facts.context, PROMPT_PARAM[ask.protocol])
+        return ids
+
+    def job(self, ask: Ask) -> Job:
+        """Raises Refusal for a prompt that is too long and for a form that can't be enforced."""
+        ids = self.prompt(ask)
+        stage = ask.parsing.thinking_initial_stage
+        thinking = stage is not None and stage.starts_in_reasoning()
+        constraint = None
+        if ask.rule is not None:
+            try:
+                constraint = self.grammars.constraint(ask.rule, thinking=thinking)
+            except InputError as error:
+                raise invalid(error.message, "tools" if ask.tools.offered else "response_format") from None
+        sampling = ask.sampling
+        if not ask.tools.offered and self.spelling.dsml >= 0:
+            bias = {**sampling.logit_bias, self.spelling.dsml: NEVER}
+            sampling = dataclasses.replace(sampling, logit_bias=bias)
+        return Job(
+            prompt=ids,
+            sampling=sampling,
+            max_tokens=ask.max_tokens,
+            constraint=constraint,
+            logprobs=ask.logprobs,
+            think_budget=ask.thinking.budget,
+            hint=ask.hint,
+        )
+
+    def wire(self, ask: Ask, job: Job) -> Wire:
+        """For one turn."""
+        return WIRES[ask.protocol](ask, self.turns.handle(), len(job.prompt), self.spelling)
+
+    def _check_model(self, name: str) -> None:
+        if name == self.facts.model:
+            return
+        if self.facts.options.strict_model:
+            raise Refusal(
+                404, "model_not_found", f"there is no model {name[:80]!r}, only {self.facts.model}", "model"
+            )
+        self._once(f"requests name the model {name[:80]!r}: answered by {self.facts.model}")
+
+    def _once(self, message: str) -> None:
+        with self._lock:
+            if message in self._said or len(self._said) > 100:
+                return
+            self._said.add(message)
+        log.warning("%s", message)

@@ -1,0 +1,130 @@
+"""A stored model as the source of a model's tensors, each taken exactly once."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from dsv4_mlx.checkpoint.manifest import TensorRecord
+from dsv4_mlx.errors import InputError
+from dsv4_mlx.model.tensors import ExpertSource, Linear
+from dsv4_mlx.weights.converted import CONVERT_AGAIN
+from dsv4_mlx.weights.records import Paged
+from dsv4_mlx.weights.resident_experts import QUANTISED, ResidentExperts, layout, segments_differ
+from dsv4_mlx.weights.stored import ArraySource, StoredModel
+
+FLOATS = (mx.bfloat16, mx.float32)
+
+
+class StoredTensors:
+    """TensorSource over a stored model, whose manifest is held against what config.json asks for."""
+
+    def __init__(
+        self, stored: StoredModel, arrays: ArraySource, dtype: mx.Dtype, paged: Paged | None = None
+    ) -> None:
+        self._stored, self._paged = stored, paged
+        self.folder, self.manifest, self.config = stored.folder, stored.manifest, stored.config
+        self._arrays, self._dtype = arrays, dtype
+        self._left = set(self.manifest.tensors)
+        self._blocks_left = set(self.manifest.experts)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self._dtype
+
+    def linear(self, name: str, shape: tuple[int, int]) -> Linear:
+        return self._linear(name, shape, self._dtype)
+
+    def float_linear(self, name: str, shape: tuple[int, int]) -> Linear:
+        return self._linear(name, shape, None)
+
+    def vector(self, name: str, shape: tuple[int, ...]) -> mx.array:
+        return self._raw(name, shape).astype(mx.float32)
+
+    def norm(self, name: str, size: int) -> mx.array:
+        return self._raw(f"{name}.weight", (size,)).astype(self._dtype)
+
+    def table(self, name: str, shape: tuple[int, ...]) -> mx.array:
+        ids = self._raw(name, shape, (mx.int64,))
+        if mx.any((ids < 0) | (ids >= self.config.experts)).item():
+            # Products with matrices beyond the last would read memory that is not the model's.
+            raise self._bad(f"{name} names an expert outside 0 to {self.config.experts - 1}")
+        return ids.astype(mx.int32)
+
+    def experts(self, block: str) -> ExpertSource:
+        table = self.manifest.experts.get(block)
+        if table is None:
+            raise self._bad(f"the manifest has no experts of {block}")
+        self._blocks_left.discard(block)
+        if table.format not in QUANTISED:
+            raise self._bad(f"experts of {block} have format {table.format!r}, expected {sorted(QUANTISED)}")
+        if table.count != self.config.experts:
+            raise self._bad(f"{block} has {table.count} experts, config.json asks for {self.config.experts}")
+        if segments_differ(table, self.config.expert_width, self.config.hidden_size):
+            raise self._bad(f"the expert segments of {block} are not those that config.json asks for")
+        if self._paged is not None:
+            return self._paged(block, self._stored.record_map(block))
+        return ResidentExperts(self._arrays.records(block, table), table, self._dtype)
+
+    def finish(self, kept: str | None = None) -> None:
+        """Every tensor of the folder must have been taken, but those whose names start with `kept`.
+
+        Raises InputError that lists what is left.
+        """
+        left = sorted(self._left) + sorted(f"{block}.ffn.experts" for block in self._blocks_left)
+        left = [name for name in left if kept is None or not name.startswith(kept)]
+        if left:
+            shown = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")
+            raise self._bad(
+                f"{len(left)} tensors belong to no part of the model that config.json describes: {shown}"
+            )
+
+    def _linear(self, name: str, shape: tuple[int, int], dtype: mx.Dtype | None) -> Linear:
+        record = self._record(f"{name}.weight", shape)
+        parts = {part: self._array(record.file, key) for part, key in record.parts.items()}
+        if record.format != "raw" and record.format not in QUANTISED:
+            raise self._bad(f"{name} has format {record.format!r}, expected raw or {sorted(QUANTISED)}")
+        if record.format == "raw":
+            self._check_raw(name, parts["weight"], shape, FLOATS, record.file)
+            return Linear(parts["weight"] if dtype is None else parts["weight"].astype(dtype))
+        found = {part: (array.dtype, array.shape) for part, array in parts.items()}
+        if found != layout(record.format, *shape):
+            raise self._bad(f"{name} is stored as {found}, which is not {record.format}", record.file)
+        if dtype is None:
+            raise self._bad(f"{name} has format {record.format!r}, expected raw: its product must be float32")
+        mode, bits, group = QUANTISED[record.format]
+        if mode == "affine":
+            parts |= {part: parts[part].astype(dtype) for part in ("scales", "biases")}
+        return Linear(**parts, mode=mode, bits=bits, group=group)
+
+    def _raw(self, name: str, shape: tuple[int, ...], dtypes: tuple[mx.Dtype, ...] = FLOATS) -> mx.array:
+        record = self._record(name, shape)
+        if record.format != "raw":
+            raise self._bad(f"{name} has format {record.format!r}, expected raw")
+        array = self._array(record.file, record.parts["weight"])
+        self._check_raw(name, array, shape, dtypes, record.file)
+        return array
+
+    def _check_raw(
+        self, name: str, array: mx.array, shape: tuple[int, ...], dtypes: tuple[mx.Dtype, ...], file: str
+    ) -> None:
+        if array.shape != shape or array.dtype not in dtypes:
+            found = f"{array.dtype} {list(array.shape)}"
+            raise self._bad(f"{name} is {found}, expected {dtypes[0]} {list(shape)}", file)
+
+    def _record(self, name: str, shape: tuple[int, ...]) -> TensorRecord:
+        record = self.manifest.tensors.get(name)
+        if record is None:
+            raise self._bad(f"the manifest has no tensor {name}, which config.json asks for")
+        if record.shape != shape:
+            raise self._bad(f"{name} has shape {list(record.shape)}, config.json asks for {list(shape)}")
+        self._left.discard(name)
+        return record
+
+    def _array(self, file: str, key: str) -> mx.array:
+        array = self._arrays.array(file, key)
+        if array is None:
+            raise self._bad(f"tensor {key} is not in the file", file)
+        return array
+
+    def _bad(self, message: str, file: str = "manifest.json") -> InputError:
+        return InputError(message, where=self.folder / file, next=CONVERT_AGAIN)

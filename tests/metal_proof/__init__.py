@@ -1,0 +1,24 @@
+"""The proof machine: executes, checks and parses Metal kernels on a Linux CPU. See tests/metal_proof/README.md."""
+
+from metal_proof.arrays import Array, BFloat16, Dtype, from_mlx, to_mlx
+from metal_proof.build import BuildError, cache_folder
+from metal_proof.findings import Finding
+from metal_proof.machine import Kernel, Result, run
+from metal_proof.parse import parse
+from metal_proof.signature import ArrayType
+
+__all__ = [
+    "Array",
+    "ArrayType",
+    "BFloat16",
+    "BuildError",
+    "Dtype",
+    "Finding",
+    "Kernel",
+    "Result",
+    "cache_folder",
+    "from_mlx",
+    "parse",
+    "run",
+    "to_mlx",
+]

@@ -1,0 +1,57 @@
+"""Every kernel against its reference, on the proof machine: values, accesses, address spaces, bytes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ops.kernels.proven import Proven, check_bytes, parse_findings
+from ops.selftest.test_tf32 import python
+
+from dsv4_mlx.ops.kernels import ALL
+from dsv4_mlx.ops.kernels.launch import Launch
+from dsv4_mlx.ops.kernels.op import Case, KernelOp, disagreement
+from dsv4_mlx.ops.table import REFERENCE
+
+OPS = {op.name: op for op in ALL}
+JUDGE = """
+import json
+from dsv4_mlx.ops.selftest import parent
+from dsv4_mlx.ops.selftest.verdicts import Limits, Metal
+from dsv4_mlx.ops.kernels import ALL
+found = parent.check(Metal("checking.m5:launch", "", "", ""), [op.name for op in ALL], Limits(300.0, 1e9))
+print(json.dumps({v.kernel: v.outcome for v in found}))
+"""
+LOSES = {  # kernels whose references multiply matrices of float32
+    "hc_pre", "hc_post", "hc_head", "project", "attend", "group_project", "route", "route_hashed",
+    "shared_ffn",
+}  # fmt: skip
+CASES = [pytest.param(op, case, id=f"{op.name}: {case.name}") for op in ALL for case in op.cases()]
+
+
+@pytest.fixture(scope="module")
+def launches() -> dict[str, list[Launch]]:
+    """Launches of each kernel that cases have made, for the tests that come after them."""
+    return {}
+
+
+@pytest.mark.parametrize(("op", "case"), CASES)
+def test_case(op: KernelOp, case: Case, launches: dict[str, list[Launch]]) -> None:
+    """The reference's values; no finding under three schedules; what Metal accepts; bytes as told."""
+    machine = Proven()
+    found = op.call(machine, *case.arguments, **case.options)
+    expected = getattr(REFERENCE, op.name)(*case.arguments, **case.options)
+    assert disagreement(found, expected, case.tolerance) is None
+    assert op.refuses(*case.arguments, **case.options) is None
+    for launch, result in zip(machine.launches, machine.results, strict=True):
+        assert parse_findings(launch) == []
+        check_bytes(launch, result)
+        launches.setdefault(launch.kernel.name, []).append(launch)
+
+
+@pytest.mark.parametrize(("setting", "differ"), [(None, set()), ("1", LOSES)])
+def test_kernels_on_an_m5(setting: str | None, differ: set[str]) -> None:
+    """The child that tries them inherits the switch; a user who wants TF32 gets it, and other verdicts."""
+    found = json.loads(python(JUDGE, setting).stdout)
+    assert found == {op.name: "differs" if op.name in differ else "works" for op in ALL}
+    assert len(found) == 14

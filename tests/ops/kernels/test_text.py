@@ -1,0 +1,60 @@
+"""What was proven is what MLX compiles: the text of every kernel, as MLX writes it for its cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+import metal_proof as proof
+import mlx.core as mx
+import pytest
+from metal_proof.arrays import dtype_name
+from mlx.utils import tree_flatten
+from ops.kernels.proven import machine_kernel
+
+from dsv4_mlx.ops.kernels import ALL
+from dsv4_mlx.ops.kernels.launch import Launch, metal
+from dsv4_mlx.ops.kernels.op import Case, KernelOp
+
+
+def texts(op: KernelOp, case: Case) -> list[tuple[Launch, str]]:
+    """Launches of a case with the source that MLX made of each. Tracing a call needs no Metal."""
+    mx.eval([leaf for _, leaf in arrays((case.arguments, dict(case.options)))])
+    launches: list[Launch] = []
+    events: list[dict[str, Any]] = []
+
+    def launcher(launch: Launch) -> Sequence[mx.array]:
+        launches.append(launch)
+        return metal(launch)
+
+    def call(x: mx.array) -> list[mx.array]:
+        result = op.call(launcher, *case.arguments, **case.options)
+        return [x, *(leaf for _, leaf in arrays(result))]
+
+    # MLX 0.32.4 can't export this one.
+    with mock.patch.object(mx, "contiguous", lambda x, allow_col_major=False: x):
+        mx.export_function(events.append, call, mx.zeros(1))
+    sources = [
+        str(event["arguments"][1])
+        for event in events
+        if event["type"] == "primitive" and event["name"] == "CustomKernel"
+    ]
+    return list(zip(launches, sources, strict=True))
+
+
+def arrays(tree: Any) -> list[tuple[str, mx.array]]:
+    pairs: Any = [("", tree)] if isinstance(tree, mx.array) else tree_flatten(tree)
+    return [(name, leaf) for name, leaf in pairs if isinstance(leaf, mx.array)]
+
+
+@pytest.mark.parametrize("op", ALL, ids=lambda op: op.name)
+def test_mlx_writes_the_text_that_was_proven(op: KernelOp) -> None:
+    seen = set()
+    for case in op.cases():
+        for launch, source in texts(op, case):
+            types = [proof.ArrayType(dtype_name(array.dtype), array.shape) for array in launch.inputs]
+            signature = machine_kernel(launch).signature(types, launch.dtypes, launch.template)
+            assert source.replace("custom_kernel_dsv4_", "custom_kernel_") == signature.text
+            seen.add(launch.kernel.name)
+    assert seen

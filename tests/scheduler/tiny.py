@@ -1,0 +1,162 @@
+"""The tiny random model as a backend, with what a test may want to go wrong; and a listener."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from small_model import MARKERS, new_session, tiny_model, token_ids
+
+from dsv4_mlx.engine.generate import generate, steps
+from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.session import Session
+from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.scheduler.backend import Progress, Run, session_limits, wanted
+from dsv4_mlx.scheduler.replay import ScriptedModel
+from dsv4_mlx.scheduler.request import Event, Finished, Job, Prefill, Token
+from dsv4_mlx.scheduler.scheduler import Entry, Runner, WorkerOptions
+from dsv4_mlx.scheduler.session_policy import Limits
+from dsv4_mlx.scheduler.session_pool import Reusable
+from dsv4_mlx.tokenizer.template import Prompts
+
+CONTEXT = 4096
+GROWTH = 256
+ENDLESS = {MARKERS.end: -900.0}  # a bias: the turn goes on until a limit
+
+
+class TinyBackend:
+    """As ModelBackend, of a model that is there already. `budget` 0: one session of the whole context."""
+
+    def __init__(
+        self,
+        model: Transformer | None = None,
+        budget: int = 10**9,
+        context: int = CONTEXT,
+        growth: int = GROWTH,
+    ) -> None:
+        self.model, self.budget = model or tiny_model(), budget
+        self.context, self.growth = context, growth
+        self.vocabulary = self.model.config.vocab_size
+        self.before_open: Callable[[Progress], None] = lambda progress: None
+        self.before_step: Callable[[Job], None] = lambda job: None
+        self.recovered = 0
+        self.closed = False
+
+    @property
+    def prompts(self) -> Prompts:
+        raise NotImplementedError("tokens only")
+
+    def open(self, progress: Progress) -> None:
+        self.before_open(progress)
+
+    def limits(self, count: int) -> Limits:
+        return session_limits(self.model.config, 4, self.budget, count, self.context, self.growth)
+
+    def session(self) -> Session:
+        return new_session(self.model, self.context, self.growth)
+
+    def run(self, session: Reusable, job: Job) -> Run:
+        self.before_step(job)
+        real = steps(session, job.prompt, job.sampling, wanted(job))
+        while True:
+            try:
+                step = next(real)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            yield step
+            self.before_step(job)
+
+    def memory(self) -> dict[str, int]:
+        return {}
+
+    def paging(self) -> dict[str, float]:
+        return {}
+
+    def recover(self) -> None:
+        self.recovered += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class ScriptedBackend(TinyBackend):
+    """Sessions that count tokens and compute nothing: for tests with many of them."""
+
+    def script(self, job: Job) -> list[int]:
+        """What the job says: as long as it may, depending on its seed."""
+        return token_ids(np.random.default_rng(job.sampling.seed), job.max_tokens or 0)
+
+    def run(self, session: Reusable, job: Job) -> Run:
+        model = ScriptedModel(self.model.config, self.script(job), len(job.prompt), MARKERS.end)
+        cast(Session, session).model = cast(Transformer, model)
+        return (yield from super().run(session, job))
+
+    def session(self) -> Session:
+        model = ScriptedModel(self.model.config, [], 0, MARKERS.end)
+        return Session(cast(Transformer, model), self.context, MARKERS, self.growth)
+
+
+class Heard:
+    """What a job said. From another thread: `wait`."""
+
+    def __init__(self, then: Callable[[Event], None] = lambda event: None) -> None:
+        self.events: list[Event] = []
+        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._then = then
+
+    def __call__(self, event: Event) -> None:
+        assert not self.events or not isinstance(self.events[-1], Finished), "something after the end"
+        self.events.append(event)
+        if isinstance(event, Finished):
+            self._ended.put(None)
+        self._then(event)
+
+    def wait(self, seconds: float = 60) -> Heard:
+        self._ended.get(timeout=seconds)
+        return self
+
+    @property
+    def tokens(self) -> list[int]:
+        return [event.id for event in self.events if isinstance(event, Token)]
+
+    @property
+    def end(self) -> Finished | None:
+        last = self.events[-1] if self.events else None
+        return last if isinstance(last, Finished) else None
+
+    @property
+    def cached(self) -> int:
+        return next(event.cached for event in self.events if isinstance(event, Prefill))
+
+
+def job(prompt: list[int], most: int | None = 8, seed: int = 0, hint: str = "", **more: Any) -> Job:
+    """A job that goes on for `most` tokens."""
+    sampling = SamplingOptions(seed=seed, logit_bias=ENDLESS)
+    return Job(tuple(prompt), sampling, most, hint=hint, **more)
+
+
+def runner(backend: TinyBackend, **options: Any) -> Runner:
+    """Its clock ticks once a look, so that whose turn it is doesn't depend on this machine's other work."""
+    ticks = itertools.count()
+    return Runner(backend, WorkerOptions(**options), lambda: next(ticks) / 1000)
+
+
+def add(runner: Runner, job: Job, heard: Heard | None = None) -> tuple[Entry, Heard]:
+    heard = heard or Heard()
+    entry = Entry(job, heard, runner.clock())
+    runner.add(entry)
+    return entry, heard
+
+
+def drain(runner: Runner) -> None:
+    """Step until nothing is left."""
+    while runner.active or len(runner.waiting):
+        runner.step()
+
+
+def alone(model: Transformer, job: Job) -> list[int]:
+    """What `generate` makes of a job."""
+    return list(generate(new_session(model), list(job.prompt), job.sampling, max_tokens=job.max_tokens))
