@@ -25,12 +25,11 @@ from pathlib import Path
 from dsv4_mlx.engine.decode import Sampled
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.scheduler.engine_thread import Worker
-from dsv4_mlx.scheduler.replay import ReplayBackend
+from dsv4_mlx.scheduler.replay import ReplayBackend, ScriptedTurn
 from dsv4_mlx.scheduler.request import Job
-from dsv4_mlx.scheduler.script import ScriptedTurn
+from dsv4_mlx.server.app import make_app, model_facts
 from dsv4_mlx.server.lifecycle import listen, make_server
 from dsv4_mlx.server.options import ServerOptions
-from dsv4_mlx.server.setup import make_app, model_facts
 
 DEMO = Path(__file__).parents[1] / "dsv4_mlx" / "demo"
 CLIENT = """

@@ -2,6 +2,8 @@
 
 Only `affine4` computes anything. FP4 and FP8 codes are MLX's codes already; an FP8 scale that covers a
 128x128 block is repeated for every row and every 32 columns.
+
+Rows of official matrices: their bytes, their scales, their values. Every byte is checked as it is read.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from dsv4_mlx.checkpoint.record import MX_GROUP, expand_scales
+from dsv4_mlx.checkpoint.check import check_bytes, scale_bytes
+from dsv4_mlx.checkpoint.inventory import FP8_BLOCK, Weight
+from dsv4_mlx.checkpoint.reader import SourceReader
+from dsv4_mlx.checkpoint.record import MX_GROUP, Bytes, expand_scales
 from dsv4_mlx.convert.recipe import AFFINE_BITS, AFFINE_GROUP
 
-Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
@@ -66,3 +70,40 @@ def decode_affine4(codes: npt.NDArray[np.uint32], scales: Floats, biases: Floats
     nibbles = (codes[:, :, None] >> np.arange(0, 32, 4, dtype=np.uint32)) & 15
     groups = nibbles.reshape(rows, -1, AFFINE_GROUP).astype(np.float32)
     return (groups * scales[:, :, None] + biases[:, :, None]).reshape(rows, -1)
+
+
+def raw_rows(reader: SourceReader, tensor: str, first: int, last: int) -> Bytes:
+    """[last - first, bytes of a row] as stored."""
+    raw = _read(reader, tensor, first, last)
+    check_bytes(reader.source, tensor, raw.data.cast("B"))
+    return raw
+
+
+def scale_rows(reader: SourceReader, weight: Weight, first: int, last: int) -> Bytes:
+    """The scales of rows first to last of an FP8 matrix, E8M0: [ceil((last - first) / 128), ceil(in / 128)].
+
+    `first` is a multiple of FP8_BLOCK.
+    """
+    raw = _read(reader, weight.scale_name, first // FP8_BLOCK, -(-last // FP8_BLOCK))
+    return scale_bytes(reader.source, weight.scale_name, raw.data.cast("B")).reshape(raw.shape[0], -1)
+
+
+def expanded_scales(reader: SourceReader, weight: Weight, first: int, last: int) -> Bytes:
+    """As scale_rows, one for each row and 32 columns: [last - first, in / 32]."""
+    return expand_scales(scale_rows(reader, weight, first, last), last - first, weight.shape[1])
+
+
+def values(reader: SourceReader, weight: Weight, first: int, last: int) -> npt.NDArray[np.float32]:
+    """float32 [last - first, in] of an FP8 or BF16 matrix; `first` as in scale_rows."""
+    raw = raw_rows(reader, weight.name, first, last)
+    if weight.form == "fp8":
+        return decode_fp8(raw, scale_rows(reader, weight, first, last))
+    return decode_bf16(raw.view(np.uint16))
+
+
+def _read(reader: SourceReader, tensor: str, first: int, last: int) -> Bytes:
+    entry = reader.source.entry(tensor)
+    width = (entry.end - entry.start) // entry.shape[0]
+    raw = np.empty((last - first, width), dtype=np.uint8)
+    reader.read(reader.source.where[tensor], entry.start + first * width, raw.data.cast("B"))
+    return raw

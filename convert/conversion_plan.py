@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dsv4_mlx.checkpoint.header_written import build_header
+from dsv4_mlx.checkpoint.header import build_header
 from dsv4_mlx.checkpoint.inventory import ITEM_BYTES, Block, Inventory, Weight
 from dsv4_mlx.checkpoint.manifest import ALIGNMENT, Segment, packed
 from dsv4_mlx.checkpoint.record import record_bytes, record_segments

@@ -24,9 +24,8 @@ import numpy.typing as npt
 from dsv4_mlx.checkpoint.inventory import FP8_BLOCK, Weight
 from dsv4_mlx.checkpoint.reader import FolderReader, SourceReader
 from dsv4_mlx.checkpoint.record import MX_GROUP, SEGMENT_SOURCE
-from dsv4_mlx.convert.codec import decode_affine4, decode_bf16
+from dsv4_mlx.convert.codec import decode_affine4, decode_bf16, scale_rows, values
 from dsv4_mlx.convert.conversion_plan import Placed, Records, Target
-from dsv4_mlx.convert.rows import scale_rows, values
 from dsv4_mlx.convert.steps import quantised_at_once
 
 Bytes = npt.NDArray[np.uint8]

@@ -22,8 +22,7 @@ from typing import Literal
 from dsv4_mlx.checkpoint.files import OutFile
 from dsv4_mlx.checkpoint.manifest import NAME as MANIFEST
 from dsv4_mlx.errors import DiskFull, InputError, MachineError
-from dsv4_mlx.machine.disks_exclude import MARK
-from dsv4_mlx.machine.disks_find import volume_of
+from dsv4_mlx.machine.disks import MARK, volume_of
 
 LOCK = ".convert.lock"
 JOURNAL = ".convert.journal"

@@ -15,9 +15,8 @@ from dsv4_mlx.checkpoint.inventory import FP8_BLOCK, Weight
 from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.record import SEGMENT_SOURCE
 from dsv4_mlx.checkpoint.source import Source
-from dsv4_mlx.convert.codec import affine4
+from dsv4_mlx.convert.codec import affine4, expanded_scales, values
 from dsv4_mlx.convert.conversion_plan import FilePlan, Records, Target
-from dsv4_mlx.convert.rows import expanded_scales, values
 
 Bytes = npt.NDArray[np.uint8]
 FLOATS = 4  # a step quantises so many times fewer bytes than a block has

@@ -20,8 +20,8 @@ from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops.table import EXACT, NUMERICS, REFERENCE
 from dsv4_mlx.synthetic import cut, release_config, small_config, write_checkpoint
-from dsv4_mlx.weights.floats import FloatTensors
 from dsv4_mlx.weights.load import find_model, open_model
+from dsv4_mlx.weights.resident_experts import FloatTensors
 
 Array = NDArray[Any]
 BASE = {"expert_dtype": "fp8"}

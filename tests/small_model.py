@@ -16,7 +16,7 @@ from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops.table import EXACT, REFERENCE, Ops
 from dsv4_mlx.synthetic import small_config
 from dsv4_mlx.tokenizer.template import Markers
-from dsv4_mlx.weights.floats import FloatTensors
+from dsv4_mlx.weights.resident_experts import FloatTensors
 
 MARKERS = Markers(end=1, assistant=5, think=6, end_think=7)
 

@@ -31,7 +31,7 @@ from mlx_lm import load, stream_generate
 from mlx_lm.models.llama import Model, ModelArgs
 
 from bench.http_overhead import DEMO, bare, start, stream
-from dsv4_mlx.scheduler.script import ScriptedTurn
+from dsv4_mlx.scheduler.replay import ScriptedTurn
 
 Costs = tuple[float, float]  # seconds of a token: wall, CPU
 

@@ -1,4 +1,4 @@
-"""The model's ops for training on a CPU: the same mathematics as `dsv4_mlx.ops.reference`, arranged for speed.
+"""The model's ops for training on a CPU: the mathematics of `dsv4_mlx.ops.reference`, arranged for speed.
 
 MLX computes exp, sqrt and softmax element by element on x86 and one small product per token and expert.
 Here exponentials go through numpy, window attention runs in blocks of queries, and each expert multiplies

@@ -21,8 +21,8 @@ from dsv4_mlx.ops.reference.attend import attend
 from dsv4_mlx.ops.table import NUMERICS, REFERENCE, Ops
 from dsv4_mlx.ops.types import Rows
 from dsv4_mlx.tokenizer.template import Prompts
-from dsv4_mlx.weights.floats import FloatTensors
 from dsv4_mlx.weights.load import find_model, open_model
+from dsv4_mlx.weights.resident_experts import FloatTensors
 
 CONTEXT = 8192
 DTYPES = {"F32": "<f4", "I64": "<i8", "BF16": "<u2", "F8_E4M3": "u1", "F8_E8M0": "u1", "I8": "u1"}

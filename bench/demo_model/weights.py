@@ -14,8 +14,7 @@ import numpy.typing as npt
 from bench.demo_model.rounding import rounded
 from dsv4_mlx.checkpoint.inventory import Weight, inventory
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.weights.floats import FloatTensors
-from dsv4_mlx.weights.resident_experts import FloatExperts
+from dsv4_mlx.weights.resident_experts import FloatExperts, FloatTensors
 
 Floats = npt.NDArray[np.float32]
 Parameters = dict[str, mx.array]

@@ -1,8 +1,8 @@
 """A policy over a trace: the share of needed experts that were in a slot.
 
-The rules are those of `dsv4_mlx/paging/expert_run.py` with reads that end at once: a step's experts are needed
-together, none of them leaves for another of the same step, and everything that is missing is read. With fewer
-slots than a step needs it goes through them in groups.
+The rules are those of `dsv4_mlx/paging/expert_run.py` with reads that end at once: a step's experts are
+needed together, none of them leaves for another of the same step, and everything that is missing is read.
+With fewer slots than a step needs it goes through them in groups.
 """
 
 from __future__ import annotations

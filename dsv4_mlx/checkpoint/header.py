@@ -3,6 +3,8 @@
 A file is 8 bytes of header length (little-endian), that many bytes of JSON, then the tensors' bytes. Nothing
 in a header is believed before it is checked: a damaged or hostile file gives an InputError that names it,
 never a traceback and never a read outside the file.
+
+Safetensors headers, written aligned.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv4_mlx.checkpoint.inventory import ITEM_BYTES
+from dsv4_mlx.checkpoint.manifest import ALIGNMENT
 from dsv4_mlx.errors import InputError, MachineError
 
 MOST_DIMENSIONS = 8  # the official ones have at most 2; a product of many is a number nobody can print
@@ -145,3 +148,19 @@ def _naturals(value: Any) -> bool:
 
 def _damaged(path: Path, why: str) -> InputError:
     return InputError(f"{path.name} is damaged: {why}", where=path, next="download this file again")
+
+
+def build_header(tensors: list[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """The header of a file that holds these (name, dtype, shape) in this order.
+
+    It is padded with spaces, which the format allows, so that the data begins on an ALIGNMENT boundary.
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    offset = 0
+    for name, dtype, shape in tensors:
+        end = offset + math.prod(shape) * ITEM_BYTES[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text

@@ -61,7 +61,7 @@ def chat(
 
     Example: dsv4-mlx chat ~/models/flash
     """
-    from dsv4_mlx.cli.crash import write_crash_log
+    from dsv4_mlx.cli.console import write_crash_log
     from dsv4_mlx.cli.stdin import is_piped, question
     from dsv4_mlx.terminal.chat import ChatOptions
     from dsv4_mlx.terminal.terminal import talk

@@ -26,8 +26,7 @@ from dsv4_mlx.cli.options import (
 from dsv4_mlx.errors import InputError, MachineError
 
 if TYPE_CHECKING:
-    from dsv4_mlx.evaluation.report import Acceptance
-    from dsv4_mlx.evaluation.step import Step
+    from dsv4_mlx.evaluation.report import Acceptance, Step
 
 SHOWN = 20  # lines of a step that are printed; the report has them all
 _WORD = {True: "ok", False: "WRONG", None: "not asked"}

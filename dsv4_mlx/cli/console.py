@@ -1,13 +1,21 @@
-"""What long work shows: a bar on a terminal, a line now and then elsewhere. All of it on stderr."""
+"""What long work shows: a bar on a terminal, a line now and then elsewhere. All of it on stderr.
+
+A bug's traceback, kept in a file for the report.
+"""
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
+
+from dsv4_mlx import __version__
+from dsv4_mlx.cli.options import cache_folder
 
 _EVERY = 5.0  # seconds between lines when stderr is no terminal
 _WINDOW, _TICK = 30.0, 0.5  # seconds that a speed is taken over, and between two looks
@@ -132,3 +140,20 @@ def table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) 
     for row in rows:
         drawn.add_row(*row)
     Console().print(drawn)
+
+
+def write_crash_log(detail: str) -> str:
+    """Write a traceback to a new file and return its path."""
+    try:
+        return _write(cache_folder(), detail)
+    except (OSError, RuntimeError):  # read-only, full, or no home
+        return _write(Path(tempfile.gettempdir()), detail)
+
+
+def _write(folder: Path, detail: str) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=folder, prefix="crash-", suffix=".log", delete=False, encoding="utf-8"
+    ) as log:
+        log.write(f"dsv4-mlx {__version__}, Python {sys.version}\n{detail}")
+    return log.name

@@ -109,7 +109,7 @@ def _from_hub(
     exclude: bool | None,
 ) -> Summary:  # fmt: skip
     from dsv4_mlx.hub.download import convert_from_hub, source_folder
-    from dsv4_mlx.hub.patience import Patience
+    from dsv4_mlx.hub.remote import Patience
 
     target = Path(os.path.abspath(target.expanduser()))  # "." has a name then
     with filling("downloading and converting", [target, source_folder(target)], exclude) as show:

@@ -27,7 +27,7 @@ ExcludeOption = Annotated[
 def filling(title: str, folders: Sequence[Path], exclude: bool | None) -> Iterator[Progress]:
     """A progress display for work that fills `folders`; the first is the one that stays."""
     from dsv4_mlx.machine.awake import Awake
-    from dsv4_mlx.machine.disks_exclude import exclude as keep_away
+    from dsv4_mlx.machine.disks import exclude as keep_away
 
     name_disk(folders[0])
     waiting = list(folders) if _consent(folders[0], exclude) else []
@@ -45,7 +45,7 @@ def filling(title: str, folders: Sequence[Path], exclude: bool | None) -> Iterat
 
 def name_disk(folder: Path) -> None:
     """Say what the folder's disk is and how fast it reads, unless it is an internal one of the usual kind."""
-    from dsv4_mlx.machine.disks_find import volume_of
+    from dsv4_mlx.machine.disks import volume_of
 
     volume = volume_of(folder)
     if volume is None or volume.plain:
@@ -69,7 +69,7 @@ def existing(folder: Path) -> Path:
 
 
 def _consent(folder: Path, given: bool | None) -> bool:
-    from dsv4_mlx.machine.disks_exclude import can_exclude
+    from dsv4_mlx.machine.disks import can_exclude
 
     if not can_exclude():
         if given:

@@ -30,8 +30,8 @@ def doctor(
     Example: dsv4-mlx doctor --dir /Volumes/Models
     """
     from dsv4_mlx.machine.limits import memory_limit
+    from dsv4_mlx.planning.candidates import flash
     from dsv4_mlx.planning.doctor import examine
-    from dsv4_mlx.planning.models import flash
 
     models, config = flash()
     with progress("checking kernels", "kernels", quiet=as_json) as show:

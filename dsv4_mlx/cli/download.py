@@ -33,7 +33,7 @@ def download(
     Example: dsv4-mlx download deepseek-ai/DeepSeek-V4-Flash ~/models/flash-official
     """
     from dsv4_mlx.hub.download import download as run
-    from dsv4_mlx.hub.patience import Patience
+    from dsv4_mlx.hub.remote import Patience
 
     with filling("downloading", [target], exclude) as show:
         source = run(

@@ -16,7 +16,7 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
     Example: dsv4-mlx info ~/models/flash
     """
     from dsv4_mlx.engine.info import facts
-    from dsv4_mlx.planning.model import fit_here
+    from dsv4_mlx.planning.candidates import fit_here
 
     folder = model_folder(model)
     found = facts(folder)

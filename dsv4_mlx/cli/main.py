@@ -34,7 +34,7 @@ from dsv4_mlx.cli import (
     serve,
     verify,
 )
-from dsv4_mlx.cli.crash import write_crash_log
+from dsv4_mlx.cli.console import write_crash_log
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error, Dsv4Warning
 from dsv4_mlx.machine import wire_guard as mishaps
 from dsv4_mlx.machine.support import check_supported

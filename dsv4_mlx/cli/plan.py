@@ -54,10 +54,9 @@ def plan(
 
     Example: dsv4-mlx plan --for 64GB --bandwidth 400GB --disk 5GB
     """
-    from dsv4_mlx.planning.machine import default_gpu_limit, this_machine
-    from dsv4_mlx.planning.model import ways_of
+    from dsv4_mlx.planning.candidates import ways_of
     from dsv4_mlx.planning.plan import plan as make
-    from dsv4_mlx.planning.speed import Speeds
+    from dsv4_mlx.planning.speed import Speeds, default_gpu_limit, this_machine
 
     folder = model_folder(model) if model else None
     ways, config = ways_of(folder)

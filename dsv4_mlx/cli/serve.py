@@ -151,20 +151,19 @@ def _serve(
     limits: WorkerOptions,
     replay: Path | None,
 ) -> int:
-    from dsv4_mlx.cli.crash import write_crash_log
+    from dsv4_mlx.cli.console import write_crash_log
     from dsv4_mlx.cli.demo import MODEL_ID as DEMO
     from dsv4_mlx.machine.awake import Awake
     from dsv4_mlx.machine.descriptors import connections
     from dsv4_mlx.scheduler.backend import Backend, ModelBackend
     from dsv4_mlx.scheduler.engine_thread import Worker
     from dsv4_mlx.scheduler.linger import Linger
-    from dsv4_mlx.scheduler.replay import ReplayBackend
-    from dsv4_mlx.scheduler.script import read_script
+    from dsv4_mlx.scheduler.replay import ReplayBackend, read_script
+    from dsv4_mlx.server.app import make_app, model_facts
     from dsv4_mlx.server.crowd import SPARE
     from dsv4_mlx.server.lifecycle import addresses, listen
     from dsv4_mlx.server.lifecycle import serve as run_server
     from dsv4_mlx.server.options import MODEL_ID
-    from dsv4_mlx.server.setup import make_app, model_facts
 
     turns = None if replay is None else read_script(replay)
     reference = model or ("demo" if replay is not None else "")

@@ -16,12 +16,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Literal
 
 from dsv4_mlx.engine.constraint import Constraint
-from dsv4_mlx.engine.decode import Prefilled, Sampled, Wanted
+from dsv4_mlx.engine.decode import Prefilled, Sampled, Thinking, Wanted, likelihood
 from dsv4_mlx.engine.engine import Engine
-from dsv4_mlx.engine.likelihood import likelihood
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.engine.session import Session, TokenSequence
-from dsv4_mlx.engine.thinking import Thinking
 from dsv4_mlx.tokenizer.output_parser import Answer, Piece
 from dsv4_mlx.tokenizer.template import Think
 

@@ -16,14 +16,12 @@ from dsv4_mlx.checkpoint.manifest import OFFICIAL
 from dsv4_mlx.engine.engine import Engine, EngineOptions, fitting
 from dsv4_mlx.errors import DoesNotFit, Dsv4Error, ModelOutputError, UsageError
 from dsv4_mlx.evaluation import logprobs
-from dsv4_mlx.evaluation.cutting import cuts
 from dsv4_mlx.evaluation.file_checks import files, numbers
 from dsv4_mlx.evaluation.layers import layers, sample
 from dsv4_mlx.evaluation.long_run import NAME as LONG
-from dsv4_mlx.evaluation.long_run import TOKENS, long_answer
+from dsv4_mlx.evaluation.long_run import TOKENS, cuts, long_answer
 from dsv4_mlx.evaluation.needles import LENGTHS, name_of, needles
-from dsv4_mlx.evaluation.report import Acceptance, made_with
-from dsv4_mlx.evaluation.step import Bar, Progress, Step
+from dsv4_mlx.evaluation.report import Acceptance, Bar, Progress, Step, made_with
 from dsv4_mlx.ops.selftest.verdicts import Verdict
 from dsv4_mlx.ops.table import Ops
 from dsv4_mlx.weights.load import find_model

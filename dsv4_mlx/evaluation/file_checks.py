@@ -10,7 +10,7 @@ from dsv4_mlx.checkpoint.manifest import OFFICIAL, Manifest
 from dsv4_mlx.config import ModelConfig, Yarn
 from dsv4_mlx.convert.verify import verify
 from dsv4_mlx.errors import MachineError
-from dsv4_mlx.evaluation.step import Bar, Progress, Step
+from dsv4_mlx.evaluation.report import Bar, Progress, Step
 
 # The same in every checkpoint of DeepSeek V4: what nobody retrains can't be another by accident only.
 RELEASED: dict[str, object] = {

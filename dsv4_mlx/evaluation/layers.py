@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.evaluation.step import Bar, Step
+from dsv4_mlx.evaluation.report import Bar, Step
 from dsv4_mlx.model.block import Block
 from dsv4_mlx.model.chunk import Planner
 from dsv4_mlx.model.state import LayerState

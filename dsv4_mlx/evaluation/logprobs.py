@@ -21,7 +21,7 @@ import numpy as np
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.session import Logits
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.evaluation.step import Bar, Step
+from dsv4_mlx.evaluation.report import Bar, Step
 
 LARGEST = 64 << 20  # bytes of a file
 AGREE = 0.9  # share of rows with the same likeliest token, at least

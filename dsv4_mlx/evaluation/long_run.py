@@ -1,4 +1,7 @@
-"""A long answer: is every logit a number, does memory stay, does it repeat itself, does a prefill agree?"""
+"""A long answer: is every logit a number, does memory stay, does it repeat itself, does a prefill agree?
+
+Does it matter where a prompt is cut?
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,30 @@ from dsv4_mlx.engine.memory import state_bytes
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.engine.session import Logits, Session
 from dsv4_mlx.evaluation.needles import too_short
-from dsv4_mlx.evaluation.step import Bar, Step
+from dsv4_mlx.evaluation.report import Bar, Step
+from dsv4_mlx.evaluation.score import score
+
+CUT_TOKENS = 300
+CHUNKS = (97, 256)
+
+
+def cuts(engine: Engine) -> Step:
+    """Logits of random tokens, cut in other places: median difference, in standard deviations."""
+    count = min(CUT_TOKENS, engine.context)
+    tokens = np.random.default_rng(0).integers(0, engine.config.vocab_size, count).tolist()
+    expected = score(engine, tokens)
+    bound = BOUND[engine.model.dtype]
+    found, errors = [], {}
+    for chunk in CHUNKS:
+        off = np.abs(score(engine, tokens, chunk=chunk) - expected).max(axis=-1)
+        error = float(np.median(off / expected.std(axis=-1)))
+        errors[str(chunk)] = error
+        if not error <= bound:
+            found.append(
+                f"cut every {chunk} tokens: logits differ by {error:.2g}, expected {bound:g} at most"
+            )
+    return Step("cuts", not found, tuple(found), {"tokens": count, "errors": errors})
+
 
 TOKENS = 20_000
 SCORED = 24  # positions that a prefill scores again

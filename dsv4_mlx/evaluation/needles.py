@@ -15,7 +15,7 @@ from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.generate import answer
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.evaluation import words
-from dsv4_mlx.evaluation.step import Bar, Step
+from dsv4_mlx.evaluation.report import Bar, Step
 from dsv4_mlx.tokenizer.template import Prompts
 
 LENGTHS = (4096, 32_768, 65_536)  # tokens of the prompt, a few more

@@ -1,20 +1,43 @@
-"""What is known so far, fit to be shown to others: no prompts, no answers, no paths."""
+"""What is known so far, fit to be shown to others: no prompts, no answers, no paths.
+
+One question of the acceptance and its answer.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
 
 from dsv4_mlx import __version__
-from dsv4_mlx.evaluation.step import Step
 from dsv4_mlx.machine.limits import description
 from dsv4_mlx.weights.stored import StoredModel
+
+Progress = Callable[[int, int], None]  # done, in all
+Bar = Callable[[str, str], AbstractContextManager[Progress]]  # title and unit of what is counted
+
+
+@dataclass(frozen=True)
+class Step:
+    """`ok` is None where the question could not be asked. `found` names what is wrong, or why not asked.
+
+    `told`: what was seen, for people, whatever the verdict. `figures` are plain numbers and texts for the
+    report; nothing here holds a prompt, an answer or a path.
+    """
+
+    name: str
+    ok: bool | None
+    found: tuple[str, ...] = ()
+    figures: Mapping[str, object] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
+    seconds: float = 0.0
+
 
 FORMAT = 1
 

@@ -13,10 +13,9 @@ from llguidance import LLMatcher, LLParserLimits
 
 from dsv4_mlx.engine.constraint import AfterThinking, Constraint
 from dsv4_mlx.errors import InputError, MachineError
-from dsv4_mlx.grammar.matcher import Matched, TextThenCalls, first_line
+from dsv4_mlx.grammar.matcher import Matched, TextThenCalls, Vocabulary, first_line
 from dsv4_mlx.grammar.rules import Json, Regex, Rule, ToolCalls
 from dsv4_mlx.grammar.tools import Block, json_node, json_rule, regex_rule
-from dsv4_mlx.grammar.vocabulary import Vocabulary
 from dsv4_mlx.tokenizer.template import Markers
 
 PATTERN = 4096  # characters of a regular expression

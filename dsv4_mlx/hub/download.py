@@ -30,9 +30,8 @@ from dsv4_mlx.convert.summary import Summary
 from dsv4_mlx.errors import DiskFull, InputError
 from dsv4_mlx.hub.fetch import STATE, Fetcher, write
 from dsv4_mlx.hub.headers import Outline, texts
-from dsv4_mlx.hub.patience import Patience
 from dsv4_mlx.hub.prefetch import OPEN, Coming
-from dsv4_mlx.hub.remote import Remote, look
+from dsv4_mlx.hub.remote import Patience, Remote, look
 
 SHARDS = ".safetensors"
 

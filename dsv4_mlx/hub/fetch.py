@@ -17,7 +17,7 @@ from huggingface_hub.file_download import repo_folder_name
 from dsv4_mlx.convert.folder import no_room
 from dsv4_mlx.errors import DiskFull, InputError, MachineError
 from dsv4_mlx.hub.remote import Remote, RemoteFile, Stopped
-from dsv4_mlx.machine.disks_exclude import MARK
+from dsv4_mlx.machine.disks import MARK
 
 STATE = ".hub"  # in the folder that is filled: what is known of its files
 _BLOCK = 8 << 20  # bytes hashed at a time

@@ -1,8 +1,23 @@
-"""A disk as it matters to who stores a model on it. Pure."""
+"""The disk that a folder lies on: what it is, what it can't hold, and who should leave it alone.
+
+Spotlight and Time Machine are kept away from a model: 160 GB that are worth neither an index nor a backup.
+
+Time Machine: `tmutil addexclusion`, which marks the folder itself and needs no rights. Spotlight: the file
+`.metadata_never_index`, a custom that Apple does not document; where it is not heeded, nothing is lost.
+"""
 
 from __future__ import annotations
 
+import os
+import plistlib
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from xml.parsers.expat import ExpatError
 
 FAT32_LARGEST = (4 << 30) - 1
 _NAMES = {"apfs": "APFS", "exfat": "exFAT", "fat32": "FAT32", "hfs": "Mac OS Extended", "ntfs": "NTFS"}
@@ -49,3 +64,132 @@ class Volume:
         if self.kind == "ntfs":
             return "macOS can't write to NTFS without another driver"
         return ""
+
+
+Ask = Callable[[Sequence[str]], str | None]
+
+
+def ask(command: Sequence[str]) -> str | None:
+    """What it prints; None if it is not there, fails, or takes more than ten seconds.
+
+    Named by its path: Python then spawns it, and need not fork a process that maps a whole model.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+            close_fds=False,
+        )
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+MOUNTS = Path("/proc/self/mountinfo")
+BLOCK = Path("/sys/dev/block")
+
+
+def _linux_volume(path: Path) -> Volume | None:
+    """From the table of mounts, and where the block device hangs."""
+    try:
+        table = MOUNTS.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = mount_of(table, path)
+    if found is None:
+        return None
+    number, place, kind = found
+    usb = "/usb" in os.path.realpath(BLOCK / number)
+    return Volume(place, kind, external=usb, bus="USB" if usb else "")
+
+
+def mount_of(table: str, path: Path) -> tuple[str, str, str] | None:
+    """(device number, mount point, file system) of the mount that holds `path`: the last of the longest.
+
+    A line is: id, parent, major:minor, root, mount point, options, ..., "-", file system, source, options.
+    """
+    best: tuple[str, str, str] | None = None
+    for line in table.splitlines():
+        before, _, after = line.partition(" - ")
+        columns, kinds = before.split(), after.split()
+        if len(columns) < 5 or not kinds:
+            continue
+        place = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), columns[4])
+        holds = Path(place) == path or Path(place) in path.parents
+        if holds and (best is None or len(place) >= len(best[1])):
+            best = columns[2], place, {"vfat": "fat32", "ntfs3": "ntfs"}.get(kinds[0], kinds[0])
+    return best
+
+
+def _mac_volume(path: Path, ask: Ask) -> Volume | None:
+    """`df` names the device, `diskutil` tells what it is, `mount` what comes over a network."""
+    device = device_of(ask(["/bin/df", "-P", str(path)]) or "")
+    if device is None:
+        return None
+    if device.startswith("/dev/"):
+        return from_diskutil(ask(["/usr/sbin/diskutil", "info", "-plist", device]) or "")
+    return from_mount(ask(["/sbin/mount"]) or "", device)
+
+
+def device_of(df: str) -> str | None:
+    """The first column of the second line, which may hold spaces; numbers follow it."""
+    lines = df.splitlines()
+    found = re.match(r"(.+?)\s+\d+\s+-?\d+\s+-?\d+\s+\d+%\s", lines[1]) if len(lines) > 1 else None
+    return found[1] if found else None
+
+
+def from_diskutil(plist: str) -> Volume | None:
+    """Of `diskutil info -plist DEVICE`."""
+    try:
+        facts = plistlib.loads(plist.encode())
+    except (plistlib.InvalidFileException, ExpatError, ValueError):
+        return None
+    if not isinstance(facts, dict):
+        return None
+    kind = str(facts.get("FilesystemType") or "unknown").lower()
+    if kind == "msdos":
+        kind = "fat32" if "32" in str(facts.get("FilesystemName")) else "fat16"
+    name = str(facts.get("VolumeName") or facts.get("DeviceIdentifier") or "unnamed")
+    external = facts.get("Internal") is False or facts.get("RemovableMediaOrExternalDevice") is True
+    return Volume(name, kind, external, str(facts.get("BusProtocol") or ""))
+
+
+def from_mount(mount: str, device: str) -> Volume | None:
+    """Of the line `DEVICE on PLACE (KIND, ...)`."""
+    for line in mount.splitlines():
+        found = re.fullmatch(re.escape(device) + r" on (.+) \((\w+)[,)].*", line)
+        if found:
+            return Volume(Path(found[1]).name or found[1], found[2].lower())
+    return None
+
+
+def volume_of(path: Path, ask: Ask = ask, platform: str = sys.platform) -> Volume | None:
+    """The volume of `path`, or of the nearest folder above that is there; None if the system doesn't say."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    path = path.resolve()
+    return _mac_volume(path, ask) if platform == "darwin" else _linux_volume(path)
+
+
+MARK = ".metadata_never_index"
+
+
+def can_exclude() -> bool:
+    """Whether this system has a Time Machine."""
+    return shutil.which("tmutil") is not None
+
+
+def exclude(folder: Path, ask: Ask = ask) -> list[str]:
+    """Do both; what could not be done, in sentences."""
+    failed = []
+    try:
+        (folder / MARK).touch()
+    except OSError as error:
+        failed.append(f"Spotlight was not kept away from {folder}: {error.strerror or error}")
+    if ask(["tmutil", "addexclusion", str(folder)]) is None:
+        failed.append(f"Time Machine was not kept away from {folder}: `tmutil addexclusion` failed")
+    return failed

@@ -61,7 +61,7 @@ class Ops:
     name: str = field(default="reference")
 
     def identity(self) -> str:
-        """The function behind every op, alike in every run: "attend=dsv4_mlx.ops.kernels.attend.attend ..."."""
+        """The function behind every op, the same text in every run: "attend=MODULE.FUNCTION ..."."""
         names = [f.name for f in fields(self) if f.name != "name"]
         ops: list[tuple[str, Any]] = [(name, getattr(self, name)) for name in names]
         return " ".join(f"{name}={op.__module__}.{op.__qualname__}" for name, op in ops)

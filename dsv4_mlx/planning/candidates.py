@@ -1,4 +1,9 @@
-"""Every way to store a model: as it was published, and in each recipe."""
+"""Every way to store a model: as it was published, and in each recipe.
+
+V4-Flash in every recipe, from the table of its tensors: no file is needed.
+
+MODEL -> the ways to store it: from its headers, or from the shipped table.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,10 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from dsv4_mlx.checkpoint.inventory import Inventory, Weight, inventory
+from dsv4_mlx.checkpoint.manifest import NAME as MANIFEST
 from dsv4_mlx.checkpoint.manifest import OFFICIAL, Manifest
 from dsv4_mlx.checkpoint.record import MX_GROUP, NATIVE, record_bytes, record_segments
 from dsv4_mlx.checkpoint.source import INDEX, Source
@@ -17,9 +24,49 @@ from dsv4_mlx.convert.conversion_plan import make_plan
 from dsv4_mlx.convert.recipe import RECIPES
 from dsv4_mlx.convert.summary import text_bytes
 from dsv4_mlx.convert.trial import Amounts, amounts
+from dsv4_mlx.engine.memory import touched_weights
+from dsv4_mlx.machine.limits import memory_limit
 from dsv4_mlx.paging.sizing import Experts
-from dsv4_mlx.planning.fit import Stored
+from dsv4_mlx.planning.fit import Fit, Stored, fit
 from dsv4_mlx.synthetic.configs import release_config
+from dsv4_mlx.weights.load import activation_dtype, find_model
+from dsv4_mlx.weights.official import OfficialModel
+
+
+def flash() -> tuple[list[Stored], ModelConfig]:
+    """Bytes to the last one, as the converter writes them; and the config."""
+    config = parse_config(json.dumps(release_config("flash", true_size=True)), "V4-Flash")
+    tensors = inventory(config)
+    models = []
+    for name, recipe in RECIPES.items():
+        plan = make_plan(tensors, recipe)
+        record = max(file.records.record_bytes for file in plan.files if file.records is not None)
+        experts = Experts(
+            config.layers, config.experts, config.experts_per_token, record, config.draft_blocks
+        )
+        models.append(Stored(name, plan.bytes, experts))
+    return models, config
+
+
+def ways_of(folder: Path | None) -> tuple[list[Candidate], ModelConfig]:
+    """None: V4-Flash. A converted model has one way: as it is. Raises InputError, MachineError."""
+    if folder is None:
+        config = flash_config()
+        return candidates(config), config
+    stored = find_model(folder)
+    config = stored.config
+    if isinstance(stored, OfficialModel):
+        return candidates(config, stored.source), config
+    manifest = stored.manifest
+    touched = touched_weights(config, manifest, stored.tensor_bytes())
+    listing = (folder / MANIFEST).stat().st_size
+    return [stored_candidate(config, manifest, touched, listing)], config
+
+
+def fit_here(folder: Path) -> Fit:
+    """How the model in `folder`, as it is, runs on this machine. Raises InputError, MachineError."""
+    ways, config = ways_of(folder)
+    return fit(ways[0].stored, config, memory_limit(), activation_dtype().size)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,9 @@
-"""Everything that `dsv4-mlx doctor` says, as one value."""
+"""Everything that `dsv4-mlx doctor` says, as one value.
+
+What a person could change, from what was found. Printed, never done.
+
+What `--wire auto` does here.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +13,88 @@ from pathlib import Path
 from typing import Any
 
 from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.engine.wiring import most
 from dsv4_mlx.machine import mlx_switches as tf32
+from dsv4_mlx.machine import wire_guard as mishaps
 from dsv4_mlx.machine.facts import Machine, this_machine
 from dsv4_mlx.machine.measure import copy_bandwidth, free_bytes, read_speed
 from dsv4_mlx.ops.kernels import ALL
 from dsv4_mlx.ops.selftest.choose import judged
 from dsv4_mlx.ops.selftest.supervisor import Progress
 from dsv4_mlx.ops.selftest.verdicts import Limits, Metal, Verdict, this_metal
-from dsv4_mlx.planning.advice import advice, highest_gpu_limit
-from dsv4_mlx.planning.fit import Fit, Stored, fit
-from dsv4_mlx.planning.wired import Wired, wired
+from dsv4_mlx.planning.fit import Fit, Stored, fit, smallest
+
+_MIB = 1 << 20
+_FOR_THE_SYSTEM = 8 << 30  # memory that macOS and other programs need beside the model
+
+
+def highest_gpu_limit(memory: int) -> int:
+    """The most memory a GPU may keep while the Mac stays usable: a sixteenth, 8 GiB at least, is left."""
+    return memory - max(_FOR_THE_SYSTEM, memory // 16)
+
+
+def advice(
+    machine: Machine, fits: Sequence[Fit], raised: Sequence[Fit], verdicts: Sequence[Verdict], free: int
+) -> list[str]:
+    """Sentences. `raised`: the fits with the GPU's limit as high as it may go."""
+    found = []
+    if machine.gpu_limit is not None and any(
+        _rank(after) > _rank(before) for before, after in zip(fits, raised, strict=True)
+    ):
+        limit = highest_gpu_limit(machine.memory) // _MIB
+        better = [f"{f.name} {f.how}" for f, b in zip(raised, fits, strict=True) if _rank(f) > _rank(b)]
+        found.append(
+            f"let the GPU use more memory, until the next restart: sudo sysctl iogpu.wired_limit_mb={limit} "
+            f"(then {', '.join(better)})"
+        )
+    if all(f.how == "too large" for f in fits):
+        least = smallest(fits)
+        found.append(
+            f"V4-Flash does not run here: recipe {least.name} needs {least.need / 1e9:.0f} GB with one "
+            "expert per layer in memory; `dsv4-mlx demo` shows everything on a small model"
+        )
+    elif not any(f.how == "resident" for f in fits):
+        found.append("experts will be read from the disk when needed: keep the model on the internal SSD")
+    least_bytes = min(f.bytes for f in fits)
+    if free < least_bytes:
+        found.append(
+            f"make room for the model: its smallest recipe takes {least_bytes / 1e9:.0f} GB of disk, "
+            f"{free / 1e9:.0f} GB are free"
+        )
+    bad = [v for v in verdicts if not v.works]
+    if bad:
+        names = ", ".join(v.kernel for v in bad)
+        found.append(
+            f"report the kernels that failed ({names}) with the output of `dsv4-mlx doctor --json`; "
+            "until then their references run"
+        )
+    return found
+
+
+def _rank(fit: Fit) -> tuple[int, int]:
+    return {"too large": 0, "paged": 1, "resident": 2}[fit.how], fit.slots + fit.context
+
+
+@dataclass(frozen=True)
+class Wired:
+    """`most`: bytes of a model that are wired at most, `last`: that were wired last, None if none were;
+    `refused`: whether the next start goes unwired, because the last wiring ended badly."""
+
+    most: int
+    last: int | None
+    refused: bool
+
+
+def wired(machine: Machine) -> Wired | None:
+    """None where nothing can be wired: no Metal. Changes nothing."""
+    if machine.gpu_limit is None:
+        return None
+    guard = mishaps.this_process()
+    last = guard.last()
+    return Wired(
+        most(machine.memory, machine.gpu_limit), None if last is None else last["bytes"], bool(guard.left())
+    )
+
 
 NO_METAL = (
     "no Metal here: no kernel was run, and nothing is known of the GPU, its memory limit or its speed. "

@@ -1,8 +1,13 @@
-"""The application: routes and what they answer."""
+"""The application: routes and what they answer.
+
+A model's folder -> an application for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any, cast
 
 from starlette.applications import Starlette
@@ -12,14 +17,24 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dsv4_mlx.server import models
+from dsv4_mlx.engine.engine import fitting
+from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
+from dsv4_mlx.grammar.grammars import Grammars
+from dsv4_mlx.scheduler.turn_cache import Turns
+from dsv4_mlx.server import openapi as models
 from dsv4_mlx.server.api_errors import Refusal, invalid
+from dsv4_mlx.server.metrics import Record
 from dsv4_mlx.server.middleware import Gate, visit_of
 from dsv4_mlx.server.openapi import document
-from dsv4_mlx.server.protocols.body import Body, parse
-from dsv4_mlx.server.protocols.fields import flag, text
-from dsv4_mlx.server.protocols.request import Ask, Protocol
+from dsv4_mlx.server.options import ServerOptions
+from dsv4_mlx.server.protocols.fields import Body, flag, parse, text
+from dsv4_mlx.server.protocols.request import Ask, Facts, Protocol
+from dsv4_mlx.server.service import Service
 from dsv4_mlx.server.streaming import Answer, Counter, body_of
+from dsv4_mlx.server.translate import Intake
+from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.template import LEVELS, Prompts
+from dsv4_mlx.weights.load import find_model
 
 PROBE = 2.0  # seconds for the engine thread to say that it lives
 
@@ -146,3 +161,30 @@ async def _other_method(request: Request, error: Exception) -> Response:
     response = visit.refused(refusal)
     response.headers["allow"] = allowed
     return response
+
+
+def model_facts(
+    folder: Path, name: str, options: ServerOptions, context: int | None, expert_memory: str | None
+) -> Facts:
+    """What is known of a model before it is loaded. Raises UsageError, InputError, DoesNotFit.
+
+    `expert_memory` None: its weights won't be loaded.
+    """
+    stored = find_model(folder)
+    config = stored.config
+    if expert_memory is not None:
+        context, _ = fitting(config, stored.manifest, context, expert_memory)
+    elif context is None:
+        context = DEFAULT_CONTEXT
+    levels = LEVELS[stored.manifest.checkpoint]
+    return Facts(options, name, levels, config.vocab_size, context, config.max_context)
+
+
+def make_app(
+    folder: Path, facts: Facts, worker: Service, threads: Executor, crash: Callable[[str], str]
+) -> App:
+    """The application; reads tokenizer and template, which takes a second at full size. Raises InputError."""
+    prompts = Prompts(folder, find_model(folder).manifest.checkpoint)
+    grammars = Grammars(folder, facts.vocabulary, prompts.markers)
+    intake = Intake(facts, Spelling(folder), grammars, Turns(prompts))
+    return App(Counter(intake, worker, threads, facts.options.limits, Record(), crash))

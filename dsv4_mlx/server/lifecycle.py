@@ -18,7 +18,7 @@ from dsv4_mlx.errors import EXIT_INTERRUPT, EXIT_TERMINATED, MachineError, Usage
 from dsv4_mlx.machine import wire_guard as mishaps
 from dsv4_mlx.server.app import App
 from dsv4_mlx.server.crowd import Crowd, Door, without_exhausted
-from dsv4_mlx.server.guard import is_loopback
+from dsv4_mlx.server.middleware import is_loopback
 from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.service import Service
 

@@ -1,11 +1,17 @@
-"""What stands around every route: who may ask, one shape for refusals, slow clients, a line in the log."""
+"""What stands around every route: who may ask, one shape for refusals, slow clients, a line in the log.
+
+Who may ask: decided from the head of a request, before any of its body is read.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hmac
+import ipaddress
+import re
 import secrets
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -14,10 +20,142 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dsv4_mlx.server.api_errors import Refusal, from_error
-from dsv4_mlx.server.guard import Head, check
+from dsv4_mlx.server.api_errors import Family, Refusal, from_error
 from dsv4_mlx.server.metrics import Record
 from dsv4_mlx.server.options import ServerOptions
+
+_LOCAL = ("localhost", "127.0.0.1", "::1", "host.docker.internal")
+_LOCAL_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+_APP_ORIGINS = ("vscode-webview://", "vscode-file://", "app://", "tauri://")
+OPEN_PATHS = ("/", "/health", "/healthz", "/v1/health")  # say nothing that needs a key
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the guard looks at. Header names are in lower case."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+
+    @property
+    def family(self) -> Family:
+        """Whose error shapes the client reads."""
+        path = self.path.removeprefix("/v1")
+        theirs = path.startswith(("/messages", "/anthropic")) or "anthropic-version" in self.headers
+        return "anthropic" if theirs else "openai"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address to listen on."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check(head: Head, options: ServerOptions) -> dict[str, str]:
+    """Headers that the answer carries for this client's sake (CORS). Raises Refusal."""
+    size = sum(len(name) + len(value) for name, value in head.headers.items())
+    if size > options.limits.headers:
+        raise Refusal(
+            431,
+            "headers_too_large",
+            f"the headers have {size} bytes, expected at most {options.limits.headers}",
+        )
+    _check_host(head.headers.get("host"), options)
+    allowed = _check_origin(head.headers.get("origin"), options)
+    if head.method == "OPTIONS":
+        return allowed
+    if head.path not in OPEN_PATHS:
+        _check_key(head.headers, options)
+    if head.method == "POST":
+        _check_body(head.headers, options)
+    return allowed
+
+
+def _check_host(host: str | None, options: ServerOptions) -> None:
+    """A page of another site whose name was pointed here sends that name: refused."""
+    if host is None and is_loopback(options.host):  # HTTP/1.0, from this machine
+        return
+    name = _name(host or "")
+    if name in _LOCAL or name.endswith(".localhost") or name == _name(options.host):
+        return
+    if name in (_name(allowed) for allowed in options.allowed_hosts):
+        return
+    if not is_loopback(options.host) and (options.api_key is not None or _is_address(name)):
+        return
+    raise Refusal(
+        403,
+        "host_not_allowed",
+        f"the Host header names {name[:80]!r}; start the server with --allowed-host for it",
+    )
+
+
+def _name(host: str) -> str:
+    """The name of "name:port" or "[address]:port", in lower case."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host if host.count(":") > 1 else host.partition(":")[0].rstrip(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_origin(origin: str | None, options: ServerOptions) -> dict[str, str]:
+    if origin is None:  # every program that is no browser
+        return {}
+    ours = (
+        _LOCAL_ORIGIN.fullmatch(origin)
+        or origin.startswith(_APP_ORIGINS)
+        or origin in options.allowed_origins
+    )
+    if not ours:
+        raise Refusal(
+            403,
+            "origin_not_allowed",
+            f"the Origin header names {origin[:80]!r}; start the server with --cors for it",
+        )
+    return {
+        "access-control-allow-origin": origin,
+        "access-control-allow-methods": "GET, HEAD, POST, OPTIONS",
+        "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version, "
+        "anthropic-beta, anthropic-dangerous-direct-browser-access, x-requested-with",
+        "access-control-allow-private-network": "true",
+        "access-control-expose-headers": "x-request-id, request-id, retry-after",
+        "access-control-max-age": "600",
+        "vary": "origin",
+    }
+
+
+def _check_key(headers: Mapping[str, str], options: ServerOptions) -> None:
+    if options.api_key is None:
+        return
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    given = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+    if not hmac.compare_digest(given.encode("utf-8", "replace"), options.api_key.encode()):
+        raise Refusal(401, "invalid_api_key", "the API key is wrong or missing")
+
+
+def _check_body(headers: Mapping[str, str], options: ServerOptions) -> None:
+    """A form or plain text, which any web page may send unasked, is refused."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refusal(
+            415, "unsupported_media_type", f"the content type is {kind[:80]!r}, expected application/json"
+        )
+    length = headers.get("content-length", "0")
+    if length.isascii() and length.isdigit() and int(length) > options.limits.body:
+        raise Refusal(413, "request_too_large", f"the body is larger than {options.limits.body} bytes")
+
 
 _PREFIXES = ("/anthropic/v1", "/anthropic", "/beta/v1", "/beta", "/v1")
 

@@ -1,12 +1,17 @@
-"""One turn over HTTP, from its body to its last byte."""
+"""One turn over HTTP, from its body to its last byte.
+
+Events of the engine thread, awaited on the event loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +22,6 @@ from starlette.types import Receive, Scope, Send
 
 from dsv4_mlx.scheduler.request import Event, Finished, Job, Prefill, Started, Token
 from dsv4_mlx.server.api_errors import Refusal, from_error
-from dsv4_mlx.server.feed import Feed
 from dsv4_mlx.server.metrics import Record
 from dsv4_mlx.server.middleware import Visit, visit_of
 from dsv4_mlx.server.options import Limits
@@ -25,6 +29,46 @@ from dsv4_mlx.server.protocols.request import Ask, Protocol
 from dsv4_mlx.server.protocols.stream import Wire
 from dsv4_mlx.server.service import Service
 from dsv4_mlx.server.translate import Intake
+
+
+class Feed:
+    """`emit` is for the engine thread and never blocks; `next` for one task of the loop.
+
+    What a slow client has not taken waits here: at most the answer's tokens, and only until it is dropped.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: deque[Event] = deque()
+        self._ready = asyncio.Event()
+        self._called = False  # a wake-up is under way: no second one until it has come
+        self.gone = False  # the client has left
+
+    def emit(self, event: Event) -> None:
+        self._events.append(event)
+        if not self._called:
+            self._called = True
+            with suppress(RuntimeError):  # the loop has ended, and with it every reader
+                self._loop.call_soon_threadsafe(self._ready.set)
+
+    def leave(self) -> None:
+        """The client has left: wakes `next`."""
+        self.gone = True
+        self._ready.set()
+
+    async def next(self, timeout: float) -> list[Event]:
+        """What has happened since; empty after `timeout` seconds, or if the client has left."""
+        if not self._events and not self.gone:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._ready.wait()
+        self._ready.clear()
+        self._called = False
+        events = []
+        while self._events:
+            events.append(self._events.popleft())
+        return events
+
 
 FIRST_SIGN = 1.0  # seconds within which a stream says something
 STREAM = {

@@ -13,11 +13,11 @@ from dsv4_mlx.scheduler.turn_cache import Turns
 from dsv4_mlx.server.api_errors import Refusal, invalid, too_long
 from dsv4_mlx.server.options import MAX_EFFORT_CONTEXT
 from dsv4_mlx.server.protocols import chat, completions, messages, responses
-from dsv4_mlx.server.protocols.body import parse
-from dsv4_mlx.server.protocols.chat_wire import ChatWire, CompletionsWire
-from dsv4_mlx.server.protocols.messages_wire import MessagesWire
+from dsv4_mlx.server.protocols.chat import ChatWire, CompletionsWire
+from dsv4_mlx.server.protocols.fields import parse
+from dsv4_mlx.server.protocols.messages import MessagesWire
 from dsv4_mlx.server.protocols.request import PROMPT_PARAM, Ask, Facts, Protocol
-from dsv4_mlx.server.protocols.responses_wire import ResponsesWire
+from dsv4_mlx.server.protocols.responses import ResponsesWire
 from dsv4_mlx.server.protocols.stream import Wire
 from dsv4_mlx.tokenizer.markers import Spelling
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dsv4_mlx.errors import Dsv4Error
-from dsv4_mlx.terminal import clipboard
+from dsv4_mlx.terminal import attach as clipboard
+from dsv4_mlx.terminal.answering import stats
 from dsv4_mlx.terminal.attach import Attachment, read_text
 from dsv4_mlx.terminal.chat_engine import Think
 from dsv4_mlx.terminal.conversation import Conversation
-from dsv4_mlx.terminal.figures import stats
 
 if TYPE_CHECKING:
     from dsv4_mlx.terminal.chat import Chat

@@ -1,16 +1,97 @@
-"""What the keys do. Moving and editing are prompt_toolkit's own (Emacs style)."""
+"""What the keys do. Moving and editing are prompt_toolkit's own (Emacs style).
+
+Completion of commands, of files after /read, and of stored conversations after /load.
+
+Big pastes: the input shows a short mark, the question gets the text.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, has_completions
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 
+from dsv4_mlx.terminal.commands import COMMANDS
+from dsv4_mlx.terminal.store import Entry
+
 if TYPE_CHECKING:
     from dsv4_mlx.terminal.screen import Screen
+
+
+class LineCompleter(Completer):
+    """Completes a line that starts with /; anything else is left alone."""
+
+    def __init__(self, stored: Callable[[], list[Entry]]) -> None:
+        self._stored = stored
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        text = document.text_before_cursor
+        if not text.startswith("/") or "\n" in text:
+            return
+        word, space, argument = text.partition(" ")
+        if not space:
+            for command in COMMANDS.values():
+                if f"/{command.name}".startswith(word.lower()):
+                    end = " " if command.argument else ""
+                    yield Completion(
+                        f"/{command.name}{end}", start_position=-len(word), display=f"/{command.name}",
+                        display_meta=command.help,
+                    )  # fmt: skip
+        elif word == "/read":
+            inner = Document(argument, len(argument))
+            yield from self._paths.get_completions(inner, complete_event)
+        elif word == "/load":
+            for entry in self._stored():
+                if entry.name.lower().startswith(argument.lower()):
+                    yield Completion(entry.name, start_position=-len(argument))
+
+
+LINES, CHARACTERS = 20, 2000  # a paste beyond either is shown as a mark
+
+
+class Pastes:
+    """Marks and what they stand for."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    def shown(self, text: str) -> str:
+        """What to put into the input for a pasted text: itself if it is small."""
+        lines = text.count("\n") + 1
+        if lines <= LINES and len(text) <= CHARACTERS:
+            return text
+        size = f"{lines:,} lines" if lines > 1 else f"{len(text):,} characters"
+        mark = f"[paste {len(self._texts) + 1}: {size}]"
+        self._texts[mark] = text
+        return mark
+
+    def expanded(self, text: str) -> str:
+        """A line of input with its marks replaced. A mark inside pasted text stays."""
+        parts = [text]
+        for mark, pasted in self._texts.items():
+            parts = [
+                piece
+                for i, part in enumerate(parts)
+                for piece in (_split(part, mark, pasted) if i % 2 == 0 else [part])
+            ]
+        return "".join(parts)
+
+
+def _split(text: str, mark: str, pasted: str) -> list[str]:
+    """The text's own pieces at even places, pasted ones at odd places."""
+    found: list[str] = []
+    for i, piece in enumerate(text.split(mark)):
+        if i:
+            found.append(pasted)
+        found.append(piece)
+    return found
+
 
 PAGE = 5  # lines that PageUp and PageDown move the open thinking by
 

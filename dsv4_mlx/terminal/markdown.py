@@ -14,8 +14,7 @@ from markdown_it.token import Token
 from pygments.token import Comment, String
 from rich.segment import Segment
 
-from dsv4_mlx.terminal.lexers import lexer, usable
-from dsv4_mlx.terminal.paint import Line, Painter, plain
+from dsv4_mlx.terminal.paint import Line, Painter, lexer, plain, usable
 
 CODE_LIVE = 6  # lines of a code block that stay live
 CODE_LONG = 200  # lines after which a code block is cut even inside a string or comment

@@ -1,17 +1,31 @@
 """Markdown and text -> lines of styled segments, by rich; and those -> bytes or prompt_toolkit fragments.
 
 Colours are the terminal's own sixteen, so that they suit a dark and a light background.
+
+A terminal output that can hold several steps back and send them as one write.
+
+Highlighters by language. The first use of one compiles its patterns, 100 ms and more: in a thread, so
+that keys still echo meanwhile.
 """
 
 from __future__ import annotations
 
 import copy
 import io
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, TextIO
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from prompt_toolkit.data_structures import Size
+from prompt_toolkit.output.color_depth import ColorDepth
+from prompt_toolkit.output.vt100 import Vt100_Output
+from pygments.lexer import Lexer
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
 from rich.cells import cell_len
 from rich.color import ColorType
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -23,7 +37,84 @@ from rich.syntax import Syntax
 from rich.text import Text
 from rich.theme import Theme
 
-from dsv4_mlx.terminal.lexers import PLAIN, usable
+# A terminal that knows this pair shows what lies between at once; others ignore it.
+_TOGETHER, _SHOWN = "\x1b[?2026h", "\x1b[?2026l"
+
+
+class HeldOutput(Vt100_Output):
+    """Erasing, printing and drawing again reach the terminal together, so nothing flickers."""
+
+    def __init__(self, stdout: TextIO, get_size: Callable[[], Size], term: str, color: bool) -> None:
+        depth = ColorDepth.DEPTH_4_BIT if color else ColorDepth.DEPTH_1_BIT
+        super().__init__(stdout, get_size, term=term, default_color_depth=depth, enable_cpr=False)
+        self._held = 0
+
+    def flush(self) -> None:
+        if not self._held:
+            super().flush()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        self._held += 1
+        self.write_raw(_TOGETHER)
+        try:
+            yield
+        finally:
+            self.write_raw(_SHOWN)
+            self._held -= 1
+            self.flush()
+
+
+COMMON = ("python", "bash", "json")  # made ready while the model loads
+PLAIN = "text"
+
+
+class _Lexers:
+    def __init__(self) -> None:
+        self._threads: dict[str, threading.Thread] = {}
+
+    def begin(self, language: str) -> threading.Thread:
+        thread = self._threads.get(language)
+        if thread is None:
+            thread = threading.Thread(target=_compile, args=(language,), daemon=True)
+            self._threads[language] = thread
+            thread.start()
+        return thread
+
+
+_LEXERS = _Lexers()
+
+
+def begin_common() -> None:
+    """Make the common ones ready."""
+    for language in COMMON:
+        _LEXERS.begin(language)
+
+
+def usable(language: str, patient: bool) -> str:
+    """`language` once it is ready, which `patient` waits for; until then the name of no highlighting."""
+    thread = _LEXERS.begin(language)
+    if patient:
+        thread.join()
+    return PLAIN if thread.is_alive() else language
+
+
+def lexer(language: str) -> Lexer | None:
+    """The highlighter if there is one and it is ready."""
+    if usable(language, patient=False) != language:
+        return None
+    try:
+        return get_lexer_by_name(language, stripnl=False, ensurenl=False)
+    except ClassNotFound:
+        return None
+
+
+def _compile(language: str) -> None:
+    try:
+        list(get_lexer_by_name(language).get_tokens("x = 1\n"))
+    except ClassNotFound:
+        return
+
 
 Line = list[Segment]
 Fragments = list[tuple[str, str]]

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from queue import Empty
 from typing import TextIO
 
-from dsv4_mlx.terminal.answering import Answering
+from dsv4_mlx.terminal.answering import Answering, thought
 from dsv4_mlx.terminal.attach import printable
 from dsv4_mlx.terminal.chat import Chat
 from dsv4_mlx.terminal.chat_engine import Kind
 from dsv4_mlx.terminal.conversation import Conversation
-from dsv4_mlx.terminal.figures import thought
 from dsv4_mlx.terminal.history import LineHistory
 from dsv4_mlx.terminal.scrollback import entries_of, entries_of_answer
 from dsv4_mlx.terminal.status import progress

@@ -25,23 +25,17 @@ from prompt_toolkit.layout.menus import CompletionsMenu
 from prompt_toolkit.styles import Style
 
 from dsv4_mlx.errors import EXIT_TERMINATED
-from dsv4_mlx.terminal.answering import Answering
+from dsv4_mlx.terminal.answering import Answering, span, thought
 from dsv4_mlx.terminal.attach import clean, printable
 from dsv4_mlx.terminal.chat import Chat
 from dsv4_mlx.terminal.chat_engine import Kind
-from dsv4_mlx.terminal.complete import LineCompleter
 from dsv4_mlx.terminal.conversation import Conversation
-from dsv4_mlx.terminal.figures import span, thought
 from dsv4_mlx.terminal.history import LineHistory
-from dsv4_mlx.terminal.input import bindings
-from dsv4_mlx.terminal.lexers import begin_common
+from dsv4_mlx.terminal.input import LineCompleter, Pastes, bindings
 from dsv4_mlx.terminal.markdown import Flow
-from dsv4_mlx.terminal.output import HeldOutput
-from dsv4_mlx.terminal.paint import Fragments, Line, Painter, fragments
-from dsv4_mlx.terminal.paste import Pastes
+from dsv4_mlx.terminal.paint import Fragments, HeldOutput, Line, Painter, begin_common, fragments
 from dsv4_mlx.terminal.scrollback import Entry, Record, entries_of, entries_of_answer
-from dsv4_mlx.terminal.status import progress, status
-from dsv4_mlx.terminal.thinking import Thinking
+from dsv4_mlx.terminal.status import Thinking, progress, status
 
 RATE = 10.0  # drawings a second
 SHARE = 0.012  # of a core that drawing an answer may take

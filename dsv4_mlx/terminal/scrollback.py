@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rich.segment import Segment
 from rich.style import Style
 
+from dsv4_mlx.terminal.answering import span
 from dsv4_mlx.terminal.conversation import Conversation, Message
-from dsv4_mlx.terminal.figures import span
 from dsv4_mlx.terminal.markdown import Flow
 from dsv4_mlx.terminal.paint import Line, Painter
 

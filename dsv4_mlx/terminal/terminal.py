@@ -54,7 +54,7 @@ def _drawn(
     from prompt_toolkit.input import create_input
 
     from dsv4_mlx.terminal.history import LineHistory
-    from dsv4_mlx.terminal.output import HeldOutput
+    from dsv4_mlx.terminal.paint import HeldOutput
     from dsv4_mlx.terminal.screen import Screen
 
     def size() -> Size:

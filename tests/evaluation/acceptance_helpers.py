@@ -10,8 +10,7 @@ from pathlib import Path
 
 from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.evaluation.acceptance import Tools, Wanted, accept
-from dsv4_mlx.evaluation.report import Acceptance
-from dsv4_mlx.evaluation.step import Step
+from dsv4_mlx.evaluation.report import Acceptance, Step
 from dsv4_mlx.ops.selftest.verdicts import Verdict
 from dsv4_mlx.ops.table import REFERENCE, Ops
 

@@ -23,9 +23,8 @@ from dsv4_mlx.cli.main import run as cli
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.evaluation.acceptance import Tools, Wanted, accept
-from dsv4_mlx.evaluation.cutting import cuts
-from dsv4_mlx.evaluation.report import Acceptance
-from dsv4_mlx.evaluation.step import Bar, Progress, Step
+from dsv4_mlx.evaluation.long_run import cuts
+from dsv4_mlx.evaluation.report import Acceptance, Bar, Progress, Step
 from dsv4_mlx.ops.selftest.verdicts import Verdict
 from dsv4_mlx.ops.table import REFERENCE, Ops
 from dsv4_mlx.ops.types import Streams

@@ -22,7 +22,7 @@ from evaluation.acceptance_helpers import accepted, data_begin, digest_anew, off
 from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.evaluation.file_checks import files, hub_digest, numbers
 from dsv4_mlx.evaluation.layers import layers, sample
-from dsv4_mlx.evaluation.step import Step
+from dsv4_mlx.evaluation.report import Step
 from dsv4_mlx.ops.selftest.verdicts import Verdict
 from dsv4_mlx.ops.table import REFERENCE
 from dsv4_mlx.ops.types import Streams

@@ -11,7 +11,7 @@ from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.grammar.grammars import Grammars
-from dsv4_mlx.grammar.vocabulary import DSML
+from dsv4_mlx.grammar.matcher import DSML
 from dsv4_mlx.synthetic.tokenizer import tokenizer_json
 from dsv4_mlx.tokenizer.template import Prompts
 

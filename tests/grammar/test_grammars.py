@@ -15,8 +15,8 @@ from grammar.scripted_model import Speaker, may_say
 from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.errors import InputError, MachineError
 from dsv4_mlx.grammar.grammars import KEPT, Grammars
+from dsv4_mlx.grammar.matcher import DSML
 from dsv4_mlx.grammar.rules import Json, Regex, ToolCalls
-from dsv4_mlx.grammar.vocabulary import DSML
 from dsv4_mlx.synthetic.tokenizer import MARKERS
 
 TOOLS = json.dumps([{"type": "function", "function": {"name": "f"}}])

@@ -8,7 +8,7 @@ import huggingface_hub.constants
 import pytest
 
 from dsv4_mlx.convert.run import convert
-from dsv4_mlx.hub.patience import Patience
+from dsv4_mlx.hub.remote import Patience
 from dsv4_mlx.synthetic import small_config, write_checkpoint
 from dsv4_mlx.synthetic.configs import cut
 

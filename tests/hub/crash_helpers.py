@@ -16,7 +16,7 @@ from hub.fake_hub import REPOSITORY
 from dsv4_mlx.convert import folder
 from dsv4_mlx.hub import fetch
 from dsv4_mlx.hub.download import convert_from_hub
-from dsv4_mlx.hub.patience import Patience
+from dsv4_mlx.hub.remote import Patience
 
 left = int(sys.argv[3])
 

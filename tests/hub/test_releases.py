@@ -15,7 +15,7 @@ from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.convert.verify import verify
 from dsv4_mlx.hub.download import Step, convert_from_hub, download, source_folder
-from dsv4_mlx.planning.model import ways_of
+from dsv4_mlx.planning.candidates import ways_of
 from dsv4_mlx.planning.plan import plan
 from dsv4_mlx.planning.speed import Speeds
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint

@@ -12,8 +12,8 @@ from terminal.fakes import Talk
 
 from dsv4_mlx.machine import awake
 from dsv4_mlx.machine.awake import Awake
-from dsv4_mlx.machine.disks_ask import ask
-from dsv4_mlx.terminal import clipboard
+from dsv4_mlx.machine.disks import ask
+from dsv4_mlx.terminal import attach as clipboard
 
 
 class Helper:

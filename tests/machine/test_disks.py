@@ -10,11 +10,7 @@ import pytest
 
 from dsv4_mlx.convert.folder import check_sizes
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.machine.disks import Volume
-from dsv4_mlx.machine.disks_ask import ask
-from dsv4_mlx.machine.disks_find import volume_of
-from dsv4_mlx.machine.disks_linux import mount_of
-from dsv4_mlx.machine.disks_macos import device_of, from_diskutil, from_mount
+from dsv4_mlx.machine.disks import Volume, ask, device_of, from_diskutil, from_mount, mount_of, volume_of
 
 DF = """Filesystem     512-blocks       Used  Available Capacity  Mounted on
 {device} 1942700360  908104400 1004040416    48%    {place}

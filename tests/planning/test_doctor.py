@@ -14,10 +14,9 @@ from ops.selftest.test_choose import FAULTS, KERNELS, LIMITS, scripted
 from dsv4_mlx.cli.doctor import show_examination
 from dsv4_mlx.machine.facts import Machine, this_machine
 from dsv4_mlx.machine.measure import read_speed
-from dsv4_mlx.planning.advice import advice, highest_gpu_limit
-from dsv4_mlx.planning.doctor import examine
+from dsv4_mlx.planning.candidates import flash
+from dsv4_mlx.planning.doctor import advice, examine, highest_gpu_limit
 from dsv4_mlx.planning.fit import fit
-from dsv4_mlx.planning.models import flash
 
 MODELS, CONFIG = flash()
 GB = 10**9

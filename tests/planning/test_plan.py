@@ -21,9 +21,8 @@ from dsv4_mlx.convert.run import convert
 from dsv4_mlx.engine.engine import weight_bytes
 from dsv4_mlx.engine.memory import state_bytes, touched_weights, workspace
 from dsv4_mlx.model.state import GROWTH
-from dsv4_mlx.planning.candidates import candidates, flash_config
+from dsv4_mlx.planning.candidates import candidates, flash_config, ways_of
 from dsv4_mlx.planning.fit import fit
-from dsv4_mlx.planning.model import ways_of
 from dsv4_mlx.planning.plan import disk, plan
 from dsv4_mlx.planning.speed import HITS, Speeds, simulated
 from dsv4_mlx.synthetic import cut, release_config, small_config, write_checkpoint

@@ -27,10 +27,9 @@ from deepseek_recipe import (
 from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import InputError, MachineError, UsageError
-from dsv4_mlx.scheduler.replay import ReplayBackend
+from dsv4_mlx.scheduler.replay import ReplayBackend, ScriptedCall, ScriptedTurn, read_script
 from dsv4_mlx.scheduler.request import Finished, Job, Token
 from dsv4_mlx.scheduler.scheduler import Entry, Runner, WorkerOptions
-from dsv4_mlx.scheduler.script import ScriptedCall, ScriptedTurn, read_script
 from scheduler.tiny import Heard
 
 DEMO = SHIPPED

@@ -23,14 +23,12 @@ from starlette.types import Receive, Scope, Send
 from dsv4_mlx.grammar.grammars import Grammars
 from dsv4_mlx.scheduler.engine_thread import Worker
 from dsv4_mlx.scheduler.linger import Linger
-from dsv4_mlx.scheduler.replay import ReplayBackend
-from dsv4_mlx.scheduler.script import read_script
-from dsv4_mlx.server.app import App
+from dsv4_mlx.scheduler.replay import ReplayBackend, read_script
+from dsv4_mlx.server.app import App, make_app, model_facts
 from dsv4_mlx.server.lifecycle import listen, make_server
 from dsv4_mlx.server.metrics import Record
 from dsv4_mlx.server.options import MODEL_ID, Limits, ServerOptions
 from dsv4_mlx.server.protocols.request import Facts
-from dsv4_mlx.server.setup import make_app, model_facts
 from dsv4_mlx.server.streaming import Counter
 from dsv4_mlx.server.translate import Intake
 from dsv4_mlx.tokenizer.markers import Spelling

@@ -6,7 +6,7 @@ import pytest
 
 from dsv4_mlx.server.api_errors import Refusal
 from dsv4_mlx.server.options import Limits
-from dsv4_mlx.server.protocols.body import parse
+from dsv4_mlx.server.protocols.fields import parse
 
 LIMITS = Limits(depth=8)
 

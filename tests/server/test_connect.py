@@ -13,8 +13,7 @@ import pytest
 import yaml
 from server.conftest import Start
 
-from dsv4_mlx.cli.clients import CLIENTS, Server
-from dsv4_mlx.cli.connect import ask_server, put
+from dsv4_mlx.cli.connect import CLIENTS, Server, ask_server, put
 from dsv4_mlx.errors import InputError, MachineError, UsageError
 from dsv4_mlx.server.options import ServerOptions
 

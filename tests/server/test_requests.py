@@ -11,8 +11,8 @@ from dsv4_mlx.grammar.rules import Json, Regex, ToolCalls
 from dsv4_mlx.server.api_errors import Refusal
 from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.protocols import chat, messages, responses
+from dsv4_mlx.server.protocols.options import resolve
 from dsv4_mlx.server.protocols.request import Ask, Facts
-from dsv4_mlx.server.protocols.thinking import resolve
 from dsv4_mlx.tokenizer.markers import Spelling
 from dsv4_mlx.tokenizer.template import LEVELS, Prompts, Think
 

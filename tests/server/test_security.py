@@ -13,8 +13,8 @@ from server.conftest import Start
 
 from dsv4_mlx.errors import MachineError, UsageError
 from dsv4_mlx.server.api_errors import Refusal
-from dsv4_mlx.server.guard import Head, check, is_loopback
 from dsv4_mlx.server.lifecycle import check_bind, listen
+from dsv4_mlx.server.middleware import Head, check, is_loopback
 from dsv4_mlx.server.options import ServerOptions
 
 HI = [{"role": "user", "content": "hi"}]

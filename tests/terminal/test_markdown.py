@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dsv4_mlx.terminal.markdown import Flow
 from dsv4_mlx.terminal.paint import Painter, plain
-from dsv4_mlx.terminal.thinking import Thinking
+from dsv4_mlx.terminal.status import Thinking
 
 PARTS = (
     "# Head\n\n",

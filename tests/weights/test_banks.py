@@ -24,7 +24,7 @@ from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.convert.recipe import RECIPES
 from dsv4_mlx.ops.kernels.launch import metal
 from dsv4_mlx.ops.table import REFERENCE, Ops, with_kernels
-from dsv4_mlx.paging.bank import SlotBank
+from dsv4_mlx.paging.slots import SlotBank
 from dsv4_mlx.synthetic import cut, release_config
 from dsv4_mlx.synthetic.configs import Release
 from dsv4_mlx.weights.records import RecordMap

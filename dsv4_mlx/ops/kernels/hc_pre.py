@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from dsv4_mlx.ops.kernels.cases_inputs import FLOATS, normal, uniform
+from dsv4_mlx.ops.kernels.cases import FLOATS, normal, uniform
 from dsv4_mlx.ops.kernels.hc_post import OUT, STREAMS
 from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, numbers, run, scalars
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance

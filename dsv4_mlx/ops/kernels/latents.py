@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from dsv4_mlx.ops.kernels import row
-from dsv4_mlx.ops.kernels.cases_inputs import FLOATS, normal, turns
+from dsv4_mlx.ops.kernels.cases import FLOATS, normal, turns
 from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, numbers, run, scalars
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
 from dsv4_mlx.ops.types import Rounding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from dsv4_mlx.ops.kernels import project as products
-from dsv4_mlx.ops.kernels.cases_inputs import FLOATS, normal
+from dsv4_mlx.ops.kernels.cases import FLOATS, normal
 from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, run, scalars
 from dsv4_mlx.ops.kernels.op import Case, KernelOp
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from dsv4_mlx.ops.kernels import ALL
-from dsv4_mlx.ops.selftest import store
 from dsv4_mlx.ops.selftest import supervisor as parent
+from dsv4_mlx.ops.selftest import verdicts as store
 from dsv4_mlx.ops.selftest.verdicts import Limits, Metal, Verdict, this_metal
 from dsv4_mlx.ops.table import REFERENCE, Ops, with_kernels
 

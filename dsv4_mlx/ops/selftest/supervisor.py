@@ -21,7 +21,10 @@ from dsv4_mlx.ops.selftest.verdicts import Limits, Metal, Verdict
 Progress = Callable[[int, int], None]
 
 _START = 60.0  # seconds for Python and MLX to start
-_CODE = "import sys; sys.path[:0] = [{root!r}]; from dsv4_mlx.ops.selftest.child import child; child(sys.argv[1:])"
+_CODE = (
+    "import sys; sys.path[:0] = [{root!r}]; "
+    "from dsv4_mlx.ops.selftest.judge import child; child(sys.argv[1:])"
+)
 
 
 def check(

@@ -1,16 +1,25 @@
-"""What is known of a kernel on a machine, and what that knowledge depends on."""
+"""What is known of a kernel on a machine, and what that knowledge depends on.
+
+Verdicts kept between runs, in a file that is replaced whole. A file that can't be read is no file.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import json
+import os
 import platform
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import mlx.core as mx
 
@@ -113,3 +122,42 @@ def _texts(folder: Traversable, suffixes: tuple[str, ...], prefix: str = "") -> 
         elif entry.name.endswith(suffixes):
             found.append((prefix + entry.name, entry.read_text("utf-8")))
     return found
+
+
+FORMAT = 1
+
+
+def known(file: Path, key: str) -> dict[str, Verdict]:
+    """Kernel -> verdict that was stored under `key`."""
+    found = {}
+    for name, record in _read(file).items():
+        with suppress(TypeError, KeyError):
+            verdict = Verdict(**record["verdict"])
+            if record["key"] == key and verdict.kernel == name and verdict.outcome in get_args(Outcome):
+                found[name] = verdict
+    return found
+
+
+def remember(file: Path, key: str, verdicts: Sequence[Verdict]) -> None:
+    """Store verdicts, but of what could not be checked. Failing to write loses only time."""
+    records = _read(file)
+    records |= {v.kernel: {"key": key, "verdict": asdict(v)} for v in verdicts if v.outcome != "not checked"}
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                json.dump({"format": FORMAT, "kernels": records}, out, indent=1)
+            os.replace(name, file)
+        except OSError:
+            os.unlink(name)
+            raise
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        kernels = stored["kernels"] if stored["format"] == FORMAT else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return dict(kernels) if isinstance(kernels, dict) else {}

@@ -7,12 +7,10 @@ from typing import Any
 from deepseek_recipe import ChatCompletionRequest, ThinkingInitialStage
 
 from dsv4_mlx.server.api_errors import invalid, unsupported
-from dsv4_mlx.server.protocols.body import Body
 from dsv4_mlx.server.protocols.chat import most_tokens, one_choice
-from dsv4_mlx.server.protocols.fields import flag, record, stops, text, whole
-from dsv4_mlx.server.protocols.options import sampling
+from dsv4_mlx.server.protocols.fields import Body, flag, record, stops, text, whole
+from dsv4_mlx.server.protocols.options import Thinking, sampling
 from dsv4_mlx.server.protocols.request import NAME, Ask, Facts, conversion
-from dsv4_mlx.server.protocols.thinking import Thinking
 from dsv4_mlx.tokenizer.markers import Spelling
 
 DEFAULT_MOST = 256

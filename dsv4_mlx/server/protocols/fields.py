@@ -1,12 +1,98 @@
-"""Values of a JSON body, by the type they must have. Everything here raises Refusal 400 with `param`."""
+"""Values of a JSON body, by the type they must have. Everything here raises Refusal 400 with `param`.
+
+The bytes of a request -> a JSON object that nothing behind it has to fear.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, NoReturn
 
-from dsv4_mlx.server.api_errors import invalid
+from dsv4_mlx.server.api_errors import Refusal, invalid
 from dsv4_mlx.server.options import Limits
-from dsv4_mlx.server.protocols.body import Body
+
+Body = dict[str, Any]
+
+
+def parse(raw: bytes, limits: Limits) -> Body:
+    """A JSON object with finite numbers, bounded depth and whole characters. Nulls at its top are left out.
+
+    A lone surrogate becomes U+FFFD: no tokenizer can take it, and clients cut strings in the middle of an
+    emoji. Of a name given twice the last counts. Raises Refusal 400.
+    """
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise invalid(
+            f"the body is not UTF-8: byte {error.start} can't be read", code="invalid_json"
+        ) from None
+    try:
+        value = json.loads(text, parse_constant=_constant, parse_float=_float, parse_int=_int)
+    except RecursionError:
+        raise _too_deep(limits) from None
+    except json.JSONDecodeError as error:
+        raise invalid(
+            f"the body is not JSON: {error.msg} at character {error.pos}", code="invalid_json"
+        ) from None
+    if not isinstance(value, dict):
+        raise invalid(f"the body is {_kind(value)}, expected a JSON object")
+    _check_depth(value, limits)
+    if "\\u" in text:
+        value = _whole(value)
+    return {name: given for name, given in value.items() if given is not None}
+
+
+def _check_depth(value: object, limits: Limits) -> None:
+    level = [value]
+    for _ in range(limits.depth):
+        level = [inner for outer in level for inner in _inner(outer)]
+        if not level:
+            return
+    raise _too_deep(limits)
+
+
+def _inner(value: object) -> list[Any]:
+    held = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [inner for inner in held if isinstance(inner, dict | list)]
+
+
+def _too_deep(limits: Limits) -> Refusal:
+    return invalid(f"the body is nested deeper than {limits.depth} levels")
+
+
+def _whole(value: Any) -> Any:
+    """`value` without lone surrogates."""
+    if isinstance(value, str):
+        return (
+            value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        )
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    if isinstance(value, dict):
+        return {_whole(name): _whole(one) for name, one in value.items()}
+    return value
+
+
+def _constant(text: str) -> NoReturn:
+    raise invalid(f"the body holds the number {text}, which JSON has not")
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise invalid(f"the body holds a number too large: {text[:40]}")
+    return number
+
+
+def _int(text: str) -> int:
+    if len(text) > 20 or abs(int(text)) >= 2**64:
+        raise invalid(f"the body holds a number too large: {text[:40]}")
+    return int(text)
+
+
+def _kind(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), "null")
 
 
 def number(body: Body, name: str, low: float, high: float, default: float) -> float:

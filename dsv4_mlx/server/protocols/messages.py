@@ -1,4 +1,7 @@
-"""Messages: a body -> Ask."""
+"""Messages: a body -> Ask.
+
+Messages on the wire.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,26 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from deepseek_recipe import AssistantMessage, Conversation, MessagesRequest, ThinkingInitialStage
+from deepseek_recipe import (
+    AssistantMessage,
+    Conversation,
+    InferenceChunk,
+    MessagesRequest,
+    MessagesResponse,
+    PromptUsage,
+    StreamProcessor,
+    ThinkingInitialStage,
+)
 
 from dsv4_mlx.grammar.rules import Json
-from dsv4_mlx.server.api_errors import invalid
+from dsv4_mlx.scheduler.turn_cache import Call, Said
+from dsv4_mlx.server.api_errors import Refusal, invalid
 from dsv4_mlx.server.options import Limits
-from dsv4_mlx.server.protocols.body import Body
 from dsv4_mlx.server.protocols.chat import most_tokens
-from dsv4_mlx.server.protocols.fields import flag, record, records, stops, text
-from dsv4_mlx.server.protocols.options import sampling
+from dsv4_mlx.server.protocols.fields import Body, flag, record, records, stops, text
+from dsv4_mlx.server.protocols.options import resolve, sampling
 from dsv4_mlx.server.protocols.request import NAME, Ask, Facts, conversation_for, conversion, refused
-from dsv4_mlx.server.protocols.thinking import resolve
+from dsv4_mlx.server.protocols.stream import Wire, frame
 from dsv4_mlx.server.protocols.tools import chosen, rendered, with_schema
 
 _IGNORED = ("redacted_thinking", "server_tool_use", "web_search_tool_result", "container_upload")
@@ -167,3 +179,58 @@ def _wanted(body: Body) -> Json | None:
     if form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
         raise invalid("output_config.format is not a json_schema with a schema", "output_config")
     return Json(json.dumps(form["schema"]), strict=True)
+
+
+PING = frame({"type": "ping"}, "ping")
+
+
+class MessagesWire(Wire):
+    prefix = "msg_"
+    _opened = False
+
+    def generator(self) -> Any:
+        made = MessagesRequest.chunk_generator(self.ask.request, self.id, self.ask.model)
+        return made.with_signature(self.handle)
+
+    def accumulator(self) -> Any:
+        return MessagesResponse(self.id, self.ask.model, self.created, self.prompt_tokens, self.cached)
+
+    def open(self, cached: int) -> list[str]:
+        """message_start goes out before the prompt is computed: pings are legal after it only.
+
+        It tells what is cached if that is known by then; message_delta has the final numbers.
+        """
+        self._opened = True
+        stream = StreamProcessor(self.generator(), self.ask.parsing, self.spelling.tokenizer)
+        usage = PromptUsage(prompt_tokens=self.prompt_tokens, prompt_cache_hit_tokens=cached)
+        events = [json.loads(e.to_json()) for e in stream.push(InferenceChunk.ready(prompt_usage=usage))]
+        return [*(frame(e, e["type"]) for e in events if e["type"] == "message_start"), PING]
+
+    def keep_alive(self, done: int, total: int) -> list[str]:
+        return [PING]
+
+    def event(self, given: Body) -> list[str]:
+        if given["type"] == "ping" or given["type"] == "message_start" and self._opened:
+            return []
+        if (
+            given["type"] == "message_delta"
+            and self.unfinished
+            and given["delta"]["stop_reason"] == "tool_use"
+        ):
+            given["delta"]["stop_reason"] = "max_tokens"
+        return [frame(given, given["type"])]
+
+    def whole(self, given: Body) -> Body:
+        if self.unfinished and given["content"] and given["content"][-1]["type"] == "tool_use":
+            del given["content"][-1]  # a call that was cut off is not one to execute
+        return given
+
+    def said(self) -> Said:
+        blocks = json.loads(self._answer.to_json())["content"]
+        texts = {kind: "".join(b[kind] for b in blocks if b["type"] == kind) for kind in ("thinking", "text")}
+        calls = (b for b in blocks if b["type"] == "tool_use")
+        made = (Call(b["id"], b["name"], json.dumps(b["input"], ensure_ascii=False)) for b in calls)
+        return Said(texts["thinking"], texts["text"], tuple(made))
+
+    def failed(self, refusal: Refusal, request_id: str) -> list[str]:
+        return [frame(refusal.body("anthropic", request_id), "error")]

@@ -21,7 +21,7 @@ from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.grammar.rules import Json, Regex, Rule, ToolCalls
 from dsv4_mlx.server.api_errors import Family, Refusal, invalid
 from dsv4_mlx.server.options import ServerOptions
-from dsv4_mlx.server.protocols.thinking import Thinking
+from dsv4_mlx.server.protocols.options import Thinking
 from dsv4_mlx.tokenizer.template import Level
 
 Protocol = Literal["chat", "completions", "responses", "messages"]

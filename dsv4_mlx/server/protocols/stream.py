@@ -15,7 +15,7 @@ from dsv4_mlx import __version__
 from dsv4_mlx.scheduler.request import Token
 from dsv4_mlx.scheduler.turn_cache import Said
 from dsv4_mlx.server.api_errors import Refusal
-from dsv4_mlx.server.protocols.body import Body
+from dsv4_mlx.server.protocols.fields import Body
 from dsv4_mlx.server.protocols.parser import Chunk, Parser
 from dsv4_mlx.server.protocols.request import Ask
 from dsv4_mlx.tokenizer.markers import Spelling

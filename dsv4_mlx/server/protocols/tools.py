@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from dsv4_mlx.server.api_errors import invalid
-from dsv4_mlx.server.protocols.body import Body
+from dsv4_mlx.server.protocols.fields import Body
 from dsv4_mlx.server.protocols.request import Tools
 
 

@@ -12,7 +12,7 @@ import pytest
 from ops.kernels.proven import Proven
 
 from dsv4_mlx.ops.kernels import compress, hc_head, hc_post, hc_pre, latents, project, query_heads, route
-from dsv4_mlx.ops.kernels.cases_inputs import normal, turns
+from dsv4_mlx.ops.kernels.cases import normal, turns
 from dsv4_mlx.ops.kernels.hc_pre import pending_streams
 from dsv4_mlx.ops.kernels.launch import Launch
 from dsv4_mlx.ops.kernels.op import KernelOp, disagreement

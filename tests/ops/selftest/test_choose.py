@@ -16,7 +16,7 @@ from checkpoints import Checkpoints
 
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.ops.kernels import ALL
-from dsv4_mlx.ops.selftest import store
+from dsv4_mlx.ops.selftest import verdicts as store
 from dsv4_mlx.ops.selftest.choose import choose
 from dsv4_mlx.ops.selftest.verdicts import Limits, Metal, Verdict
 from dsv4_mlx.ops.table import REFERENCE
