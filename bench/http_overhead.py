@@ -24,9 +24,9 @@ from pathlib import Path
 
 from dsv4_mlx.engine.decode import Sampled
 from dsv4_mlx.engine.sampler import SamplingOptions
-from dsv4_mlx.scheduler.engine_thread import Worker
+from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.replay import ReplayBackend, ScriptedTurn
-from dsv4_mlx.scheduler.request import Job
+from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.server.app import make_app, model_facts
 from dsv4_mlx.server.lifecycle import listen, make_server
 from dsv4_mlx.server.options import ServerOptions
@@ -53,7 +53,7 @@ def bare(turn: ScriptedTurn) -> tuple[float, float, int]:
     backend.open(lambda done, total: None)
     session, count = backend.session(), 0
     wall, cpu = time.perf_counter(), time.process_time()
-    for step in backend.run(session, Job((9,) * 8, SamplingOptions(temperature=0))):
+    for step in backend.run(session, GenerationRequest((9,) * 8, SamplingOptions(temperature=0))):
         count += isinstance(step, Sampled)
     return time.perf_counter() - wall, time.process_time() - cpu, count
 
@@ -75,7 +75,7 @@ def start(turn: ScriptedTurn) -> tuple[str, Callable[[], None]]:
     """A server that says `turn`; its address, and what ends it."""
     options = ServerOptions(port=0)
     facts = model_facts(DEMO, "dsv4-demo", options, None, None)
-    worker = Worker(ReplayBackend(DEMO, [turn], facts.context)).start()
+    worker = EngineThread(ReplayBackend(DEMO, [turn], facts.context)).start()
     threads = ThreadPoolExecutor(2)
     sockets = listen(options)
     server = make_server(make_app(DEMO, facts, worker, threads, str), options)

@@ -19,15 +19,15 @@ from typing import Self
 
 import numpy as np
 
-from dsv4_mlx.engine.decode import Wanted
+from dsv4_mlx.engine.decode import GenerationLimits
 from dsv4_mlx.engine.generate import steps
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Logits
 from dsv4_mlx.scheduler.backend import Progress, Run, wanted
-from dsv4_mlx.scheduler.engine_thread import Worker
-from dsv4_mlx.scheduler.request import Event, Finished, Job
-from dsv4_mlx.scheduler.scheduler import WorkerOptions
-from dsv4_mlx.scheduler.session_policy import Limits
+from dsv4_mlx.scheduler.engine_thread import EngineThread
+from dsv4_mlx.scheduler.request import Event, Finished, GenerationRequest
+from dsv4_mlx.scheduler.scheduler import SchedulerOptions
+from dsv4_mlx.scheduler.session_policy import SessionLimits
 from dsv4_mlx.scheduler.session_pool import Reusable
 from dsv4_mlx.tokenizer.template import Markers, Prompts
 
@@ -82,13 +82,13 @@ class Timed:
     def open(self, progress: Progress) -> None:
         pass
 
-    def limits(self, count: int) -> Limits:
-        return Limits(1 << 40, count, self.context, lambda tokens: tokens + 1)
+    def limits(self, count: int) -> SessionLimits:
+        return SessionLimits(1 << 40, count, self.context, lambda tokens: tokens + 1)
 
     def session(self) -> Still:
         return Still()
 
-    def run(self, session: Reusable, job: Job) -> Run:
+    def run(self, session: Reusable, job: GenerationRequest) -> Run:
         begun = time.thread_time()
         ended = yield from steps(session, job.prompt, job.sampling, wanted(job))
         self.cpu += time.thread_time() - begun
@@ -107,12 +107,12 @@ class Timed:
 def bare(tokens: int) -> tuple[float, float]:
     """Wall and CPU seconds of the loop alone."""
     wall, cpu = time.perf_counter(), time.thread_time()
-    for _ in steps(Still(), [9] * 8, GREEDY, Wanted(tokens)):
+    for _ in steps(Still(), [9] * 8, GREEDY, GenerationLimits(tokens)):
         pass
     return time.perf_counter() - wall, time.thread_time() - cpu
 
 
-def served(worker: Worker, backend: Timed, tokens: int) -> tuple[float, float]:
+def served(worker: EngineThread, backend: Timed, tokens: int) -> tuple[float, float]:
     """The same through the worker, with a thread that takes the events."""
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
 
@@ -124,7 +124,7 @@ def served(worker: Worker, backend: Timed, tokens: int) -> tuple[float, float]:
     backend.cpu = 0.0
     wall = time.perf_counter()
     taker.start()
-    worker.submit(Job((9,) * 8, GREEDY, tokens), events.put)
+    worker.submit(GenerationRequest((9,) * 8, GREEDY, tokens), events.put)
     taker.join()
     return time.perf_counter() - wall, backend.cpu
 
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=7)
     options = parser.parse_args()
     backend = Timed()
-    worker = Worker(backend, WorkerOptions()).start()
+    worker = EngineThread(backend, SchedulerOptions()).start()
     while worker.state == "loading":
         time.sleep(0.01)
     ways: dict[str, Callable[[], tuple[float, float]]] = {

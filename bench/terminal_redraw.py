@@ -63,7 +63,7 @@ def attend(query, rows, index):
 
 def child(folder: Path, report: Path) -> int:
     """The chat, with counters around each answer."""
-    from dsv4_mlx.terminal.answering import Answering
+    from dsv4_mlx.terminal.answering import AnswerInProgress
     from dsv4_mlx.terminal.chat import ChatOptions
     from dsv4_mlx.terminal.screen import Screen
     from dsv4_mlx.terminal.terminal import talk
@@ -72,11 +72,11 @@ def child(folder: Path, report: Path) -> int:
     begun: list[tuple[float, float, int]] = []
     begin, end = Screen.begin, Screen.end
 
-    def counted_begin(screen: Screen, answering: Answering) -> None:
+    def counted_begin(screen: Screen, answering: AnswerInProgress) -> None:
         begun.append((time.thread_time(), screen.drawing, screen.drawings))
         begin(screen, answering)
 
-    def counted_end(screen: Screen, answering: Answering) -> None:
+    def counted_end(screen: Screen, answering: AnswerInProgress) -> None:
         end(screen, answering)
         cpu, drawing, drawings = begun.pop()
         tokens = answering.message.tokens

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dsv4_mlx.checkpoint.header import build_header
-from dsv4_mlx.checkpoint.inventory import ITEM_BYTES, Block, Inventory, Weight
+from dsv4_mlx.checkpoint.inventory import ITEM_BYTES, BlockTensors, Inventory, Weight
 from dsv4_mlx.checkpoint.manifest import ALIGNMENT, Segment, packed
 from dsv4_mlx.checkpoint.record import record_bytes, record_segments
 from dsv4_mlx.convert.recipe import Format, Recipe
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedPart:
     """A tensor of an output file: `offset` counts from the first byte of the file."""
 
     key: str
@@ -29,16 +29,16 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetTensor:
     """A weight in its target format. `parts` has "weight"; "scales" and "biases" if the format has them."""
 
     weight: Weight
     format: Format
-    parts: dict[str, Placed]
+    parts: dict[str, PlacedPart]
 
 
 @dataclass(frozen=True)
-class Records:
+class ExpertRecords:
     """The routed experts of one block: record e begins at `offset + e * record_bytes`."""
 
     prefix: str
@@ -56,12 +56,12 @@ class FilePlan:
     name: str
     header: bytes
     size: int
-    targets: tuple[Target, ...] = ()
-    records: Records | None = None
+    targets: tuple[TargetTensor, ...] = ()
+    records: ExpertRecords | None = None
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """`kept` names the weights that the recipe would have quantised had their width allowed it; of the routed
     experts, the block."""
 
@@ -74,7 +74,9 @@ class Plan:
         return sum(file.size for file in self.files)
 
 
-def make_plan(table: Inventory, recipe: Recipe, dtype_of: Callable[[Weight], str] | None = None) -> Plan:
+def make_plan(
+    table: Inventory, recipe: Recipe, dtype_of: Callable[[Weight], str] | None = None
+) -> ConversionPlan:
     """`dtype_of` tells the stored dtype of a raw weight for which the release leaves a choice."""
     kind = dtype_of or (lambda weight: weight.dtypes[0])
     files = [_dense("embed.safetensors", (table.embed,), recipe, kind)]
@@ -85,10 +87,10 @@ def make_plan(table: Inventory, recipe: Recipe, dtype_of: Callable[[Weight], str
         files += _block(f"mtp-{number}", block, recipe, kind)
     kept = [w.name for w in table.weights() if w.part != "experts" and recipe.falls_back(w)]
     kept += [f"{b.prefix}.ffn.experts" for b in table.blocks if any(map(recipe.falls_back, b.experts[0]))]
-    return Plan(recipe.name, tuple(files), tuple(kept))
+    return ConversionPlan(recipe.name, tuple(files), tuple(kept))
 
 
-def _block(stem: str, block: Block, recipe: Recipe, kind: Callable[[Weight], str]) -> list[FilePlan]:
+def _block(stem: str, block: BlockTensors, recipe: Recipe, kind: Callable[[Weight], str]) -> list[FilePlan]:
     return [
         _dense(f"{stem}.safetensors", block.weights, recipe, kind),
         _records(f"{stem}.experts.safetensors", block, recipe),
@@ -112,12 +114,12 @@ def _dense(name: str, weights: tuple[Weight, ...], recipe: Recipe, kind: Callabl
     )
     header = build_header([(key, dtype, shape) for _, _, key, dtype, shape in wanted])
     offset = len(header)
-    placed: dict[str, dict[str, Placed]] = {}
+    placed: dict[str, dict[str, PlacedPart]] = {}
     for weight, part, key, dtype, shape in wanted:
         size = math.prod(shape) * ITEM_BYTES[dtype]
-        placed.setdefault(weight.name, {})[part] = Placed(key, dtype, shape, offset, size)
+        placed.setdefault(weight.name, {})[part] = PlacedPart(key, dtype, shape, offset, size)
         offset += size
-    targets = [Target(weight, recipe.format(weight), placed[weight.name]) for weight in weights]
+    targets = [TargetTensor(weight, recipe.format(weight), placed[weight.name]) for weight in weights]
     targets.sort(key=lambda target: target.parts["weight"].offset)
     return FilePlan(name, header, offset, targets=tuple(targets))
 
@@ -135,12 +137,12 @@ def _parts(
     }
 
 
-def _records(name: str, block: Block, recipe: Recipe) -> FilePlan:
+def _records(name: str, block: BlockTensors, recipe: Recipe) -> FilePlan:
     form = recipe.record_format(block.experts[0])
     segments = record_segments(*block.experts[0], form)
     record = record_bytes(segments)
     count = len(block.experts)
     # U32 because a U8 tensor of this size would exceed MLX's 2^31 elements.
     header = build_header([("experts", "U32", (count, record // 4))])
-    records = Records(block.prefix, form, block.experts, segments, record, len(header))
+    records = ExpertRecords(block.prefix, form, block.experts, segments, record, len(header))
     return FilePlan(name, header, len(header) + count * record, records=records)

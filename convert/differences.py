@@ -25,7 +25,7 @@ from dsv4_mlx.checkpoint.inventory import FP8_BLOCK, Weight
 from dsv4_mlx.checkpoint.reader import FolderReader, SourceReader
 from dsv4_mlx.checkpoint.record import MX_GROUP, SEGMENT_SOURCE
 from dsv4_mlx.convert.codec import decode_affine4, decode_bf16, scale_rows, values
-from dsv4_mlx.convert.conversion_plan import Placed, Records, Target
+from dsv4_mlx.convert.conversion_plan import ExpertRecords, PlacedPart, TargetTensor
 from dsv4_mlx.convert.steps import quantised_at_once
 
 Bytes = npt.NDArray[np.uint8]
@@ -78,7 +78,9 @@ class Comparison:
         self.source = source
         self.block = block
 
-    def weight(self, file: str, target: Target, digests: dict[str, str]) -> tuple[list[Damage], Deviation]:
+    def weight(
+        self, file: str, target: TargetTensor, digests: dict[str, str]
+    ) -> tuple[list[Damage], Deviation]:
         """Check a weight outside the experts; `digests` are those of the manifest, by part."""
         deviation = Deviation()
         name = target.weight.name
@@ -93,7 +95,7 @@ class Comparison:
         return [], deviation
 
     def record(
-        self, file: str, records: Records, expert: int, digest: str
+        self, file: str, records: ExpertRecords, expert: int, digest: str
     ) -> tuple[list[Damage], dict[str, Deviation]]:
         """Check one expert's record; how far off its weights are, by name."""
         name = f"{records.prefix}.ffn.experts.{expert}"
@@ -117,13 +119,13 @@ class Comparison:
                 return [Damage(file, name, f"{tensor} {CHANGED}")], {}
         return [], {}
 
-    def digest(self, file: str, placed: Placed) -> str:
+    def digest(self, file: str, placed: PlacedPart) -> str:
         digest = hashlib.sha256()
         for start, count in self.blocks(placed.bytes):
             digest.update(self.stored(file, placed.offset + start, count).data)
         return digest.hexdigest()
 
-    def same(self, file: str, target: Target, source: SourceReader) -> bool:
+    def same(self, file: str, target: TargetTensor, source: SourceReader) -> bool:
         """Whether a raw or mxfp8 weight has the official values."""
         codes = target.parts["weight"]
         for start, count in self.blocks(codes.bytes):
@@ -142,7 +144,7 @@ class Comparison:
         row, group = np.arange(rows) // FP8_BLOCK, np.arange(groups) * MX_GROUP // FP8_BLOCK
         return bool(np.array_equal(stored, scale_rows(source, weight, 0, rows)[np.ix_(row, group)]))
 
-    def measure(self, file: str, target: Target, source: SourceReader, deviation: Deviation) -> None:
+    def measure(self, file: str, target: TargetTensor, source: SourceReader, deviation: Deviation) -> None:
         """Add up the error of an affine4 weight, a block of rows at a time."""
         rows, columns = target.weight.shape
         step = quantised_at_once(columns, self.block)
@@ -154,7 +156,7 @@ class Comparison:
             deviation.add(values(source, target.weight, first, last), _decoded(*stored))
 
     def measure_record(
-        self, record: Bytes, records: Records, expert: int, source: SourceReader
+        self, record: Bytes, records: ExpertRecords, expert: int, source: SourceReader
     ) -> dict[str, Deviation]:
         """The error of an expert in affine4, by weight."""
         found: dict[str, Deviation] = {}
@@ -172,7 +174,7 @@ class Comparison:
                 deviation.add(values(source, weight, first, last), stored)
         return found
 
-    def rows(self, file: str, placed: Placed, first: int, last: int) -> Bytes:
+    def rows(self, file: str, placed: PlacedPart, first: int, last: int) -> Bytes:
         width = placed.bytes // placed.shape[0]
         return self.stored(file, placed.offset + first * width, (last - first) * width).reshape(-1, width)
 

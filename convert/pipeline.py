@@ -20,7 +20,7 @@ from typing import Any
 
 from dsv4_mlx.checkpoint.files import OutFile, aligned_buffer
 from dsv4_mlx.checkpoint.reader import SourceReader
-from dsv4_mlx.convert.steps import Piece, Work
+from dsv4_mlx.convert.steps import ConversionStep, OutputSlice
 
 BLOCK = 16 * 2**20  # bytes per step
 LARGEST_BLOCK = 512 * 10**6
@@ -59,7 +59,7 @@ class Streamer:
         for pool in (self._readers, self._hashers, self._writer):
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def run(self, steps: Iterable[Work], out: OutFile, advance: Advance) -> dict[str, str]:
+    def run(self, steps: Iterable[ConversionStep], out: OutFile, advance: Advance) -> dict[str, str]:
         """Write every step's bytes to `out`; returns digest key -> SHA-256.
 
         `advance(n)` is called in this thread after n more bytes were written. Raises what a step raises, and
@@ -98,13 +98,13 @@ class Streamer:
             raise
         return {key: digest.hexdigest() for key, digest in digests.items()}
 
-    def _read(self, step: Work, buffer: memoryview) -> list[Piece]:
+    def _read(self, step: ConversionStep, buffer: memoryview) -> list[OutputSlice]:
         if self._stop.is_set():
             return []
         return step.run(self._reader, buffer)
 
     def _hash(
-        self, read: Future[list[Piece]], digests: dict[str, Any], previous: Future[float] | None
+        self, read: Future[list[OutputSlice]], digests: dict[str, Any], previous: Future[float] | None
     ) -> float:
         if previous is not None:
             wait((previous,))
@@ -117,7 +117,7 @@ class Streamer:
                 digests[key].update(piece.data[first:last])
         return thread_time() - started
 
-    def _write(self, read: Future[list[Piece]], out: OutFile) -> int:
+    def _write(self, read: Future[list[OutputSlice]], out: OutFile) -> int:
         pieces = read.result()
         started = perf_counter()
         total = 0

@@ -20,12 +20,12 @@ from dsv4_mlx.checkpoint.manifest import NAME as MANIFEST
 from dsv4_mlx.checkpoint.match import match
 from dsv4_mlx.checkpoint.source import Source, open_source
 from dsv4_mlx.convert import folder
-from dsv4_mlx.convert.conversion_plan import FilePlan, Plan, make_plan
+from dsv4_mlx.convert.conversion_plan import ConversionPlan, FilePlan, make_plan
 from dsv4_mlx.convert.journal import Journal, Task
 from dsv4_mlx.convert.pipeline import BLOCK, Streamer, check_block
 from dsv4_mlx.convert.recipe import find_recipe
-from dsv4_mlx.convert.shards import Folder, Supply
-from dsv4_mlx.convert.steps import work_for
+from dsv4_mlx.convert.shards import LocalShards, ShardSource
+from dsv4_mlx.convert.steps import steps_for
 from dsv4_mlx.convert.summary import Effort, Status, Summary, build_manifest, check_finished, summarise
 from dsv4_mlx.errors import InputError
 
@@ -56,12 +56,12 @@ def convert(
     check_block(block)
     folder.check_place(source, target)
     return convert_from(
-        Folder(open_source(source)), target, recipe, resume=resume, progress=progress, block=block
+        LocalShards(open_source(source)), target, recipe, resume=resume, progress=progress, block=block
     )
 
 
 def convert_from(
-    supply: Supply,
+    supply: ShardSource,
     target: Path,
     recipe: str = "native",
     *,
@@ -88,7 +88,7 @@ def convert_from(
 
 
 def _held(
-    target: Path, plan: Plan, supply: Supply, task: Task, resume: bool,
+    target: Path, plan: ConversionPlan, supply: ShardSource, task: Task, resume: bool,
     progress: Progress | None, block: int, effort: Effort,
 ) -> folder.State:  # fmt: skip
     """All that happens while the target is ours; the state it was in. Raises OSError too."""
@@ -108,7 +108,7 @@ def _held(
     return state
 
 
-def _admit(target: Path, plan: Plan, task: Task, resume: bool) -> folder.State:
+def _admit(target: Path, plan: ConversionPlan, task: Task, resume: bool) -> folder.State:
     """The target's state, if this conversion may go on from it. Raises InputError."""
     state = folder.state_of(target)
     if state == "foreign":
@@ -131,7 +131,7 @@ def _admit(target: Path, plan: Plan, task: Task, resume: bool) -> folder.State:
 
 
 def _write_all(
-    target: Path, plan: Plan, supply: Supply, task: Task,
+    target: Path, plan: ConversionPlan, supply: ShardSource, task: Task,
     progress: Progress | None, block: int, effort: Effort,
 ) -> None:  # fmt: skip
     """Everything from the first byte to the manifest. Bad input removes what was written."""
@@ -147,7 +147,7 @@ def _write_all(
 
 
 def _write_files(
-    target: Path, plan: Plan, supply: Supply, task: Task,
+    target: Path, plan: ConversionPlan, supply: ShardSource, task: Task,
     progress: Progress | None, block: int, effort: Effort,
 ) -> None:  # fmt: skip
     journal, source = Journal(target), supply.source
@@ -185,7 +185,7 @@ def _write_file(
     with folder.finished_file(target / file.name) as out:
         out.write(file.header, 0)
         advance(len(file.header))
-        return streamer.run(work_for(file, source, streamer.block), out, advance)
+        return streamer.run(steps_for(file, source, streamer.block), out, advance)
 
 
 def _complete(target: Path, file: FilePlan, finished: dict[str, dict[str, str]]) -> bool:
@@ -193,7 +193,7 @@ def _complete(target: Path, file: FilePlan, finished: dict[str, dict[str, str]])
     return file.name in finished and path.is_file() and path.stat().st_size == file.size
 
 
-def _tidy(target: Path, plan: Plan, keep_journal: bool = False) -> None:
+def _tidy(target: Path, plan: ConversionPlan, keep_journal: bool = False) -> None:
     """Remove what a killed run left behind: temporary files and, once finished, the journal."""
     for name in (*(file.name for file in plan.files), MANIFEST):
         (target / (name + folder.PART)).unlink(missing_ok=True)
@@ -201,7 +201,7 @@ def _tidy(target: Path, plan: Plan, keep_journal: bool = False) -> None:
         (target / folder.JOURNAL).unlink(missing_ok=True)
 
 
-def _discard(target: Path, plan: Plan, source: Source) -> None:
+def _discard(target: Path, plan: ConversionPlan, source: Source) -> None:
     """Remove this conversion's files: a repaired source is another source, so they could not be continued."""
     for name in (*(file.name for file in plan.files), *source.texts):
         (target / name).unlink(missing_ok=True)

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 from dsv4_mlx.checkpoint.identity import identify
 from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.source import Source
-from dsv4_mlx.convert.conversion_plan import FilePlan, Plan
+from dsv4_mlx.convert.conversion_plan import ConversionPlan, FilePlan
 
 ADVICE = "check the disk and the file; an interrupted conversion continues with --resume"
 
 
-class Supply(Protocol):
+class ShardSource(Protocol):
     """Shards, and what is told about them. `facts` are those of checkpoint.identity.identify."""
 
     @property
@@ -23,7 +23,7 @@ class Supply(Protocol):
     @property
     def facts(self) -> dict[str, Any]: ...
 
-    def begin(self, plan: Plan, kept: Set[str]) -> None:
+    def begin(self, plan: ConversionPlan, kept: Set[str]) -> None:
         """The files of `plan` will be made in this order, but for those in `kept`."""
 
     def reader(self) -> SourceReader:
@@ -33,7 +33,7 @@ class Supply(Protocol):
         """That file of the plan is on disk for good."""
 
 
-class Folder:
+class LocalShards:
     """A complete checkpoint."""
 
     def __init__(self, source: Source) -> None:
@@ -43,7 +43,7 @@ class Folder:
     def facts(self) -> dict[str, Any]:
         return identify(self.source)
 
-    def begin(self, plan: Plan, kept: Set[str]) -> None:
+    def begin(self, plan: ConversionPlan, kept: Set[str]) -> None:
         """Nothing to do: everything is there."""
 
     def reader(self) -> SourceReader:

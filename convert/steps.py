@@ -16,14 +16,14 @@ from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.record import SEGMENT_SOURCE
 from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.convert.codec import affine4, expanded_scales, values
-from dsv4_mlx.convert.conversion_plan import FilePlan, Records, Target
+from dsv4_mlx.convert.conversion_plan import ExpertRecords, FilePlan, TargetTensor
 
 Bytes = npt.NDArray[np.uint8]
 FLOATS = 4  # a step quantises so many times fewer bytes than a block has
 
 
 @dataclass(frozen=True)
-class Piece:
+class OutputSlice:
     """Finished bytes for one place of the file. `digests` cuts them up: (key, first, last) for hashing."""
 
     offset: int
@@ -31,7 +31,7 @@ class Piece:
     digests: tuple[tuple[str, int, int], ...]
 
 
-class Work(Protocol):
+class ConversionStep(Protocol):
     """One step: reads at most a block, returns the target bytes that follow from it.
 
     `alone` says that no other step shares a digest with it.
@@ -40,10 +40,10 @@ class Work(Protocol):
     @property
     def alone(self) -> bool: ...
 
-    def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]: ...
+    def run(self, reader: SourceReader, buffer: memoryview) -> list[OutputSlice]: ...
 
 
-class Stretch(Protocol):
+class Span(Protocol):
     """Neighbouring target bytes that belong to one digest, `key`."""
 
     @property
@@ -55,12 +55,12 @@ class Stretch(Protocol):
     def fill(self, reader: SourceReader, into: memoryview) -> None:
         """Make them."""
 
-    def cut(self, at: int) -> tuple[Stretch, Stretch]:
+    def cut(self, at: int) -> tuple[Span, Span]:
         """Two that follow each other, the first `at` bytes long."""
 
 
 @dataclass(frozen=True)
-class Same:
+class CopiedSpan:
     """Bytes of a tensor as they are stored, from byte `start` of the shard on."""
 
     key: str
@@ -73,12 +73,12 @@ class Same:
         reader.read(self.shard, self.start, into)
         check_bytes(reader.source, self.tensor, into)
 
-    def cut(self, at: int) -> tuple[Same, Same]:
+    def cut(self, at: int) -> tuple[CopiedSpan, CopiedSpan]:
         return replace(self, bytes=at), replace(self, bytes=self.bytes - at, start=self.start + at)
 
 
 @dataclass(frozen=True)
-class Scales:
+class ScalesSpan:
     """The expanded scales of an FP8 matrix, from byte `skip` on."""
 
     key: str
@@ -90,12 +90,12 @@ class Scales:
         whole = expanded_scales(reader, self.weight, 0, self.weight.shape[0]).reshape(-1)
         np.copyto(np.frombuffer(into, np.uint8), whole[self.skip : self.skip + self.bytes])
 
-    def cut(self, at: int) -> tuple[Scales, Scales]:
+    def cut(self, at: int) -> tuple[ScalesSpan, ScalesSpan]:
         return replace(self, bytes=at), replace(self, bytes=self.bytes - at, skip=self.skip + at)
 
 
 @dataclass(frozen=True)
-class Zeros:
+class ZeroSpan:
     """Padding."""
 
     key: str
@@ -104,19 +104,19 @@ class Zeros:
     def fill(self, reader: SourceReader, into: memoryview) -> None:
         into[:] = bytes(self.bytes)
 
-    def cut(self, at: int) -> tuple[Zeros, Zeros]:
-        return Zeros(self.key, at), Zeros(self.key, self.bytes - at)
+    def cut(self, at: int) -> tuple[ZeroSpan, ZeroSpan]:
+        return ZeroSpan(self.key, at), ZeroSpan(self.key, self.bytes - at)
 
 
 @dataclass(frozen=True)
-class Copy:
+class CopyStep:
     """Stretches that follow one another in the target from `offset` on."""
 
     offset: int
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[Span, ...]
     alone: bool = False
 
-    def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]:
+    def run(self, reader: SourceReader, buffer: memoryview) -> list[OutputSlice]:
         at = 0
         digests: list[tuple[str, int, int]] = []
         for stretch in self.stretches:
@@ -126,19 +126,19 @@ class Copy:
             else:
                 digests.append((stretch.key, at, at + stretch.bytes))
             at += stretch.bytes
-        return [Piece(self.offset, buffer[:at], tuple(digests))]
+        return [OutputSlice(self.offset, buffer[:at], tuple(digests))]
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowsStep:
     """Rows `first` to `last` of an FP8 or BF16 matrix that is not copied: scales expanded, or quantised."""
 
-    target: Target
+    target: TargetTensor
     first: int
     last: int
     alone: bool = False
 
-    def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]:
+    def run(self, reader: SourceReader, buffer: memoryview) -> list[OutputSlice]:
         weight = self.target.weight
         if self.target.format == "mxfp8":
             parts = {"scales": expanded_scales(reader, weight, self.first, self.last).reshape(-1)}
@@ -147,9 +147,9 @@ class Rows:
             parts = dict(zip(("weight", "scales", "biases"), affine4(floats), strict=True))
         return self.pieces(parts, buffer)
 
-    def pieces(self, parts: dict[str, Bytes], buffer: memoryview) -> list[Piece]:
+    def pieces(self, parts: dict[str, Bytes], buffer: memoryview) -> list[OutputSlice]:
         """The parts' places in the file. They move to the buffer if they fit: it lies on a page boundary."""
-        found: list[Piece] = []
+        found: list[OutputSlice] = []
         at = 0
         for part, data in parts.items():
             view = data.data
@@ -159,7 +159,7 @@ class Rows:
                 at += -(-data.size // PAGE) * PAGE
             placed = self.target.parts[part]
             offset = placed.offset + self.first * (placed.bytes // placed.shape[0])
-            found.append(Piece(offset, view, ((placed.key, 0, data.size),)))
+            found.append(OutputSlice(offset, view, ((placed.key, 0, data.size),)))
         return found
 
 
@@ -167,12 +167,12 @@ class Rows:
 class QuantisedRecord:
     """One expert, quantised `step` rows at a time. A record larger than the buffer has memory of its own."""
 
-    records: Records
+    records: ExpertRecords
     number: int
     step: int
     alone: bool = True
 
-    def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]:
+    def run(self, reader: SourceReader, buffer: memoryview) -> list[OutputSlice]:
         size = self.records.record_bytes
         view = buffer[:size] if size <= len(buffer) else memoryview(bytearray(size))
         record = np.frombuffer(view, np.uint8)
@@ -187,10 +187,10 @@ class QuantisedRecord:
                     at = segment.offset + first * (segment.bytes // segment.shape[0])
                     record[at : at + part.size] = part
         offset = self.records.offset + self.number * size
-        return [Piece(offset, view, ((str(self.number), 0, size),))]
+        return [OutputSlice(offset, view, ((str(self.number), 0, size),))]
 
 
-def work_for(file: FilePlan, source: Source, block: int) -> Iterator[Work]:
+def steps_for(file: FilePlan, source: Source, block: int) -> Iterator[ConversionStep]:
     """The steps that make `file`, in order; each reads and yields about `block` bytes at most.
 
     A step never goes below 128 rows of a matrix, the rows that share an FP8 scale, nor a quantised record
@@ -216,23 +216,23 @@ def quantised_at_once(columns: int, block: int) -> int:
     return max(1, block // (columns * 4 * FLOATS) // FP8_BLOCK) * FP8_BLOCK
 
 
-def _rows(target: Target, block: int) -> Iterator[Work]:
+def _rows(target: TargetTensor, block: int) -> Iterator[ConversionStep]:
     rows, columns = target.weight.shape
     if target.format == "affine4":
         step = quantised_at_once(columns, block)
     else:  # expanded scales are a 32nd of the codes
         step = max(1, block // max(1, columns // 32) // FP8_BLOCK) * FP8_BLOCK
     for first in range(0, rows, step):
-        yield Rows(target, first, min(first + step, rows))
+        yield RowsStep(target, first, min(first + step, rows))
 
 
-def _quantised_records(records: Records, block: int) -> Iterator[Work]:
+def _quantised_records(records: ExpertRecords, block: int) -> Iterator[ConversionStep]:
     columns = max(weight.shape[1] for weight in records.experts[0])
     for number in range(len(records.experts)):
         yield QuantisedRecord(records, number, quantised_at_once(columns, block))
 
 
-def _record_copies(records: Records, source: Source, block: int) -> Iterator[Work]:
+def _record_copies(records: ExpertRecords, source: Source, block: int) -> Iterator[ConversionStep]:
     """Whole records, as many as a block holds; a record larger than a block is cut."""
     together = block // records.record_bytes
     for first in range(0, len(records.experts), max(1, together)):
@@ -240,42 +240,42 @@ def _record_copies(records: Records, source: Source, block: int) -> Iterator[Wor
         last = min(first + max(1, together), len(records.experts))
         stretches = [s for number in range(first, last) for s in _record(records, number, source)]
         if together:
-            yield Copy(offset, tuple(stretches), alone=True)
+            yield CopyStep(offset, tuple(stretches), alone=True)
         else:
             yield from _copies(offset, iter(stretches), block)
 
 
-def _record(records: Records, number: int, source: Source) -> Iterator[Stretch]:
+def _record(records: ExpertRecords, number: int, source: Source) -> Iterator[Span]:
     key = str(number)
     for segment in records.segments:
         matrix, part = SEGMENT_SOURCE[segment.name]
         weight = records.experts[number][matrix]
         if part and weight.form == "fp8":
-            yield Scales(key, segment.bytes, weight)
+            yield ScalesSpan(key, segment.bytes, weight)
         else:
             yield _same(source, weight.tensors()[part].name, key)
     padding = records.record_bytes - sum(segment.bytes for segment in records.segments)
     if padding:
-        yield Zeros(key, padding)
+        yield ZeroSpan(key, padding)
 
 
-def _same(source: Source, tensor: str, key: str) -> Same:
+def _same(source: Source, tensor: str, key: str) -> CopiedSpan:
     entry = source.entry(tensor)
-    return Same(key, entry.end - entry.start, tensor, source.where[tensor], entry.start)
+    return CopiedSpan(key, entry.end - entry.start, tensor, source.where[tensor], entry.start)
 
 
-def _copies(offset: int, stretches: Iterator[Stretch], block: int) -> Iterator[Work]:
+def _copies(offset: int, stretches: Iterator[Span], block: int) -> Iterator[ConversionStep]:
     """Pack consecutive stretches into copies of at most `block` bytes, cutting where needed."""
-    held: list[Stretch] = []
+    held: list[Span] = []
     size = 0
     for stretch in stretches:
         while size + stretch.bytes > block:
             head, stretch = stretch.cut(block - size)
-            yield Copy(offset, (*held, head) if head.bytes else tuple(held))
+            yield CopyStep(offset, (*held, head) if head.bytes else tuple(held))
             offset += block
             held, size = [], 0
         if stretch.bytes:
             held.append(stretch)
             size += stretch.bytes
     if held:
-        yield Copy(offset, tuple(held))
+        yield CopyStep(offset, tuple(held))

@@ -12,7 +12,7 @@ from dsv4_mlx.checkpoint.identity import identify
 from dsv4_mlx.checkpoint.inventory import Inventory
 from dsv4_mlx.checkpoint.manifest import ExpertTable, Manifest, TensorRecord, read_manifest
 from dsv4_mlx.checkpoint.source import Source
-from dsv4_mlx.convert.conversion_plan import FilePlan, Plan, Records, Target
+from dsv4_mlx.convert.conversion_plan import ConversionPlan, ExpertRecords, FilePlan, TargetTensor
 from dsv4_mlx.convert.journal import Task
 from dsv4_mlx.errors import InputError
 
@@ -67,7 +67,13 @@ class Summary:
 
 
 def summarise(
-    status: Status, plan: Plan, table: Inventory, source: Source, target: Path, seconds: float, effort: Effort
+    status: Status,
+    plan: ConversionPlan,
+    table: Inventory,
+    source: Source,
+    target: Path,
+    seconds: float,
+    effort: Effort,
 ) -> Summary:
     left_out = tuple(copy.name for copy in table.copies if copy.name in source.where)
     return Summary(
@@ -90,7 +96,7 @@ def summarise(
     )
 
 
-def part_costs(plan: Plan) -> dict[str, PartCost]:
+def part_costs(plan: ConversionPlan) -> dict[str, PartCost]:
     """Bytes of each component before and after. Padding of expert records counts."""
     counts: dict[str, int] = {}
     official: dict[str, int] = {}
@@ -117,7 +123,7 @@ def part_costs(plan: Plan) -> dict[str, PartCost]:
 
 
 def build_manifest(
-    plan: Plan, source: Source, facts: Mapping[str, Any], digests: Mapping[str, Mapping[str, str]]
+    plan: ConversionPlan, source: Source, facts: Mapping[str, Any], digests: Mapping[str, Mapping[str, str]]
 ) -> Manifest:
     """The manifest of a conversion whose files all exist; `digests` is file -> digest key -> SHA-256."""
     tensors: dict[str, TensorRecord] = {}
@@ -139,7 +145,7 @@ def build_manifest(
     )
 
 
-def text_bytes(plan: Plan, source: Source) -> int:
+def text_bytes(plan: ConversionPlan, source: Source) -> int:
     """Bytes of a finished conversion's files that are not weights: the manifest, and what is copied.
 
     A digest is as long as any other, so the manifest's length is known before its digests are.
@@ -156,14 +162,14 @@ def _digest_keys(file: FilePlan) -> list[str]:
     return keys + [str(number) for number in range(len(file.records.experts) if file.records else 0)]
 
 
-def tensor_record(file: str, target: Target, digests: Mapping[str, str]) -> TensorRecord:
+def tensor_record(file: str, target: TargetTensor, digests: Mapping[str, str]) -> TensorRecord:
     keys = {part: placed.key for part, placed in target.parts.items()}
     return TensorRecord(
         file, target.format, target.weight.shape, keys, {part: digests[key] for part, key in keys.items()}
     )
 
 
-def expert_table(file: str, records: Records, digests: Mapping[str, str]) -> ExpertTable:
+def expert_table(file: str, records: ExpertRecords, digests: Mapping[str, str]) -> ExpertTable:
     count = len(records.experts)
     return ExpertTable(
         file, records.format, count, records.record_bytes, records.segments,
@@ -171,7 +177,7 @@ def expert_table(file: str, records: Records, digests: Mapping[str, str]) -> Exp
     )  # fmt: skip
 
 
-def check_finished(target: Path, plan: Plan, task: Task) -> None:
+def check_finished(target: Path, plan: ConversionPlan, task: Task) -> None:
     """Raises InputError unless `target` is the finished conversion that `task` would make."""
     manifest = read_manifest(target)
     made = Task(str(manifest.source.get("identity")), manifest.recipe, manifest.format)

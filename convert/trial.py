@@ -24,11 +24,11 @@ from dsv4_mlx.checkpoint.files import PAGE, OutFile
 from dsv4_mlx.checkpoint.match import match
 from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.source import Source, open_source
-from dsv4_mlx.convert.conversion_plan import Plan, make_plan
+from dsv4_mlx.convert.conversion_plan import ConversionPlan, make_plan
 from dsv4_mlx.convert.pipeline import BLOCK, DEPTH, Streamer
 from dsv4_mlx.convert.recipe import RECIPES, Format
-from dsv4_mlx.convert.shards import Folder
-from dsv4_mlx.convert.steps import Piece, Work, work_for
+from dsv4_mlx.convert.shards import LocalShards
+from dsv4_mlx.convert.steps import ConversionStep, OutputSlice, steps_for
 from dsv4_mlx.errors import Dsv4Error
 
 NATIVE = "native"  # the recipe that only copies
@@ -70,7 +70,7 @@ class Amounts:
         return pace.opening + self.copied / pace.copied + slow
 
 
-def amounts(plan: Plan) -> Amounts:
+def amounts(plan: ConversionPlan) -> Amounts:
     """Of all files."""
     quantised = 0
     for file in plan.files:
@@ -88,7 +88,7 @@ def rehearse(folder: Path, place: Path, seconds: float, recipe: str) -> Trial:
     `place`: the folder that gets the scratch file. Raises InputError, MachineError, OSError.
     """
     started = time.perf_counter()
-    supply = Folder(open_source(folder))
+    supply = LocalShards(open_source(folder))
     source = supply.source
     plan = make_plan(match(source), RECIPES[recipe], lambda w: source.entry(w.name).dtype)
     _ = supply.facts
@@ -106,21 +106,23 @@ def rehearse(folder: Path, place: Path, seconds: float, recipe: str) -> Trial:
     return Trial(opening, rate, _resident())
 
 
-def _steps(plan: Plan, source: Source, wanted: Callable[[Format], bool]) -> Iterator[Work]:
+def _steps(
+    plan: ConversionPlan, source: Source, wanted: Callable[[Format], bool]
+) -> Iterator[ConversionStep]:
     for file in plan.files:
         targets = tuple(target for target in file.targets if wanted(target.format))
         records = file.records if file.records is not None and wanted(file.records.format) else None
-        yield from work_for(replace(file, targets=targets, records=records), source, BLOCK)
+        yield from steps_for(replace(file, targets=targets, records=records), source, BLOCK)
 
 
-def _spread(steps: list[Work]) -> list[Work]:
+def _spread(steps: list[ConversionStep]) -> list[ConversionStep]:
     """The same steps so that the first n of them are from everywhere, whatever n."""
     golden = 0.6180339887498949
     order = sorted(range(len(steps)), key=lambda number: number * golden % 1)
     return [steps[number] for number in order]
 
 
-def _pace(steps: list[Work], streamer: Streamer, place: Path, seconds: float) -> float:
+def _pace(steps: list[ConversionStep], streamer: Streamer, place: Path, seconds: float) -> float:
     """Bytes written per second."""
     stream, until = cycle(_spread(steps)), time.perf_counter() + seconds
     written, taken = 0, 0.0
@@ -131,7 +133,7 @@ def _pace(steps: list[Work], streamer: Streamer, place: Path, seconds: float) ->
     return written / taken
 
 
-def _into(place: Path, steps: Iterator[Work], streamer: Streamer) -> tuple[int, float]:
+def _into(place: Path, steps: Iterator[ConversionStep], streamer: Streamer) -> tuple[int, float]:
     """Run steps into a new scratch file; its bytes, and the seconds until they are on disk.
 
     Giving its space back is not counted: a conversion doesn't.
@@ -155,18 +157,18 @@ def _into(place: Path, steps: Iterator[Work], streamer: Streamer) -> tuple[int, 
 class _Moved:
     """A step whose bytes go elsewhere, with the same place within a page."""
 
-    step: Work
+    step: ConversionStep
     base: int
 
     @property
     def alone(self) -> bool:
         return self.step.alone
 
-    def run(self, reader: SourceReader, buffer: memoryview) -> list[Piece]:
+    def run(self, reader: SourceReader, buffer: memoryview) -> list[OutputSlice]:
         at, moved = self.base, []
         for piece in self.step.run(reader, buffer):
             offset = at + piece.offset % PAGE
-            moved.append(Piece(offset, piece.data, piece.digests))
+            moved.append(OutputSlice(offset, piece.data, piece.digests))
             at = -(-(offset + len(piece.data)) // PAGE) * PAGE
         return moved
 

@@ -24,7 +24,7 @@ from dsv4_mlx.checkpoint.match import match
 from dsv4_mlx.checkpoint.reader import FolderReader, SourceReader
 from dsv4_mlx.checkpoint.source import INDEX, Source, open_source
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.convert.conversion_plan import FilePlan, Plan, make_plan
+from dsv4_mlx.convert.conversion_plan import ConversionPlan, FilePlan, make_plan
 from dsv4_mlx.convert.differences import Comparison, Damage, Deviation
 from dsv4_mlx.convert.pipeline import BLOCK, check_block
 from dsv4_mlx.convert.recipe import RECIPES
@@ -193,7 +193,9 @@ def _texts(model: Path, manifest: Manifest, source: Source | None) -> Iterator[D
             yield Damage(name, "", "is not the file that was copied from the source")
 
 
-def _structure(plan: Plan, manifest: Manifest, headers: dict[str, Header | str]) -> Iterator[Damage]:
+def _structure(
+    plan: ConversionPlan, manifest: Manifest, headers: dict[str, Header | str]
+) -> Iterator[Damage]:
     """Files, headers and manifest against the plan."""
     planned = {target.weight.name for file in plan.files for target in file.targets}
     blocks = {file.records.prefix for file in plan.files if file.records}
@@ -262,7 +264,7 @@ def _records_of(file: FilePlan, manifest: Manifest) -> Iterator[Damage]:
 
 
 def _contents(
-    model: Path, source: Source | None, plan: Plan, manifest: Manifest, unsound: set[str],
+    model: Path, source: Source | None, plan: ConversionPlan, manifest: Manifest, unsound: set[str],
     errors: dict[str, PartError], progress: Progress | None, block: int,
 ) -> list[Damage]:  # fmt: skip
     """Hash, and compare if there is a source, every weight and record of the files that are sound."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.other_models import stranger
+from dsv4_mlx.other_models import unsupported_model
 
 Checkpoint = Literal["april", "0731"]
 ExpertFormat = Literal["fp4", "fp8"]
@@ -225,7 +225,7 @@ class _Reader:
         return InputError(message, where=self.where, next="use the config.json of the official checkpoint")
 
     def config(self) -> ModelConfig:
-        other = stranger(self.raw, self.where)
+        other = unsupported_model(self.raw, self.where)
         if other is not None:
             raise other
         self.check_keys()

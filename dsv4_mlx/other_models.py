@@ -20,7 +20,7 @@ OTHERS = {
 }
 
 
-def stranger(raw: Mapping[str, Any], where: object) -> InputError | None:
+def unsupported_model(raw: Mapping[str, Any], where: object) -> InputError | None:
     """The refusal of a config.json that is another model's; None for one of ours, or one that doesn't say."""
     kind = _kind(raw)
     if kind in (None, OURS):

@@ -18,7 +18,7 @@ import numpy as np
 from dsv4_mlx.ops.reference.index_select import index_scores
 from dsv4_mlx.ops.reference.round_trip import hadamard, q4, rounded
 from dsv4_mlx.ops.table import TRAINABLE, Ops
-from dsv4_mlx.ops.types import Bank, Rounding, Rows
+from dsv4_mlx.ops.types import Bank, CompressedRows, Rounding
 
 NOTHING = -1e30
 Op = Callable[..., mx.array]
@@ -141,7 +141,11 @@ def training_ops(window: int, watch: Watch) -> Ops:
     """The ops of one forward pass."""
 
     def attend(
-        q: mx.array, near: Rows, compressed: Rows | None, sinks: mx.array, inverse: mx.array
+        q: mx.array,
+        near: CompressedRows,
+        compressed: CompressedRows | None,
+        sinks: mx.array,
+        inverse: mx.array,
     ) -> mx.array:
         out = _attend(q, near.rows, compressed, sinks, window, watch)
         return TRAINABLE.rotate(out, inverse[:, None])
@@ -208,7 +212,7 @@ def _overlapped(x: mx.array, width: int, fill: float) -> mx.array:
 
 
 def _attend(
-    q: mx.array, near: mx.array, compressed: Rows | None, sinks: mx.array, window: int, watch: Watch
+    q: mx.array, near: mx.array, compressed: CompressedRows | None, sinks: mx.array, window: int, watch: Watch
 ) -> mx.array:  # fmt: skip
     """Window attention in blocks of `window` queries against their own block and the one before."""
     batch, count, heads, width = q.shape
@@ -270,7 +274,7 @@ def _local_bias(blocks: int, window: int) -> mx.array:
     return mx.array(np.where(table, 0.0, NOTHING).astype(np.float32))
 
 
-def _far_bias(compressed: Rows, total: int, batch: int) -> mx.array:
+def _far_bias(compressed: CompressedRows, total: int, batch: int) -> mx.array:
     """Added to scores [B, T, H, N]: rows that a query doesn't see, or has not picked, get NOTHING."""
     if compressed.mask is None:
         raise ValueError("training passes have more than one row")
@@ -284,7 +288,7 @@ def _far_bias(compressed: Rows, total: int, batch: int) -> mx.array:
     return mx.array(table)[:, :, None]
 
 
-def _divergence(far: mx.array, compressed: Rows, scores: mx.array) -> mx.array:
+def _divergence(far: mx.array, compressed: CompressedRows, scores: mx.array) -> mx.array:
     """KL(mean attention over compressed rows || softmax of index scores), mean over queries that see any."""
     total = scores.shape[-1]
     counts = (mx.arange(far.shape[1]) + 1) // 4

@@ -23,7 +23,7 @@ from dsv4_mlx.engine.engine import Engine, EngineOptions, routed_experts
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.ops.table import NUMERICS, REFERENCE
 from dsv4_mlx.paging.pager import Pager
-from dsv4_mlx.paging.schedule import Steps
+from dsv4_mlx.paging.schedule import PagedSchedule
 from dsv4_mlx.paging.sizing import ExpertMemory
 from dsv4_mlx.paging.stats import total
 from dsv4_mlx.tokenizer.template import Prompts
@@ -65,7 +65,7 @@ def stretch(session: Session, tokens: list[int]) -> float:
 
 
 def compare(resident: Engine, paged: Engine, optimistic: bool) -> dict[str, Any]:
-    assert paged.pager is not None and isinstance(paged.model.loop, Steps)
+    assert paged.pager is not None and isinstance(paged.model.loop, PagedSchedule)
     paged.model.loop.form = Fixed(optimistic)  # type: ignore[assignment]
     rng = np.random.default_rng(0)
     tokens = [int(t) for t in rng.integers(8, resident.config.vocab_size, PROMPT + PAIRS * STRETCH)]

@@ -28,7 +28,7 @@ from dsv4_mlx.model.tensors import ExpertProduct, Routed
 from dsv4_mlx.ops.reference.expert_ffn import expert_ffn, swiglu
 from dsv4_mlx.ops.types import Bank
 from dsv4_mlx.paging.paged_experts import PagedExperts
-from dsv4_mlx.paging.policy import Lru
+from dsv4_mlx.paging.policy import LruPolicy
 from dsv4_mlx.paging.reading import DiskReader, Files, ReaderPool
 
 EACH, EXPERTS, LIMIT = 6, 24, 10.0
@@ -91,7 +91,7 @@ class Pair:
         for path in self.paths:
             records = write_records(path, EXPERTS)
             files.open(path, path.stat().st_size)
-            self.layers.append(PagedExperts(records, 2 * EACH, Lru(EXPERTS), self.pool, mx.float32))
+            self.layers.append(PagedExperts(records, 2 * EACH, LruPolicy(EXPERTS), self.pool, mx.float32))
         self.x = mx.random.normal((1, 1, HIDDEN))
         mx.eval(self.x)
 

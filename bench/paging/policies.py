@@ -14,7 +14,7 @@ from typing import Any
 from bench.paging.rejected import Gaps, Often
 from bench.paging.replay import Make, hit_rate
 from bench.paging.traces import SKEWED, Trace, drawn, load, scan
-from dsv4_mlx.paging.policy import Duel, Lru
+from dsv4_mlx.paging.policy import DuelPolicy, LruPolicy
 
 SHARES = (0.10, 0.25, 0.50)
 WARM = 1000  # steps before anything is counted
@@ -22,8 +22,8 @@ TOKENS = 6000
 DRIFTS = (300, 1000, 5000)  # how else long topics might last, in tokens
 RECORDED = Path(__file__).parent.parent / "results" / "routing_demo.npz"
 POLICIES: dict[str, Make] = {
-    "lru": lambda experts, slots: Lru(experts),
-    "duel": lambda experts, slots: Duel(experts),
+    "lru": lambda experts, slots: LruPolicy(experts),
+    "duel": lambda experts, slots: DuelPolicy(experts),
     "often": lambda experts, slots: Often(experts),
     "gaps": lambda experts, slots: Gaps(experts),
 }

@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.paging.replay import from_cache, reads
 from bench.paging.traces import SKEWED, Trace, drawn
-from dsv4_mlx.paging.policy import Duel
+from dsv4_mlx.paging.policy import DuelPolicy
 from dsv4_mlx.planning.macs import EACH, EXPERTS, HASHED, LAYERS, RECORD, Mac
 from dsv4_mlx.planning.timeline import Need, tokens_per_second
 
@@ -57,7 +57,7 @@ def needs(mac: Mac, trace: Trace) -> list[list[Need]]:
     for number in range(trace.layers):
         steps = trace.layer(number)
         known = number < HASHED
-        found = reads(steps, mac.slots, Duel(EXPERTS), known=known)
+        found = reads(steps, mac.slots, DuelPolicy(EXPERTS), known=known)
         near = from_cache(found, mac.page_cache)
         layers.append(
             [

@@ -29,7 +29,7 @@ from dsv4_mlx.checkpoint.manifest import ALIGNMENT, ExpertTable, Segment
 from dsv4_mlx.model.tensors import Routed
 from dsv4_mlx.ops.types import Bank
 from dsv4_mlx.paging.paged_experts import PagedExperts
-from dsv4_mlx.paging.policy import Lru
+from dsv4_mlx.paging.policy import LruPolicy
 from dsv4_mlx.paging.reading import DiskReader, Files, ReaderPool
 from dsv4_mlx.weights.records import RecordMap, converted_records
 
@@ -136,7 +136,7 @@ class Ours:
         files = Files()
         files.open(records.files[0], records.sizes[0])
         self._pool = ReaderPool(DiskReader(files), 1)
-        self._layer = PagedExperts(records, BATCH, Lru(records.count), self._pool, mx.float32)
+        self._layer = PagedExperts(records, BATCH, LruPolicy(records.count), self._pool, mx.float32)
         self._x = mx.zeros((1, BATCH // 6, HIDDEN))
 
     def __call__(self, experts: list[int], threads: int) -> float:

@@ -33,10 +33,10 @@ from bench.paging.replay import reads
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.machine.limits import description
 from dsv4_mlx.model.tensors import Routed
-from dsv4_mlx.paging.policy import Duel
+from dsv4_mlx.paging.policy import DuelPolicy
 from dsv4_mlx.paging.reading import RecordReader
 from dsv4_mlx.paging.stats import total
-from dsv4_mlx.planning.timeline import Costs, Disk, Need, token_seconds
+from dsv4_mlx.planning.timeline import Costs, DiskSpeed, Need, token_seconds
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 from dsv4_mlx.weights.records import RecordMap
 
@@ -175,7 +175,7 @@ def forecast(found: dict[str, Any]) -> dict[str, Any]:
     rows = {}
     for slots in SLOTS:
         counts = [
-            [len(one) for one in reads(steps, slots, Duel(EXPERTS), known=layer < HASHED)]
+            [len(one) for one in reads(steps, slots, DuelPolicy(EXPERTS), known=layer < HASHED)]
             for layer, steps in enumerate(found["routing"])
         ]
         tokens = [
@@ -204,10 +204,10 @@ def forecast(found: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _disk(median: dict[str, float], name: str, record: int) -> Disk:
+def _disk(median: dict[str, float], name: str, record: int) -> DiskSpeed:
     few, many = BATCHES[0], BATCHES[-1]
     speed = (many - few) * record / (median[f"{name}, {many}"] - median[f"{name}, {few}"])
-    return Disk(max(0.0, median[f"{name}, {few}"] - few * record / speed), speed, speed)
+    return DiskSpeed(max(0.0, median[f"{name}, {few}"] - few * record / speed), speed, speed)
 
 
 def _rounded(value: Any) -> Any:

@@ -27,7 +27,7 @@ LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
 @dataclass(frozen=True)
-class Entry:
+class HeaderEntry:
     """Where a tensor lies: `start` and `end` count from the first byte of the file."""
 
     dtype: str
@@ -41,7 +41,7 @@ class Header:
     """A file's table of contents. `digest` is the SHA-256 of the length and the JSON as stored."""
 
     path: Path
-    tensors: dict[str, Entry]
+    tensors: dict[str, HeaderEntry]
     data_start: int
     size: int  # of the file
     digest: str
@@ -103,7 +103,7 @@ class _Check:
         self.data_start = data_start
         self.size = size
 
-    def tensors(self, raw: dict[str, Any]) -> dict[str, Entry]:
+    def tensors(self, raw: dict[str, Any]) -> dict[str, HeaderEntry]:
         tensors = {name: self.entry(name, value) for name, value in raw.items()}
         # The format allows neither overlaps nor holes, so sorted ranges must follow one another exactly.
         end = self.data_start
@@ -120,7 +120,7 @@ class _Check:
             raise _damaged(self.path, f"the file has {self.size} bytes, its header describes only {end}")
         return tensors
 
-    def entry(self, name: str, raw: Any) -> Entry:
+    def entry(self, name: str, raw: Any) -> HeaderEntry:
         if not isinstance(raw, dict) or raw.keys() != {"dtype", "shape", "data_offsets"}:
             raise _damaged(self.path, f"the header's entry for {name} is not dtype, shape and data_offsets")
         dtype, shape, offsets = raw["dtype"], raw["shape"], raw["data_offsets"]
@@ -137,7 +137,7 @@ class _Check:
             raise _damaged(
                 self.path, f"{name} is {dtype} {shape}, which needs {expected} bytes; it is given {given}"
             )
-        return Entry(dtype, tuple(shape), self.data_start + offsets[0], self.data_start + offsets[1])
+        return HeaderEntry(dtype, tuple(shape), self.data_start + offsets[0], self.data_start + offsets[1])
 
 
 def _naturals(value: Any) -> bool:

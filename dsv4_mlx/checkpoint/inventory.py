@@ -82,7 +82,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockTensors:
     """A layer or a block after the trunk. `prefix` is "layers.N" or "mtp.N"."""
 
     prefix: str
@@ -104,13 +104,13 @@ class Inventory:
     """
 
     embed: Weight
-    layers: tuple[Block, ...]
+    layers: tuple[BlockTensors, ...]
     head: tuple[Weight, ...]
-    extra: tuple[Block, ...]
+    extra: tuple[BlockTensors, ...]
     copies: tuple[Tensor, ...] = ()
 
     @property
-    def blocks(self) -> tuple[Block, ...]:
+    def blocks(self) -> tuple[BlockTensors, ...]:
         return self.layers + self.extra
 
     def shards(self) -> list[list[Weight]]:
@@ -149,7 +149,7 @@ def inventory(config: ModelConfig) -> Inventory:
     )
 
 
-def _block(c: ModelConfig, prefix: str, layer: int) -> Block:
+def _block(c: ModelConfig, prefix: str, layer: int) -> BlockTensors:
     width = c.hidden_size
     weights = [
         _bf16(f"{prefix}.attn_norm.weight", "norm", width),
@@ -167,10 +167,10 @@ def _block(c: ModelConfig, prefix: str, layer: int) -> Block:
     weights.extend(_expert(c, f"{prefix}.ffn.shared_experts", "shared", "fp8"))
     form: Form = c.expert_format or "fp4"
     experts = tuple(_expert(c, f"{prefix}.ffn.experts.{e}", "experts", form) for e in range(c.experts))
-    return Block(prefix, tuple(weights), experts)
+    return BlockTensors(prefix, tuple(weights), experts)
 
 
-def _extra_block(c: ModelConfig, index: int) -> Block:
+def _extra_block(c: ModelConfig, index: int) -> BlockTensors:
     """`mtp.N`: an ordinary window-only block with a learned router, plus what the release adds to it."""
     prefix, width = f"mtp.{index}", c.hidden_size
     block = _block(c, prefix, c.layers + index)
@@ -182,7 +182,7 @@ def _extra_block(c: ModelConfig, index: int) -> Block:
             *(_bf16(f"{prefix}.{name}.weight", "norm", width) for name in ("enorm", "hnorm", "norm")),
             *_hyper_head(c, f"{prefix}."),
         ]
-        return Block(prefix, block.weights + tuple(more), block.experts)
+        return BlockTensors(prefix, block.weights + tuple(more), block.experts)
     if index == 0:
         read = len(c.drafter.target_layers) * width
         more += [
@@ -200,7 +200,7 @@ def _extra_block(c: ModelConfig, index: int) -> Block:
             Weight(f"{prefix}.markov_head.markov_w2.weight", "draft", "raw", (vocabulary, rank), either),
             Weight(f"{prefix}.confidence_head.proj.weight", "draft", "raw", (1, width + rank), either),
         ]
-    return Block(prefix, block.weights + tuple(more), block.experts)
+    return BlockTensors(prefix, block.weights + tuple(more), block.experts)
 
 
 def _attention(c: ModelConfig, prefix: str, ratio: int) -> list[Weight]:

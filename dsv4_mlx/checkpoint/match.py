@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dsv4_mlx.checkpoint.header import Entry
+from dsv4_mlx.checkpoint.header import HeaderEntry
 from dsv4_mlx.checkpoint.inventory import AN_EXPERT, EXPERT_DTYPES, Inventory, Tensor, inventory
 from dsv4_mlx.checkpoint.source import Source, listed
 from dsv4_mlx.errors import InputError
@@ -11,12 +11,12 @@ from dsv4_mlx.errors import InputError
 def match(source: Source) -> Inventory:
     """The weights of this checkpoint. Raises InputError that names what is missing, extra or misshapen."""
     table = inventory(source.config)
-    found: dict[str, Entry] = dict(source.entries())
+    found: dict[str, HeaderEntry] = dict(source.entries())
     _same_experts(source, found)
     missing: list[str] = []
     wrong: list[str] = []
 
-    def check(tensor: Tensor, entry: Entry) -> None:
+    def check(tensor: Tensor, entry: HeaderEntry) -> None:
         if entry.shape != tensor.shape or entry.dtype not in tensor.dtypes:
             expected = f"{' or '.join(tensor.dtypes)} {list(tensor.shape)}"
             wrong.append(f"{tensor.name} is {entry.dtype} {list(entry.shape)}, expected {expected}")
@@ -46,7 +46,7 @@ def match(source: Source) -> Inventory:
     return table
 
 
-def _same_experts(source: Source, found: dict[str, Entry]) -> None:
+def _same_experts(source: Source, found: dict[str, HeaderEntry]) -> None:
     """Experts of another format than config.json says: one sentence, not thousands of shapes."""
     said = source.config.expert_format
     stored = EXPERT_DTYPES.get(found[AN_EXPERT].dtype) if AN_EXPERT in found else None

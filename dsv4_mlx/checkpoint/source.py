@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dsv4_mlx.checkpoint.header import Entry, Header, read_header
+from dsv4_mlx.checkpoint.header import Header, HeaderEntry, read_header
 from dsv4_mlx.checkpoint.inventory import AN_EXPERT, EXPERT_DTYPES
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.errors import InputError, MachineError
@@ -36,10 +36,10 @@ class Source:
     shards: dict[str, Header]  # by file name, in order
     where: dict[str, str]  # tensor -> shard
 
-    def entry(self, tensor: str) -> Entry:
+    def entry(self, tensor: str) -> HeaderEntry:
         return self.shards[self.where[tensor]].tensors[tensor]
 
-    def entries(self) -> Iterator[tuple[str, Entry]]:
+    def entries(self) -> Iterator[tuple[str, HeaderEntry]]:
         for header in self.shards.values():
             yield from header.tensors.items()
 

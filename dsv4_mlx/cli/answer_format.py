@@ -24,7 +24,7 @@ RegexOption = Annotated[
 ]
 
 
-class Form(TypedDict):
+class AnswerFormat(TypedDict):
     """What holds an answer to its form, and the schema that the prompt shows the model."""
 
     constraint: Constraint | None
@@ -45,7 +45,7 @@ def rule_of(schema: Path | None, pattern: str | None) -> Json | Regex | None:
     return rule
 
 
-def form(engine: Engine, folder: Path, rule: Json | Regex | None, *, thinking: bool) -> Form:
+def form(engine: Engine, folder: Path, rule: Json | Regex | None, *, thinking: bool) -> AnswerFormat:
     """The constraint of one answer. Raises InputError for a rule that can't be enforced."""
     from dsv4_mlx.grammar.grammars import Grammars
     from dsv4_mlx.grammar.rules import Json

@@ -68,7 +68,7 @@ def chat(
 
     asked = question(prompt) if prompt is not None or is_piped() else None
     folder = model_folder(model)
-    from dsv4_mlx.cli.chat_engine import EngineSpeaker
+    from dsv4_mlx.cli.chat_engine import SessionChatEngine
     from dsv4_mlx.engine.engine import EngineOptions
     from dsv4_mlx.engine.info import check
     from dsv4_mlx.engine.sampler import SamplingOptions
@@ -77,7 +77,7 @@ def chat(
     check(folder)  # a model that is missing or unfinished is said before anything is drawn
     prepare(wire.value)  # and what it has to warn of
 
-    speaker = EngineSpeaker(
+    speaker = SessionChatEngine(
         folder,
         EngineOptions(
             context=context,

@@ -16,15 +16,23 @@ from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import Dsv4Error
 from dsv4_mlx.machine.limits import memory_in_use
-from dsv4_mlx.terminal.chat_engine import Asked, Facts, Listener, Progress, Role, Spoken, Think
-from dsv4_mlx.tokenizer.output_parser import Answer
+from dsv4_mlx.terminal.chat_engine import (
+    ChatMessage,
+    ChatRequest,
+    EngineInfo,
+    Progress,
+    Role,
+    StreamCallbacks,
+    Think,
+)
+from dsv4_mlx.tokenizer.output_parser import AnswerParser
 
 READING = 0.5e9  # bytes a second that a disk reads at least, and that are checked
 LONG = 256  # tokens of a prefill that say how fast prefill is
 KEPT = 8  # saved states
 
 
-class EngineSpeaker:
+class SessionChatEngine:
     """A Speaker: one Engine and one Session, made and used in the thread that calls `open`.
 
     `states`: the folder for saved states; None keeps none.
@@ -45,13 +53,13 @@ class EngineSpeaker:
         self._engine: Engine | None = None
         self._session: Session | None = None
 
-    def open(self, progress: Progress) -> Facts:
+    def open(self, progress: Progress) -> EngineInfo:
         self._engine = Engine.open(self._folder, self._options, progress)
         self._session = self._engine.session()
         self._who = saved.identity(self._engine.manifest, self._options, self._session)
-        return Facts(self._folder.name, self._engine.context, self._engine.expert_memory)
+        return EngineInfo(self._folder.name, self._engine.context, self._engine.expert_memory)
 
-    def count(self, messages: Sequence[Spoken], think: Think) -> int:
+    def count(self, messages: Sequence[ChatMessage], think: Think) -> int:
         engine, _ = self._opened()
         prompts = engine.prompts
         return len(prompts.encode(prompts.talk(_pairs(messages), think)))
@@ -63,11 +71,11 @@ class EngineSpeaker:
         pager = self._engine.pager if self._engine is not None else None
         return "" if pager is None else pager.recently()
 
-    def reply(self, asked: Asked, listener: Listener) -> Literal["stop", "length"]:
+    def reply(self, asked: ChatRequest, listener: StreamCallbacks) -> Literal["stop", "length"]:
         engine, session = self._opened()
         conversation = engine.prompts.talk(_pairs(asked.messages), asked.think)
         prompt = engine.prompts.encode(conversation)
-        answer = Answer(conversation, engine.prompts.tokenizer)
+        answer = AnswerParser(conversation, engine.prompts.tokenizer)
         room = session.room_after(prompt)
         limit = room if self._max_tokens is None else min(room, self._max_tokens)
 
@@ -91,7 +99,7 @@ class EngineSpeaker:
             listener.piece(piece.kind, piece.text)
         return "length" if cut else "stop"
 
-    def keep(self, key: str, messages: Sequence[Spoken], think: Think) -> None:
+    def keep(self, key: str, messages: Sequence[ChatMessage], think: Think) -> None:
         """Save the state where reading it back is much cheaper than prefilling again."""
         if self._states is None or self._session is None or not self._rate:
             return
@@ -123,5 +131,5 @@ def _seeded(sampling: SamplingOptions, seed: int) -> SamplingOptions:
     return replace(sampling, seed=seed)
 
 
-def _pairs(messages: Sequence[Spoken]) -> list[tuple[Role, str]]:
+def _pairs(messages: Sequence[ChatMessage]) -> list[tuple[Role, str]]:
     return [(message.role, message.text) for message in messages]

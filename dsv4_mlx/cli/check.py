@@ -26,7 +26,7 @@ from dsv4_mlx.cli.options import (
 from dsv4_mlx.errors import InputError, MachineError
 
 if TYPE_CHECKING:
-    from dsv4_mlx.evaluation.report import Acceptance, Step
+    from dsv4_mlx.evaluation.report import Acceptance, AcceptanceStep
 
 SHOWN = 20  # lines of a step that are printed; the report has them all
 _WORD = {True: "ok", False: "WRONG", None: "not asked"}
@@ -67,7 +67,7 @@ def check(
 
     Example: dsv4-mlx check ~/models/flash --report check.json
     """
-    from dsv4_mlx.evaluation.acceptance import Tools, Wanted, accept
+    from dsv4_mlx.evaluation.acceptance import AcceptanceOptions, AcceptanceTools, accept
     from dsv4_mlx.evaluation.report import wrong
     from dsv4_mlx.ops.selftest.choose import choose
 
@@ -97,8 +97,8 @@ def check(
     source = None if against is None else official_folder(against)
     with bar("checking Metal kernels", "kernels") as show:
         choice = choose(ops.value, verdicts_file(), progress=show)
-    wanted = Wanted(quick, source, logprobs, expert_memory, expert_threads, wire=wire.value)
-    found = accept(folder, Tools(choice.ops, choice.verdicts), wanted, bar, keep)
+    wanted = AcceptanceOptions(quick, source, logprobs, expert_memory, expert_threads, wire=wire.value)
+    found = accept(folder, AcceptanceTools(choice.ops, choice.verdicts), wanted, bar, keep)
     if not found.ok:
         names = ", ".join(wrong(found.steps))
         raise InputError(f"this model is not accepted here: {names}", next="the lines above name each fault")
@@ -124,7 +124,7 @@ def _text(known: Acceptance) -> str:
     return text.replace(home, "~") if len(home) > 1 else text
 
 
-def _show(step: Step) -> None:
+def _show(step: AcceptanceStep) -> None:
     print(f"{step.name}: {_WORD[step.ok]} ({step.seconds:.1f} s)")
     lines = [*step.told, *(line for line in step.found if line not in step.told)]
     for line in lines[:SHOWN]:

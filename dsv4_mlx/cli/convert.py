@@ -109,11 +109,11 @@ def _from_hub(
     exclude: bool | None,
 ) -> Summary:  # fmt: skip
     from dsv4_mlx.hub.download import convert_from_hub, source_folder
-    from dsv4_mlx.hub.remote import Patience
+    from dsv4_mlx.hub.remote import Retry
 
     target = Path(os.path.abspath(target.expanduser()))  # "." has a name then
     with filling("downloading and converting", [target, source_folder(target)], exclude) as show:
         return convert_from_hub(
             source, target, recipe, delete=delete, resume=resume, revision=revision,
-            patience=Patience(tell=tell), progress=stages(show),
+            patience=Retry(tell=tell), progress=stages(show),
         )  # fmt: skip

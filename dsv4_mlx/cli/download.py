@@ -13,7 +13,7 @@ from dsv4_mlx.cli.console import Progress, size, tell
 from dsv4_mlx.cli.disk_work import ExcludeOption, filling
 
 if TYPE_CHECKING:
-    from dsv4_mlx.hub.download import Step
+    from dsv4_mlx.hub.download import DownloadStep
 
 RevisionOption = Annotated[
     str | None, typer.Option("--revision", metavar="NAME", help="A branch, tag or commit. Default: main.")
@@ -33,21 +33,19 @@ def download(
     Example: dsv4-mlx download deepseek-ai/DeepSeek-V4-Flash ~/models/flash-official
     """
     from dsv4_mlx.hub.download import download as run
-    from dsv4_mlx.hub.remote import Patience
+    from dsv4_mlx.hub.remote import Retry
 
     with filling("downloading", [target], exclude) as show:
-        source = run(
-            repository, target, revision=revision, patience=Patience(tell=tell), progress=stages(show)
-        )
+        source = run(repository, target, revision=revision, patience=Retry(tell=tell), progress=stages(show))
     total = sum(header.size for header in source.shards.values())
     print(f"{len(source.shards)} files with {size(total)} of weights are in {target}")
 
 
-def stages(show: Progress) -> Callable[[Step], None]:
+def stages(show: Progress) -> Callable[[DownloadStep], None]:
     """One display for work in stages: bytes that came and bytes that were written count alike."""
-    reached: dict[str, Step] = {}
+    reached: dict[str, DownloadStep] = {}
 
-    def advance(step: Step) -> None:
+    def advance(step: DownloadStep) -> None:
         if step.stage == "looking":
             show(0, 0, f"looking at shard {step.done} of {step.total}")
             return

@@ -18,7 +18,7 @@ from dsv4_mlx.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from dsv4_mlx.convert.trial import Pace
-    from dsv4_mlx.planning.plan import Option, Plan
+    from dsv4_mlx.planning.plan import ModelPlan, Option
     from dsv4_mlx.planning.speed import Speeds
 
 UNITS = {"MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": 1 << 30, "TB": 10**12, "TIB": 1 << 40}
@@ -102,7 +102,7 @@ def _bytes(text: str | None, name: str) -> float | None:
     return float(found[1]) * UNITS[found[2]]
 
 
-def show(found: Plan, speeds: Speeds, pace: Pace | str) -> None:
+def show(found: ModelPlan, speeds: Speeds, pace: Pace | str) -> None:
     """For people, on stdout."""
     print(f"for {size(found.limit)} that a model may use")
     table(

@@ -37,8 +37,8 @@ from dsv4_mlx.cli.options import (
 
 if TYPE_CHECKING:
     from dsv4_mlx.engine.engine import EngineOptions
-    from dsv4_mlx.scheduler.engine_thread import Worker
-    from dsv4_mlx.scheduler.scheduler import WorkerOptions
+    from dsv4_mlx.scheduler.engine_thread import EngineThread
+    from dsv4_mlx.scheduler.scheduler import SchedulerOptions
     from dsv4_mlx.server.options import ServerOptions
 
 
@@ -114,7 +114,7 @@ def serve(
     Example: dsv4-mlx serve ~/models/flash
     """
     from dsv4_mlx.engine.engine import EngineOptions
-    from dsv4_mlx.scheduler.scheduler import WorkerOptions
+    from dsv4_mlx.scheduler.scheduler import SchedulerOptions
     from dsv4_mlx.server.options import ServerOptions
 
     engine = EngineOptions(
@@ -137,7 +137,7 @@ def serve(
         strict_model=strict_model,
         raw_special_tokens=raw_special_tokens,
     )
-    limits = WorkerOptions(active=max_active, waiting=max_queue)
+    limits = SchedulerOptions(active=max_active, waiting=max_queue)
     code = _serve(model, engine, ops, options, limits, replay)
     if code:
         raise typer.Exit(code)
@@ -148,7 +148,7 @@ def _serve(
     engine: EngineOptions,
     ops: OpsMode,
     options: ServerOptions,
-    limits: WorkerOptions,
+    limits: SchedulerOptions,
     replay: Path | None,
 ) -> int:
     from dsv4_mlx.cli.console import write_crash_log
@@ -156,7 +156,7 @@ def _serve(
     from dsv4_mlx.machine.awake import Awake
     from dsv4_mlx.machine.descriptors import connections
     from dsv4_mlx.scheduler.backend import Backend, ModelBackend
-    from dsv4_mlx.scheduler.engine_thread import Worker
+    from dsv4_mlx.scheduler.engine_thread import EngineThread
     from dsv4_mlx.scheduler.linger import Linger
     from dsv4_mlx.scheduler.replay import ReplayBackend, read_script
     from dsv4_mlx.server.app import make_app, model_facts
@@ -182,7 +182,7 @@ def _serve(
     else:
         backend = ReplayBackend(folder, turns, facts.context)
     log = _log()
-    worker = Worker(backend, limits, Linger(Awake())).start()
+    worker = EngineThread(backend, limits, Linger(Awake())).start()
     with ThreadPoolExecutor(2, "request") as threads:
         app = make_app(folder, facts, worker, threads, write_crash_log)
         for address in addresses(sockets, options.host):
@@ -205,7 +205,7 @@ def _log() -> logging.Logger:
     return log
 
 
-def _say_ready(worker: Worker, log: logging.Logger) -> None:
+def _say_ready(worker: EngineThread, log: logging.Logger) -> None:
     """One line when the model is loaded."""
     began = time.monotonic()
     while worker.state == "loading":

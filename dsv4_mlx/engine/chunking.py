@@ -14,7 +14,7 @@ EVERY = 512  # a cut at each multiple, counted from position 0
 APART = 256  # a message boundary cuts when the last cut is at least this far back
 
 
-def cuts(tokens: Sequence[int], markers: Markers | None) -> list[int]:
+def chunk_ends(tokens: Sequence[int], markers: Markers | None) -> list[int]:
     """Positions n in 1 .. len(tokens), in order, after which the prefill of `tokens` is cut.
 
     Message boundaries are the think marker that opens an assistant's turn, and end of sentence. The end of

@@ -18,7 +18,7 @@ from dsv4_mlx.tokenizer.template import Markers
 
 
 @dataclass(frozen=True)
-class Prefilled:
+class PrefillProgress:
     """`done` of `total` tokens of the prompt are computed; the others were known before."""
 
     done: int
@@ -27,7 +27,7 @@ class Prefilled:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A token of the answer. With `Wanted.logprobs`: its natural log probability, and the likeliest ones'."""
+    """A token of the answer. With limits' `logprobs`: its natural log probability, and the likeliest ones'."""
 
     token: int
     logprob: float | None = None
@@ -35,7 +35,7 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class GenerationLimits:
     """What an answer must be, beside how its tokens are drawn.
 
     `max_tokens` None: what the context leaves. `logprobs`: so many alternatives beside each token, of the
@@ -69,7 +69,7 @@ def likelihood(logits: Floats, token: int, count: int) -> tuple[float, Top]:
     return float(values[token]), tuple((int(i), float(values[i])) for i in best)
 
 
-class Thinking:
+class ThinkingBudget:
     """Follows one turn. `budget`: tokens of thinking before its end is forced; None: as many as it likes."""
 
     def __init__(self, prompt: Sequence[int], markers: Markers, budget: int | None) -> None:

@@ -16,19 +16,19 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Literal
 
 from dsv4_mlx.engine.constraint import Constraint
-from dsv4_mlx.engine.decode import Prefilled, Sampled, Thinking, Wanted, likelihood
+from dsv4_mlx.engine.decode import GenerationLimits, PrefillProgress, Sampled, ThinkingBudget, likelihood
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.engine.session import Session, TokenSequence
-from dsv4_mlx.tokenizer.output_parser import Answer, Piece
+from dsv4_mlx.tokenizer.output_parser import AnswerParser, Piece
 from dsv4_mlx.tokenizer.template import Think
 
 Progress = Callable[[int, int], None]  # prompt tokens done, in all
 
 
 def steps(
-    session: TokenSequence, prompt: Sequence[int], options: SamplingOptions, wanted: Wanted
-) -> Generator[Prefilled | Sampled, None, Literal["stop", "length"]]:
+    session: TokenSequence, prompt: Sequence[int], options: SamplingOptions, wanted: GenerationLimits
+) -> Generator[PrefillProgress | Sampled, None, Literal["stop", "length"]]:
     """The one loop: prefill cut by cut, then token by token; returns what ended it.
 
     It may be left or paused at any yield; the session then holds what was computed. The stopping token is
@@ -40,9 +40,9 @@ def steps(
     room = session.room_after(prompt)
     room = room if wanted.max_tokens is None else min(wanted.max_tokens, room)
     sampler = Sampler(options, prompt=len(prompt))
-    thinking = Thinking(prompt, session.markers, wanted.think_budget)
+    thinking = ThinkingBudget(prompt, session.markers, wanted.think_budget)
     for done, total in session.prefill(prompt):
-        yield Prefilled(done, total)
+        yield PrefillProgress(done, total)
     for _ in range(room):
         logits = session.logits
         token = thinking.forced
@@ -74,7 +74,7 @@ def generate(
 
     The stopping token is not yielded. Stop strings are the caller's: see `answer`. Raises as `steps`.
     """
-    for step in steps(session, prompt, options, Wanted(max_tokens, constraint)):
+    for step in steps(session, prompt, options, GenerationLimits(max_tokens, constraint)):
         if isinstance(step, Sampled):
             yield step.token
         elif progress is not None and step.done:
@@ -100,7 +100,7 @@ def answer(
     conversation = engine.prompts.ask(text, think, schema)
     prompt = engine.prompts.encode(conversation)
     session.leave_room(prompt)
-    parser = Answer(conversation, engine.prompts.tokenizer, list(options.stop_strings))
+    parser = AnswerParser(conversation, engine.prompts.tokenizer, list(options.stop_strings))
     count = 0
     for token in generate(session, prompt, options, max_tokens=max_tokens, constraint=constraint):
         count += 1

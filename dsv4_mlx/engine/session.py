@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from dsv4_mlx.engine.chunking import cuts
+from dsv4_mlx.engine.chunking import chunk_ends
 from dsv4_mlx.engine.memory import RESTART_POINTS
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, UsageError
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
@@ -122,7 +122,7 @@ class Session:
         tokens = [int(token) for token in tokens]
         check_tokens(tokens, self.vocabulary, self.context)
         self.reused = self._keep(tokens)
-        start, marks = len(self.tokens), cuts(tokens, self.markers)
+        start, marks = len(self.tokens), chunk_ends(tokens, self.markers)
         yield 0, len(tokens) - start
         if start == len(tokens):
             return  # all of it was known

@@ -22,7 +22,7 @@ from dsv4_mlx.checkpoint.manifest import Manifest
 from dsv4_mlx.engine.engine import EngineOptions
 from dsv4_mlx.engine.session import Session, common_prefix
 from dsv4_mlx.machine import mlx_switches as tf32
-from dsv4_mlx.model.state import ModelState, Ring, Rows
+from dsv4_mlx.model.state import ModelState, Ring, RowBuffer
 from dsv4_mlx.ops.table import NUMERIC_VERSION
 
 FORMAT = "1"
@@ -123,7 +123,7 @@ def _arrays(session: Session, length: int) -> dict[str, mx.array]:
     return found
 
 
-def _buffers(state: ModelState) -> Iterator[tuple[str, Ring | Rows, int]]:
+def _buffers(state: ModelState) -> Iterator[tuple[str, Ring | RowBuffer, int]]:
     """Every buffer with a name and its layer's ratio, rings in the order of a snapshot."""
     for i, layer in enumerate(state.layers):
         for j, buffer in enumerate(layer.buffers()):
@@ -135,7 +135,7 @@ def _fits(state: ModelState, arrays: dict[str, mx.array], length: int) -> bool:
     for name, buffer, ratio in _buffers(state):
         wanted.add(name)
         shape = list(buffer.buffer.shape)
-        if isinstance(buffer, Rows):
+        if isinstance(buffer, RowBuffer):
             shape[1] = length // ratio
         array = arrays.get(name)
         if array is None or list(array.shape) != shape or array.dtype != buffer.buffer.dtype:

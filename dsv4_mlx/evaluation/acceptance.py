@@ -21,7 +21,7 @@ from dsv4_mlx.evaluation.layers import layers, sample
 from dsv4_mlx.evaluation.long_run import NAME as LONG
 from dsv4_mlx.evaluation.long_run import TOKENS, cuts, long_answer
 from dsv4_mlx.evaluation.needles import LENGTHS, name_of, needles
-from dsv4_mlx.evaluation.report import Acceptance, Bar, Progress, Step, made_with
+from dsv4_mlx.evaluation.report import Acceptance, AcceptanceStep, Bar, Progress, made_with
 from dsv4_mlx.ops.selftest.verdicts import Verdict
 from dsv4_mlx.ops.table import Ops
 from dsv4_mlx.weights.load import find_model
@@ -31,7 +31,7 @@ LEFT_OUT = "left out by --quick"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class AcceptanceOptions:
     """What to ask. `quick`: a layer of each kind, needles in the shortest text only, and no long answer.
 
     `lengths` of the texts with needles and `tokens` of the long answer: others than these are for tests.
@@ -49,7 +49,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Tools:
+class AcceptanceTools:
     """The ops to compute with, and what `dsv4_mlx.ops.selftest` found of each kernel on the way to them."""
 
     ops: Ops
@@ -75,7 +75,11 @@ class _Watched:
 
 
 def accept(
-    folder: Path, tools: Tools, wanted: Wanted, bar: Bar, keep: Callable[[Acceptance], None]
+    folder: Path,
+    tools: AcceptanceTools,
+    wanted: AcceptanceOptions,
+    bar: Bar,
+    keep: Callable[[Acceptance], None],
 ) -> Acceptance:
     """Ask everything that is wanted. `bar(title, unit)` shows progress.
 
@@ -121,8 +125,12 @@ def _why(error: BaseException, folder: Path) -> str:
 
 
 def _steps(
-    stored: StoredModel, tools: Tools, wanted: Wanted, known: Sequence[logprobs.Known], bar: Bar
-) -> Iterator[Step]:
+    stored: StoredModel,
+    tools: AcceptanceTools,
+    wanted: AcceptanceOptions,
+    known: Sequence[logprobs.Known],
+    bar: Bar,
+) -> Iterator[AcceptanceStep]:
     first = files(stored.folder, stored.manifest, wanted.against, bar)
     yield first
     yield numbers(stored.config)
@@ -137,30 +145,34 @@ def _steps(
     if known:
         yield _sound(logprobs.NAME, lambda: logprobs.compared(engine, known, bar))
     else:
-        yield Step(logprobs.NAME, None, (logprobs.NOT_ASKED,))
+        yield AcceptanceStep(logprobs.NAME, None, (logprobs.NOT_ASKED,))
     for length in wanted.lengths:
         if wanted.quick and length > LENGTHS[0]:
-            yield Step(name_of(length), None, (LEFT_OUT,))
+            yield AcceptanceStep(name_of(length), None, (LEFT_OUT,))
         else:
             yield _sound(name_of(length), lambda length=length: needles(engine, length, bar))  # type: ignore[misc]
     del engine
     if wanted.quick:
-        yield Step(LONG, None, (LEFT_OUT,))
+        yield AcceptanceStep(LONG, None, (LEFT_OUT,))
         return
     engine = _open(stored, "exact", tools, wanted, bar)
     yield _sound(LONG, lambda: long_answer(engine, wanted.tokens, bar))
 
 
-def _sound(name: str, step: Callable[[], Step]) -> Step:
+def _sound(name: str, step: Callable[[], AcceptanceStep]) -> AcceptanceStep:
     """The step, which has found something if logits are not numbers."""
     try:
         return step()
     except ModelOutputError as error:
-        return Step(name, False, (error.message,))
+        return AcceptanceStep(name, False, (error.message,))
 
 
 def _open(
-    stored: StoredModel, numerics: Literal["official", "exact"], tools: Tools, wanted: Wanted, bar: Bar
+    stored: StoredModel,
+    numerics: Literal["official", "exact"],
+    tools: AcceptanceTools,
+    wanted: AcceptanceOptions,
+    bar: Bar,
 ) -> Engine:
     """The caller must have let go of the engine before: two of them don't fit."""
     gc.collect()  # a paged model holds itself in a circle
@@ -176,9 +188,11 @@ def _open(
         return Engine.open(stored.folder, options, show)
 
 
-def kernels(verdicts: Sequence[Verdict]) -> Step:
+def kernels(verdicts: Sequence[Verdict]) -> AcceptanceStep:
     """What the check of every kernel found on this machine."""
     if not verdicts:
-        return Step("kernels", None, ("no Metal here, or --ops reference: the references were used",))
+        return AcceptanceStep(
+            "kernels", None, ("no Metal here, or --ops reference: the references were used",)
+        )
     found = tuple(f"{v.kernel} {v.sentence()}" for v in verdicts if not v.works)
-    return Step("kernels", not found, found, {"checked": len(verdicts)})
+    return AcceptanceStep("kernels", not found, found, {"checked": len(verdicts)})

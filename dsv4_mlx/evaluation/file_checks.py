@@ -10,7 +10,7 @@ from dsv4_mlx.checkpoint.manifest import OFFICIAL, Manifest
 from dsv4_mlx.config import ModelConfig, Yarn
 from dsv4_mlx.convert.verify import verify
 from dsv4_mlx.errors import MachineError
-from dsv4_mlx.evaluation.report import Bar, Progress, Step
+from dsv4_mlx.evaluation.report import AcceptanceStep, Bar, Progress
 
 # The same in every checkpoint of DeepSeek V4: what nobody retrains can't be another by accident only.
 RELEASED: dict[str, object] = {
@@ -27,7 +27,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 _BLOCK = 8 << 20  # bytes
 
 
-def files(folder: Path, manifest: Manifest, against: Path | None, bar: Bar) -> Step:
+def files(folder: Path, manifest: Manifest, against: Path | None, bar: Bar) -> AcceptanceStep:
     """Every byte of a converted folder against its digests and, if given, the checkpoint it was made from.
 
     An official folder is held against the digests that the Hub gave for its files when they were downloaded.
@@ -42,10 +42,10 @@ def files(folder: Path, manifest: Manifest, against: Path | None, bar: Bar) -> S
     if against is not None:
         told = "every value is the official one" if report.lossless else "compared with the official values"
     figures = {"files": report.files, "bytes": report.bytes, "against_source": against is not None}
-    return Step("files", report.ok, found, figures, (told,) if report.ok else ())
+    return AcceptanceStep("files", report.ok, found, figures, (told,) if report.ok else ())
 
 
-def _official(folder: Path, manifest: Manifest, progress: Progress) -> Step:
+def _official(folder: Path, manifest: Manifest, progress: Progress) -> AcceptanceStep:
     known = {name: digest for name in manifest.files if (digest := hub_digest(folder, name))}
     total, done, found = sum(manifest.files[name] for name in known), 0, []
     for name, digest in known.items():
@@ -57,11 +57,11 @@ def _official(folder: Path, manifest: Manifest, progress: Progress) -> Step:
     shards = [name for name in manifest.files if name.endswith(".safetensors")]
     without = len(set(shards) - known.keys())
     if found:
-        return Step("files", False, tuple(found), figures)
+        return AcceptanceStep("files", False, tuple(found), figures)
     if without:
         why = f"of {without} of {len(shards)} files the Hub's digests are not here; downloading keeps them"
-        return Step("files", None, (why,), figures)
-    return Step("files", True, (), figures, ("every byte is the one that the Hub lists",))
+        return AcceptanceStep("files", None, (why,), figures)
+    return AcceptanceStep("files", True, (), figures, ("every byte is the one that the Hub lists",))
 
 
 def hub_digest(folder: Path, name: str) -> str | None:
@@ -91,11 +91,11 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def numbers(config: ModelConfig) -> Step:
+def numbers(config: ModelConfig) -> AcceptanceStep:
     """config.json against the numbers that all releases share."""
     found = tuple(
         f"{name} is {getattr(config, name)}, every release has {value}"
         for name, value in RELEASED.items()
         if getattr(config, name) != value
     )
-    return Step("numbers", not found, found, {"compared": len(RELEASED)})
+    return AcceptanceStep("numbers", not found, found, {"compared": len(RELEASED)})

@@ -9,9 +9,9 @@ import mlx.core as mx
 import numpy as np
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.evaluation.report import Bar, Step
+from dsv4_mlx.evaluation.report import AcceptanceStep, Bar
 from dsv4_mlx.model.block import Block
-from dsv4_mlx.model.chunk import Planner
+from dsv4_mlx.model.chunk import ChunkPlanner
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.ops.table import EXACT, REFERENCE, Ops
 from dsv4_mlx.ops.types import Streams
@@ -25,7 +25,7 @@ _BOUND = {mx.float32: 1e-4, mx.bfloat16: 3e-2, mx.float16: 1e-2}
 Rows = np.ndarray
 
 
-def layers(stored: StoredModel, ops: Ops, numbers: Sequence[int] | None, bar: Bar) -> Step:
+def layers(stored: StoredModel, ops: Ops, numbers: Sequence[int] | None, bar: Bar) -> AcceptanceStep:
     """Layers by number; None: all of them.
 
     The error of a token is the root mean square over its streams' update, relative to the reference's. Of the
@@ -51,7 +51,7 @@ def layers(stored: StoredModel, ops: Ops, numbers: Sequence[int] | None, bar: Ba
             errors[str(number)] = worst if np.isfinite(worst) else None
             show(done + 1, len(numbers))
     figures = {"dtype": str(dtype).removeprefix("mlx.core."), "ops": ops.name, "errors": errors}
-    return Step("layers", not found, tuple(found), figures)
+    return AcceptanceStep("layers", not found, tuple(found), figures)
 
 
 def sample(config: ModelConfig) -> list[int]:
@@ -71,7 +71,7 @@ def _outputs(stored: StoredModel, number: int, ops: Ops, dtype: mx.Dtype) -> lis
     with closing(stored.arrays(lambda count: None)) as arrays:
         source = StoredTensors(stored, arrays, dtype)
         block = Block(config, number, f"layers.{number}", source, ops, EXACT)
-        state, planner = _state(config, number, dtype), Planner(config)
+        state, planner = _state(config, number, dtype), ChunkPlanner(config)
         for start, end in ((0, PREFILL), (PREFILL, PREFILL + 1)):
             before = x[:, start:end]
             streams = block(Streams(before), tokens[:, start:end], state, planner.plan(start, end - start))

@@ -21,7 +21,7 @@ import numpy as np
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.session import Logits
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.evaluation.report import Bar, Step
+from dsv4_mlx.evaluation.report import AcceptanceStep, Bar
 
 LARGEST = 64 << 20  # bytes of a file
 AGREE = 0.9  # share of rows with the same likeliest token, at least
@@ -106,12 +106,12 @@ def _whole(value: object, low: int, high: int) -> bool:
     return type(value) is int and low <= value <= high
 
 
-def compared(engine: Engine, known: Sequence[Known], bar: Bar) -> Step:
+def compared(engine: Engine, known: Sequence[Known], bar: Bar) -> AcceptanceStep:
     """How often the likeliest token is the stored one, and how far its log-probability is from the stored."""
     longest = max(len(one.ids) for one in known)
     if longest > engine.context:
         why = f"a prompt has {longest:,} tokens, the context holds {engine.context:,}"
-        return Step(NAME, None, (why,))
+        return AcceptanceStep(NAME, None, (why,))
     agree, off = [], []
     with bar(NAME, "prompts") as show:
         for done, one in enumerate(known):
@@ -134,7 +134,7 @@ def compared(engine: Engine, known: Sequence[Known], bar: Bar) -> Step:
     told = (
         f"{len(off):,} positions, {share:.1%} with the same likeliest token, {mean:.3g} nats apart on average"
     )
-    return Step(NAME, not found, tuple(found), figures, (told,))
+    return AcceptanceStep(NAME, not found, tuple(found), figures, (told,))
 
 
 def _logprob(logits: Logits, token: int) -> float:

@@ -16,14 +16,14 @@ from dsv4_mlx.engine.memory import state_bytes
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.engine.session import Logits, Session
 from dsv4_mlx.evaluation.needles import too_short
-from dsv4_mlx.evaluation.report import Bar, Step
+from dsv4_mlx.evaluation.report import AcceptanceStep, Bar
 from dsv4_mlx.evaluation.score import score
 
 CUT_TOKENS = 300
 CHUNKS = (97, 256)
 
 
-def cuts(engine: Engine) -> Step:
+def cuts(engine: Engine) -> AcceptanceStep:
     """Logits of random tokens, cut in other places: median difference, in standard deviations."""
     count = min(CUT_TOKENS, engine.context)
     tokens = np.random.default_rng(0).integers(0, engine.config.vocab_size, count).tolist()
@@ -38,7 +38,7 @@ def cuts(engine: Engine) -> Step:
             found.append(
                 f"cut every {chunk} tokens: logits differ by {error:.2g}, expected {bound:g} at most"
             )
-    return Step("cuts", not found, tuple(found), {"tokens": count, "errors": errors})
+    return AcceptanceStep("cuts", not found, tuple(found), {"tokens": count, "errors": errors})
 
 
 TOKENS = 20_000
@@ -52,7 +52,7 @@ ASK = "Tell me a long story."
 NAME = "long answer"
 
 
-def long_answer(engine: Engine, count: int, bar: Bar) -> Step:
+def long_answer(engine: Engine, count: int, bar: Bar) -> AcceptanceStep:
     """`count` tokens drawn at temperature 1, the end of the turn never; then chunks over the same tokens.
 
     Memory is compared with the size of the state's rows. A model whose config.json allows fewer tokens goes
@@ -63,7 +63,7 @@ def long_answer(engine: Engine, count: int, bar: Bar) -> Step:
     short = too_short(engine, total)
     beyond = engine.config.max_context < total
     if short and not beyond:
-        return Step(NAME, None, (short,))
+        return AcceptanceStep(NAME, None, (short,))
     session = Session(engine.model, total, engine.prompts.markers)
     at = {round(p) for p in np.linspace(len(prompt) + 1, total, SCORED)}
     kept: dict[int, Logits] = {}
@@ -98,7 +98,7 @@ def long_answer(engine: Engine, count: int, bar: Bar) -> Step:
     ]
     if beyond:
         told.append(f"config.json allows {engine.config.max_context:,}: it went on beyond them")
-    return Step(NAME, not found, found, figures, tuple(told))
+    return AcceptanceStep(NAME, not found, found, figures, tuple(told))
 
 
 def _beyond_rows(engine: Engine, tokens: int) -> int:

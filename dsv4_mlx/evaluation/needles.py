@@ -15,7 +15,7 @@ from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.generate import answer
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.evaluation import words
-from dsv4_mlx.evaluation.report import Bar, Step
+from dsv4_mlx.evaluation.report import AcceptanceStep, Bar
 from dsv4_mlx.tokenizer.template import Prompts
 
 LENGTHS = (4096, 32_768, 65_536)  # tokens of the prompt, a few more
@@ -50,11 +50,11 @@ def haystack(prompts: Prompts, length: int) -> Haystack:
         count += max(1, int(missing / tokens))
 
 
-def needles(engine: Engine, length: int, bar: Bar) -> Step:
+def needles(engine: Engine, length: int, bar: Bar) -> AcceptanceStep:
     """Ask for ASKED of the codes in a text of `length` tokens, or say why not."""
     short = too_short(engine, length + OVER + ANSWER)
     if short:
-        return Step(name_of(length), None, (short,))
+        return AcceptanceStep(name_of(length), None, (short,))
     hidden = haystack(engine.prompts, length)
     session = engine.session()
     told, missed, asked = [], [], []
@@ -77,7 +77,7 @@ def needles(engine: Engine, length: int, bar: Bar) -> Step:
         missed += [] if found else [line]
         asked.append({"depth": depth, "tokens": len(ids), "found": found, "seconds": round(seconds, 2)})
     ok = len(ASKED) - len(missed) >= ENOUGH
-    return Step(name_of(length), ok, () if ok else tuple(missed), {"needles": asked}, tuple(told))
+    return AcceptanceStep(name_of(length), ok, () if ok else tuple(missed), {"needles": asked}, tuple(told))
 
 
 def too_short(engine: Engine, tokens: int) -> str:

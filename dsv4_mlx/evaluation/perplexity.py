@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.chunking import cuts
+from dsv4_mlx.engine.chunking import chunk_ends
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.engine.session import check_logits
 from dsv4_mlx.errors import DoesNotFit, InputError, MachineError
@@ -218,7 +218,7 @@ def _pass(
 def _scored(engine: Engine, tokens: Sequence[int]) -> Iterator[tuple[int, Rows]]:
     """(position of the first row, logits after each token), cut where `generate` cuts."""
     state, start = engine.model.new_state(), 0
-    for end in [*(c for c in cuts(tokens, engine.prompts.markers) if c < len(tokens)), len(tokens)]:
+    for end in [*(c for c in chunk_ends(tokens, engine.prompts.markers) if c < len(tokens)), len(tokens)]:
         logits = engine.model(mx.array([list(tokens[start:end])], mx.int32), state)
         mx.eval(logits, *state.arrays())
         rows = np.array(logits[0])

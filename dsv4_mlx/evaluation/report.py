@@ -24,7 +24,7 @@ Bar = Callable[[str, str], AbstractContextManager[Progress]]  # title and unit o
 
 
 @dataclass(frozen=True)
-class Step:
+class AcceptanceStep:
     """`ok` is None where the question could not be asked. `found` names what is wrong, or why not asked.
 
     `told`: what was seen, for people, whatever the verdict. `figures` are plain numbers and texts for the
@@ -46,7 +46,7 @@ FORMAT = 1
 class Acceptance:
     """The steps that are done, and what they were done with. `stopped`: why not all; "" at the end."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[AcceptanceStep, ...]
     made_with: dict[str, Any]
     quick: bool
     stopped: str = ""
@@ -90,6 +90,6 @@ def made_with(stored: StoredModel, ops: str, expert_memory: str) -> dict[str, An
     }
 
 
-def wrong(steps: Sequence[Step]) -> list[str]:
+def wrong(steps: Sequence[AcceptanceStep]) -> list[str]:
     """Names of the steps that found something."""
     return [step.name for step in steps if step.ok is False]

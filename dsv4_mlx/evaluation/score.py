@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from dsv4_mlx.engine.chunking import cuts
+from dsv4_mlx.engine.chunking import chunk_ends
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.session import Logits, check_logits, check_tokens
 
@@ -20,7 +20,7 @@ def score(engine: Engine, tokens: Sequence[int], *, chunk: int | None = None, de
     """
     check_tokens(tokens, engine.config.vocab_size, engine.context)
     prefilled = max(0, len(tokens) - decode)
-    marks = cuts(tokens, engine.prompts.markers) if chunk is None else range(chunk, len(tokens), chunk)
+    marks = chunk_ends(tokens, engine.prompts.markers) if chunk is None else range(chunk, len(tokens), chunk)
     ends = [*(mark for mark in marks if mark < prefilled), prefilled, *range(prefilled + 1, len(tokens) + 1)]
     state = engine.model.new_state()
     rows = []

@@ -15,7 +15,7 @@ from dsv4_mlx.engine.constraint import AfterThinking, Constraint
 from dsv4_mlx.errors import InputError, MachineError
 from dsv4_mlx.grammar.matcher import Matched, TextThenCalls, Vocabulary, first_line
 from dsv4_mlx.grammar.rules import Json, Regex, Rule, ToolCalls
-from dsv4_mlx.grammar.tools import Block, json_node, json_rule, regex_rule
+from dsv4_mlx.grammar.tools import CallBlock, json_node, json_rule, regex_rule
 from dsv4_mlx.tokenizer.template import Markers
 
 PATTERN = 4096  # characters of a regular expression
@@ -77,8 +77,8 @@ class Grammars:
                 next="use the tokenizer.json of the official checkpoint",
             )
         if rule.required or rule.content is not None:
-            return Matched(vocabulary, self._compiled(lambda: Block(rule, marker).begin, vocabulary))
-        block = Matched(vocabulary, self._compiled(lambda: Block(rule, marker).inside, vocabulary))
+            return Matched(vocabulary, self._compiled(lambda: CallBlock(rule, marker).begin, vocabulary))
+        block = Matched(vocabulary, self._compiled(lambda: CallBlock(rule, marker).inside, vocabulary))
         return TextThenCalls(vocabulary, marker, block)
 
     def _compiled(self, text: Callable[[], str], vocabulary: Vocabulary) -> LLMatcher:

@@ -41,7 +41,7 @@ value: "true\">" TEXT | "false\">" any_json "</"
 """
 
 
-class Block:
+class CallBlock:
     """The grammar's text. `begin` (from the first newline) and `inside` (after the first marker)."""
 
     def __init__(self, rule: ToolCalls, marker: int) -> None:

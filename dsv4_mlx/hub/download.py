@@ -12,7 +12,7 @@ from threading import Lock
 from dsv4_mlx.checkpoint.match import match
 from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.convert.conversion_plan import Plan, make_plan
+from dsv4_mlx.convert.conversion_plan import ConversionPlan, make_plan
 from dsv4_mlx.convert.folder import (
     RESUME,
     check_sizes,
@@ -29,15 +29,15 @@ from dsv4_mlx.convert.shards import shards_of
 from dsv4_mlx.convert.summary import Summary
 from dsv4_mlx.errors import DiskFull, InputError
 from dsv4_mlx.hub.fetch import STATE, Fetcher, write
-from dsv4_mlx.hub.headers import Outline, texts
-from dsv4_mlx.hub.prefetch import OPEN, Coming
-from dsv4_mlx.hub.remote import Patience, Remote, look
+from dsv4_mlx.hub.headers import RemoteCheckpoint, texts
+from dsv4_mlx.hub.prefetch import OPEN, PrefetchingShards
+from dsv4_mlx.hub.remote import Remote, Retry, look
 
 SHARDS = ".safetensors"
 
 
 @dataclass(frozen=True)
-class Step:
+class DownloadStep:
     """How far a stage is: "looking" (shards), "downloading" or "converting" (bytes).
 
     `shard`: the one that is fetched or converted; `file`: the one that is written.
@@ -50,7 +50,7 @@ class Step:
     file: str = ""
 
 
-Progress = Callable[[Step], None]
+Progress = Callable[[DownloadStep], None]
 
 
 def download(
@@ -59,7 +59,7 @@ def download(
     *,
     revision: str | None = None,
     endpoint: str | None = None,
-    patience: Patience | None = None,
+    patience: Retry | None = None,
     progress: Progress | None = None,
 ) -> Source:
     """Fill `folder` with the official checkpoint; what is there and right is kept.
@@ -91,7 +91,7 @@ def convert_from_hub(
     resume: bool = False,
     revision: str | None = None,
     endpoint: str | None = None,
-    patience: Patience | None = None,
+    patience: Retry | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Download and convert side by side. The official files come to `source_folder(target)`.
@@ -116,7 +116,7 @@ def convert_from_hub(
         needed.plan = make_plan(match(source), find_recipe(recipe), lambda w: source.entry(w.name).dtype)
         if state_of(target) != "finished":
             check_space(target, needed())
-        with Coming(outline, fetcher, delete=delete) as supply:
+        with PrefetchingShards(outline, fetcher, delete=delete) as supply:
             summary = convert_from(
                 supply,
                 target,
@@ -132,9 +132,9 @@ def convert_from_hub(
     return summary
 
 
-def _converting(plan: Plan, source: Source, progress: Progress) -> Callable[[int, int, str], None]:
+def _converting(plan: ConversionPlan, source: Source, progress: Progress) -> Callable[[int, int, str], None]:
     last = {file.name: max(shards_of(file, source)) for file in plan.files}
-    return lambda done, total, file: progress(Step("converting", done, total, last[file], file))
+    return lambda done, total, file: progress(DownloadStep("converting", done, total, last[file], file))
 
 
 def source_folder(target: Path) -> Path:
@@ -149,7 +149,7 @@ class _Needed:
 
     def __init__(self, fetcher: Fetcher, target: Path, delete: bool) -> None:
         self.fetcher, self.target, self.delete = fetcher, target, delete
-        self.plan: Plan | None = None
+        self.plan: ConversionPlan | None = None
 
     def __call__(self) -> int:
         fetcher, made = self.fetcher, 0
@@ -201,19 +201,19 @@ def _fetcher(remote: Remote, folder: Path, progress: Progress | None) -> Fetcher
         with lock:
             done += count
         if progress is not None:
-            progress(Step("downloading", min(done, total), total, fetcher.current))
+            progress(DownloadStep("downloading", min(done, total), total, fetcher.current))
 
     fetcher = Fetcher(remote, folder, advance)
     return fetcher
 
 
-def _outlined(fetcher: Fetcher, progress: Progress | None) -> Outline:
+def _outlined(fetcher: Fetcher, progress: Progress | None) -> RemoteCheckpoint:
     remote, folder = fetcher.remote, fetcher.folder
     _same_commit(folder, remote.commit)
     texts(fetcher)
     ModelConfig.read(folder)  # another model is refused before its shards are looked at
-    looking = None if progress is None else lambda done, total: progress(Step("looking", done, total))
-    outline = Outline(remote, folder, looking)
+    looking = None if progress is None else lambda done, total: progress(DownloadStep("looking", done, total))
+    outline = RemoteCheckpoint(remote, folder, looking)
     match(outline.source)
     return outline
 

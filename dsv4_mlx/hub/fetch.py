@@ -16,7 +16,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from dsv4_mlx.convert.folder import no_room
 from dsv4_mlx.errors import DiskFull, InputError, MachineError
-from dsv4_mlx.hub.remote import Remote, RemoteFile, Stopped
+from dsv4_mlx.hub.remote import FetchStopped, Remote, RemoteFile
 from dsv4_mlx.machine.disks import MARK
 
 STATE = ".hub"  # in the folder that is filled: what is known of its files
@@ -124,7 +124,7 @@ class Fetcher:
                     size = out.truncate(start)
                     for piece in pieces:
                         if self.stop.is_set():
-                            raise Stopped
+                            raise FetchStopped
                         size += _write(out, piece[: file.bytes - size])
                         reached(size)
             if size < file.bytes:
@@ -154,7 +154,7 @@ class Fetcher:
         with blob.open("rb") as source, part.open("wb", buffering=0) as out:
             while block := source.read(_BLOCK):
                 if self.stop.is_set():
-                    raise Stopped
+                    raise FetchStopped
                 self.advance(_write(out, block))
         os.replace(part, path)
         return True
@@ -173,7 +173,7 @@ class Fetcher:
         with path.open("rb") as opened:
             while block := opened.read(_BLOCK):
                 if self.stop.is_set():
-                    raise Stopped
+                    raise FetchStopped
                 digest.update(block)
         return digest.hexdigest()
 

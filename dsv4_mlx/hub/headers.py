@@ -33,7 +33,7 @@ def texts(fetcher: Fetcher) -> None:
             fetcher.fetch(name)
 
 
-class Outline:
+class RemoteCheckpoint:
     """The checkpoint that `folder` will hold; its small files are there already."""
 
     def __init__(self, remote: Remote, folder: Path, progress: Progress | None = None) -> None:

@@ -10,23 +10,23 @@ from typing import Any
 from dsv4_mlx.checkpoint.files import InFile
 from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.source import Source
-from dsv4_mlx.convert.conversion_plan import Plan
+from dsv4_mlx.convert.conversion_plan import ConversionPlan
 from dsv4_mlx.convert.shards import ADVICE, shards_of
 from dsv4_mlx.hub.fetch import Fetcher
-from dsv4_mlx.hub.headers import Outline
-from dsv4_mlx.hub.remote import Stopped
+from dsv4_mlx.hub.headers import RemoteCheckpoint
+from dsv4_mlx.hub.remote import FetchStopped
 
 OPEN = 2  # with `delete`: shards on disk at once, the one being converted and the one being fetched
 _PATIENCE = 3.0  # seconds for the download to see that it is to stop; a stalled connection may not let it
 
 
-class Coming:
+class PrefetchingShards:
     """A convert.supply.Supply, to be used as a context manager.
 
     delete: a shard goes when all of it is converted.
     """
 
-    def __init__(self, outline: Outline, fetcher: Fetcher, *, delete: bool) -> None:
+    def __init__(self, outline: RemoteCheckpoint, fetcher: Fetcher, *, delete: bool) -> None:
         self.outline, self.fetcher, self.delete = outline, fetcher, delete
         self._users: dict[str, set[str]] = {}  # shard -> files of the plan that are still to be made from it
         self._order: list[str] = []
@@ -38,7 +38,7 @@ class Coming:
         self._thread: Thread | None = None
         self._reader: _Waiting | None = None
 
-    def __enter__(self) -> Coming:
+    def __enter__(self) -> PrefetchingShards:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -54,7 +54,7 @@ class Coming:
     def facts(self) -> dict[str, Any]:
         return self.outline.facts
 
-    def begin(self, plan: Plan, kept: Set[str]) -> None:
+    def begin(self, plan: ConversionPlan, kept: Set[str]) -> None:
         used = {shard for file in plan.files for shard in shards_of(file, self.source)}
         if not self.delete:  # what stays is the whole checkpoint, with the copies that are left out
             self._order += sorted(self.source.shards.keys() - used)
@@ -100,7 +100,7 @@ class Coming:
             stop = self.fetcher.stop
             self._changed.wait_for(lambda: shard in self._ready or self._error is not None or stop.is_set())
             if shard not in self._ready:
-                raise self._error or Stopped
+                raise self._error or FetchStopped
 
     def _drop(self, shard: str) -> None:
         if self.delete:
@@ -117,7 +117,7 @@ class Coming:
                 with self._changed:
                     self._ready.add(shard)
                     self._changed.notify_all()
-        except Stopped:
+        except FetchStopped:
             pass
         except BaseException as error:
             with self._changed:
@@ -126,13 +126,13 @@ class Coming:
 
     def _may(self, shard: str) -> bool:
         if self.fetcher.stop.is_set():
-            raise Stopped
+            raise FetchStopped
         here = len(self._ready - self._spent)
         return not self.delete or here < OPEN or shard in self._wanted
 
 
 class _Waiting(SourceReader):
-    def __init__(self, supply: Coming) -> None:
+    def __init__(self, supply: PrefetchingShards) -> None:
         super().__init__(supply.source, ADVICE)
         self._supply = supply
 

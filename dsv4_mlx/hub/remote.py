@@ -35,7 +35,7 @@ _TOKEN = "log in with `hf auth login`, and accept the model's terms on its page"
 
 
 @dataclass(frozen=True)
-class Patience:
+class Retry:
     """`tries` failures in a row without a byte of progress end it; pauses double, `first` to `longest`.
 
     `tell` gets a line for the user before each pause.
@@ -131,7 +131,7 @@ class RemoteFile:
     sha256: str | None
 
 
-class Stopped(Exception):
+class FetchStopped(Exception):
     """The caller no longer wants what is being fetched."""
 
 
@@ -147,7 +147,7 @@ class Remote:
         commit: str,
         files: dict[str, RemoteFile],
         endpoint: str | None,
-        patience: Patience,
+        patience: Retry,
     ) -> None:
         self.repository, self.commit, self.files = repository, commit, files
         self.endpoint, self.patience = endpoint, patience
@@ -174,7 +174,7 @@ class Remote:
         Raises what the library raises; OSError for an address that has expired, which is then asked for anew.
         """
         if self.stop.is_set():
-            raise Stopped
+            raise FetchStopped
         place = self._place(name)
         own = urlsplit(place).netloc == urlsplit(self.endpoint or constants.ENDPOINT).netloc
         headers = build_hf_headers() if own else {}  # a token is for the Hub, not for where it stores
@@ -208,10 +208,10 @@ def look(
     revision: str | None = None,
     *,
     endpoint: str | None = None,
-    patience: Patience | None = None,
+    patience: Retry | None = None,
 ) -> Remote:
     """Ask the Hub for a repository's files. Raises InputError, MachineError."""
-    patience = patience or Patience()
+    patience = patience or Retry()
 
     def work() -> Remote:
         api = HfApi(endpoint=endpoint)

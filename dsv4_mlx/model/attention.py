@@ -6,13 +6,13 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.chunk import Plan
+from dsv4_mlx.model.chunk import ChunkPlan
 from dsv4_mlx.model.compressor import Compressor
 from dsv4_mlx.model.indexer import Indexer
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import Linear, TensorSource
 from dsv4_mlx.ops.table import Numerics, Ops
-from dsv4_mlx.ops.types import Entry, Rounding, Rows
+from dsv4_mlx.ops.types import BlockInput, CompressedRows, Rounding
 
 
 class Attention(Module):
@@ -44,7 +44,7 @@ class Attention(Module):
         if ratio == 4:
             self.indexer = Indexer(config, f"{prefix}.indexer", source, ops, numerics)
 
-    def __call__(self, entry: Entry, state: LayerState, plan: Plan) -> mx.array:
+    def __call__(self, entry: BlockInput, state: LayerState, plan: ChunkPlan) -> mx.array:
         """From the normed input [B, T, D] to [B, T, D]; the state takes in the chunk's rows."""
         rotation = plan.compressed if self.ratio else plan.plain
         qr, kv = self.ops.latents(
@@ -60,23 +60,25 @@ class Attention(Module):
         return self.wo_b(self.ops.group_project(out, self.wo_a.bank()))
 
     @staticmethod
-    def _window(kv: mx.array, state: LayerState, plan: Plan) -> Rows:
+    def _window(kv: mx.array, state: LayerState, plan: ChunkPlan) -> CompressedRows:
         """Store the chunk's rows and return the rows its queries see."""
         if plan.in_ring:
             state.window.write(kv, plan.start)
-            return Rows(state.window.filled(plan.filled), plan.window)
+            return CompressedRows(state.window.filled(plan.filled), plan.window)
         rows = kv
         if plan.history < plan.start:
             rows = mx.concatenate([state.window.read(plan.history, plan.start), kv], axis=1)
         state.window.write(kv, plan.start)
-        return Rows(rows, plan.window)
+        return CompressedRows(rows, plan.window)
 
-    def _compressed(self, entry: Entry, qr: mx.array, state: LayerState, plan: Plan) -> Rows | None:
+    def _compressed(
+        self, entry: BlockInput, qr: mx.array, state: LayerState, plan: ChunkPlan
+    ) -> CompressedRows | None:
         if not self.ratio:
             return None
         self.compressor(entry.full, state, plan)
         if self.ratio == 4:
-            rows: Rows | None = self.indexer(entry.full, qr, state, plan)
+            rows: CompressedRows | None = self.indexer(entry.full, qr, state, plan)
             return rows
         groups = plan.groups[self.ratio]
-        return Rows(state.compressed[1].read(groups.end), groups.mask) if groups.end else None
+        return CompressedRows(state.compressed[1].read(groups.end), groups.mask) if groups.end else None

@@ -10,12 +10,12 @@ from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.attention import Attention
-from dsv4_mlx.model.chunk import Plan
+from dsv4_mlx.model.chunk import ChunkPlan
 from dsv4_mlx.model.moe import MoE
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import TensorSource
 from dsv4_mlx.ops.table import Numerics, Ops
-from dsv4_mlx.ops.types import Entry, Streams
+from dsv4_mlx.ops.types import BlockInput, Streams
 
 
 class HyperConnection(Module):
@@ -38,7 +38,7 @@ class HyperConnection(Module):
         self.base = source.vector(f"{prefix}.{kind}_base", (mixes,))
         self.norm = source.vector(f"{prefix}.{norm}.weight", (config.hidden_size,))
 
-    def pre(self, streams: Streams) -> Entry:
+    def pre(self, streams: Streams) -> BlockInput:
         """Mix in what is pending and begin a sublayer."""
         return self.ops.hc_pre(
             streams, self.fn, self.base, self.norm,
@@ -51,7 +51,7 @@ class Chunk(NamedTuple):
 
     streams: Streams
     tokens: mx.array
-    plan: Plan
+    plan: ChunkPlan
 
 
 class Block(Module):
@@ -66,7 +66,7 @@ class Block(Module):
         self.ffn_hc = HyperConnection(config, prefix, "hc_ffn", "ffn_norm", source, ops)
         self.ffn = MoE(config, config.hashed(index), prefix, source, ops)
 
-    def __call__(self, streams: Streams, tokens: mx.array, state: LayerState, plan: Plan) -> Streams:
+    def __call__(self, streams: Streams, tokens: mx.array, state: LayerState, plan: ChunkPlan) -> Streams:
         """tokens [B, T]. The experts' output is left pending: whoever comes next mixes it in."""
         return self.several([Chunk(streams, tokens, plan)], state, lambda i: None)[0]
 

@@ -26,7 +26,7 @@ class Rotation:
 
 
 @dataclass(frozen=True)
-class Groups:
+class Emission:
     """What one compression ratio does in this chunk."""
 
     ratio: int
@@ -40,7 +40,7 @@ class Groups:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChunkPlan:
     """A chunk of `rows` tokens at positions start .. start + rows - 1."""
 
     start: int
@@ -51,10 +51,10 @@ class Plan:
     window: mx.array | None  # float32 [T, S], 0 or -inf, over the filled ring, or over history + chunk
     plain: Rotation
     compressed: Rotation
-    groups: dict[int, Groups]
+    groups: dict[int, Emission]
 
 
-class Planner:
+class ChunkPlanner:
     """Makes plans for one model."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -63,11 +63,11 @@ class Planner:
         self._plain, self._compressed = plain_table(config), compressed_table(config)
         self._ring_masks: dict[int, mx.array] = {}  # by rows, of which there are SLACK + 1
 
-    def plan(self, start: int, rows: int) -> Plan:
+    def plan(self, start: int, rows: int) -> ChunkPlan:
         in_ring = rows <= SLACK + 1
         history = max(0, start - self.window + 1)
         mask = self._ring_mask(start, rows) if in_ring else _band_mask(start, rows, history, self.window)
-        return Plan(
+        return ChunkPlan(
             start=start,
             rows=rows,
             in_ring=in_ring,
@@ -99,7 +99,7 @@ class Planner:
             0
         )  # a view, where [at] would be a copy
 
-    def _groups(self, ratio: int, start: int, rows: int) -> Groups:
+    def _groups(self, ratio: int, start: int, rows: int) -> Emission:
         first, end = start // ratio, (start + rows) // ratio
         overlap = ratio == 4
         opening = first == 0
@@ -108,7 +108,7 @@ class Planner:
             counts = (np.arange(start, start + rows) + 1) // ratio
             seen = mx.array(counts.astype(np.int32))
             mask = _mask(np.arange(end)[None, :] < counts[:, None])
-        return Groups(
+        return Emission(
             ratio=ratio,
             first=first,
             end=end,

@@ -6,7 +6,7 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.chunk import Groups, Plan
+from dsv4_mlx.model.chunk import ChunkPlan, Emission
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import Linear, TensorSource
 from dsv4_mlx.ops.table import Numerics, Ops
@@ -41,7 +41,7 @@ class Compressor(Module):
         self.weight = ops.hold(Linear.joined(parts).weight)  # [width of a row, D]
         self.bias = mx.concatenate(bias, axis=-1)  # [P, width of a row]: zero under the values
 
-    def __call__(self, x: mx.array, state: LayerState, plan: Plan) -> None:
+    def __call__(self, x: mx.array, state: LayerState, plan: ChunkPlan) -> None:
         """Take in x [B, T, D] float32: extend the open group and write the rows it completes."""
         groups = plan.groups[self.ratio]
         group, stored = state.compressed
@@ -63,7 +63,7 @@ class Compressor(Module):
             state.index_rows.write(row, groups.first)
 
     def _rows(
-        self, source: mx.array, offset: int, at: int, norm: mx.array, groups: Groups,
+        self, source: mx.array, offset: int, at: int, norm: mx.array, groups: Emission,
         rounding: Rounding, dtype: mx.Dtype,
     ) -> mx.array:  # fmt: skip
         return self.ops.compress(

@@ -6,11 +6,11 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.chunk import Plan
+from dsv4_mlx.model.chunk import ChunkPlan
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import TensorSource
 from dsv4_mlx.ops.table import Numerics, Ops
-from dsv4_mlx.ops.types import Rows
+from dsv4_mlx.ops.types import CompressedRows
 
 
 class Indexer(Module):
@@ -26,7 +26,9 @@ class Indexer(Module):
         weights = source.float_linear(f"{prefix}.weights_proj", (self.heads, config.hidden_size)).weight
         self.weights_proj = ops.hold(weights)
 
-    def __call__(self, x: mx.array, qr: mx.array, state: LayerState, plan: Plan) -> Rows | None:
+    def __call__(
+        self, x: mx.array, qr: mx.array, state: LayerState, plan: ChunkPlan
+    ) -> CompressedRows | None:
         """x [B, T, D] float32, qr [B, T, q_rank] -> the compressed rows of this chunk's queries.
 
         While no more than index_topk rows exist, all are taken and nothing is scored.
@@ -37,7 +39,7 @@ class Indexer(Module):
             return None
         rows = stored.read(groups.end)
         if groups.end <= self.topk or state.index_rows is None:
-            return Rows(rows, groups.mask)
+            return CompressedRows(rows, groups.mask)
         q = self.ops.query_heads(
             self.wq_b(qr), plan.compressed.forward, heads=self.heads, eps=None, rounding=self.rounding
         )
@@ -45,4 +47,4 @@ class Indexer(Module):
         keys = state.index_rows.read(groups.end)
         picks = self.ops.index_select(q, weights, keys, groups.mask, self.topk)
         mask = None if groups.seen is None else mx.where(picks < groups.seen[:, None], 0.0, -mx.inf)
-        return Rows(rows, mask, picks)
+        return CompressedRows(rows, mask, picks)

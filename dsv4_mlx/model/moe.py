@@ -10,7 +10,7 @@ from mlx.nn.layers.base import Module
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.tensors import ExpertSource, Linear, Routed, TensorSource
 from dsv4_mlx.ops.table import Ops
-from dsv4_mlx.ops.types import Bank, Entry
+from dsv4_mlx.ops.types import Bank, BlockInput
 
 
 class MoE(Module):
@@ -33,16 +33,16 @@ class MoE(Module):
         self.shared_down = source.linear(f"{prefix}.shared_experts.w2", (hidden, width))
         self.experts: ExpertSource = source.experts(block)
 
-    def __call__(self, entry: Entry, tokens: mx.array) -> mx.array:
+    def __call__(self, entry: BlockInput, tokens: mx.array) -> mx.array:
         """From the normed input [B, T, D] and tokens [B, T] (read by hash layers) to [B, T, D] float32."""
         return self.several([entry], [tokens])[0]
 
-    def several(self, entries: Sequence[Entry], tokens: Sequence[mx.array]) -> list[mx.array]:
+    def several(self, entries: Sequence[BlockInput], tokens: Sequence[mx.array]) -> list[mx.array]:
         """Chunks that may go through the experts together."""
         chunks = [self._route(entry, ids) for entry, ids in zip(entries, tokens, strict=True)]
         return self.experts.routed(self._product, chunks)
 
-    def _route(self, entry: Entry, tokens: mx.array) -> Routed:
+    def _route(self, entry: BlockInput, tokens: mx.array) -> Routed:
         if self.hashed:
             ids = self._experts_of[tokens]
             ids, weights = self.ops.route_hashed(entry.full, self.gate, ids, scale=self.scale)

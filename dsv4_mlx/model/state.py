@@ -55,7 +55,7 @@ class Ring:
         return mx.concatenate([self.buffer[:, at:], self.buffer[:, : count - whole]], axis=1)
 
 
-class Rows:
+class RowBuffer:
     """Append-only rows, preallocated: row e is at index e. buffer [B, capacity, width]."""
 
     def __init__(self, batch: int, width: int, dtype: mx.Dtype) -> None:
@@ -86,18 +86,18 @@ class LayerState:
         self.ratio = ratio
         self.window = Ring(batch, config.window + SLACK, config.head_dim, dtype)
         self.group: Ring | None = None
-        self.rows: Rows | None = None
-        self.index_rows: Rows | None = None
+        self.rows: RowBuffer | None = None
+        self.index_rows: RowBuffer | None = None
         if ratio:
             overlap = ratio == 4
             width = 2 * (1 + overlap) * (config.head_dim + overlap * config.index_dim)
             self.group = Ring(batch, (1 + overlap) * ratio + SLACK, width, mx.float32)
-            self.rows = Rows(batch, config.head_dim, dtype)
+            self.rows = RowBuffer(batch, config.head_dim, dtype)
             if overlap:
-                self.index_rows = Rows(batch, config.index_dim, dtype)
+                self.index_rows = RowBuffer(batch, config.index_dim, dtype)
 
     @property
-    def compressed(self) -> tuple[Ring, Rows]:
+    def compressed(self) -> tuple[Ring, RowBuffer]:
         """Open group and compressed rows of a layer that has them."""
         if self.group is None or self.rows is None:
             raise TypeError("this layer has no compressor")
@@ -107,7 +107,7 @@ class LayerState:
         """The rings as they are now: values, which the next write copies."""
         return [mx.array(b.buffer) for b in self.buffers() if isinstance(b, Ring)]
 
-    def buffers(self) -> list[Ring | Rows]:
+    def buffers(self) -> list[Ring | RowBuffer]:
         return [b for b in (self.window, self.group, self.rows, self.index_rows) if b is not None]
 
 

@@ -10,14 +10,14 @@ from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.block import Block, Chunk
-from dsv4_mlx.model.chunk import Plan, Planner
+from dsv4_mlx.model.chunk import ChunkPlan, ChunkPlanner
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
 from dsv4_mlx.model.tensors import Embedding, TensorSource
 from dsv4_mlx.ops.table import Numerics, Ops
 from dsv4_mlx.ops.types import Streams
 
 
-class Head(Module):
+class OutputHead(Module):
     """Streams -> one row -> norm: what the vocabulary projection reads (docs/model.md 3.7)."""
 
     def __init__(self, config: ModelConfig, prefix: str, source: TensorSource, ops: Ops) -> None:
@@ -50,11 +50,11 @@ class DraftBlock(Module):
         self.enorm = source.vector(f"{prefix}.enorm.weight", (width,))
         self.hnorm = source.vector(f"{prefix}.hnorm.weight", (width,))
         self.block = Block(config, index, prefix, source, ops, numerics)
-        self.head = Head(config, f"{prefix}.", source, ops)
+        self.head = OutputHead(config, f"{prefix}.", source, ops)
         self.index = index
 
     def __call__(
-        self, x: mx.array, embedded: mx.array, tokens: mx.array, state: ModelState, plan: Plan
+        self, x: mx.array, embedded: mx.array, tokens: mx.array, state: ModelState, plan: ChunkPlan
     ) -> mx.array:
         """Streams x [B, T, C, D] of positions t, embedded [B, T, D] and tokens [B, T] of t + 1 -> streams."""
         near = self.e_proj(mx.fast.rms_norm(embedded, self.enorm, self.eps).astype(self.dtype))
@@ -66,7 +66,7 @@ class DraftBlock(Module):
 Taken = Callable[[int, int], None]  # (chunk, layer): this layer's state has taken this chunk in, no later one
 
 
-class LayerLoop(Protocol):
+class LayerSchedule(Protocol):
     """How consecutive chunks go through the layers. Whoever pages experts brings another of the same bits."""
 
     @property
@@ -79,7 +79,7 @@ class LayerLoop(Protocol):
         """The streams of each chunk after the last block."""
 
 
-class OneByOne:
+class ChunkMajor:
     """A chunk through all blocks, then the next."""
 
     together = 1
@@ -105,14 +105,14 @@ class Transformer(Module):
         table = (config.vocab_size, config.hidden_size)
         self.embed = Embedding(source.linear("embed", table), mx.float32)
         self.blocks = [Block(config, i, f"layers.{i}", source, ops, numerics) for i in range(config.layers)]
-        self.head = Head(config, "", source, ops)
+        self.head = OutputHead(config, "", source, ops)
         self.vocabulary = source.linear("head", table)
         self.drafts = [
             DraftBlock(config, config.layers + i, f"mtp.{i}", source, ops, numerics)
             for i in range(config.draft_blocks)
         ]
-        self.planner = Planner(config)
-        self.loop: LayerLoop = OneByOne()
+        self.planner = ChunkPlanner(config)
+        self.loop: LayerSchedule = ChunkMajor()
 
     def new_state(self, batch: int = 1, growth: int = GROWTH) -> ModelState:
         """The state before the first token; its row buffers grow by `growth` tokens."""

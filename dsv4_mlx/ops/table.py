@@ -24,7 +24,7 @@ from dsv4_mlx.ops.reference.project import project
 from dsv4_mlx.ops.reference.query_heads import query_heads
 from dsv4_mlx.ops.reference.rotate import rotate
 from dsv4_mlx.ops.reference.route import route, route_hashed
-from dsv4_mlx.ops.types import Bank, Entry, Rounding, Streams
+from dsv4_mlx.ops.types import Bank, BlockInput, Rounding, Streams
 
 NUMERIC_VERSION = 1
 """Which arithmetic this program computes with. Every change that can change a bit of a result, the order of a
@@ -42,7 +42,7 @@ class Ops:
     `hold`: how a weight of `project` and the router is kept in memory, given as it is stored.
     """
 
-    hc_pre: Callable[..., Entry] = hc_pre
+    hc_pre: Callable[..., BlockInput] = hc_pre
     hc_post: Callable[[Streams], mx.array] = hc_post
     hc_head: Callable[..., mx.array] = hc_head
     latents: Callable[..., tuple[mx.array, mx.array]] = latents

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import mlx.core as mx
 
 
-class Mix(NamedTuple):
+class StreamMix(NamedTuple):
     """What `hc_post` needs, float32: post / 2 [B, T, C] and comb [B, T, C, C] (row: input stream)."""
 
     half_post: mx.array
@@ -22,10 +22,10 @@ class Streams(NamedTuple):
 
     x: mx.array
     out: mx.array | None = None
-    mix: Mix | None = None
+    mix: StreamMix | None = None
 
 
-class Entry(NamedTuple):
+class BlockInput(NamedTuple):
     """What a sublayer starts from: the streams x with nothing pending, its normed input `full` [B, T, D] as
     float32 and `rounded` to the activations' dtype, and how to mix its output back.
     """
@@ -33,7 +33,7 @@ class Entry(NamedTuple):
     x: mx.array
     full: mx.array
     rounded: mx.array
-    mix: Mix
+    mix: StreamMix
 
 
 class Rounding(NamedTuple):
@@ -48,7 +48,7 @@ class Rounding(NamedTuple):
     block: int = 0
 
 
-class Rows(NamedTuple):
+class CompressedRows(NamedTuple):
     """Key/value rows and who sees them. rows [B, S, K]; mask float32 [T, S], added to scores: 0 where a query
     sees a row and -inf where not; None where all see all.
 

@@ -21,7 +21,7 @@ from dsv4_mlx.paging.policy import Policy
 from dsv4_mlx.paging.slots import SlotTable
 
 
-class Turn:
+class ExpertRun:
     """Needs each of `experts` once."""
 
     def __init__(self, table: SlotTable, policy: Policy, experts: Sequence[int]) -> None:

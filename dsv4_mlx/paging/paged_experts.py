@@ -24,7 +24,7 @@ import numpy.typing as npt
 from dsv4_mlx.errors import Dsv4Error
 from dsv4_mlx.model.tensors import ExpertProduct, Routed
 from dsv4_mlx.ops.reference.expert_ffn import add_in_order
-from dsv4_mlx.paging.expert_run import Turn
+from dsv4_mlx.paging.expert_run import ExpertRun
 from dsv4_mlx.paging.policy import Policy
 from dsv4_mlx.paging.reading import ReaderPool, read_failure
 from dsv4_mlx.paging.slots import SlotBank, SlotTable
@@ -36,7 +36,7 @@ Ids = npt.NDArray[np.int64]
 Product = Callable[[int, mx.array, mx.array, mx.array], mx.array]
 
 
-class Groups:
+class GroupedRows:
     """The rows of one chunk; `wanted` are its ids [B, T, A] on the host."""
 
     def __init__(self, chunk: Routed, wanted: Ids) -> None:
@@ -86,7 +86,7 @@ class Lookahead(Protocol):
 
 
 @dataclass(frozen=True)
-class Guess:
+class OptimisticRun:
     """A run with whatever is loaded, which is right if `layer.holds` its ids [B, T, A]."""
 
     layer: PagedExperts
@@ -105,7 +105,7 @@ class PagedExperts:
         self.stats = LayerStats()
         self.lookahead: Lookahead | None = None
         self.on_need: Callable[[set[int]], None] = lambda needed: None  # told what each run needs
-        self.guesses: list[Guess] | None = None
+        self.guesses: list[OptimisticRun] | None = None
         self._on_device: mx.array | None = None  # uint32 [experts]: slots of loaded experts, 0 of others
         self._reads: dict[int, Future[None]] = {}  # by expert: asked for and not reported to the table
         self._advised: set[int] = set()
@@ -126,7 +126,7 @@ class PagedExperts:
         wanted = [np.array(chunk.ids) for chunk in chunks]
         self._collect()
         self._finish()  # of the last run: done long ago, unless the caller has not evaluated it
-        turn = Turn(self.table, self.policy, self.records.disk_order(_distinct(wanted)))
+        turn = ExpertRun(self.table, self.policy, self.records.disk_order(_distinct(wanted)))
         self._count(turn)
         self.on_need({*turn.hits, *turn.early, *turn.misses})
         self._give_up_advice(turn)
@@ -196,7 +196,7 @@ class PagedExperts:
         self._collect()
         self._finish()
 
-    def _guess(self, guesses: list[Guess], product: ExpertProduct, chunk: Routed) -> mx.array:
+    def _guess(self, guesses: list[OptimisticRun], product: ExpertProduct, chunk: Routed) -> mx.array:
         """No word from the host: what is not loaded is computed with another slot's bytes.
 
         Whoever collects the guesses evaluates them before a slot is written again, and asks whether they
@@ -205,16 +205,16 @@ class PagedExperts:
         if self._on_device is None:
             table = [slot if self.table.ready(e) else 0 for e, slot in enumerate(self.table.slot_of)]
             self._on_device = mx.array(np.array(table, np.uint32))
-        guesses.append(Guess(self, chunk.ids))
+        guesses.append(OptimisticRun(self, chunk.ids))
         slots = self._on_device[chunk.ids]
         return product(chunk.rows, chunk.x, slots, chunk.weights, *self.bank.banks(), chunk.beside)
 
-    def _begin(self, turn: Turn) -> None:
+    def _begin(self, turn: ExpertRun) -> None:
         for expert in turn.reads():
             self._read(expert)
 
     def _together(
-        self, product: ExpertProduct, chunks: Sequence[Routed], wanted: Sequence[Ids], turn: Turn
+        self, product: ExpertProduct, chunks: Sequence[Routed], wanted: Sequence[Ids], turn: ExpertRun
     ) -> list[mx.array]:
         """Every expert is loaded: one product a chunk, as with all experts in memory."""
         epoch, slot_of, banks = self.table.use(turn.group()), self._slot_of(), self.bank.banks()
@@ -230,7 +230,7 @@ class PagedExperts:
         product: ExpertProduct,
         chunks: Sequence[Routed],
         wanted: Sequence[Ids],
-        turn: Turn,
+        turn: ExpertRun,
         worth: int,
     ) -> list[mx.array]:
         """Groups of experts as they come; `worth` of them are worth a product while others are read."""
@@ -238,7 +238,7 @@ class PagedExperts:
         def rows(chunk: int, x: mx.array, slots: mx.array, weights: mx.array) -> mx.array:
             return product(chunk, x, slots, weights, *self.bank.banks(), None)
 
-        parts = [Groups(chunk, ids) for chunk, ids in zip(chunks, wanted, strict=True)]
+        parts = [GroupedRows(chunk, ids) for chunk, ids in zip(chunks, wanted, strict=True)]
         beside = [chunk.beside for chunk in chunks]
         mx.async_eval(beside)  # type: ignore[no-untyped-call]
         while not turn.done:
@@ -269,7 +269,7 @@ class PagedExperts:
         self.stats.bytes += self.records.read_bytes
         self._reads[expert] = self._pool.submit(self.records, expert, self.bank.memory(slot))
 
-    def _wait(self, turn: Turn, beside: list[mx.array]) -> None:
+    def _wait(self, turn: ExpertRun, beside: list[mx.array]) -> None:
         """Until one more expert is here. Raises the error of a read that failed for this run.
 
         What can be computed is computed first; the time after that is lost.
@@ -303,13 +303,13 @@ class PagedExperts:
                 failed.append((expert, error))
         return failed
 
-    def _give_up_advice(self, turn: Turn) -> None:
+    def _give_up_advice(self, turn: ExpertRun) -> None:
         """Reads that were advised, have not begun and are not needed would only be in the way."""
         for expert in self._advised - set(turn.early):
             self._reads[expert].cancel()
         self._collect_for(turn)
 
-    def _collect_for(self, turn: Turn) -> list[tuple[int, Dsv4Error]]:
+    def _collect_for(self, turn: ExpertRun) -> list[tuple[int, Dsv4Error]]:
         """As _collect. What failed as advice and is needed after all is read once more in its own name."""
         failed = self._collect()
         for expert, _ in failed:
@@ -324,7 +324,7 @@ class PagedExperts:
             self.table.finish(self._queued[-1][0])
             self._queued.clear()
 
-    def _count(self, turn: Turn) -> None:
+    def _count(self, turn: ExpertRun) -> None:
         self.stats.runs += 1
         self.stats.hits += len(turn.hits)
         self.stats.early += len(turn.early)

@@ -13,10 +13,10 @@ from dsv4_mlx.errors import UsageError
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.paging.lookahead import HashLayers, look_ahead
 from dsv4_mlx.paging.paged_experts import PagedExperts
-from dsv4_mlx.paging.policy import Duel
-from dsv4_mlx.paging.pressure import Governor, Pressure
+from dsv4_mlx.paging.policy import DuelPolicy
+from dsv4_mlx.paging.pressure import Pressure, PressureController
 from dsv4_mlx.paging.reading import DiskReader, Files, ReaderPool
-from dsv4_mlx.paging.schedule import Steps
+from dsv4_mlx.paging.schedule import PagedSchedule
 from dsv4_mlx.paging.sizing import ExpertMemory
 from dsv4_mlx.paging.stats import LayerStats, total
 from dsv4_mlx.weights.records import RecordMap
@@ -48,7 +48,7 @@ class Pager:
         self.files = Files()
         self.pool = ReaderPool(DiskReader(self.files, verify=verify), threads or THREADS)
         self.layers: dict[str, PagedExperts] = {}
-        self.governor, self.sense, self.clock = Governor(memory.slots), sense, time.monotonic
+        self.governor, self.sense, self.clock = PressureController(memory.slots), sense, time.monotonic
         self.resized: Callable[[], None] = lambda: None  # told once when banks have changed
         self._steps = 0
         self._seen: list[LayerStats] = []
@@ -63,7 +63,7 @@ class Pager:
                 next="convert it, or leave --verify-reads out",
             )
         slots = self.memory.slots_of(block)
-        layer = PagedExperts(records, slots, Duel(records.count), self.pool, self._dtype)
+        layer = PagedExperts(records, slots, DuelPolicy(records.count), self.pool, self._dtype)
         self.layers[block] = layer
         return layer
 
@@ -83,7 +83,7 @@ class Pager:
             self.govern()
             known.advise(tokens)
 
-        model.loop = Steps(layers, before, self._together(model))
+        model.loop = PagedSchedule(layers, before, self._together(model))
 
     def _together(self, model: Transformer) -> int:
         """Chunks that go through a layer together: as many as their activations leave room for."""

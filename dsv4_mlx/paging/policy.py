@@ -21,7 +21,7 @@ class Policy(Protocol):
         """Which of these loaded experts, none needed now and never empty, leaves for one of the step."""
 
 
-class Lru:
+class LruPolicy:
     """The expert whose last use is longest ago. Of one step, the one named first is the older."""
 
     def __init__(self, experts: int) -> None:
@@ -53,7 +53,7 @@ class _Comparison:
     undecided: bool = True
 
 
-class Duel:
+class DuelPolicy:
     """Three rules propose a victim each; the one whose proposals have lately been right is followed.
 
     The rules: the longest unused; the least often used, where a use of HALF_LIFE steps ago counts half; the

@@ -21,7 +21,7 @@ GROW_EVERY = 10.0  # seconds
 GROW = 1 / 16  # of all slots, each time
 
 
-class Governor:
+class PressureController:
     """Shrinks at once, grows slowly, never above the slots that were announced nor below one."""
 
     def __init__(self, most: int) -> None:

@@ -18,13 +18,13 @@ from dsv4_mlx.model.block import Block, Chunk
 from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Taken
 from dsv4_mlx.ops.types import Streams
-from dsv4_mlx.paging.paged_experts import FEW_ROWS, Guess, PagedExperts
+from dsv4_mlx.paging.paged_experts import FEW_ROWS, OptimisticRun, PagedExperts
 
 GUESS_BELOW, READ_ABOVE = 0.25, 0.75  # layers per token that lack an expert
 MEMORY = 0.9  # per token: about the last ten count
 
 
-class Form:
+class StrategySwitch:
     """Which form the next step takes: the running number of layers that lack an expert decides. Pure."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Form:
             self.optimistic = False
 
 
-class Steps:
+class PagedSchedule:
     """A model.transformer.LayerLoop. `before(tokens)`, of each chunk, is called when a step begins.
 
     Up to `together` chunks of a prefill go through a layer before any goes to the next: attention one after
@@ -51,7 +51,7 @@ class Steps:
         self, layers: Sequence[PagedExperts], before: Callable[[Sequence[mx.array]], None], together: int
     ) -> None:
         self._layers, self._before, self.together = layers, before, together
-        self.form = Form()
+        self.form = StrategySwitch()
 
     def __call__(
         self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
@@ -69,7 +69,7 @@ class Steps:
         return found
 
     def _guess(self, blocks: Sequence[Block], chunk: Chunk, state: ModelState) -> Streams:
-        guesses: list[Guess] = []
+        guesses: list[OptimisticRun] = []
         entered, streams = [], chunk.streams
         for layer in self._layers:
             layer.guesses = guesses

@@ -16,7 +16,7 @@ DRAFT = "mtp."  # draft blocks: rarely run, so they get no more slots than a tok
 
 
 @dataclass(frozen=True)
-class Asked:
+class MemoryRequest:
     """`--expert-memory` as it was given. `amount` is bytes, a share from 0 to 1, or slots per layer."""
 
     kind: Literal["auto", "bytes", "share", "slots"] = "auto"
@@ -24,11 +24,11 @@ class Asked:
     text: str = "auto"
 
 
-def parse(text: str) -> Asked:
+def parse(text: str) -> MemoryRequest:
     """Raises UsageError that names what would be right."""
     word = text.strip().upper()
     if word == "AUTO":
-        return Asked()
+        return MemoryRequest()
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(GB|GIB|MB|MIB|%|X)", word)
     if found is None:
         raise UsageError(f"{OPTION} is {text!r}, expected {FORMS}", next=f"{OPTION} auto")
@@ -36,12 +36,12 @@ def parse(text: str) -> Asked:
     if unit == "X":
         if number != int(number):
             raise UsageError(f"{OPTION} is {text!r}: slots are whole numbers", next=f"{OPTION} 6x")
-        return Asked("slots", number, text)
+        return MemoryRequest("slots", number, text)
     if unit == "%":
         if number > 100:
             raise UsageError(f"{OPTION} is {text!r}, expected at most 100%", next=f"{OPTION} auto")
-        return Asked("share", number / 100, text)
-    return Asked("bytes", number * UNITS[unit], text)
+        return MemoryRequest("share", number / 100, text)
+    return MemoryRequest("bytes", number * UNITS[unit], text)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class ExpertMemory:
         )
 
 
-def choose(asked: Asked, experts: Experts, room: int, reserve: int = 0) -> ExpertMemory:
+def choose(asked: MemoryRequest, experts: Experts, room: int, reserve: int = 0) -> ExpertMemory:
     """Slots for what was asked; `room` is what the machine has left for experts, in bytes.
 
     auto leaves `reserve` of it to the page cache, if not all experts fit.

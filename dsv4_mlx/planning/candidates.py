@@ -19,7 +19,7 @@ from dsv4_mlx.checkpoint.manifest import OFFICIAL, Manifest
 from dsv4_mlx.checkpoint.record import MX_GROUP, NATIVE, record_bytes, record_segments
 from dsv4_mlx.checkpoint.source import INDEX, Source
 from dsv4_mlx.config import ModelConfig, parse_config
-from dsv4_mlx.convert.conversion_plan import Plan as Files
+from dsv4_mlx.convert.conversion_plan import ConversionPlan as Files
 from dsv4_mlx.convert.conversion_plan import make_plan
 from dsv4_mlx.convert.recipe import RECIPES
 from dsv4_mlx.convert.summary import text_bytes

@@ -21,7 +21,7 @@ from dsv4_mlx.machine.measure import copy_bandwidth, free_bytes, read_speed
 from dsv4_mlx.ops.kernels import ALL
 from dsv4_mlx.ops.selftest.choose import judged
 from dsv4_mlx.ops.selftest.supervisor import Progress
-from dsv4_mlx.ops.selftest.verdicts import Limits, Metal, Verdict, this_metal
+from dsv4_mlx.ops.selftest.verdicts import CheckLimits, Metal, Verdict, this_metal
 from dsv4_mlx.planning.fit import Fit, Stored, fit, smallest
 
 _MIB = 1 << 20
@@ -148,7 +148,7 @@ def examine(
     metal: Metal | None = None,
     machine: Machine | None = None,
     kernels: Sequence[str] | None = None,
-    limits: Limits | None = None,
+    limits: CheckLimits | None = None,
     measured: int = 256 << 20,
     progress: Progress | None = None,
 ) -> Examination:
@@ -164,7 +164,7 @@ def examine(
     if metal is None:
         unchecked.append(NO_METAL)
     else:
-        found = judged(verdicts, metal, names, limits or Limits(), progress, again=True)
+        found = judged(verdicts, metal, names, limits or CheckLimits(), progress, again=True)
     try:
         free = free_bytes(folder)
         read = read_speed(folder, measured)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsv4_mlx.planning.timeline import Costs, Disk
+from dsv4_mlx.planning.timeline import Costs, DiskSpeed
 
 GB = 1e9
 LAYERS, EXPERTS, EACH, RECORD = 43, 256, 6, 13_369_344
@@ -46,8 +46,8 @@ class Mac:
         room = self.memory * GB - self.gpu - SYSTEM
         return max(0, min(EXPERTS - self.slots, int(room // (LAYERS * RECORD))))
 
-    def disk_figures(self) -> Disk:
-        return Disk(latency=0.1e-3, speed=self.disk * GB, cached=self.cached * GB)
+    def disk_figures(self) -> DiskSpeed:
+        return DiskSpeed(latency=0.1e-3, speed=self.disk * GB, cached=self.cached * GB)
 
     def costs(self, dispatches: int, step_bytes: float) -> Costs:
         """A step of `dispatches` that moves `step_bytes` of weights and rows, routed experts included.

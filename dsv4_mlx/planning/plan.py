@@ -19,7 +19,7 @@ REPOSITORY = "deepseek-ai/DeepSeek-V4-Flash"
 
 
 @dataclass(frozen=True)
-class Disk:
+class DiskNeed:
     """Bytes at each moment: of all files where the checkpoint is here, of the weights where only its config
     is known. Then text files come to it, and the headers of the download: some 30 MB.
 
@@ -33,7 +33,7 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Making:
+class ConversionCost:
     """Converting on this machine, predicted from some seconds of it; bytes of memory at most."""
 
     seconds: float
@@ -48,17 +48,17 @@ class Option:
     """
 
     name: str
-    disk: Disk
+    disk: DiskNeed
     fit: Fit
     touched: int
     prediction: Prediction | None
     download_seconds: float | None
-    making: Making | None
+    making: ConversionCost | None
     commands: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ModelPlan:
     """`best` is the name of the option to take; None if none runs."""
 
     limit: int
@@ -85,25 +85,25 @@ def plan(
     *,
     pace: Pace | None = None,
     place: str = "~/models",
-) -> Plan:
+) -> ModelPlan:
     """`limit`: bytes the model may use; `element`: bytes of a number in the state's rows.
 
     `folder`: where the model is already, if it is; it then needs no download. `place`: the folder that
     gets what is made. `pace`: how fast this machine converts there.
     """
     options = [_option(way, config, limit, element, speeds, folder, pace, place) for way in ways]
-    return Plan(limit, tuple(options), _best(options))
+    return ModelPlan(limit, tuple(options), _best(options))
 
 
-def disk(way: Candidate, here: bool) -> Disk:
+def disk(way: Candidate, here: bool) -> DiskNeed:
     """`here`: the official files are on this machine already; they are not counted unless they are used."""
     official, stored = sum(way.shards), way.stored.bytes + way.texts
     if way.name == OFFICIAL:
-        return Disk(0 if here else official, stored, stored, stored)
+        return DiskNeed(0 if here else official, stored, stored, stored)
     if here:
-        return Disk(0, stored, stored, stored)
+        return DiskNeed(0, stored, stored, stored)
     two = sum(sorted(way.shards)[-OPEN_SHARDS:])
-    return Disk(official, official + stored, stored + two, stored)
+    return DiskNeed(official, official + stored, stored + two, stored)
 
 
 def _option(
@@ -118,7 +118,7 @@ def _option(
     prediction = predict(way, found, speeds)
     making = None
     if pace is not None and way.written is not None:
-        making = Making(way.written.seconds(pace), pace.memory[way.name])
+        making = ConversionCost(way.written.seconds(pace), pace.memory[way.name])
     commands = _commands(way, found, folder, place)
     return Option(way.name, needed, found, way.touched, prediction, seconds, making, commands)
 

@@ -25,7 +25,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Disk:
+class DiskSpeed:
     """`latency` seconds before a batch of reads brings anything, then `speed` bytes per second.
 
     `cached` is the speed for records that the system's page cache holds.
@@ -55,7 +55,7 @@ class Need:
     foreseen: float = 0.0
 
 
-def token_seconds(costs: Costs, disk: Disk, record_bytes: int, layers: Sequence[Need]) -> float:
+def token_seconds(costs: Costs, disk: DiskSpeed, record_bytes: int, layers: Sequence[Need]) -> float:
     """One token through all layers."""
     now = free = 0.0  # free: when the disk has done what it was asked so far
     ready = [0.0] * len(layers)  # when what was asked for early is there
@@ -82,7 +82,9 @@ def token_seconds(costs: Costs, disk: Disk, record_bytes: int, layers: Sequence[
     return now + costs.outside
 
 
-def tokens_per_second(costs: Costs, disk: Disk, record_bytes: int, tokens: Iterable[Sequence[Need]]) -> float:
+def tokens_per_second(
+    costs: Costs, disk: DiskSpeed, record_bytes: int, tokens: Iterable[Sequence[Need]]
+) -> float:
     """The mean speed over tokens. Raises ValueError if there are none."""
     seconds = [token_seconds(costs, disk, record_bytes, layers) for layers in tokens]
     if not seconds:

@@ -12,7 +12,7 @@ K = TypeVar("K", bound=Hashable)
 OVERTAKEN = 8  # so often a waiting job lets others by; then nobody comes in before it
 
 
-class Shares(Generic[K]):
+class FairShare(Generic[K]):
     """Equal shares of engine time, whatever a step costs: a prefill chunk counts like as many tokens.
 
     A newcomer starts level with the one that had least, so it runs at once but takes nothing back.

@@ -10,14 +10,14 @@ from typing import Literal, Protocol
 import mlx.core as mx
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.decode import Prefilled, Sampled, Wanted
+from dsv4_mlx.engine.decode import GenerationLimits, PrefillProgress, Sampled
 from dsv4_mlx.engine.engine import Engine, EngineOptions, weight_bytes
 from dsv4_mlx.engine.generate import steps
 from dsv4_mlx.engine.memory import state_bytes, workspace
 from dsv4_mlx.engine.session import Session, TokenSequence
 from dsv4_mlx.machine.limits import memory_limit
-from dsv4_mlx.scheduler.request import Job
-from dsv4_mlx.scheduler.session_policy import Limits
+from dsv4_mlx.scheduler.request import GenerationRequest
+from dsv4_mlx.scheduler.session_policy import SessionLimits
 from dsv4_mlx.scheduler.session_pool import Reusable
 from dsv4_mlx.tokenizer.template import Prompts
 
@@ -34,7 +34,7 @@ class Pause:
     until: float
 
 
-Run = Generator[Prefilled | Sampled | Pause, None, Ended]
+Run = Generator[PrefillProgress | Sampled | Pause, None, Ended]
 
 
 class Backend(Protocol):
@@ -55,12 +55,12 @@ class Backend(Protocol):
     def vocabulary(self) -> int:
         """Any thread, once open."""
 
-    def limits(self, count: int) -> Limits:
+    def limits(self, count: int) -> SessionLimits:
         """Of at most `count` sessions."""
 
     def session(self) -> Reusable: ...
 
-    def run(self, session: Reusable, job: Job) -> Run:
+    def run(self, session: Reusable, job: GenerationRequest) -> Run:
         """The job's steps, as engine.generate.steps."""
 
     def memory(self) -> dict[str, int]:
@@ -108,7 +108,7 @@ class ModelBackend:
     def vocabulary(self) -> int:
         return self.engine.config.vocab_size
 
-    def limits(self, count: int) -> Limits:
+    def limits(self, count: int) -> SessionLimits:
         engine = self.engine
         budget = self._free if self._session_memory is None else self._session_memory
         return session_limits(engine.config, engine.model.dtype.size, budget, count, engine.context)
@@ -116,7 +116,7 @@ class ModelBackend:
     def session(self) -> Session:
         return self.engine.session(GROWTH)
 
-    def run(self, session: TokenSequence, job: Job) -> Run:
+    def run(self, session: TokenSequence, job: GenerationRequest) -> Run:
         return (yield from steps(session, job.prompt, job.sampling, wanted(job)))
 
     def memory(self) -> dict[str, int]:
@@ -138,17 +138,17 @@ class ModelBackend:
             self._engine.pager.close()
 
 
-def wanted(job: Job) -> Wanted:
-    return Wanted(job.max_tokens, job.constraint, job.logprobs, job.think_budget)
+def wanted(job: GenerationRequest) -> GenerationLimits:
+    return GenerationLimits(job.max_tokens, job.constraint, job.logprobs, job.think_budget)
 
 
 def session_limits(
     config: ModelConfig, element: int, budget: int, count: int, context: int, growth: int = GROWTH
-) -> Limits:
+) -> SessionLimits:
     """Limits for sessions of `element`-byte numbers that grow by `growth` tokens; the budget is at least one
     session of `context`."""
 
     def cost(tokens: int) -> int:
         return state_bytes(config, tokens, element, growth).session
 
-    return Limits(max(budget, cost(context)), count, context, cost)
+    return SessionLimits(max(budget, cost(context)), count, context, cost)

@@ -15,8 +15,8 @@ from dsv4_mlx.engine.session import check_tokens
 from dsv4_mlx.errors import DoesNotFit, UsageError
 from dsv4_mlx.scheduler.backend import Backend
 from dsv4_mlx.scheduler.linger import Linger
-from dsv4_mlx.scheduler.request import Emit, Job, QueueFull, Reason, Unavailable
-from dsv4_mlx.scheduler.scheduler import Counts, Entry, Runner, WorkerOptions
+from dsv4_mlx.scheduler.request import Emit, GenerationRequest, QueueFull, Reason, Unavailable
+from dsv4_mlx.scheduler.scheduler import Counts, RunningSequence, Scheduler, SchedulerOptions
 
 State = Literal["loading", "ready", "unhealthy", "closed"]
 STALLED = 120.0  # seconds without progress while jobs are active: then something hangs
@@ -72,30 +72,30 @@ class Ticket:
         self._cancel()
 
 
-class Worker:
+class EngineThread:
     """Loads a backend and runs jobs on it. `start` begins; `close` ends it for good.
 
     `linger` is told of work by the engine's thread.
     """
 
     def __init__(
-        self, backend: Backend, options: WorkerOptions | None = None, linger: Linger | None = None
+        self, backend: Backend, options: SchedulerOptions | None = None, linger: Linger | None = None
     ) -> None:
-        self.backend, self.options = backend, options or WorkerOptions()
+        self.backend, self.options = backend, options or SchedulerOptions()
         self.state: State = "loading"
         self.error: BaseException | None = None  # why it could not load, or is unhealthy
         self.loaded = (0, 0)  # bytes of the model loaded so far, and in all
         self._wake = threading.Condition()
         self._news = False
-        self._inbox: list[Entry] = []
+        self._inbox: list[RunningSequence] = []
         self._probes: list[threading.Event] = []
         self._closing: float | None = None  # time.monotonic() at which jobs are ended
         self._submitted = self._refused = 0
-        self._runner: Runner | None = None
+        self._runner: Scheduler | None = None
         self._linger = linger or Linger()
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
-    def start(self) -> Worker:
+    def start(self) -> EngineThread:
         self._thread.start()
         return self
 
@@ -104,14 +104,14 @@ class Worker:
         """Tokens that a prompt and its answer may have together. Once ready."""
         return self.backend.context
 
-    def submit(self, job: Job, emit: Emit) -> Ticket:
+    def submit(self, job: GenerationRequest, emit: Emit) -> Ticket:
         """Take a job. `emit` is called in the engine's thread: it must not block.
 
         Raises QueueFull, Unavailable; DoesNotFit, InputError, UsageError for a job that can never run.
         """
         if self.state == "ready":
             self._check(job)
-        entry = Entry(job, emit, time.monotonic())
+        entry = RunningSequence(job, emit, time.monotonic())
         with self._wake:
             runner = self._runner
             if self.state != "ready" or self._closing is not None or runner is None:
@@ -190,7 +190,7 @@ class Worker:
         self._news = True
         self._wake.notify()
 
-    def _check(self, job: Job) -> None:
+    def _check(self, job: GenerationRequest) -> None:
         context, vocabulary = self.backend.context, self.backend.vocabulary
         check_tokens(job.prompt, vocabulary, context)
         if len(job.prompt) == context:
@@ -215,7 +215,7 @@ class Worker:
 
         try:
             self.backend.open(progress)
-            self._runner = Runner(self.backend, self.options)
+            self._runner = Scheduler(self.backend, self.options)
             self.state = "ready"
         except Exception as error:  # whoever asks for the state is told; the program decides what to do
             self.error, self.state = error, "unhealthy"

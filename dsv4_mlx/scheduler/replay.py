@@ -37,10 +37,10 @@ from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import InputError, MachineError, UsageError
 from dsv4_mlx.machine.limits import memory_limit
 from dsv4_mlx.model.state import ModelState, Snapshot
-from dsv4_mlx.model.transformer import OneByOne, Transformer
+from dsv4_mlx.model.transformer import ChunkMajor, Transformer
 from dsv4_mlx.scheduler.backend import GROWTH, Ended, Pause, Progress, Run, session_limits, wanted
-from dsv4_mlx.scheduler.request import Job
-from dsv4_mlx.scheduler.session_policy import Limits
+from dsv4_mlx.scheduler.request import GenerationRequest
+from dsv4_mlx.scheduler.session_policy import SessionLimits
 from dsv4_mlx.scheduler.session_pool import Reusable
 from dsv4_mlx.tokenizer.template import Markers, Prompts
 from dsv4_mlx.weights.load import find_model
@@ -165,7 +165,7 @@ class ScriptedModel:
     def __init__(self, config: ModelConfig, script: Sequence[int], prompt: int, end: int) -> None:
         self.config, self._script, self._prompt, self._end = config, list(script), prompt, end
         self._at = 0
-        self.loop = OneByOne()
+        self.loop = ChunkMajor()
 
     @property
     def expected(self) -> int:
@@ -236,7 +236,7 @@ class ReplayBackend:
     def vocabulary(self) -> int:
         return self._open()[0].vocab_size
 
-    def limits(self, count: int) -> Limits:
+    def limits(self, count: int) -> SessionLimits:
         config, _, context = self._open()
         return session_limits(config, ELEMENT, memory_limit(), count, context)
 
@@ -245,7 +245,7 @@ class ReplayBackend:
         model = ScriptedModel(config, [], 0, prompts.markers.end)
         return Session(cast(Transformer, model), context, prompts.markers, GROWTH)
 
-    def run(self, session: Reusable, job: Job) -> Run:
+    def run(self, session: Reusable, job: GenerationRequest) -> Run:
         config, prompts, _ = self._open()
         turn, modes = next(self._next)
         script = _rest(modes[thinks(job.prompt, prompts.markers)], job.prompt, prompts.markers)

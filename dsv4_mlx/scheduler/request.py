@@ -20,7 +20,7 @@ Reason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True)
-class Job:
+class GenerationRequest:
     """One model turn.
 
     `prompt`: token ids, ending where the turn begins. `max_tokens` None: what the context leaves.

@@ -10,26 +10,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import get_args
 
-from dsv4_mlx.engine.decode import Prefilled, Sampled
+from dsv4_mlx.engine.decode import PrefillProgress, Sampled
 from dsv4_mlx.errors import DoesNotFit, UsageError
-from dsv4_mlx.scheduler.admission import Shares, Waiting
+from dsv4_mlx.scheduler.admission import FairShare, Waiting
 from dsv4_mlx.scheduler.backend import Backend, Run
 from dsv4_mlx.scheduler.request import (
     Emit,
     Event,
     Finished,
-    Job,
+    GenerationRequest,
     Prefill,
     Reason,
     Started,
     Token,
     Unavailable,
 )
-from dsv4_mlx.scheduler.session_pool import Lease, Pool
+from dsv4_mlx.scheduler.session_pool import Lease, SessionPool
 
 
 @dataclass(frozen=True)
-class WorkerOptions:
+class SchedulerOptions:
     """`active`: jobs that run at once; `waiting`: jobs that may wait for that, for `patience` seconds at
     most; `sessions`: large ones that are kept with their state. Raises UsageError."""
 
@@ -50,10 +50,10 @@ class Left(Exception):
 
 
 @dataclass(eq=False)
-class Entry:
+class RunningSequence:
     """A job on its way."""
 
-    job: Job
+    job: GenerationRequest
     emit: Emit
     since: float  # time.monotonic() when it came
     cancelled: bool = False  # set by any thread
@@ -82,24 +82,24 @@ class Counts:
     failures: int = 0
 
 
-class Runner:
+class Scheduler:
     """`broken` after two failures of the device in a row: then nothing of it is trusted."""
 
     def __init__(
-        self, backend: Backend, options: WorkerOptions, clock: Callable[[], float] = time.monotonic
+        self, backend: Backend, options: SchedulerOptions, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.backend, self.options, self.clock = backend, options, clock
-        self.pool = Pool(backend.limits(max(options.sessions, options.active)), backend.session)
-        self.waiting: Waiting[Entry] = Waiting()
-        self.active: list[Entry] = []
+        self.pool = SessionPool(backend.limits(max(options.sessions, options.active)), backend.session)
+        self.waiting: Waiting[RunningSequence] = Waiting()
+        self.active: list[RunningSequence] = []
         self.counts = Counts()
         self.broken: BaseException | None = None
         self.progress = clock()  # when something was last done
-        self._shares: Shares[Entry] = Shares()
+        self._shares: FairShare[RunningSequence] = FairShare()
         self._in_a_row = 0
         self._changed = False  # since nobody could come in: a prompt is compared with every session for it
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: RunningSequence) -> None:
         self.waiting.add(entry, entry.job.hint)
         self._changed = True
 
@@ -145,7 +145,7 @@ class Runner:
             self._shares.add(entry)
             self.progress = self.clock()
 
-    def _fits(self, entry: Entry) -> bool:
+    def _fits(self, entry: RunningSequence) -> bool:
         prompt, room = entry.job.prompt, self.backend.context - len(entry.job.prompt)
         most = room if entry.job.max_tokens is None else min(room, entry.job.max_tokens)
         entry.lease = self.pool.acquire(prompt, most)
@@ -153,7 +153,7 @@ class Runner:
             entry.run = self.backend.run(entry.lease.session, entry.job)
         return entry.lease is not None
 
-    def _advance(self, entry: Entry) -> None:
+    def _advance(self, entry: RunningSequence) -> None:
         """One step of one job, whatever comes of it."""
         run, lease = entry.run, entry.lease
         if run is None or lease is None:
@@ -182,12 +182,12 @@ class Runner:
         if isinstance(step, Sampled):
             self.counts.generated += 1
             self._say(entry, Token(step.token, step.logprob, step.top))
-        elif isinstance(step, Prefilled):
+        elif isinstance(step, PrefillProgress):
             self._prefilled(entry, step)
         else:
             entry.until = step.until
 
-    def _prefilled(self, entry: Entry, step: Prefilled) -> None:
+    def _prefilled(self, entry: RunningSequence, step: PrefillProgress) -> None:
         entry.cached = len(entry.job.prompt) - step.total
         self._say(entry, Prefill(step.done, step.total, entry.cached))
         if step.done == step.total:
@@ -195,7 +195,7 @@ class Runner:
             self.counts.cached += entry.cached
             self._say(entry, Started(entry.cached))
 
-    def _fail(self, entry: Entry, error: Exception) -> None:
+    def _fail(self, entry: RunningSequence, error: Exception) -> None:
         """A session that a failed step left is empty (session.py): then it was the device, or a bug."""
         if entry.lease is not None and not entry.lease.session.tokens and not isinstance(error, DoesNotFit):
             self.counts.failures += 1
@@ -205,7 +205,7 @@ class Runner:
         if self._in_a_row >= 2:
             self.broken = error
 
-    def _finish(self, entry: Entry, reason: Reason, error: BaseException | None = None) -> None:
+    def _finish(self, entry: RunningSequence, reason: Reason, error: BaseException | None = None) -> None:
         self.active.remove(entry)
         self._shares.remove(entry)
         if entry.run is not None:
@@ -218,7 +218,7 @@ class Runner:
             other.blocked = False
         self._say(entry, Finished(reason, error))
 
-    def _say(self, entry: Entry, event: Event) -> None:
+    def _say(self, entry: RunningSequence, event: Event) -> None:
         if isinstance(event, Finished):
             self.counts.finished[event.reason] += 1
         try:

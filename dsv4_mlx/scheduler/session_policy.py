@@ -21,7 +21,7 @@ WORTH = 256  # tokens that are worth branching from a session in use
 
 
 @dataclass(frozen=True)
-class Held:
+class CachedSession:
     """A live session. `tokens` it holds, of which `prompt` were given; `bytes` it takes now; `used`: a clock
     of last use; `claim`: bytes its job may come to need, 0 where no job runs."""
 
@@ -38,7 +38,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Limits:
+class SessionLimits:
     """`budget`: bytes for sessions, enough for one of the whole context; `count`: most sessions, more than
     ever run at once. `cost(tokens)`: bytes of a session of so many tokens. `context`: most tokens of one."""
 
@@ -51,12 +51,12 @@ class Limits:
     def side(self) -> int:
         return self.cost(min(2 * SMALL, self.context))
 
-    def small(self, one: Held) -> bool:
+    def small(self, one: CachedSession) -> bool:
         return one.prompt < SMALL and one.bytes <= self.side
 
 
 @dataclass(frozen=True)
-class Plan:
+class SessionPlan:
     """`base`: the session to go on from (None: a new one), a branch of it if `branch`. `evict`: who goes.
     `size` and `claim`: bytes the session takes at first, and may come to need."""
 
@@ -68,18 +68,22 @@ class Plan:
 
 
 def plan(
-    held: Sequence[Held], keeps: Callable[[int], int], prompt: int, max_tokens: int, limits: Limits
-) -> Plan | None:
+    held: Sequence[CachedSession],
+    keeps: Callable[[int], int],
+    prompt: int,
+    max_tokens: int,
+    limits: SessionLimits,
+) -> SessionPlan | None:
     """The plan for a prompt of `prompt` tokens; `keeps(key)`: how many of them a session would keep.
 
     None: active jobs need the memory; ask again when one has ended.
     """
     size = limits.cost(min(limits.context, prompt + 1))
     claim = limits.cost(min(limits.context, prompt + max_tokens))
-    fresh: Plan | None = None
+    fresh: SessionPlan | None = None
     kept = {one.key: keeps(one.key) for one in held}
     for base, branch in _bases(held, kept):
-        going = Held(NEW, prompt, prompt, size, 0, max(size, claim))
+        going = CachedSession(NEW, prompt, prompt, size, 0, max(size, claim))
         stays = list(held)
         if base is not None and not branch:
             if limits.small(going) and not limits.small(base):
@@ -93,14 +97,16 @@ def plan(
         )
         if gone is None:
             continue
-        found = Plan(base.key if base else None, branch, gone, going.bytes, going.claim)
+        found = SessionPlan(base.key if base else None, branch, gone, going.bytes, going.claim)
         if base is not None or not any(kept[key] for key in gone):
             return found
         fresh = found  # but rather go on from a session that would go for it
     return fresh
 
 
-def growth(held: Sequence[Held], growing: int, size: int, limits: Limits) -> tuple[int, ...] | None:
+def growth(
+    held: Sequence[CachedSession], growing: int, size: int, limits: SessionLimits
+) -> tuple[int, ...] | None:
     """Who goes so that the session `growing` may take `size` bytes; None: it has to wait for another job."""
     all_of_them = [replace(one, bytes=max(one.bytes, size)) if one.key == growing else one for one in held]
     if not safe(all_of_them, limits):
@@ -114,14 +120,14 @@ def growth(held: Sequence[Held], growing: int, size: int, limits: Limits) -> tup
     return None
 
 
-def safe(held: Sequence[Held], limits: Limits) -> bool:
+def safe(held: Sequence[CachedSession], limits: SessionLimits) -> bool:
     """Whether the active jobs can all end in some order, whatever each still comes to need."""
     active = [one for one in held if not one.idle]
     large = [one for one in active if one.prompt >= SMALL or one.claim > limits.side]
     return _can_end(large, limits.budget) and _can_end(active, limits.budget + limits.side)
 
 
-def _can_end(active: Sequence[Held], total: int) -> bool:
+def _can_end(active: Sequence[CachedSession], total: int) -> bool:
     free = total - sum(one.bytes for one in active)
     if free < 0:
         return False
@@ -132,11 +138,13 @@ def _can_end(active: Sequence[Held], total: int) -> bool:
     return True
 
 
-def _bases(held: Sequence[Held], kept: Mapping[int, int]) -> Iterable[tuple[Held | None, bool]]:
+def _bases(
+    held: Sequence[CachedSession], kept: Mapping[int, int]
+) -> Iterable[tuple[CachedSession | None, bool]]:
     """What to go on from, best first: (session, as a branch). A new session is the last resort but one:
     to lose part of an idle session, where memory allows nothing better."""
-    ways: list[tuple[int, bool, int, Held]] = []
-    last: list[tuple[int, Held]] = []
+    ways: list[tuple[int, bool, int, CachedSession]] = []
+    last: list[tuple[int, CachedSession]] = []
     for one in held:
         most = kept[one.key]
         lost = max(0, one.prompt - most)
@@ -154,7 +162,7 @@ def _bases(held: Sequence[Held], kept: Mapping[int, int]) -> Iterable[tuple[Held
 
 
 def _evicted(
-    all_of_them: Sequence[Held], others: Sequence[Held], gently: bool, limits: Limits
+    all_of_them: Sequence[CachedSession], others: Sequence[CachedSession], gently: bool, limits: SessionLimits
 ) -> tuple[int, ...] | None:
     """Who of `others` goes, small ones only if `gently`, so that `all_of_them` keep the limits; None if they
     can't. Large sessions alone keep to budget and count; with small ones, to `side` and one place more."""

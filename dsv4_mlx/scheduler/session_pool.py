@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 from dsv4_mlx.engine.session import TokenSequence
-from dsv4_mlx.scheduler.session_policy import SMALL, Held, Limits, growth, plan
+from dsv4_mlx.scheduler.session_policy import SMALL, CachedSession, SessionLimits, growth, plan
 
 
 class Reusable(TokenSequence, Protocol):
@@ -35,18 +35,18 @@ class Lease:
     session: Reusable
 
 
-class Pool:
+class SessionPool:
     """Sessions with their state, each free for the next prompt that shares a beginning with it."""
 
-    def __init__(self, limits: Limits, new: Callable[[], Reusable]) -> None:
+    def __init__(self, limits: SessionLimits, new: Callable[[], Reusable]) -> None:
         self.limits, self._new = limits, new
         self.evictions = self.branches = 0
         self._sessions: dict[int, Reusable] = {}
-        self._held: dict[int, Held] = {}
+        self._held: dict[int, CachedSession] = {}
         self._clock = 0
 
     @property
-    def held(self) -> list[Held]:
+    def held(self) -> list[CachedSession]:
         return list(self._held.values())
 
     def acquire(self, prompt: Sequence[int], max_tokens: int) -> Lease | None:
@@ -66,7 +66,7 @@ class Pool:
             self._sessions[key] = session
             self.branches += found.branch
         session = self._sessions[key]
-        self._held[key] = Held(key, len(tokens), len(tokens), found.size, self._clock, found.claim)
+        self._held[key] = CachedSession(key, len(tokens), len(tokens), found.size, self._clock, found.claim)
         return Lease(key, session)
 
     def may_go_on(self, lease: Lease) -> bool:
@@ -93,7 +93,7 @@ class Pool:
             return
         self._clock += 1
         prompt, size = min(held.prompt, len(session.tokens)), self.limits.cost(session.capacity)
-        self._held[lease.key] = Held(lease.key, len(session.tokens), prompt, size, self._clock)
+        self._held[lease.key] = CachedSession(lease.key, len(session.tokens), prompt, size, self._clock)
         gone = growth(self.held, lease.key, size, self.limits) or ()
         if prompt < SMALL and not all(self.limits.small(self._held[key]) for key in gone):
             self.drop(lease)  # a long answer to a small request is worth less than what it would displace

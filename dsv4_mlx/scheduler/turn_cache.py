@@ -42,7 +42,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Said:
+class Completion:
     """A finished turn as the client got it."""
 
     reasoning: str
@@ -63,7 +63,7 @@ class Rendered:
 @dataclass(frozen=True, eq=False)
 class _Turn:
     ids: Ids  # from behind the assistant marker to the end of sentence
-    said: Said
+    said: Completion
     keys: tuple[str, ...]
 
     @property
@@ -72,7 +72,7 @@ class _Turn:
         return self.ids.nbytes + 4 * (len(self.said.reasoning) + len(self.said.content) + calls) + 1024
 
 
-class Turns:
+class TurnCache:
     """The turns of one server, for every client; safe for several threads. Handles and call ids are too
     random to be guessed, so no client reaches another's turn."""
 
@@ -88,7 +88,9 @@ class Turns:
         """A new handle for the turn that begins: 128 random bits, and nothing in them."""
         return secrets.token_urlsafe(16)
 
-    def remember(self, prompt: Sequence[int], sampled: Sequence[int], said: Said, handle: str = "") -> None:
+    def remember(
+        self, prompt: Sequence[int], sampled: Sequence[int], said: Completion, handle: str = ""
+    ) -> None:
         """Keep a turn that the model ended itself. `sampled`: the ids of its Token events.
 
         Not for turns cut short by a limit, a stop string or the client: those have another end.
@@ -208,7 +210,7 @@ class Turns:
                 del self._by_key[key]
 
 
-def _same(said: Said, message: Message) -> bool:
+def _same(said: Completion, message: Message) -> bool:
     calls = message.tool_calls or []
     if [(call.id, call.name) for call in calls] != [(call.id, call.name) for call in said.calls]:
         return False

@@ -30,7 +30,7 @@ _STATUS: dict[tuple[Family, int], int] = {("anthropic", 503): 529}
 
 
 @dataclass(eq=False)  # not frozen: raising an exception sets its traceback
-class Refusal(Exception):
+class ApiError(Exception):
     """`status` as OpenAI's family has it. `extra` goes into OpenAI's error object."""
 
     status: int
@@ -68,19 +68,19 @@ class Refusal(Exception):
         return {"error": {**error, **self.extra}}
 
 
-def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> Refusal:
+def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """400 for a value that is not what it should be."""
-    return Refusal(400, code, message, param)
+    return ApiError(400, code, message, param)
 
 
-def unsupported(message: str, param: str | None = None) -> Refusal:
+def unsupported(message: str, param: str | None = None) -> ApiError:
     """400 for what this server does not do."""
-    return Refusal(400, "unsupported_value", message, param)
+    return ApiError(400, "unsupported_value", message, param)
 
 
-def too_long(prompt: int, context: int, param: str) -> Refusal:
+def too_long(prompt: int, context: int, param: str) -> ApiError:
     """400 for a prompt that leaves no room. Clients of both families read the two numbers out of the text."""
-    return Refusal(
+    return ApiError(
         400,
         "context_length_exceeded",
         f"This model's maximum context length is {context} tokens. However, your messages resulted in "
@@ -91,17 +91,17 @@ def too_long(prompt: int, context: int, param: str) -> Refusal:
     )
 
 
-def from_error(error: BaseException, log: str | None = None) -> Refusal:
+def from_error(error: BaseException, log: str | None = None) -> ApiError:
     """A failure of this program -> what the client is told. Bugs are 500 without their details."""
-    if isinstance(error, Refusal):
+    if isinstance(error, ApiError):
         return error
     if isinstance(error, QueueFull):
-        return Refusal(429, "queue_full", error.message, retry_after=error.retry_after)
+        return ApiError(429, "queue_full", error.message, retry_after=error.retry_after)
     if isinstance(error, Unavailable):
-        return Refusal(503, "unavailable", error.message, retry_after=5)
+        return ApiError(503, "unavailable", error.message, retry_after=5)
     if isinstance(error, InputError | UsageError | DoesNotFit):
         return invalid(error.message)
     if isinstance(error, Dsv4Error):
-        return Refusal(500, "internal_error", error.message)
+        return ApiError(500, "internal_error", error.message)
     where = "" if log is None else f"; the details are in {log} on its machine"
-    return Refusal(500, "internal_error", f"the server failed ({type(error).__name__}){where}")
+    return ApiError(500, "internal_error", f"the server failed ({type(error).__name__}){where}")

@@ -20,25 +20,25 @@ from starlette.routing import Route
 from dsv4_mlx.engine.engine import fitting
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
 from dsv4_mlx.grammar.grammars import Grammars
-from dsv4_mlx.scheduler.turn_cache import Turns
+from dsv4_mlx.scheduler.turn_cache import TurnCache
 from dsv4_mlx.server import openapi as models
-from dsv4_mlx.server.api_errors import Refusal, invalid
-from dsv4_mlx.server.metrics import Record
-from dsv4_mlx.server.middleware import Gate, visit_of
+from dsv4_mlx.server.api_errors import ApiError, invalid
+from dsv4_mlx.server.metrics import Metrics
+from dsv4_mlx.server.middleware import Gate, scope_of
 from dsv4_mlx.server.openapi import document
 from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.protocols.fields import Body, flag, parse, text
-from dsv4_mlx.server.protocols.request import Ask, Facts, Protocol
-from dsv4_mlx.server.service import Service
-from dsv4_mlx.server.streaming import Answer, Counter, body_of
-from dsv4_mlx.server.translate import Intake
+from dsv4_mlx.server.protocols.request import ParsedRequest, ProtocolName, ServerInfo
+from dsv4_mlx.server.service import EngineService
+from dsv4_mlx.server.streaming import Endpoint, ServerContext, body_of
+from dsv4_mlx.server.translate import Translator
 from dsv4_mlx.tokenizer.markers import Spelling
 from dsv4_mlx.tokenizer.template import LEVELS, Prompts
 from dsv4_mlx.weights.load import find_model
 
 PROBE = 2.0  # seconds for the engine thread to say that it lives
 
-_PROTOCOLS: dict[str, Protocol] = {
+_PROTOCOLS: dict[str, ProtocolName] = {
     "/chat/completions": "chat",
     "/completions": "completions",
     "/responses": "responses",
@@ -49,7 +49,7 @@ _PROTOCOLS: dict[str, Protocol] = {
 class App(Starlette):
     """The ASGI application."""
 
-    def __init__(self, counter: Counter) -> None:
+    def __init__(self, counter: ServerContext) -> None:
         self.counter, facts = counter, counter.intake.facts
         routes = [
             Route("/", _say(lambda: models.greeting(facts))),
@@ -63,7 +63,7 @@ class App(Starlette):
             Route("/responses/input_tokens", self._count, methods=["POST"]),
             Route("/tokenize", self._tokenize, methods=["POST"]),
             Route("/detokenize", self._detokenize, methods=["POST"]),
-            *(Route(path, Answer(counter, name), methods=["POST"]) for path, name in _PROTOCOLS.items()),
+            *(Route(path, Endpoint(counter, name), methods=["POST"]) for path, name in _PROTOCOLS.items()),
             Route("/models/{name:path}", self._model),
         ]
         paths = {route.path for route in routes}
@@ -77,7 +77,7 @@ class App(Starlette):
         one = models.model(self.counter.intake.facts)
         name = request.path_params["name"]
         if name != one["id"]:
-            raise Refusal(
+            raise ApiError(
                 404, "model_not_found", f"there is no model {name[:80]!r}, only {one['id']}", "model"
             )
         return JSONResponse(one)
@@ -110,8 +110,8 @@ class App(Starlette):
         """Exact: the prompt is rendered as it would be, without a queue and without a limit."""
         counter = self.counter
         raw = await body_of(request, counter.limits)
-        protocol: Protocol = "messages" if request.scope["path"].startswith("/messages") else "responses"
-        ask: Ask = await counter.call(counter.intake.read, protocol, raw)
+        protocol: ProtocolName = "messages" if request.scope["path"].startswith("/messages") else "responses"
+        ask: ParsedRequest = await counter.call(counter.intake.read, protocol, raw)
         said = {"input_tokens": len(await counter.call(counter.intake.rendered, ask))}
         return JSONResponse(said if protocol == "messages" else {"object": "response.input_tokens", **said})
 
@@ -150,14 +150,14 @@ def _say(what: Callable[[], Any]) -> Callable[[Request], Awaitable[Response]]:
 
 async def _nothing(request: Request, error: Exception) -> Response:
     if request.scope["path"].startswith("/responses/"):
-        raise Refusal(404, "not_found", "this server stores no responses")
-    raise Refusal(404, "not_found", f"there is nothing at {visit_of(request.scope).head.path[:200]!r}")
+        raise ApiError(404, "not_found", "this server stores no responses")
+    raise ApiError(404, "not_found", f"there is nothing at {scope_of(request.scope).head.path[:200]!r}")
 
 
 async def _other_method(request: Request, error: Exception) -> Response:
     allowed = ", ".join(sorted((cast(HTTPException, error).headers or {})["Allow"].split(", ")))
-    visit = visit_of(request.scope)
-    refusal = Refusal(405, "method_not_allowed", f"{visit.head.path[:200]!r} takes {allowed}")
+    visit = scope_of(request.scope)
+    refusal = ApiError(405, "method_not_allowed", f"{visit.head.path[:200]!r} takes {allowed}")
     response = visit.refused(refusal)
     response.headers["allow"] = allowed
     return response
@@ -165,7 +165,7 @@ async def _other_method(request: Request, error: Exception) -> Response:
 
 def model_facts(
     folder: Path, name: str, options: ServerOptions, context: int | None, expert_memory: str | None
-) -> Facts:
+) -> ServerInfo:
     """What is known of a model before it is loaded. Raises UsageError, InputError, DoesNotFit.
 
     `expert_memory` None: its weights won't be loaded.
@@ -177,14 +177,14 @@ def model_facts(
     elif context is None:
         context = DEFAULT_CONTEXT
     levels = LEVELS[stored.manifest.checkpoint]
-    return Facts(options, name, levels, config.vocab_size, context, config.max_context)
+    return ServerInfo(options, name, levels, config.vocab_size, context, config.max_context)
 
 
 def make_app(
-    folder: Path, facts: Facts, worker: Service, threads: Executor, crash: Callable[[str], str]
+    folder: Path, facts: ServerInfo, worker: EngineService, threads: Executor, crash: Callable[[str], str]
 ) -> App:
     """The application; reads tokenizer and template, which takes a second at full size. Raises InputError."""
     prompts = Prompts(folder, find_model(folder).manifest.checkpoint)
     grammars = Grammars(folder, facts.vocabulary, prompts.markers)
-    intake = Intake(facts, Spelling(folder), grammars, Turns(prompts))
-    return App(Counter(intake, worker, threads, facts.options.limits, Record(), crash))
+    intake = Translator(facts, Spelling(folder), grammars, TurnCache(prompts))
+    return App(ServerContext(intake, worker, threads, facts.options.limits, Metrics(), crash))

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from dsv4_mlx.server.service import Service
+from dsv4_mlx.server.service import EngineService
 
 if TYPE_CHECKING:
     from dsv4_mlx.server.streaming import Exchange
@@ -37,7 +37,7 @@ class Histogram:
         return [*out, f"{name}_sum {self.total:.6g}", f"{name}_count {below}"]
 
 
-class Record:
+class Metrics:
     """Used by the event loop alone."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Record:
             said += f" {rate:.1f} tok/s"
         return said
 
-    def metrics(self, worker: Service) -> str:
+    def metrics(self, worker: EngineService) -> str:
         """Prometheus text."""
         stats = worker.stats()
         out = _counter("dsv4_requests_total", "Requests answered.")

@@ -20,8 +20,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dsv4_mlx.server.api_errors import Family, Refusal, from_error
-from dsv4_mlx.server.metrics import Record
+from dsv4_mlx.server.api_errors import ApiError, Family, from_error
+from dsv4_mlx.server.metrics import Metrics
 from dsv4_mlx.server.options import ServerOptions
 
 _LOCAL = ("localhost", "127.0.0.1", "::1", "host.docker.internal")
@@ -31,7 +31,7 @@ OPEN_PATHS = ("/", "/health", "/healthz", "/v1/health")  # say nothing that need
 
 
 @dataclass(frozen=True)
-class Head:
+class RequestHead:
     """What the guard looks at. Header names are in lower case."""
 
     method: str
@@ -56,11 +56,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check(head: Head, options: ServerOptions) -> dict[str, str]:
+def check(head: RequestHead, options: ServerOptions) -> dict[str, str]:
     """Headers that the answer carries for this client's sake (CORS). Raises Refusal."""
     size = sum(len(name) + len(value) for name, value in head.headers.items())
     if size > options.limits.headers:
-        raise Refusal(
+        raise ApiError(
             431,
             "headers_too_large",
             f"the headers have {size} bytes, expected at most {options.limits.headers}",
@@ -87,7 +87,7 @@ def _check_host(host: str | None, options: ServerOptions) -> None:
         return
     if not is_loopback(options.host) and (options.api_key is not None or _is_address(name)):
         return
-    raise Refusal(
+    raise ApiError(
         403,
         "host_not_allowed",
         f"the Host header names {name[:80]!r}; start the server with --allowed-host for it",
@@ -119,7 +119,7 @@ def _check_origin(origin: str | None, options: ServerOptions) -> dict[str, str]:
         or origin in options.allowed_origins
     )
     if not ours:
-        raise Refusal(
+        raise ApiError(
             403,
             "origin_not_allowed",
             f"the Origin header names {origin[:80]!r}; start the server with --cors for it",
@@ -142,35 +142,35 @@ def _check_key(headers: Mapping[str, str], options: ServerOptions) -> None:
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     given = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
     if not hmac.compare_digest(given.encode("utf-8", "replace"), options.api_key.encode()):
-        raise Refusal(401, "invalid_api_key", "the API key is wrong or missing")
+        raise ApiError(401, "invalid_api_key", "the API key is wrong or missing")
 
 
 def _check_body(headers: Mapping[str, str], options: ServerOptions) -> None:
     """A form or plain text, which any web page may send unasked, is refused."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise Refusal(
+        raise ApiError(
             415, "unsupported_media_type", f"the content type is {kind[:80]!r}, expected application/json"
         )
     length = headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length) > options.limits.body:
-        raise Refusal(413, "request_too_large", f"the body is larger than {options.limits.body} bytes")
+        raise ApiError(413, "request_too_large", f"the body is larger than {options.limits.body} bytes")
 
 
 _PREFIXES = ("/anthropic/v1", "/anthropic", "/beta/v1", "/beta", "/v1")
 
 
 @dataclass
-class Visit:
-    """One HTTP request, as far as the gate knows it; `visit_of` finds it again."""
+class RequestScope:
+    """One HTTP request, as far as the gate knows it; `scope_of` finds it again."""
 
-    head: Head
+    head: RequestHead
     id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
     headers: dict[str, str] = field(default_factory=dict)  # of every answer to it
     status: int = 0  # 0 until an answer begins
     detail: str = ""  # what the log says of it
 
-    def refused(self, refusal: Refusal) -> Response:
+    def refused(self, refusal: ApiError) -> Response:
         """The answer that says so."""
         family = self.head.family
         return JSONResponse(
@@ -178,8 +178,8 @@ class Visit:
         )
 
 
-def visit_of(scope: Scope) -> Visit:
-    visit: Visit = scope["state"]["visit"]
+def scope_of(scope: Scope) -> RequestScope:
+    visit: RequestScope = scope["state"]["visit"]
     return visit
 
 
@@ -194,7 +194,7 @@ class Gate:
         app: ASGIApp,
         options: ServerOptions,
         paths: Collection[str],
-        record: Record,
+        record: Metrics,
         crash: Callable[[str], str],
     ) -> None:
         self.app, self.options, self.paths, self.record, self.crash = app, options, paths, record, crash
@@ -203,7 +203,7 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        visit = Visit(Head(scope["method"], _tidy(scope["path"]), Headers(scope=scope)))
+        visit = RequestScope(RequestHead(scope["method"], _tidy(scope["path"]), Headers(scope=scope)))
         visit.headers = {"x-request-id": visit.id, "request-id": visit.id}
         scope.setdefault("state", {})["visit"] = visit
         scope["path"] = path = _route(visit.head.path)
@@ -212,7 +212,7 @@ class Gate:
             visit.headers.update(check(visit.head, self.options))
             if scope["state"].get("crowded"):
                 most = self.options.limits.connections
-                raise Refusal(503, "overloaded", f"more than {most} connections are open", retry_after=5)
+                raise ApiError(503, "overloaded", f"more than {most} connections are open", retry_after=5)
             await (_preflight if visit.head.method == "OPTIONS" else self.app)(scope, receive, out)
         except ClientDisconnect:
             visit.status = visit.status or 499  # never sent: for the log
@@ -225,13 +225,13 @@ class Gate:
             named = path if path in self.paths else "other"
             self.record.request(visit.id, visit.head.method, named, visit.status, agent, visit.detail)
 
-    def _refusal(self, error: Exception) -> Refusal:
+    def _refusal(self, error: Exception) -> ApiError:
         """What is no refusal is a bug: told without its details, which go into a file."""
-        if isinstance(error, Refusal):
+        if isinstance(error, ApiError):
             return error
         return from_error(error, self.crash("".join(traceback.format_exception(error))))
 
-    def _watched(self, visit: Visit, send: Send) -> Send:
+    def _watched(self, visit: RequestScope, send: Send) -> Send:
         """`send` with a time limit, which keeps the status and adds the headers of every answer."""
 
         async def out(message: Message) -> None:

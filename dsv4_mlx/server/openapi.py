@@ -9,7 +9,7 @@ from typing import Any
 
 from dsv4_mlx import __version__
 from dsv4_mlx.server.protocols.fields import Body
-from dsv4_mlx.server.protocols.request import Facts
+from dsv4_mlx.server.protocols.request import ServerInfo
 
 Schema = dict[str, Any]
 
@@ -187,7 +187,7 @@ _PARAMETERS = (
 )  # fmt: skip
 
 
-def model(facts: Facts) -> Body:
+def model(facts: ServerInfo) -> Body:
     """One entry of both families' lists."""
     context = facts.context
     name = "DeepSeek V4 Flash" if facts.model.startswith("deepseek") else facts.model
@@ -211,13 +211,13 @@ def model(facts: Facts) -> Body:
     }
 
 
-def listing(facts: Facts) -> Body:
+def listing(facts: ServerInfo) -> Body:
     """Both families' list."""
     one = model(facts)
     return {"object": "list", "data": [one], "has_more": False, "first_id": one["id"], "last_id": one["id"]}
 
 
-def greeting(facts: Facts) -> Body:
+def greeting(facts: ServerInfo) -> Body:
     """What `GET /` says."""
     return {
         "name": "dsv4-mlx",

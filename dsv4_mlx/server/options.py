@@ -12,7 +12,7 @@ MAX_EFFORT_CONTEXT = 393_216  # the context that "max" effort was made for, by t
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """What one request may be. Sizes in bytes, times in seconds."""
 
     body: int = 64 << 20
@@ -45,4 +45,4 @@ class ServerOptions:
     think: Think = "on"
     strict_model: bool = False
     raw_special_tokens: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: ServerLimits = field(default_factory=ServerLimits)

@@ -20,18 +20,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from dsv4_mlx.scheduler.request import Event, Finished, Job, Prefill, Started, Token
-from dsv4_mlx.server.api_errors import Refusal, from_error
-from dsv4_mlx.server.metrics import Record
-from dsv4_mlx.server.middleware import Visit, visit_of
-from dsv4_mlx.server.options import Limits
-from dsv4_mlx.server.protocols.request import Ask, Protocol
-from dsv4_mlx.server.protocols.stream import Wire
-from dsv4_mlx.server.service import Service
-from dsv4_mlx.server.translate import Intake
+from dsv4_mlx.scheduler.request import Event, Finished, GenerationRequest, Prefill, Started, Token
+from dsv4_mlx.server.api_errors import ApiError, from_error
+from dsv4_mlx.server.metrics import Metrics
+from dsv4_mlx.server.middleware import RequestScope, scope_of
+from dsv4_mlx.server.options import ServerLimits
+from dsv4_mlx.server.protocols.request import ParsedRequest, ProtocolName
+from dsv4_mlx.server.protocols.stream import StreamEncoder
+from dsv4_mlx.server.service import EngineService
+from dsv4_mlx.server.translate import Translator
 
 
-class Feed:
+class EventQueue:
     """`emit` is for the engine thread and never blocks; `next` for one task of the loop.
 
     What a slow client has not taken waits here: at most the answer's tokens, and only until it is dropped.
@@ -80,14 +80,14 @@ JSON = {"content-type": "application/json"}
 
 
 @dataclass
-class Counter:
+class ServerContext:
     """The service window: what every exchange needs."""
 
-    intake: Intake
-    worker: Service
+    intake: Translator
+    worker: EngineService
     threads: Executor
-    limits: Limits
-    record: Record
+    limits: ServerLimits
+    record: Metrics
     crash: Callable[[str], str]  # a traceback -> the file it was written to
 
     async def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -99,13 +99,13 @@ class Counter:
 class Exchange:
     """One turn under way."""
 
-    counter: Counter
-    ask: Ask
-    job: Job
-    wire: Wire
-    visit: Visit
+    counter: ServerContext
+    ask: ParsedRequest
+    job: GenerationRequest
+    wire: StreamEncoder
+    visit: RequestScope
     send: Send
-    feed: Feed = field(default_factory=Feed)
+    feed: EventQueue = field(default_factory=EventQueue)
     sampled: list[int] = field(default_factory=list)
     done: int = 0
     total: int = 0
@@ -113,7 +113,7 @@ class Exchange:
     first_token: float | None = None
     opened: bool = False
     ended: str | None = None  # how: stop, length, or the code of a refusal
-    refusal: Refusal | None = None
+    refusal: ApiError | None = None
 
     def take(self, events: list[Event]) -> list[str]:
         """Events -> frames of the stream."""
@@ -156,7 +156,7 @@ class Exchange:
                 turns.remember(self.job.prompt, self.sampled, self.wire.said(), self.wire.handle)
             return
         if event.error is None:
-            self.refusal = Refusal(503, "unavailable", "the server is shutting down", retry_after=5)
+            self.refusal = ApiError(503, "unavailable", "the server is shutting down", retry_after=5)
         else:
             self.refusal = _told(event.error, self.counter)
         self.ended = self.refusal.code
@@ -171,18 +171,18 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Endpoint:
     """The endpoint of one protocol. Raises Refusal before anything was sent, and ClientDisconnect."""
 
-    counter: Counter
-    protocol: Protocol
+    counter: ServerContext
+    protocol: ProtocolName
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        counter, visit = self.counter, visit_of(scope)
+        counter, visit = self.counter, scope_of(scope)
         _check_ready(counter.worker)
         raw = await body_of(Request(scope, receive), counter.limits)
-        ask: Ask = await counter.call(counter.intake.read, self.protocol, raw)
-        job: Job = await counter.call(counter.intake.job, ask)
+        ask: ParsedRequest = await counter.call(counter.intake.read, self.protocol, raw)
+        job: GenerationRequest = await counter.call(counter.intake.job, ask)
         wire = counter.intake.wire(ask, job)
         turn = Exchange(counter, ask, job, wire, visit, send)
         try:
@@ -195,7 +195,7 @@ class Answer:
         except ClientDisconnect:
             turn.ended = "client_disconnected"
             raise
-        except Refusal:
+        except ApiError:
             raise
         except Exception as error:  # a bug: a stream that has begun ends with its own kind of error
             refusal = _told(error, counter)
@@ -253,34 +253,34 @@ async def _plain(turn: Exchange, scope: Scope, receive: Receive) -> None:
         await reply(scope, receive, turn.send)
 
 
-async def _watch(receive: Receive, feed: Feed) -> None:
+async def _watch(receive: Receive, feed: EventQueue) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     feed.leave()
 
 
-async def body_of(request: Request, limits: Limits) -> bytes:
+async def body_of(request: Request, limits: ServerLimits) -> bytes:
     """The request's body. Raises Refusal 413 as soon as it is too large, 408 if it comes too slowly."""
     body = bytearray()  # grows in one place: pieces would leave holes
     try:
         async with asyncio.timeout(limits.body_time):
             async for piece in request.stream():
                 if len(body) + len(piece) > limits.body:
-                    raise Refusal(413, "request_too_large", f"the body is larger than {limits.body} bytes")
+                    raise ApiError(413, "request_too_large", f"the body is larger than {limits.body} bytes")
                 body += piece
     except TimeoutError:
-        raise Refusal(408, "timeout", f"the body took longer than {limits.body_time:g} s") from None
+        raise ApiError(408, "timeout", f"the body took longer than {limits.body_time:g} s") from None
     return bytes(body)
 
 
-def _check_ready(worker: Service) -> None:
+def _check_ready(worker: EngineService) -> None:
     if worker.state == "loading":
-        raise Refusal(503, "unavailable", "the model is loading", retry_after=5)
+        raise ApiError(503, "unavailable", "the model is loading", retry_after=5)
     if worker.state != "ready":
-        raise Refusal(503, "unavailable", f"the engine is {worker.state}", retry_after=5)
+        raise ApiError(503, "unavailable", f"the engine is {worker.state}", retry_after=5)
 
 
-def _told(error: BaseException, counter: Counter) -> Refusal:
+def _told(error: BaseException, counter: ServerContext) -> ApiError:
     import traceback
 
     refusal = from_error(error)

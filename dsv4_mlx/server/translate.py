@@ -8,39 +8,39 @@ import threading
 
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.grammar.grammars import Grammars
-from dsv4_mlx.scheduler.request import Job
-from dsv4_mlx.scheduler.turn_cache import Turns
-from dsv4_mlx.server.api_errors import Refusal, invalid, too_long
+from dsv4_mlx.scheduler.request import GenerationRequest
+from dsv4_mlx.scheduler.turn_cache import TurnCache
+from dsv4_mlx.server.api_errors import ApiError, invalid, too_long
 from dsv4_mlx.server.options import MAX_EFFORT_CONTEXT
 from dsv4_mlx.server.protocols import chat, completions, messages, responses
-from dsv4_mlx.server.protocols.chat import ChatWire, CompletionsWire
+from dsv4_mlx.server.protocols.chat import ChatEncoder, CompletionsEncoder
 from dsv4_mlx.server.protocols.fields import parse
-from dsv4_mlx.server.protocols.messages import MessagesWire
-from dsv4_mlx.server.protocols.request import PROMPT_PARAM, Ask, Facts, Protocol
-from dsv4_mlx.server.protocols.responses import ResponsesWire
-from dsv4_mlx.server.protocols.stream import Wire
+from dsv4_mlx.server.protocols.messages import MessagesEncoder
+from dsv4_mlx.server.protocols.request import PROMPT_PARAM, ParsedRequest, ProtocolName, ServerInfo
+from dsv4_mlx.server.protocols.responses import ResponsesEncoder
+from dsv4_mlx.server.protocols.stream import StreamEncoder
 from dsv4_mlx.tokenizer.markers import Spelling
 
 log = logging.getLogger("dsv4_mlx.server")
 NEVER = -1000.0  # added to a logit: the token can't be drawn
 
-WIRES: dict[Protocol, type[Wire]] = {
-    "chat": ChatWire,
-    "completions": CompletionsWire,
-    "responses": ResponsesWire,
-    "messages": MessagesWire,
+WIRES: dict[ProtocolName, type[StreamEncoder]] = {
+    "chat": ChatEncoder,
+    "completions": CompletionsEncoder,
+    "responses": ResponsesEncoder,
+    "messages": MessagesEncoder,
 }
 
 
-class Intake:
+class Translator:
     """Reads requests for one model. Safe for several threads."""
 
-    def __init__(self, facts: Facts, spelling: Spelling, grammars: Grammars, turns: Turns) -> None:
+    def __init__(self, facts: ServerInfo, spelling: Spelling, grammars: Grammars, turns: TurnCache) -> None:
         self.facts, self.spelling, self.grammars, self.turns = facts, spelling, grammars, turns
         self._said: set[str] = set()
         self._lock = threading.Lock()
 
-    def read(self, protocol: Protocol, raw: bytes) -> Ask:
+    def read(self, protocol: ProtocolName, raw: bytes) -> ParsedRequest:
         """Raises Refusal."""
         body = parse(raw, self.facts.options.limits)
         if protocol == "chat":
@@ -59,7 +59,7 @@ class Intake:
             )
         return ask
 
-    def rendered(self, ask: Ask) -> tuple[int, ...]:
+    def rendered(self, ask: ParsedRequest) -> tuple[int, ...]:
         """The prompt's ids, however many. Raises Refusal."""
         if ask.conversation is None:
             return ask.prompt
@@ -68,14 +68,14 @@ class Intake:
         except InputError as error:
             raise invalid(error.message, PROMPT_PARAM[ask.protocol]) from None
 
-    def prompt(self, ask: Ask) -> tuple[int, ...]:
+    def prompt(self, ask: ParsedRequest) -> tuple[int, ...]:
         """The prompt's ids. Raises Refusal if they leave no room for an answer."""
         ids = self.rendered(ask)
         if len(ids) >= self.facts.context:
             raise too_long(len(ids), self.facts.context, PROMPT_PARAM[ask.protocol])
         return ids
 
-    def job(self, ask: Ask) -> Job:
+    def job(self, ask: ParsedRequest) -> GenerationRequest:
         """Raises Refusal for a prompt that is too long and for a form that can't be enforced."""
         ids = self.prompt(ask)
         stage = ask.parsing.thinking_initial_stage
@@ -90,7 +90,7 @@ class Intake:
         if not ask.tools.offered and self.spelling.dsml >= 0:
             bias = {**sampling.logit_bias, self.spelling.dsml: NEVER}
             sampling = dataclasses.replace(sampling, logit_bias=bias)
-        return Job(
+        return GenerationRequest(
             prompt=ids,
             sampling=sampling,
             max_tokens=ask.max_tokens,
@@ -100,7 +100,7 @@ class Intake:
             hint=ask.hint,
         )
 
-    def wire(self, ask: Ask, job: Job) -> Wire:
+    def wire(self, ask: ParsedRequest, job: GenerationRequest) -> StreamEncoder:
         """For one turn."""
         return WIRES[ask.protocol](ask, self.turns.handle(), len(job.prompt), self.spelling)
 
@@ -108,7 +108,7 @@ class Intake:
         if name == self.facts.model:
             return
         if self.facts.options.strict_model:
-            raise Refusal(
+            raise ApiError(
                 404, "model_not_found", f"there is no model {name[:80]!r}, only {self.facts.model}", "model"
             )
         self._once(f"requests name the model {name[:80]!r}: answered by {self.facts.model}")

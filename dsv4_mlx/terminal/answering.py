@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from dsv4_mlx.terminal.chat_thread import Counted, Ended, Prefilling, Said
+from dsv4_mlx.terminal.chat_thread import AnswerPiece, Counted, Ended, Prefilling
 from dsv4_mlx.terminal.conversation import Message
 
 ENDINGS = {
@@ -43,12 +43,12 @@ def rate(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def thought(answering: Answering) -> str:
+def thought(answering: AnswerInProgress) -> str:
     """The line that thinking collapses to."""
     return f"thought for {span(answering.thinking_for)}, {answering.message.thinking_tokens:,} tokens"
 
 
-def stats(answering: Answering) -> str:
+def stats(answering: AnswerInProgress) -> str:
     message = answering.message
     lines = [
         f"prompt    {answering.prompt_tokens:,} tokens: {answering.reused:,} known already, "
@@ -68,7 +68,7 @@ def stats(answering: Answering) -> str:
 
 
 @dataclass
-class Answering:
+class AnswerInProgress:
     """Takes in the worker's events. Times are of the monotonic clock; `context` includes the prompt."""
 
     question: str
@@ -86,11 +86,11 @@ class Answering:
     experts: str = ""
     stopping: bool = False
 
-    def take(self, event: Prefilling | Said | Counted | Ended) -> None:
+    def take(self, event: Prefilling | AnswerPiece | Counted | Ended) -> None:
         if isinstance(event, Prefilling):
             self.prefill_done, self.prefill_total, self.reused = event.done, event.total, event.reused
             self.prefill_ended = event.at
-        elif isinstance(event, Said):
+        elif isinstance(event, AnswerPiece):
             self._said(event)
         elif isinstance(event, Counted):
             self.first_token = self.first_token or event.at
@@ -104,7 +104,7 @@ class Answering:
             self._end(event.at)
             self.message.ending = event.how
 
-    def _said(self, event: Said) -> None:
+    def _said(self, event: AnswerPiece) -> None:
         if event.kind == "thinking":
             self.message.thinking += event.text
             return

@@ -11,24 +11,24 @@ from queue import Empty
 
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, DoesNotFit, Dsv4Error
 from dsv4_mlx.machine.awake import Awake
-from dsv4_mlx.terminal.answering import Answering
+from dsv4_mlx.terminal.answering import AnswerInProgress
 from dsv4_mlx.terminal.attach import Attachment, clean
-from dsv4_mlx.terminal.chat_engine import Asked, Facts, Spoken, Think
+from dsv4_mlx.terminal.chat_engine import ChatMessage, ChatRequest, EngineInfo, Think
 from dsv4_mlx.terminal.chat_thread import (
+    AnswerPiece,
+    ChatEngineThread,
     Counted,
     Ended,
+    EngineOpened,
     Event,
     Failed,
     Loading,
-    Opened,
     Prefilling,
     Recalled,
-    Said,
-    Worker,
 )
 from dsv4_mlx.terminal.commands import IMMEDIATE, is_command, run_command
 from dsv4_mlx.terminal.conversation import Conversation, Message
-from dsv4_mlx.terminal.store import Store
+from dsv4_mlx.terminal.store import ConversationStore
 from dsv4_mlx.terminal.view import View
 
 
@@ -48,17 +48,22 @@ class Chat:
     """One conversation after another with one model. Used from one thread; `pump` takes in the worker's."""
 
     def __init__(
-        self, worker: Worker, store: Store, view: View, options: ChatOptions, awake: Awake | None = None
+        self,
+        worker: ChatEngineThread,
+        store: ConversationStore,
+        view: View,
+        options: ChatOptions,
+        awake: Awake | None = None,
     ) -> None:
         self.worker, self.store, self.view, self.options = worker, store, view, options
         self.awake = awake or Awake()
         self.conversation = Conversation.new(options.system, options.think)
         self.conversation.model = options.model
-        self.facts: Facts | None = None
+        self.facts: EngineInfo | None = None
         self.loading: Loading | None = None
         self.load_started = time.monotonic()
-        self.answering: Answering | None = None
-        self.finished: Answering | None = None  # the last answer, for its figures
+        self.answering: AnswerInProgress | None = None
+        self.finished: AnswerInProgress | None = None  # the last answer, for its figures
         self.used = 0  # tokens of the conversation, as far as known
         self.waiting: deque[str] = deque()  # lines typed while busy
         self.attachments: list[Attachment] = []
@@ -148,10 +153,10 @@ class Chat:
         self.save()
         self.used = tokens
         seed = secrets.randbits(32) if self.options.seed is None else self.options.seed + self._tries
-        self.answering = Answering(full, tokens)
+        self.answering = AnswerInProgress(full, tokens)
         self.awake.on()
         self.view.begin(self.answering)
-        self.worker.ask(Asked(conversation.spoken(), conversation.think, seed))
+        self.worker.ask(ChatRequest(conversation.spoken(), conversation.think, seed))
 
     def retry(self, text: str) -> None:
         """Ask again, and draw differently."""
@@ -161,7 +166,7 @@ class Chat:
     def count(self, text: str = "") -> int:
         """Tokens of the conversation as it stands, with what is attached and `text` after it."""
         extra = "\n".join([*(a.prompt() for a in self.attachments), text])
-        more = (Spoken("user", extra),) if extra.strip() else ()
+        more = (ChatMessage("user", extra),) if extra.strip() else ()
         spoken = (*self.conversation.spoken(), *more)
         return self.worker.speaker.count(spoken, self.conversation.think) if spoken else 0
 
@@ -237,7 +242,7 @@ class Chat:
     def take(self, event: Event) -> None:
         if isinstance(event, Loading):
             self.loading = event
-        elif isinstance(event, Opened):
+        elif isinstance(event, EngineOpened):
             self._opened(event.facts)
         elif isinstance(event, Failed):
             self._failed(event)
@@ -247,7 +252,7 @@ class Chat:
         elif self.answering is not None:
             self._heard(event, self.answering)
 
-    def _opened(self, facts: Facts) -> None:
+    def _opened(self, facts: EngineInfo) -> None:
         self.facts = facts
         self.awake.off()
         if facts.notice:
@@ -261,14 +266,14 @@ class Chat:
         self.failure = event.error
         self.view.leave(EXIT_INTERRUPT)
 
-    def _heard(self, event: Prefilling | Said | Counted | Ended, answering: Answering) -> None:
+    def _heard(self, event: Prefilling | AnswerPiece | Counted | Ended, answering: AnswerInProgress) -> None:
         answering.take(event)
-        if isinstance(event, Said):
+        if isinstance(event, AnswerPiece):
             self.view.said(event.kind, event.text)
         if isinstance(event, Ended):
             self._ended(event, answering)
 
-    def _ended(self, event: Ended, answering: Answering) -> None:
+    def _ended(self, event: Ended, answering: AnswerInProgress) -> None:
         self.awake.off()
         self.answering, self.finished = None, answering
         self.used = answering.context

@@ -12,12 +12,12 @@ Kind = Literal["thinking", "answer", "tool"]
 Progress = Callable[[int, int], None]
 
 
-class Stopped(Exception):
+class AnswerStopped(Exception):
     """The person asked to stop. Raised by the callbacks below, in the thread that called them."""
 
 
 @dataclass(frozen=True)
-class Spoken:
+class ChatMessage:
     """One message as the model gets it."""
 
     role: Role
@@ -25,16 +25,16 @@ class Spoken:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ChatRequest:
     """A question: the whole conversation up to it, and how to answer."""
 
-    messages: tuple[Spoken, ...]
+    messages: tuple[ChatMessage, ...]
     think: Think
     seed: int
 
 
 @dataclass(frozen=True)
-class Facts:
+class EngineInfo:
     """What is known once the model is open."""
 
     name: str
@@ -42,7 +42,7 @@ class Facts:
     notice: str = ""  # how it was opened, where there is something to say
 
 
-class Listener(Protocol):
+class StreamCallbacks(Protocol):
     """Hears an answer as it is made. Every call may raise Stopped, which a speaker lets pass."""
 
     def prefill(self, done: int, total: int, reused: int) -> None:
@@ -58,13 +58,13 @@ class Listener(Protocol):
         """One token is done; it may have made no piece yet."""
 
 
-class Speaker(Protocol):
+class ChatEngine(Protocol):
     """An engine with one conversation in its memory. All calls but `count` come from one thread."""
 
-    def open(self, progress: Progress) -> Facts:
+    def open(self, progress: Progress) -> EngineInfo:
         """Load the model; `progress(done, total)` counts bytes and may raise Stopped. Raises Dsv4Error."""
 
-    def count(self, messages: Sequence[Spoken], think: Think) -> int:
+    def count(self, messages: Sequence[ChatMessage], think: Think) -> int:
         """Tokens of a prompt. Any thread, once the model is open."""
 
     def memory(self) -> int:
@@ -73,10 +73,10 @@ class Speaker(Protocol):
     def experts(self) -> str:
         """How paged experts did since the last call, for the status line; "" where all are in memory."""
 
-    def reply(self, asked: Asked, listener: Listener) -> Literal["stop", "length"]:
+    def reply(self, asked: ChatRequest, listener: StreamCallbacks) -> Literal["stop", "length"]:
         """Answer, and say whether the model ended it or a limit did. Raises Dsv4Error."""
 
-    def keep(self, key: str, messages: Sequence[Spoken], think: Think) -> None:
+    def keep(self, key: str, messages: Sequence[ChatMessage], think: Think) -> None:
         """The conversation `key` is left: what was computed for it may be kept on disk. Raises nothing."""
 
     def recall(self, key: str) -> int:

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Literal
 
 from dsv4_mlx.errors import Dsv4Error
-from dsv4_mlx.terminal.chat_engine import Asked, Facts, Kind, Speaker, Stopped
+from dsv4_mlx.terminal.chat_engine import AnswerStopped, ChatEngine, ChatRequest, EngineInfo, Kind
 
 MEMORY_EVERY = 1.0  # seconds between looks at the memory in use
 Ending = Literal["stop", "length", "interrupted", "error"]
@@ -27,8 +27,8 @@ class Loading:
 
 
 @dataclass(frozen=True)
-class Opened:
-    facts: Facts
+class EngineOpened:
+    facts: EngineInfo
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Prefilling:
 
 
 @dataclass(frozen=True)
-class Said:
+class AnswerPiece:
     kind: Kind
     text: str
     at: float
@@ -76,14 +76,14 @@ class Recalled:
     tokens: int
 
 
-Event = Loading | Opened | Failed | Prefilling | Said | Counted | Ended | Recalled
+Event = Loading | EngineOpened | Failed | Prefilling | AnswerPiece | Counted | Ended | Recalled
 
 
 @dataclass
 class _Hearing:
     """Turns what an engine says into events, and the stop flag into Stopped."""
 
-    worker: Worker
+    worker: ChatEngineThread
     tokens: int = 0
     memory: int = 0
     experts: str = ""
@@ -97,7 +97,7 @@ class _Hearing:
         self.worker.check()
 
     def piece(self, kind: Kind, text: str) -> None:
-        self.worker.events.put(Said(kind, text, time.monotonic()))
+        self.worker.events.put(AnswerPiece(kind, text, time.monotonic()))
 
     def token(self) -> None:
         self.tokens += 1
@@ -109,10 +109,10 @@ class _Hearing:
         self.worker.check()
 
 
-class Worker:
+class ChatEngineThread:
     """Owns a Speaker. `start` opens it; then one order after another."""
 
-    def __init__(self, speaker: Speaker) -> None:
+    def __init__(self, speaker: ChatEngine) -> None:
         self.speaker = speaker
         self.events: SimpleQueue[Event] = SimpleQueue()
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -122,7 +122,7 @@ class Worker:
     def start(self) -> None:
         self._thread.start()
 
-    def ask(self, asked: Asked) -> None:
+    def ask(self, asked: ChatRequest) -> None:
         """Order an answer. Its events end with Ended."""
         self._stop.clear()
         self._orders.put(lambda: self._reply(asked))
@@ -138,7 +138,7 @@ class Worker:
     def check(self) -> None:
         """Raise Stopped if the person asked to stop."""
         if self._stop.is_set():
-            raise Stopped
+            raise AnswerStopped
 
     def close(self, seconds: float) -> bool:
         """Stop, and wait for the thread; whether it ended in time."""
@@ -162,22 +162,22 @@ class Worker:
         try:
             facts = self.speaker.open(progress)
             self.check()
-        except Stopped:
+        except AnswerStopped:
             self.events.put(Failed(None))
             return False
         except BaseException as error:  # handed to the main thread, which decides what to say
             self.events.put(Failed(error))
             return False
-        self.events.put(Opened(facts))
+        self.events.put(EngineOpened(facts))
         return True
 
-    def _reply(self, asked: Asked) -> None:
+    def _reply(self, asked: ChatRequest) -> None:
         how: Ending = "error"
         error: BaseException | None = None
         try:
             self.check()
             how = self.speaker.reply(asked, _Hearing(self))
-        except Stopped:
+        except AnswerStopped:
             how = "interrupted"
         except BaseException as raised:  # likewise: the conversation must outlive any failure here
             error = raised

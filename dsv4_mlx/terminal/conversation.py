@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from dsv4_mlx.terminal.chat_engine import Spoken, Think
+from dsv4_mlx.terminal.chat_engine import ChatMessage, Think
 
 VERSION = 1
 
@@ -52,10 +52,10 @@ class Conversation:
             return self.title
         return shortened(self.messages[0].text) if self.messages else "(empty)"
 
-    def spoken(self) -> tuple[Spoken, ...]:
+    def spoken(self) -> tuple[ChatMessage, ...]:
         """The messages as the model gets them: earlier thinking is not repeated to it."""
-        start = (Spoken("system", self.system),) if self.system else ()
-        return (*start, *(Spoken(message.role, message.text) for message in self.messages))
+        start = (ChatMessage("system", self.system),) if self.system else ()
+        return (*start, *(ChatMessage(message.role, message.text) for message in self.messages))
 
     def last(self, role: Literal["user", "assistant"]) -> Message | None:
         return next((message for message in reversed(self.messages) if message.role == role), None)

@@ -17,7 +17,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 
 from dsv4_mlx.terminal.commands import COMMANDS
-from dsv4_mlx.terminal.store import Entry
+from dsv4_mlx.terminal.store import ListedConversation
 
 if TYPE_CHECKING:
     from dsv4_mlx.terminal.screen import Screen
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class LineCompleter(Completer):
     """Completes a line that starts with /; anything else is left alone."""
 
-    def __init__(self, stored: Callable[[], list[Entry]]) -> None:
+    def __init__(self, stored: Callable[[], list[ListedConversation]]) -> None:
         self._stored = stored
         self._paths = PathCompleter(expanduser=True)
 

@@ -34,7 +34,7 @@ class _Part:
     language: str | None = None  # code, given without its fence
 
 
-class Flow:
+class IncrementalMarkdown:
     """Feed it text; `update` hands out finished lines and sets `live`."""
 
     def __init__(self, painter: Painter) -> None:
@@ -56,9 +56,9 @@ class Flow:
         self._tail += text
         self._checked = self._checked and "\n" not in text
 
-    def at(self, painter: Painter) -> Flow:
+    def at(self, painter: Painter) -> IncrementalMarkdown:
         """The same text from its beginning at another width."""
-        flow = Flow(painter)
+        flow = IncrementalMarkdown(painter)
         flow.feed(self.source)
         return flow
 

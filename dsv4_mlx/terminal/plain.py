@@ -12,7 +12,7 @@ from collections.abc import Callable
 from queue import Empty
 from typing import TextIO
 
-from dsv4_mlx.terminal.answering import Answering, thought
+from dsv4_mlx.terminal.answering import AnswerInProgress, thought
 from dsv4_mlx.terminal.attach import printable
 from dsv4_mlx.terminal.chat import Chat
 from dsv4_mlx.terminal.chat_engine import Kind
@@ -33,7 +33,7 @@ class Plain:
         self.out, self.err, self.history = out, err, history
         self.code: int | None = None
         self._text = ""  # put back into the next line
-        self._answering: Answering | None = None
+        self._answering: AnswerInProgress | None = None
         self._answered = False
         self._at_start = True
         self._said = time.monotonic() - EVERY + FIRST
@@ -109,7 +109,7 @@ class Plain:
     def question(self, text: str) -> None:
         """The person's own line already stands there."""
 
-    def begin(self, answering: Answering) -> None:
+    def begin(self, answering: AnswerInProgress) -> None:
         self._answering, self._answered = answering, False
         self._said = time.monotonic() - EVERY + FIRST
 
@@ -128,7 +128,7 @@ class Plain:
             self.out.flush()
             self._at_start = text.endswith("\n")
 
-    def end(self, answering: Answering) -> None:
+    def end(self, answering: AnswerInProgress) -> None:
         if not self._at_start:
             print(file=self.out, flush=True)
             self._at_start = True

@@ -25,17 +25,17 @@ from prompt_toolkit.layout.menus import CompletionsMenu
 from prompt_toolkit.styles import Style
 
 from dsv4_mlx.errors import EXIT_TERMINATED
-from dsv4_mlx.terminal.answering import Answering, span, thought
+from dsv4_mlx.terminal.answering import AnswerInProgress, span, thought
 from dsv4_mlx.terminal.attach import clean, printable
 from dsv4_mlx.terminal.chat import Chat
 from dsv4_mlx.terminal.chat_engine import Kind
 from dsv4_mlx.terminal.conversation import Conversation
 from dsv4_mlx.terminal.history import LineHistory
 from dsv4_mlx.terminal.input import LineCompleter, Pastes, bindings
-from dsv4_mlx.terminal.markdown import Flow
+from dsv4_mlx.terminal.markdown import IncrementalMarkdown
 from dsv4_mlx.terminal.paint import Fragments, HeldOutput, Line, Painter, begin_common, fragments
-from dsv4_mlx.terminal.scrollback import Entry, Record, entries_of, entries_of_answer
-from dsv4_mlx.terminal.status import Thinking, progress, status
+from dsv4_mlx.terminal.scrollback import Scrollback, ScrollbackEntry, entries_of, entries_of_answer
+from dsv4_mlx.terminal.status import ThinkingLine, progress, status
 
 RATE = 10.0  # drawings a second
 SHARE = 0.012  # of a core that drawing an answer may take
@@ -53,15 +53,15 @@ class Screen:
         self.output, self.color, self.history = output, color, history
         self.size = output.get_size()
         self.painter = Painter(self.size.columns, color)
-        self.record = Record()
+        self.record = Scrollback()
         self.pastes = Pastes()
         self.opened = False  # the thinking pane, by Ctrl-T
         self.drawing = 0.0  # seconds of this thread that drawing has taken, and how often it was done
         self.drawings = 0
         self._scrolled = 0
-        self._flow: Flow | None = None
-        self._thinking = Thinking(self.painter)
-        self._answering: Answering | None = None
+        self._flow: IncrementalMarkdown | None = None
+        self._thinking = ThinkingLine(self.painter)
+        self._answering: AnswerInProgress | None = None
         self._pending: list[Line] = []
         self._live: Fragments = []
         self._began = 0.0
@@ -211,7 +211,7 @@ class Screen:
 
     def _show(self, kind: str, text: str) -> None:
         """Add to the record and to what is about to be printed."""
-        entry: Entry = self.record.add(kind, printable(text))
+        entry: ScrollbackEntry = self.record.add(kind, printable(text))
         self._pending += [*entry.lines(self.painter), []]
 
     def _ansi(self, lines: list[Line]) -> str:
@@ -277,19 +277,19 @@ class Screen:
     def question(self, text: str) -> None:
         self._show("question", text)
 
-    def begin(self, answering: Answering) -> None:
+    def begin(self, answering: AnswerInProgress) -> None:
         self._answering, self._flow = answering, None
 
     def said(self, kind: Kind, text: str) -> None:
         text = printable(text)
         if kind == "thinking":
             if self._answering is not None and self._answering.message.thinking == text:  # its first piece
-                self._thinking = Thinking(Painter(self.size.columns - 3, self.color))
+                self._thinking = ThinkingLine(Painter(self.size.columns - 3, self.color))
             self._thinking.feed(text)
         elif kind == "answer":
             if self._flow is None:
                 self._collapse()
-                self._flow = Flow(self.painter)
+                self._flow = IncrementalMarkdown(self.painter)
             self._flow.feed(text)
 
     def _collapse(self) -> None:
@@ -297,7 +297,7 @@ class Screen:
         if answering is not None and answering.message.thinking:
             self._show("thought", thought(answering))
 
-    def end(self, answering: Answering) -> None:
+    def end(self, answering: AnswerInProgress) -> None:
         if self._flow is None:
             self._collapse()
         else:
@@ -321,15 +321,15 @@ class Screen:
         for kind, text in entries_of(conversation):
             self.record.add(kind, printable(text))
         last = conversation.last("assistant")
-        self._thinking = Thinking(Painter(self.size.columns - 3, self.color))
+        self._thinking = ThinkingLine(Painter(self.size.columns - 3, self.color))
         self._thinking.feed(printable(last.thinking) if last else "")
         lines = self.record.last_lines(self.painter, 2 * self.size.rows)
         self._pending += lines
         self.note(f"{conversation.name!r}, {len(conversation.messages)} messages")
 
     def wipe(self) -> None:
-        self.record = Record()
-        self._thinking = Thinking(Painter(self.size.columns - 3, self.color))
+        self.record = Scrollback()
+        self._thinking = ThinkingLine(Painter(self.size.columns - 3, self.color))
         self.repaint()
 
     def escape(self, sequence: str) -> None:

@@ -10,7 +10,7 @@ from rich.style import Style
 
 from dsv4_mlx.terminal.answering import span
 from dsv4_mlx.terminal.conversation import Conversation, Message
-from dsv4_mlx.terminal.markdown import Flow
+from dsv4_mlx.terminal.markdown import IncrementalMarkdown
 from dsv4_mlx.terminal.paint import Line, Painter
 
 KEPT = 300  # entries; more than fill any screen
@@ -18,7 +18,7 @@ LONG = 20  # lines of a question that are shown
 
 
 @dataclass(frozen=True)
-class Entry:
+class ScrollbackEntry:
     """One thing shown: `kind` is question, note, problem, thought, answer, tool or ending."""
 
     kind: str
@@ -26,7 +26,7 @@ class Entry:
 
     def lines(self, painter: Painter) -> list[Line]:
         if self.kind == "answer":
-            flow = Flow(painter)
+            flow = IncrementalMarkdown(painter)
             flow.feed(self.text)
             return flow.finish()
         if self.kind == "question":
@@ -40,14 +40,14 @@ class Entry:
         return painter.text(self.text, "dim")
 
 
-class Record:
+class Scrollback:
     """Entries, an empty line between them."""
 
     def __init__(self) -> None:
-        self.entries: deque[Entry] = deque(maxlen=KEPT)
+        self.entries: deque[ScrollbackEntry] = deque(maxlen=KEPT)
 
-    def add(self, kind: str, text: str) -> Entry:
-        entry = Entry(kind, text)
+    def add(self, kind: str, text: str) -> ScrollbackEntry:
+        entry = ScrollbackEntry(kind, text)
         self.entries.append(entry)
         return entry
 

@@ -12,7 +12,7 @@ from dsv4_mlx.terminal.chat import Chat
 from dsv4_mlx.terminal.paint import Painter, fitted
 
 
-class Thinking:
+class ThinkingLine:
     """Thinking as wrapped lines; only the last paragraph is wrapped again as text comes."""
 
     def __init__(self, painter: Painter) -> None:
@@ -25,8 +25,8 @@ class Thinking:
         self.source += text
         self._open += text
 
-    def at(self, painter: Painter) -> Thinking:
-        pane = Thinking(painter)
+    def at(self, painter: Painter) -> ThinkingLine:
+        pane = ThinkingLine(painter)
         pane.feed(self.source)
         return pane
 

@@ -69,7 +69,7 @@ class NewerError(InputError):
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedConversation:
     """A stored conversation, as a list shows it."""
 
     key: str
@@ -78,7 +78,7 @@ class Entry:
     messages: int
 
 
-class Store:
+class ConversationStore:
     """The folder `chats`."""
 
     def __init__(self, folder: Path) -> None:
@@ -139,7 +139,7 @@ class Store:
         self._written[key] = _looks(path)
         return conversation
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[ListedConversation]:
         """Every readable conversation, latest first. What can't be read is added to `problems`."""
         found = []
         with contextlib.suppress(OSError):
@@ -158,7 +158,9 @@ class Store:
                     self._said.add(str(error))
                     continue
                 found.append(
-                    Entry(path.stem, conversation.name, conversation.updated, len(conversation.messages))
+                    ListedConversation(
+                        path.stem, conversation.name, conversation.updated, len(conversation.messages)
+                    )
                 )
         return sorted(found, key=lambda entry: -entry.updated)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from dsv4_mlx.machine.awake import Awake
 from dsv4_mlx.terminal.chat import Chat, ChatOptions
-from dsv4_mlx.terminal.chat_engine import Speaker
-from dsv4_mlx.terminal.chat_thread import Worker
-from dsv4_mlx.terminal.store import Store
+from dsv4_mlx.terminal.chat_engine import ChatEngine
+from dsv4_mlx.terminal.chat_thread import ChatEngineThread
+from dsv4_mlx.terminal.store import ConversationStore
 
 
 def charset(environment: Mapping[str, str]) -> str | None:
@@ -27,7 +27,7 @@ def charset(environment: Mapping[str, str]) -> str | None:
 
 
 def talk(
-    speaker: Speaker,
+    speaker: ChatEngine,
     folder: Path,
     options: ChatOptions,
     environment: Mapping[str, str],
@@ -48,7 +48,11 @@ def talk(
 
 
 def _drawn(
-    speaker: Speaker, folder: Path, options: ChatOptions, environment: Mapping[str, str], awake: Awake | None
+    speaker: ChatEngine,
+    folder: Path,
+    options: ChatOptions,
+    environment: Mapping[str, str],
+    awake: Awake | None,
 ) -> int:
     from prompt_toolkit.data_structures import Size
     from prompt_toolkit.input import create_input
@@ -64,12 +68,12 @@ def _drawn(
     color = not environment.get("NO_COLOR")
     output = HeldOutput(sys.stdout, size, environment.get("TERM", ""), color)
     view = Screen(create_input(sys.stdin), output, LineHistory(folder / "history"), color)
-    chat = Chat(Worker(speaker), Store(folder / "chats"), view, options, awake)
+    chat = Chat(ChatEngineThread(speaker), ConversationStore(folder / "chats"), view, options, awake)
     return _ended(chat, lambda: view.run(chat))
 
 
 def _plain(
-    speaker: Speaker,
+    speaker: ChatEngine,
     folder: Path,
     options: ChatOptions,
     question: str | None,
@@ -85,7 +89,7 @@ def _plain(
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     history = LineHistory(folder / "history") if question is None else None
     view = Plain(sys.stdout, sys.stderr, history)
-    chat = Chat(Worker(speaker), Store(folder / "chats"), view, options, awake)
+    chat = Chat(ChatEngineThread(speaker), ConversationStore(folder / "chats"), view, options, awake)
     if foreign is not None and sys.stdout.isatty():
         view.note(
             f"this terminal's locale is {foreign}, not UTF-8: plain text, and ? for what it can't show\n"

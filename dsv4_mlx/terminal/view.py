@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from dsv4_mlx.terminal.answering import Answering
+from dsv4_mlx.terminal.answering import AnswerInProgress
 from dsv4_mlx.terminal.chat_engine import Kind
 from dsv4_mlx.terminal.conversation import Conversation
 
@@ -19,13 +19,13 @@ class View(Protocol):
     def question(self, text: str) -> None:
         """What the person asked, as part of the record."""
 
-    def begin(self, answering: Answering) -> None:
+    def begin(self, answering: AnswerInProgress) -> None:
         """An answer begins."""
 
     def said(self, kind: Kind, text: str) -> None:
         """The answer goes on."""
 
-    def end(self, answering: Answering) -> None:
+    def end(self, answering: AnswerInProgress) -> None:
         """The answer is over, however it ended."""
 
     def put_back(self, text: str) -> None:

@@ -29,7 +29,7 @@ class Piece:
     text: str
 
 
-class Answer:
+class AnswerParser:
     """Parses one assistant turn. Bytes of an unfinished character are held back until it is whole."""
 
     def __init__(

@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedModel:
     """A model in memory and what its folder says about it."""
 
     config: ModelConfig
@@ -57,7 +57,7 @@ def open_model(
     numerics: Numerics,
     progress: Progress | None = None,
     paged: Paged | None = None,
-) -> Opened:
+) -> OpenedModel:
     """Read a model. Raises InputError for anything that is not what its manifest or headers say.
 
     `paged` makes the source of each block's routed experts; None reads them all into memory.
@@ -90,7 +90,7 @@ def open_model(
         arrays.finished()
     reached(total)
     model.eval()
-    return Opened(stored.config, stored.manifest, model)
+    return OpenedModel(stored.config, stored.manifest, model)
 
 
 def _pieces(model: Transformer) -> Iterator[list[mx.array]]:

@@ -16,7 +16,7 @@ import numpy as np
 import dsv4_mlx
 from dsv4_mlx.checkpoint.check import check_bytes, scale_bytes
 from dsv4_mlx.checkpoint.identity import identify
-from dsv4_mlx.checkpoint.inventory import Block, Inventory, Weight
+from dsv4_mlx.checkpoint.inventory import BlockTensors, Inventory, Weight
 from dsv4_mlx.checkpoint.manifest import OFFICIAL, ExpertTable, Manifest, TensorRecord
 from dsv4_mlx.checkpoint.match import match
 from dsv4_mlx.checkpoint.reader import SourceReader
@@ -111,7 +111,7 @@ class OfficialModel:
         entries = (self.source.entry(tensor.name) for tensor in weight.tensors())
         return sum(entry.end - entry.start for entry in entries)
 
-    def block(self, prefix: str) -> Block:
+    def block(self, prefix: str) -> BlockTensors:
         """A layer or draft block of the official table."""
         return next(block for block in self.table.blocks if block.prefix == prefix)
 
@@ -208,7 +208,7 @@ def _tensor_record(source: Source, weight: Weight) -> TensorRecord:
     return TensorRecord(source.where[weight.name], NATIVE[weight.form], weight.shape, parts, {})
 
 
-def _expert_table(source: Source, block: Block) -> ExpertTable:
+def _expert_table(source: Source, block: BlockTensors) -> ExpertTable:
     form = NATIVE[block.experts[0][0].form]
     segments = record_segments(*block.experts[0], form)
     file = source.where[block.experts[0][0].name]

@@ -15,7 +15,7 @@ from checkpoints import Checkpoints
 from dsv4_mlx.cli.console import Speed, progress
 from dsv4_mlx.cli.download import stages
 from dsv4_mlx.cli.main import run
-from dsv4_mlx.hub.download import Step
+from dsv4_mlx.hub.download import DownloadStep
 from dsv4_mlx.machine.disks import Volume
 
 MARK = ".metadata_never_index"
@@ -127,10 +127,12 @@ def test_the_disk_is_named(
 def test_the_stages_are_named() -> None:
     seen: list[tuple[int, int, str]] = []
     advance = stages(lambda done, total, stage="": seen.append((done, total, stage)))
-    advance(Step("looking", 3, 46))
-    advance(Step("downloading", 10, 100, "model-00003-of-00046.safetensors"))
-    advance(Step("converting", 5, 90, "model-00002-of-00046.safetensors", "layer-00.experts.safetensors"))
-    advance(Step("downloading", 100, 100, "model-00046-of-00046.safetensors"))
+    advance(DownloadStep("looking", 3, 46))
+    advance(DownloadStep("downloading", 10, 100, "model-00003-of-00046.safetensors"))
+    advance(
+        DownloadStep("converting", 5, 90, "model-00002-of-00046.safetensors", "layer-00.experts.safetensors")
+    )
+    advance(DownloadStep("downloading", 100, 100, "model-00046-of-00046.safetensors"))
     assert seen == [
         (0, 0, "looking at shard 3 of 46"),
         (10, 100, "downloading 3 of 46"),

@@ -15,7 +15,7 @@ from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.synthetic.tokenizer import tokenizer_json
-from dsv4_mlx.tokenizer.output_parser import Answer
+from dsv4_mlx.tokenizer.output_parser import AnswerParser
 from dsv4_mlx.tokenizer.template import Prompts
 
 
@@ -103,7 +103,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Prompts:
 )
 def test_a_stop_string_split_over_tokens(prompts: Prompts, text: str, answer: str) -> None:
     """Fed byte by byte, so that no token holds all of it."""
-    parser = Answer(prompts.ask("x", "off"), prompts.tokenizer, ["STOP"])
+    parser = AnswerParser(prompts.ask("x", "off"), prompts.tokenizer, ["STOP"])
     said = []
     for character in text:
         for token in prompts.tokenizer.encode(character):
@@ -115,7 +115,7 @@ def test_a_stop_string_split_over_tokens(prompts: Prompts, text: str, answer: st
 
 
 def test_a_stop_string_in_the_thinking_does_not_stop(prompts: Prompts) -> None:
-    parser = Answer(prompts.ask("x", "on"), prompts.tokenizer, ["STOP"])
+    parser = AnswerParser(prompts.ask("x", "on"), prompts.tokenizer, ["STOP"])
     tokens = [
         *prompts.tokenizer.encode("a STOP"),
         prompts.markers.end_think,

@@ -25,7 +25,7 @@ from dsv4_mlx.checkpoint.source import Source, open_source
 from dsv4_mlx.convert.conversion_plan import FilePlan, make_plan
 from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.convert.run import convert
-from dsv4_mlx.convert.steps import QuantisedRecord, Scales, work_for
+from dsv4_mlx.convert.steps import QuantisedRecord, ScalesSpan, steps_for
 from dsv4_mlx.convert.verify import verify
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.errors import InputError
@@ -87,7 +87,7 @@ def test_padding_of_a_record_is_zero(checkpoints: Callable[[str], Path]) -> None
     """The buffer that a record is made in held something else before."""
     source = open_source(checkpoints("base"))
     file = experts_of(source, "4bit")
-    step = next(work_for(file, source, 1 << 20))
+    step = next(steps_for(file, source, 1 << 20))
     assert file.records is not None and file.records.record_bytes < 1 << 20
     used = file.records.segments[-1].offset + file.records.segments[-1].bytes
     with SourceReader(source) as reader:
@@ -101,14 +101,14 @@ def test_a_step_quantises_no_more_rows_than_a_block_allows(checkpoints: Callable
     source = open_source(checkpoints("base"))
     file = experts_of(source, "4bit")
     for block, rows in ((1 << 16, 128), (1 << 21, 384)):  # 320 columns of 4 bytes, in a quarter of the block
-        steps = list(work_for(file, source, block))
+        steps = list(steps_for(file, source, block))
         assert len(steps) == 5 and all(isinstance(s, QuantisedRecord) and s.step == rows for s in steps)
 
 
 def test_cut_scales_go_on_where_they_were_cut(checkpoints: Callable[[str], Path]) -> None:
     source = open_source(checkpoints("base"))
     weight = next(w for w in match(source).weights() if w.name == f"{EXPERT}.weight")
-    whole = Scales("", weight.shape[0] * weight.shape[1] // 32, weight)
+    whole = ScalesSpan("", weight.shape[0] * weight.shape[1] // 32, weight)
     first, rest = whole.cut(500)
     second, third = rest.cut(700)
     with SourceReader(source) as reader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dsv4_mlx.engine.engine import Engine
-from dsv4_mlx.tokenizer.output_parser import Answer, Piece
+from dsv4_mlx.tokenizer.output_parser import AnswerParser, Piece
 from dsv4_mlx.tokenizer.template import THINK, Prompts, Think
 
 
@@ -15,7 +15,7 @@ def prompts(engine: Engine) -> Prompts:
 
 
 def parse(prompts: Prompts, ids: list[int], think: Think, *, length: bool = False) -> list[Piece]:
-    answer = Answer(prompts.ask("x", think), prompts.tokenizer)
+    answer = AnswerParser(prompts.ask("x", think), prompts.tokenizer)
     pieces = [piece for token in ids for piece in answer.push(token)]
     return [*pieces, *answer.finish(length=length)]
 
@@ -45,7 +45,7 @@ def test_without_thinking_all_is_answer(prompts: Prompts) -> None:
 
 def test_pieces_come_as_tokens_do(prompts: Prompts) -> None:
     """Nothing waits for the end: each token of plain text gives its text at once."""
-    answer = Answer(prompts.ask("x", "off"), prompts.tokenizer)
+    answer = AnswerParser(prompts.ask("x", "off"), prompts.tokenizer)
     words = ["the", " a", "nd", " of", " it"]
     for word in words:
         for token in prompts.tokenizer.encode(word):

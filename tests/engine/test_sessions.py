@@ -11,7 +11,7 @@ from checkpoints import run
 from compare import PARTITION, assert_bits, assert_close
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
-from dsv4_mlx.engine.chunking import cuts
+from dsv4_mlx.engine.chunking import chunk_ends
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.memory import RESTART_POINTS, state_bytes
 from dsv4_mlx.engine.session import Session, check_logits, common_prefix
@@ -30,7 +30,7 @@ def model() -> Transformer:
 def test_sync_is_a_prefill_cut_by_the_rule(model: Transformer) -> None:
     session = new_session(model)
     logits = session.sync(TOKENS)
-    expected = run(model, TOKENS, cuts(TOKENS, MARKERS))
+    expected = run(model, TOKENS, chunk_ends(TOKENS, MARKERS))
     assert (session.tokens, session.reused) == (TOKENS, 0)
     assert_close(logits, expected[-1], PARTITION)
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dsv4_mlx.checkpoint.manifest import read_manifest
-from dsv4_mlx.evaluation.acceptance import Tools, Wanted, accept
-from dsv4_mlx.evaluation.report import Acceptance, Step
+from dsv4_mlx.evaluation.acceptance import AcceptanceOptions, AcceptanceTools, accept
+from dsv4_mlx.evaluation.report import Acceptance, AcceptanceStep
 from dsv4_mlx.ops.selftest.verdicts import Verdict
 from dsv4_mlx.ops.table import REFERENCE, Ops
 
@@ -25,11 +25,17 @@ def forget(known: Acceptance) -> None:
 
 
 def accepted(
-    folder: Path, ops: Ops = REFERENCE, verdicts: tuple[Verdict, ...] = (), wanted: Wanted | None = None
-) -> dict[str, Step]:
+    folder: Path,
+    ops: Ops = REFERENCE,
+    verdicts: tuple[Verdict, ...] = (),
+    wanted: AcceptanceOptions | None = None,
+) -> dict[str, AcceptanceStep]:
     """The steps by name, needles and long answer left out unless `wanted` says otherwise."""
-    wanted = wanted or Wanted(quick=True, lengths=())
-    return {step.name: step for step in accept(folder, Tools(ops, verdicts), wanted, quiet, forget).steps}
+    wanted = wanted or AcceptanceOptions(quick=True, lengths=())
+    return {
+        step.name: step
+        for step in accept(folder, AcceptanceTools(ops, verdicts), wanted, quiet, forget).steps
+    }
 
 
 def overwrite(file: Path, offset: int, data: bytes) -> None:

@@ -22,9 +22,9 @@ from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.cli.main import run as cli
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.errors import UsageError
-from dsv4_mlx.evaluation.acceptance import Tools, Wanted, accept
+from dsv4_mlx.evaluation.acceptance import AcceptanceOptions, AcceptanceTools, accept
 from dsv4_mlx.evaluation.long_run import cuts
-from dsv4_mlx.evaluation.report import Acceptance, Bar, Progress, Step
+from dsv4_mlx.evaluation.report import Acceptance, AcceptanceStep, Bar, Progress
 from dsv4_mlx.ops.selftest.verdicts import Verdict
 from dsv4_mlx.ops.table import REFERENCE, Ops
 from dsv4_mlx.ops.types import Streams
@@ -69,7 +69,9 @@ def silent(ops: Ops) -> Ops:
 
 
 def test_a_device_that_fails_is_a_finding(checkpoints: Checkpoints) -> None:
-    found = accepted(checkpoints.converted("small"), silent(REFERENCE), wanted=Wanted(True, lengths=(64,)))
+    found = accepted(
+        checkpoints.converted("small"), silent(REFERENCE), wanted=AcceptanceOptions(True, lengths=(64,))
+    )
     for name in ("cuts", "needles in 64 tokens"):
         assert found[name].ok is False
         assert "not numbers or all zero" in found[name].found[0]
@@ -78,7 +80,7 @@ def test_a_device_that_fails_is_a_finding(checkpoints: Checkpoints) -> None:
 def test_a_source_is_for_converted_folders(checkpoints: Checkpoints) -> None:
     folder = checkpoints.official("small")
     with pytest.raises(UsageError, match="--against is for a converted folder"):
-        accepted(folder, wanted=Wanted(against=folder))
+        accepted(folder, wanted=AcceptanceOptions(against=folder))
 
 
 def interrupted_at(name: str) -> Bar:
@@ -99,7 +101,13 @@ def test_what_was_known_when_it_was_interrupted(checkpoints: Checkpoints) -> Non
     kept: list[Acceptance] = []
     bar = interrupted_at("layers")
     with pytest.raises(KeyboardInterrupt):
-        accept(checkpoints.converted("small"), Tools(REFERENCE), Wanted(True), bar, kept.append)
+        accept(
+            checkpoints.converted("small"),
+            AcceptanceTools(REFERENCE),
+            AcceptanceOptions(True),
+            bar,
+            kept.append,
+        )
     assert [len(known.steps) for known in kept] == [1, 2, 3, 3]
     last = kept[-1].to_json()
     assert (last["ok"], last["complete"]) == (False, False)
@@ -165,7 +173,7 @@ def test_a_report_names_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A compiler's message may hold the path of what it compiled."""
     monkeypatch.setenv("HOME", str(tmp_path / 'a "home"'))
     verdict = Verdict("attend", "fails", f'{tmp_path}/a "home"/Library/x.metal:3: error')
-    known = Acceptance((Step("kernels", False, (verdict.sentence(),)),), {}, True)
+    known = Acceptance((AcceptanceStep("kernels", False, (verdict.sentence(),)),), {}, True)
     assert str(tmp_path) not in report_text(known)
     assert "~/Library/x.metal:3: error" in report_text(known)
 

@@ -22,7 +22,7 @@ from evaluation.acceptance_helpers import accepted, data_begin, digest_anew, off
 from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.evaluation.file_checks import files, hub_digest, numbers
 from dsv4_mlx.evaluation.layers import layers, sample
-from dsv4_mlx.evaluation.report import Step
+from dsv4_mlx.evaluation.report import AcceptanceStep
 from dsv4_mlx.ops.selftest.verdicts import Verdict
 from dsv4_mlx.ops.table import REFERENCE
 from dsv4_mlx.ops.types import Streams
@@ -66,7 +66,7 @@ def test_changed_weights(damage: Callable[[Path], set[str]], copy: Path, checkpo
     assert all("differs from the official tensor" in line for line in step.found)
 
 
-def checked(folder: Path, against: Path | None = None) -> Step:
+def checked(folder: Path, against: Path | None = None) -> AcceptanceStep:
     return files(folder, find_model(folder).manifest, against, quiet)
 
 

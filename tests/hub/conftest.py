@@ -8,11 +8,11 @@ import huggingface_hub.constants
 import pytest
 
 from dsv4_mlx.convert.run import convert
-from dsv4_mlx.hub.remote import Patience
+from dsv4_mlx.hub.remote import Retry
 from dsv4_mlx.synthetic import small_config, write_checkpoint
 from dsv4_mlx.synthetic.configs import cut
 
-QUICK = Patience(tries=4, first=0.0, longest=0.0)
+QUICK = Retry(tries=4, first=0.0, longest=0.0)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from hub.fake_hub import REPOSITORY
 from dsv4_mlx.convert import folder
 from dsv4_mlx.hub import fetch
 from dsv4_mlx.hub.download import convert_from_hub
-from dsv4_mlx.hub.remote import Patience
+from dsv4_mlx.hub.remote import Retry
 
 left = int(sys.argv[3])
 
@@ -47,7 +47,7 @@ convert_from_hub(
     delete=True,
     resume=True,
     endpoint=sys.argv[1],
-    patience=Patience(first=0.1),
+    patience=Retry(first=0.1),
     progress=event,
 )
 print(left)

@@ -14,7 +14,7 @@ from hub.fake_hub import REPOSITORY, Hub, serving
 from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.convert.verify import verify
-from dsv4_mlx.hub.download import Step, convert_from_hub, download, source_folder
+from dsv4_mlx.hub.download import DownloadStep, convert_from_hub, download, source_folder
 from dsv4_mlx.planning.candidates import ways_of
 from dsv4_mlx.planning.plan import plan
 from dsv4_mlx.planning.speed import Speeds
@@ -75,7 +75,7 @@ def test_a_shard_of_copies_only(delete: bool, tmp_path: Path) -> None:
         index["metadata"]["total_size"] += more
 
     edit_json(official / INDEX, listed)
-    steps: list[Step] = []
+    steps: list[DownloadStep] = []
     with serving(Hub(official)) as hub:
         summary = convert_from_hub(
             REPOSITORY, target, delete=delete, endpoint=hub.endpoint, patience=QUICK, progress=steps.append

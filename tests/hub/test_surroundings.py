@@ -18,7 +18,7 @@ from hub.conftest import QUICK, same
 from hub.fake_hub import REPOSITORY, Asked, Hub, serving
 
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.hub.download import Step, convert_from_hub, download, source_folder
+from dsv4_mlx.hub.download import DownloadStep, convert_from_hub, download, source_folder
 
 SHARD = "model-00003-of-00006.safetensors"
 
@@ -100,7 +100,7 @@ def test_what_is_not_ours_stays(official: Path, converted: Path, tmp_path: Path)
 def test_two_at_once_are_refused(official: Path, tmp_path: Path) -> None:
     seen: list[str] = []
 
-    def again(step: Step) -> None:
+    def again(step: DownloadStep) -> None:
         if not seen:
             with pytest.raises(InputError, match="is writing to this folder") as raised:
                 download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, patience=QUICK)

@@ -8,12 +8,12 @@ from paging.paged_model import Model
 
 from dsv4_mlx.paging.lookahead import Trust
 from dsv4_mlx.paging.pager import CANDIDATES
-from dsv4_mlx.paging.schedule import Form
+from dsv4_mlx.paging.schedule import StrategySwitch
 from dsv4_mlx.weights.records import RecordMap
 
 
 def test_the_form_follows_the_misses_with_hysteresis() -> None:
-    form = Form()
+    form = StrategySwitch()
     assert not form.optimistic
     for _ in range(40):
         form.learn(0)

@@ -10,8 +10,8 @@ import pytest
 from paging.paged_model import Model, make
 
 from bench.count.trace import Array, Graph, trace
-from dsv4_mlx.model.transformer import OneByOne
-from dsv4_mlx.paging.paged_experts import Guess, PagedExperts
+from dsv4_mlx.model.transformer import ChunkMajor
+from dsv4_mlx.paging.paged_experts import OptimisticRun, PagedExperts
 
 EXPERTS, EACH = 257, 6
 SLOTS = (6, 64, 256)
@@ -33,10 +33,10 @@ def step_graph(model: Model, slots: int) -> Graph:
     engine = model.open(f"{slots}x", expert_threads=1)
     assert engine.pager is not None
     net, paged = engine.model, list(engine.pager.layers.values())
-    net.loop = OneByOne()
+    net.loop = ChunkMajor()
     state = net.new_state()
     mx.eval(net(mx.array([model.tokens[:9]], mx.int32), state), state.arrays())
-    guesses: list[Guess] = []
+    guesses: list[OptimisticRun] = []
     for layer in paged:
         layer.guesses = guesses
 

@@ -19,11 +19,11 @@ from bench.paging.record import CHECKPOINT, record, text
 from bench.paging.rejected import Gaps, Often
 from bench.paging.replay import Belady, hit_rate, misses
 from bench.paging.traces import SKEWED, Drawn, Trace, drawn, load, scan
-from dsv4_mlx.paging.expert_run import Turn
-from dsv4_mlx.paging.policy import OPEN, Duel, Lru, Policy
+from dsv4_mlx.paging.expert_run import ExpertRun
+from dsv4_mlx.paging.policy import OPEN, DuelPolicy, LruPolicy, Policy
 from dsv4_mlx.paging.slots import SlotTable
 
-MAKERS: list[Callable[[int], Policy]] = [Lru, Duel, Often, Gaps]
+MAKERS: list[Callable[[int], Policy]] = [LruPolicy, DuelPolicy, Often, Gaps]
 TOKENS, WARM = 2500, 800
 BURSTY = Drawn(lasting=0.2, topic=1.2, topic_tokens=100, near=1.2, near_tokens=10)
 
@@ -37,7 +37,7 @@ def turns(steps: Sequence[Sequence[int]], slots: int, policy: Policy, experts: i
     """Reads per step by the code that pages, every read ending at once."""
     table, counts = SlotTable(slots, experts), []
     for needed in steps:
-        turn, read = Turn(table, policy, needed), 0
+        turn, read = ExpertRun(table, policy, needed), 0
         while not turn.done:
             begun = turn.reads()
             read += len(begun)
@@ -60,7 +60,7 @@ def test_replay_does_what_paging_does(make: Callable[[int], Policy], slots: int)
 def test_reads_in_groups(slots: int) -> None:
     """With fewer slots than a step needs the groups may be cut otherwise; reads stay close."""
     steps = random_steps(slots, 12, 4)
-    ours, paged = sum(misses(steps, slots, Lru(12))), sum(turns(steps, slots, Lru(12), 12))
+    ours, paged = sum(misses(steps, slots, LruPolicy(12))), sum(turns(steps, slots, LruPolicy(12), 12))
     assert abs(ours - paged) <= 0.1 * paged
 
 
@@ -114,7 +114,7 @@ def test_victims_are_candidates_and_the_same_every_time(make: Callable[[int], Po
 
 def test_a_duel_keeps_bounded_books() -> None:
     """Over a long answer in which some experts are never needed again."""
-    policy, r = Duel(64), random.Random(0)
+    policy, r = DuelPolicy(64), random.Random(0)
     for _ in range(30_000):
         policy.step([r.randrange(32)])
         policy.victim([e for e in range(64) if r.random() < 0.5] or [0])

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from paging.paged_model import Model
 from paging.test_exact import layers
 
-from dsv4_mlx.paging.pressure import CALM, GROW_EVERY, SHRINK_EVERY, Governor, Pressure
+from dsv4_mlx.paging.pressure import CALM, GROW_EVERY, SHRINK_EVERY, Pressure, PressureController
 
 
 @given(st.integers(1, 300), st.lists(st.tuples(st.sampled_from(Pressure), st.floats(0, 100)), max_size=60))
 def test_slots_stay_between_one_and_what_was_announced(
     most: int, samples: list[tuple[Pressure, float]]
 ) -> None:
-    governor, now = Governor(most), 0.0
+    governor, now = PressureController(most), 0.0
     for pressure, passed in samples:
         before, now = governor.slots, now + passed
         after = governor.decide(pressure, now)
@@ -28,7 +28,7 @@ def test_slots_stay_between_one_and_what_was_announced(
 
 
 def test_it_shrinks_at_once_and_grows_after_a_calm() -> None:
-    governor = Governor(64)
+    governor = PressureController(64)
     assert governor.decide(Pressure.CRITICAL, 10.0) == 32
     assert governor.decide(Pressure.CRITICAL, 10.1) == 32  # what was given back has yet to show
     assert governor.decide(Pressure.WARNING, 10.0 + SHRINK_EVERY) == 24

@@ -13,7 +13,7 @@ from paging.paged_model import EXPERTS, Model
 
 from dsv4_mlx.cli.main import run
 from dsv4_mlx.errors import DoesNotFit, Dsv4Error, UsageError
-from dsv4_mlx.paging.sizing import Asked, Experts, choose, parse
+from dsv4_mlx.paging.sizing import Experts, MemoryRequest, choose, parse
 
 FLASH = Experts(layers=43, count=256, each=6, record_bytes=13_369_344, drafts=1)
 
@@ -21,15 +21,15 @@ FLASH = Experts(layers=43, count=256, each=6, record_bytes=13_369_344, drafts=1)
 @pytest.mark.parametrize(
     ("text", "asked"),
     [
-        ("auto", Asked()),
-        ("24GB", Asked("bytes", 24e9, "24GB")),
-        ("1.5GiB", Asked("bytes", 1.5 * 2**30, "1.5GiB")),
-        ("800 mb", Asked("bytes", 8e8, "800 mb")),
-        ("25%", Asked("share", 0.25, "25%")),
-        ("6x", Asked("slots", 6, "6x")),
+        ("auto", MemoryRequest()),
+        ("24GB", MemoryRequest("bytes", 24e9, "24GB")),
+        ("1.5GiB", MemoryRequest("bytes", 1.5 * 2**30, "1.5GiB")),
+        ("800 mb", MemoryRequest("bytes", 8e8, "800 mb")),
+        ("25%", MemoryRequest("share", 0.25, "25%")),
+        ("6x", MemoryRequest("slots", 6, "6x")),
     ],
 )
-def test_spellings(text: str, asked: Asked) -> None:
+def test_spellings(text: str, asked: MemoryRequest) -> None:
     assert parse(text) == asked
 
 
@@ -78,13 +78,13 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     with pytest.raises(DoesNotFit):
         choose(parse(f"{fits + 1}x"), FLASH, 40 * 10**9)
     with pytest.raises(DoesNotFit, match="the least is one per layer"):
-        choose(Asked(), FLASH, 10**8)
+        choose(MemoryRequest(), FLASH, 10**8)
 
 
 @given(st.integers(0, 300 * 10**9), st.integers(0, 20 * 10**9))
 def test_auto_never_exceeds_what_is_there(room: int, reserve: int) -> None:
     try:
-        chosen = choose(Asked(), FLASH, room, reserve)
+        chosen = choose(MemoryRequest(), FLASH, room, reserve)
     except DoesNotFit:
         assert room < FLASH.bytes(1)
         return
@@ -98,7 +98,7 @@ def test_auto_never_exceeds_what_is_there(room: int, reserve: int) -> None:
 @given(st.floats(0, 3e11))
 def test_a_size_is_not_exceeded(size: float) -> None:
     try:
-        chosen = choose(Asked("bytes", size, "size"), FLASH, 10**12)
+        chosen = choose(MemoryRequest("bytes", size, "size"), FLASH, 10**12)
     except Dsv4Error:
         assert size < FLASH.bytes(1)
         return

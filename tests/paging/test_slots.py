@@ -9,8 +9,8 @@ from itertools import combinations
 
 import pytest
 
-from dsv4_mlx.paging.expert_run import Turn
-from dsv4_mlx.paging.policy import Lru
+from dsv4_mlx.paging.expert_run import ExpertRun
+from dsv4_mlx.paging.policy import LruPolicy
 from dsv4_mlx.paging.slots import SlotTable
 
 EXPERTS = 3
@@ -22,11 +22,11 @@ class World:
     """A bank as it really is, beside what the table believes: `bytes[slot]` is an expert, or None if torn."""
 
     table: SlotTable
-    policy: Lru
+    policy: LruPolicy
     bytes: list[int | None]
     reads: list[int] = field(default_factory=list)  # experts being read
     queued: list[tuple[int, int]] = field(default_factory=list)  # (slot, expert) of work not known as done
-    turn: Turn | None = None
+    turn: ExpertRun | None = None
     computed: list[int] = field(default_factory=list)
     turns: int = 0
     failures: int = 0
@@ -101,7 +101,7 @@ def successors(world: World, turns: int, worth: int) -> Iterator[World]:
                 yield after
             for need in NEEDS:
                 after = copy.deepcopy(world)
-                after.turn = Turn(after.table, after.policy, need)
+                after.turn = ExpertRun(after.table, after.policy, need)
                 after.turns, after.computed = world.turns + 1, []
                 yield after
             for expert in range(EXPERTS):  # advice between two runs
@@ -125,7 +125,7 @@ def successors(world: World, turns: int, worth: int) -> Iterator[World]:
 @pytest.mark.parametrize(("slots", "worth", "turns"), [(1, 1, 3), (2, 1, 2), (2, 2, 2), (3, 2, 2)])
 def test_every_order_of_events(slots: int, worth: int, turns: int) -> None:
     """No slot is written under work, none is computed with half written, and no run stands still."""
-    start = World(SlotTable(slots, EXPERTS), Lru(EXPERTS), [None] * slots)
+    start = World(SlotTable(slots, EXPERTS), LruPolicy(EXPERTS), [None] * slots)
     seen, stack = {start.key()}, [start]
     finished = 0
     while stack:

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsv4_mlx.planning.macs import EXPERTS, LAYERS, RECORD, Mac
-from dsv4_mlx.planning.timeline import Costs, Disk, Need, token_seconds, tokens_per_second
+from dsv4_mlx.planning.timeline import Costs, DiskSpeed, Need, token_seconds, tokens_per_second
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 COSTS = Costs(before=1e-3, beside=2e-4, expert=1e-4, sync=3e-4, outside=5e-3)
-DISK = Disk(latency=1e-4, speed=5e9, cached=1e10)
+DISK = DiskSpeed(latency=1e-4, speed=5e9, cached=1e10)
 EACH = 6
 
 needs = st.builds(
@@ -28,7 +28,7 @@ needs = st.builds(
 layers = st.lists(needs, min_size=1, max_size=8)
 
 
-def seconds(found: list[Need], costs: Costs = COSTS, disk: Disk = DISK) -> float:
+def seconds(found: list[Need], costs: Costs = COSTS, disk: DiskSpeed = DISK) -> float:
     return token_seconds(costs, disk, RECORD, found)
 
 

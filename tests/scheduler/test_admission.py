@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv4_mlx.scheduler.admission import OVERTAKEN, Shares, Waiting
+from dsv4_mlx.scheduler.admission import OVERTAKEN, FairShare, Waiting
 
 
 def test_time_is_shared_equally_whatever_a_step_costs() -> None:
     """A prefill chunk of 2 s beside tokens of 0.05 s."""
-    shares: Shares[str] = Shares()
+    shares: FairShare[str] = FairShare()
     costs = {"prefill": 2.0, "a": 0.05, "b": 0.05}
     for key in costs:
         shares.add(key)
@@ -23,7 +23,7 @@ def test_time_is_shared_equally_whatever_a_step_costs() -> None:
 
 
 def test_a_newcomer_runs_at_once_and_takes_nothing_back() -> None:
-    shares: Shares[str] = Shares()
+    shares: FairShare[str] = FairShare()
     shares.add("long")
     shares.charge("long", 100.0)
     shares.add("new")
@@ -38,7 +38,7 @@ def test_a_newcomer_runs_at_once_and_takes_nothing_back() -> None:
 
 
 def test_one_that_is_not_ready_is_passed_over() -> None:
-    shares: Shares[str] = Shares()
+    shares: FairShare[str] = FairShare()
     shares.add("paused")
     shares.add("ready")
     shares.charge("ready", 5.0)

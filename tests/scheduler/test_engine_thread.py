@@ -16,9 +16,9 @@ from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import DoesNotFit, InputError, UsageError
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.scheduler.backend import Progress
-from dsv4_mlx.scheduler.engine_thread import Worker
-from dsv4_mlx.scheduler.request import Finished, Job, Prefill, QueueFull, Unavailable
-from dsv4_mlx.scheduler.scheduler import WorkerOptions
+from dsv4_mlx.scheduler.engine_thread import EngineThread
+from dsv4_mlx.scheduler.request import Finished, GenerationRequest, Prefill, QueueFull, Unavailable
+from dsv4_mlx.scheduler.scheduler import SchedulerOptions
 from scheduler.tiny import Heard, ScriptedBackend, TinyBackend, job
 
 
@@ -27,8 +27,8 @@ def model() -> Transformer:
     return tiny_model()
 
 
-def started(backend: TinyBackend, **options: int) -> Worker:
-    worker = Worker(backend, WorkerOptions(**options)).start()
+def started(backend: TinyBackend, **options: int) -> EngineThread:
+    worker = EngineThread(backend, SchedulerOptions(**options)).start()
     until(lambda: str(worker.state) == "ready")
     return worker
 
@@ -71,7 +71,7 @@ def test_loading_is_said_and_can_be_left(model: Transformer) -> None:
         progress(10, 10)
 
     backend.before_open = slowly
-    worker = Worker(backend).start()
+    worker = EngineThread(backend).start()
     until(lambda: worker.loaded == (3, 10))
     assert worker.state == "loading" and worker.probe(0.1).state == "loading"
     with pytest.raises(Unavailable, match="still loading"):
@@ -87,7 +87,7 @@ def test_loading_is_said_and_can_be_left(model: Transformer) -> None:
         progress(1, 2)
 
     other.before_open = briefly
-    left = Worker(other).start()
+    left = EngineThread(other).start()
     assert left.close(0) and left.state == "closed"
 
 
@@ -98,7 +98,7 @@ def test_a_model_that_does_not_open_is_unhealthy(model: Transformer) -> None:
         raise InputError("no such model")
 
     backend.before_open = fails
-    worker = Worker(backend).start()
+    worker = EngineThread(backend).start()
     until(lambda: worker.state == "unhealthy")
     assert isinstance(worker.error, InputError)
     with pytest.raises(Unavailable, match="out of order"):
@@ -128,17 +128,19 @@ def test_a_full_queue_is_refused(model: Transformer, rng: np.random.Generator) -
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
-        (Job(()), InputError),
-        (Job((9, 384)), InputError),
-        (Job((9,) * 4097), DoesNotFit),
-        (Job((9,) * 4096), DoesNotFit),
-        (Job((9,), logprobs=21), UsageError),
-        (Job((9,), max_tokens=-1), UsageError),
-        (Job((9,), think_budget=-1), UsageError),
-        (Job((9,), SamplingOptions(logit_bias={384: 1.0})), UsageError),
+        (GenerationRequest(()), InputError),
+        (GenerationRequest((9, 384)), InputError),
+        (GenerationRequest((9,) * 4097), DoesNotFit),
+        (GenerationRequest((9,) * 4096), DoesNotFit),
+        (GenerationRequest((9,), logprobs=21), UsageError),
+        (GenerationRequest((9,), max_tokens=-1), UsageError),
+        (GenerationRequest((9,), think_budget=-1), UsageError),
+        (GenerationRequest((9,), SamplingOptions(logit_bias={384: 1.0})), UsageError),
     ],
 )
-def test_jobs_that_can_never_run_are_refused(model: Transformer, wrong: Job, error: type[Exception]) -> None:
+def test_jobs_that_can_never_run_are_refused(
+    model: Transformer, wrong: GenerationRequest, error: type[Exception]
+) -> None:
     worker = started(TinyBackend(model))
     with pytest.raises(error):
         worker.submit(wrong, Heard())
@@ -169,7 +171,7 @@ def test_a_hanging_step_shows(
     backend = TinyBackend(model)
     hangs, go = threading.Event(), threading.Event()
 
-    def hang(job: Job) -> None:
+    def hang(job: GenerationRequest) -> None:
         if job.hint == "hangs":
             hangs.set()
             go.wait(20)
@@ -189,7 +191,7 @@ def test_a_hanging_step_shows(
     worker.close(1)
 
 
-def stress(backend: TinyBackend, count: int, seed: int) -> list[tuple[Job, Heard]]:
+def stress(backend: TinyBackend, count: int, seed: int) -> list[tuple[GenerationRequest, Heard]]:
     """Jobs of every size from several threads, half of them cancelled at random moments.
 
     Returns what each said, after checking that all of them ended and nothing is left over.
@@ -239,7 +241,7 @@ def test_64_jobs_with_random_cancels(model: Transformer, seed: int) -> None:
         assert heard.tokens == backend.script(asked)[: len(heard.tokens)]
 
 
-def said_alone(backend: TinyBackend, pairs: list[tuple[Job, Heard]]) -> None:
+def said_alone(backend: TinyBackend, pairs: list[tuple[GenerationRequest, Heard]]) -> None:
     """Each says what it says alone; after tokens that were sampled before, only within tolerance."""
     for asked, heard in pairs:
         reused = next((event.cached for event in heard.events if isinstance(event, Prefill)), 0)

@@ -28,8 +28,8 @@ from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import InputError, MachineError, UsageError
 from dsv4_mlx.scheduler.replay import ReplayBackend, ScriptedCall, ScriptedTurn, read_script
-from dsv4_mlx.scheduler.request import Finished, Job, Token
-from dsv4_mlx.scheduler.scheduler import Entry, Runner, WorkerOptions
+from dsv4_mlx.scheduler.request import Finished, GenerationRequest, Token
+from dsv4_mlx.scheduler.scheduler import RunningSequence, Scheduler, SchedulerOptions
 from scheduler.tiny import Heard
 
 DEMO = SHIPPED
@@ -37,31 +37,31 @@ TOOL = ToolDefinition("ls", "List files", {"type": "object", "properties": {"pat
 CALL = ScriptedCall("ls", '{"path": "/tmp", "depth": 3}')
 
 
-def replay(*turns: ScriptedTurn, context: int | None = None) -> Runner:
+def replay(*turns: ScriptedTurn, context: int | None = None) -> Scheduler:
     backend = ReplayBackend(DEMO, turns, context)
     backend.open(lambda done, total: None)
-    return Runner(backend, WorkerOptions())
+    return Scheduler(backend, SchedulerOptions())
 
 
 def turn(**keys: Any) -> ScriptedTurn:
     return ScriptedTurn("line 1", **keys)
 
 
-def say(one: Runner, conversation: Conversation, **more: Any) -> tuple[list[int], Heard]:
+def say(one: Scheduler, conversation: Conversation, **more: Any) -> tuple[list[int], Heard]:
     """The prompt's ids and what the next turn says to it."""
     prompt = one.backend.prompts.encode(conversation)
-    return prompt, run(one, Job(tuple(prompt), **more))
+    return prompt, run(one, GenerationRequest(tuple(prompt), **more))
 
 
-def run(one: Runner, job: Job) -> Heard:
+def run(one: Scheduler, job: GenerationRequest) -> Heard:
     heard = Heard()
-    one.add(Entry(job, heard, one.clock()))
+    one.add(RunningSequence(job, heard, one.clock()))
     while heard.end is None:
         time.sleep(one.step() or 0)
     return heard
 
 
-def message(one: Runner, conversation: Conversation, tokens: list[int]) -> dict[str, Any]:
+def message(one: Scheduler, conversation: Conversation, tokens: list[int]) -> dict[str, Any]:
     """What the vendor's parser makes of sampled tokens."""
     request = ConversationRequest(conversation, ModelVersion.DeepseekV4Pro)
     generator = ChatCompletionRequest.chunk_generator(request, "id", "model")

@@ -14,8 +14,8 @@ from small_model import MARKERS, new_session, tiny_model, token_ids
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import InputError, ModelOutputError
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.scheduler.request import Finished, Job, Prefill, Started, Token, Unavailable
-from dsv4_mlx.scheduler.scheduler import Runner, WorkerOptions
+from dsv4_mlx.scheduler.request import Finished, GenerationRequest, Prefill, Started, Token, Unavailable
+from dsv4_mlx.scheduler.scheduler import Scheduler, SchedulerOptions
 from scheduler.tiny import ENDLESS, Heard, TinyBackend, add, alone, drain, job, runner
 
 
@@ -64,7 +64,9 @@ def test_neighbours_change_no_token(
 def test_jobs_are_interleaved(backend: TinyBackend, rng: np.random.Generator) -> None:
     order: list[str] = []
     times = itertools.count()
-    one = Runner(backend, WorkerOptions(active=2), lambda: float(next(times)))  # every step costs the same
+    one = Scheduler(
+        backend, SchedulerOptions(active=2), lambda: float(next(times))
+    )  # every step costs the same
     for name in "ab":
         heard = Heard(functools.partial(lambda name, _: order.append(name), name))
         add(one, job(token_ids(rng, 20), 30), heard)
@@ -194,7 +196,7 @@ def test_a_job_that_fails_leaves_the_others_alone(
     bad = job(token_ids(rng, 20), 50, hint="bad")
     count = 0
 
-    def fails(job: Job) -> None:
+    def fails(job: GenerationRequest) -> None:
         nonlocal count
         count += job is bad
         if job is bad and count == 7:
@@ -215,7 +217,7 @@ def test_a_job_that_fails_leaves_the_others_alone(
 def test_two_device_failures_in_a_row_end_trust(
     backend: TinyBackend, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failed(one: Runner) -> None:
+    def failed(one: Scheduler) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(Transformer, "logits", lambda self, x, last: x[..., 0, :] * float("nan"))
             _, heard = add(one, job(token_ids(rng, 20)))
@@ -252,7 +254,7 @@ def test_log_probabilities_are_the_models_own(
     prompt = token_ids(rng, 40)
     sampling = SamplingOptions(temperature=0.3, logit_bias={**ENDLESS, 77: 800.0})
     one = runner(backend)
-    _, heard = add(one, Job(tuple(prompt), sampling, 3, logprobs=5))
+    _, heard = add(one, GenerationRequest(tuple(prompt), sampling, 3, logprobs=5))
     drain(one)
     session = new_session(model)
     logits = session.sync(prompt).astype(np.float64)
@@ -270,9 +272,9 @@ def test_thinking_ends_at_its_budget(backend: TinyBackend, rng: np.random.Genera
     prompt = (*token_ids(rng, 30), MARKERS.assistant, MARKERS.think)
     one = runner(backend)
     never = SamplingOptions(seed=5, logit_bias={**ENDLESS, MARKERS.end_think: -900.0})
-    _, heard = add(one, Job(prompt, never, 20, think_budget=6))
-    _, at_once = add(one, Job(prompt, never, 5, think_budget=0))
-    _, not_thinking = add(one, Job((*prompt[:-1], MARKERS.end_think), never, 5, think_budget=0))
+    _, heard = add(one, GenerationRequest(prompt, never, 20, think_budget=6))
+    _, at_once = add(one, GenerationRequest(prompt, never, 5, think_budget=0))
+    _, not_thinking = add(one, GenerationRequest((*prompt[:-1], MARKERS.end_think), never, 5, think_budget=0))
     drain(one)
     assert heard.tokens.index(MARKERS.end_think) == 6 and heard.tokens.count(MARKERS.end_think) == 1
     assert at_once.tokens.index(MARKERS.end_think) == 0 and at_once.tokens.count(MARKERS.end_think) == 1

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dsv4_mlx.scheduler.session_policy import SMALL, WORTH, Held, Limits, Plan, growth, plan, safe
+from dsv4_mlx.scheduler.session_policy import (
+    SMALL,
+    WORTH,
+    CachedSession,
+    SessionLimits,
+    SessionPlan,
+    growth,
+    plan,
+    safe,
+)
 
 CONTEXT, STEP = 65_536, 1024
 
@@ -20,15 +29,17 @@ def cost(tokens: int) -> int:
     return 3000 + -(-tokens // STEP) * STEP
 
 
-def limits(budget: int = cost(CONTEXT), count: int = 4) -> Limits:
-    return Limits(budget, count, CONTEXT, cost)
+def limits(budget: int = cost(CONTEXT), count: int = 4) -> SessionLimits:
+    return SessionLimits(budget, count, CONTEXT, cost)
 
 
-def held(key: int, tokens: int, prompt: int | None = None, used: int = 0, claim: int = 0) -> Held:
-    return Held(key, tokens, tokens if prompt is None else prompt, cost(tokens), used or key, claim)
+def held(key: int, tokens: int, prompt: int | None = None, used: int = 0, claim: int = 0) -> CachedSession:
+    return CachedSession(key, tokens, tokens if prompt is None else prompt, cost(tokens), used or key, claim)
 
 
-def planned(sessions: list[Held], prompt: int, keeps: dict[int, int], most: int = 100, **more: int) -> Plan:
+def planned(
+    sessions: list[CachedSession], prompt: int, keeps: dict[int, int], most: int = 100, **more: int
+) -> SessionPlan:
     found = plan(sessions, lambda key: keeps.get(key, 0), prompt, most, limits(**more))
     assert found is not None
     return found
@@ -107,9 +118,9 @@ MOVES = st.lists(st.one_of(ASKS, st.integers(0, 3), st.tuples(st.integers(0, 3))
 class Server:
     """The pool's bookkeeping in numbers. At most `active` jobs, as the runner has it."""
 
-    def __init__(self, limits: Limits, active: int) -> None:
+    def __init__(self, limits: SessionLimits, active: int) -> None:
         self.limits, self.active = limits, active
-        self.sessions: dict[int, Held] = {}
+        self.sessions: dict[int, CachedSession] = {}
         self.ends: dict[int, int] = {}  # tokens that a job will have in the end
         self.clock = 0
 
@@ -136,7 +147,7 @@ class Server:
         self.evict(found.evict, ask.prompt < SMALL)
         self.clock += 1
         key = self.clock if found.base is None or found.branch else found.base
-        self.sessions[key] = Held(key, ask.prompt, ask.prompt, found.size, self.clock, found.claim)
+        self.sessions[key] = CachedSession(key, ask.prompt, ask.prompt, found.size, self.clock, found.claim)
         self.ends[key] = min(CONTEXT, ask.prompt + ask.most)
         return True
 
@@ -154,7 +165,9 @@ class Server:
         if gone is None:
             return False
         self.evict(gone, small=False)
-        self.sessions[key] = Held(key, tokens, one.prompt, max(one.bytes, cost(tokens)), one.used, one.claim)
+        self.sessions[key] = CachedSession(
+            key, tokens, one.prompt, max(one.bytes, cost(tokens)), one.used, one.claim
+        )
         if tokens == self.ends[key]:
             self.end(key)
         return True
@@ -162,7 +175,7 @@ class Server:
     def end(self, key: int) -> None:
         one = self.sessions[key]
         self.clock += 1
-        self.sessions[key] = Held(key, one.tokens, one.prompt, one.bytes, self.clock)
+        self.sessions[key] = CachedSession(key, one.tokens, one.prompt, one.bytes, self.clock)
         gone = growth(list(self.sessions.values()), key, one.bytes, self.limits) or ()
         if one.prompt < SMALL and not all(self.limits.small(self.sessions[other]) for other in gone):
             del self.sessions[key]

@@ -12,7 +12,7 @@ from small_model import new_session, tiny_model, token_ids
 
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.scheduler.session_pool import Lease, Pool
+from dsv4_mlx.scheduler.session_pool import Lease, SessionPool
 from scheduler.tiny import ScriptedBackend, TinyBackend, add, alone, drain, job, runner
 
 
@@ -90,13 +90,13 @@ def test_memory_for_one_long_job_serialises_long_ones(
     backend = ScriptedBackend(model, budget=0, context=1040)
     one = runner(backend, active=2)
     asked: list[int] = []
-    acquire = Pool.acquire
+    acquire = SessionPool.acquire
 
-    def counted(self: Pool, prompt: Sequence[int], most: int) -> Lease | None:
+    def counted(self: SessionPool, prompt: Sequence[int], most: int) -> Lease | None:
         asked.append(len(prompt))
         return acquire(self, prompt, most)
 
-    monkeypatch.setattr(Pool, "acquire", counted)
+    monkeypatch.setattr(SessionPool, "acquire", counted)
     jobs = [job(token_ids(rng, size), 1040 - size, seed=size) for size in (1000, 900, 950)]
     heard = [add(one, each)[1] for each in jobs]
     limits = one.pool.limits
@@ -166,7 +166,7 @@ def test_sessions_take_no_more_memory_than_is_counted(model: Transformer, rng: n
     one = runner(backend)
     add(one, job(token_ids(rng, 520), 2))  # tables that the model makes once
     drain(one)
-    one.pool = Pool(one.pool.limits, backend.session)
+    one.pool = SessionPool(one.pool.limits, backend.session)
     before = real_memory()
     for _ in range(5):
         add(one, job(token_ids(rng, 520), 2))
@@ -175,7 +175,7 @@ def test_sessions_take_no_more_memory_than_is_counted(model: Transformer, rng: n
         limits = one.pool.limits
         assert 0 < real_memory() - before <= counted <= limits.budget + limits.side
     assert one.pool.evictions >= 3
-    one.pool = Pool(one.pool.limits, backend.session)
+    one.pool = SessionPool(one.pool.limits, backend.session)
     assert real_memory() - before <= 64 << 10
 
 

@@ -26,9 +26,9 @@ from dsv4_mlx.engine.generate import generate
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.scheduler.backend import ModelBackend
 from dsv4_mlx.scheduler.replay import ReplayBackend
-from dsv4_mlx.scheduler.request import Job, Prefill
-from dsv4_mlx.scheduler.scheduler import Runner, WorkerOptions
-from dsv4_mlx.scheduler.turn_cache import Call, Said, Turns
+from dsv4_mlx.scheduler.request import GenerationRequest, Prefill
+from dsv4_mlx.scheduler.scheduler import Scheduler, SchedulerOptions
+from dsv4_mlx.scheduler.turn_cache import Call, Completion, TurnCache
 from dsv4_mlx.tokenizer.template import Prompts
 from scheduler.test_replay import message, run, turn
 
@@ -56,13 +56,13 @@ def conversation(*messages: Message, **more: Any) -> Conversation:
 class Told:
     """One sampled turn, remembered; and what clients make of it."""
 
-    def __init__(self, prompts: Prompts, turns: Turns | None = None) -> None:
-        self.turns = turns or Turns(prompts)
+    def __init__(self, prompts: Prompts, turns: TurnCache | None = None) -> None:
+        self.turns = turns or TurnCache(prompts)
         self.prompt = prompts.encode(conversation())
         self.sampled = prompts.tokenizer.encode(SAMPLED)
         self.handle = self.turns.handle()
         self.end = prompts.markers.end
-        said = Said("I l ook", "Here", (Call("call_1", "ls", ARGUMENTS),))
+        said = Completion("I l ook", "Here", (Call("call_1", "ls", ARGUMENTS),))
         self.turns.remember(self.prompt, self.sampled, said, self.handle)
 
     @property
@@ -130,7 +130,7 @@ def test_what_a_client_changed_is_its_own_text(prompts: Prompts, other: dict[str
 
 def test_calls_of_two_turns_or_twice_are_not_spliced(prompts: Prompts) -> None:
     told = Told(prompts)
-    other = Said("", "", (Call("call_2", "ls", "{}"),))
+    other = Completion("", "", (Call("call_2", "ls", "{}"),))
     told.turns.remember(told.prompt, told.sampled, other)
     both = AssistantMessage("", "", [ToolCall("call_1", "ls", ARGUMENTS), ToolCall("call_2", "ls", "{}")])
     for wrong in ((both,), (*told.back(), *told.back())):
@@ -139,11 +139,11 @@ def test_calls_of_two_turns_or_twice_are_not_spliced(prompts: Prompts) -> None:
 
 def test_a_turn_without_calls_is_known_by_its_place(prompts: Prompts) -> None:
     """Or by its handle: then even after another prompt, such as one whose system text has moved on."""
-    turns = Turns(prompts)
+    turns = TurnCache(prompts)
     prompt = prompts.encode(conversation())
     sampled = prompts.tokenizer.encode("th ought</think>Don e")
     handle = turns.handle()
-    turns.remember(prompt, sampled, Said("th ought", "Don e"), handle)
+    turns.remember(prompt, sampled, Completion("th ought", "Don e"), handle)
     exact = [*prompt, *sampled, prompts.markers.end]
     for reasoning in ("th ought", "", None):
         back = (AssistantMessage("Don e", reasoning), UserMessage("More"))
@@ -155,16 +155,16 @@ def test_a_turn_without_calls_is_known_by_its_place(prompts: Prompts) -> None:
     assert turns.render(moved, {3: handle}).spliced == 1
     assert turns.render(moved, {3: handle[1:]}).spliced == 0
     assert len({turns.handle() for _ in range(100)}) == 100
-    assert turns.render(moved, {3: Turns(prompts).handle()}).spliced == 0
+    assert turns.render(moved, {3: TurnCache(prompts).handle()}).spliced == 0
     assert turns.render(moved, {3: "é.\ud800"}).spliced == 0
 
 
 def test_reasoning_that_the_template_drops_stays_dropped(prompts: Prompts) -> None:
     """Without tools, a new question drops the reasoning of earlier answers: no splice may bring it back."""
-    turns = Turns(prompts)
+    turns = TurnCache(prompts)
     asked = Conversation(ASKED, reasoning_effort="low")
     prompt = prompts.encode(asked)
-    turns.remember(prompt, prompts.tokenizer.encode("th ought</think>Done"), Said("th ought", "Done"))
+    turns.remember(prompt, prompts.tokenizer.encode("th ought</think>Done"), Completion("th ought", "Done"))
     for reasoning in ("th ought", "", None):
         history = Conversation(
             [*ASKED, AssistantMessage("Done", reasoning), UserMessage("More")], reasoning_effort="low"
@@ -174,10 +174,10 @@ def test_reasoning_that_the_template_drops_stays_dropped(prompts: Prompts) -> No
 
 
 def test_a_turn_without_thinking_comes_back_without(prompts: Prompts) -> None:
-    turns = Turns(prompts)
+    turns = TurnCache(prompts)
     prompt = prompts.encode(conversation(thinking_mode=False))
     sampled = prompts.tokenizer.encode("Don e")
-    turns.remember(prompt, sampled, Said("", "Don e"))
+    turns.remember(prompt, sampled, Completion("", "Don e"))
     exact = [*prompt, *sampled, prompts.markers.end]
     for reasoning in ("", None):
         for think in (False, True):
@@ -191,7 +191,7 @@ def test_several_turns_are_spliced_together(prompts: Prompts) -> None:
     first = told.back()
     second_prompt = told.turns.render(conversation(*first)).ids
     sampled = prompts.tokenizer.encode("mo re</think>Al l done")
-    told.turns.remember(second_prompt, sampled, Said("mo re", "Al l done"))
+    told.turns.remember(second_prompt, sampled, Completion("mo re", "Al l done"))
     bare = told.back(reasoning="")
     found = told.turns.render(conversation(*bare, AssistantMessage("Al l done", ""), UserMessage("Thanks")))
     exact = [*second_prompt, *sampled, told.end]
@@ -212,11 +212,11 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 def test_any_text_comes_back_as_it_was_sampled(prompts: Prompts, content: str, reasoning: str) -> None:
     """Whatever the tokens were: here each character by itself, as no encoder would choose."""
     asked = [UserMessage("q")]
-    turns, prompt = Turns(prompts), prompts.encode(Conversation(asked, tools=[TOOL]))
+    turns, prompt = TurnCache(prompts), prompts.encode(Conversation(asked, tools=[TOOL]))
     pieces = [prompts.tokenizer.encode(c) for c in reasoning] + [[prompts.markers.end_think]]
     pieces += [prompts.tokenizer.encode(c) for c in content]
     sampled = [token for piece in pieces for token in piece]
-    turns.remember(prompt, sampled, Said(reasoning, content))
+    turns.remember(prompt, sampled, Completion(reasoning, content))
     back = [*asked, AssistantMessage(content, reasoning), UserMessage("next")]
     found = turns.render(Conversation(back, tools=[TOOL]))
     exact = [*prompt, *sampled, prompts.markers.end]
@@ -224,18 +224,18 @@ def test_any_text_comes_back_as_it_was_sampled(prompts: Prompts, content: str, r
 
 
 def test_memory_is_bounded(prompts: Prompts) -> None:
-    turns = Turns(prompts, most=3)
+    turns = TurnCache(prompts, most=3)
     prompt = prompts.encode(conversation())
     for i in range(5):
-        turns.remember(prompt, [300 + i, 301], Said("", "", (Call(f"call_{i}", "ls", "{}"),)))
+        turns.remember(prompt, [300 + i, 301], Completion("", "", (Call(f"call_{i}", "ls", "{}"),)))
     known = []
     for i in range(5):
         back = AssistantMessage("", "", [ToolCall(f"call_{i}", "ls", "{}")])
         known.append(turns.render(conversation(back, ToolMessage("x", f"call_{i}"))).spliced)
     assert known == [0, 0, 1, 1, 1] and len(turns._by_key) <= 3 * 2
-    large = Turns(prompts, size=20_000)
+    large = TurnCache(prompts, size=20_000)
     for i in range(50):
-        large.remember(prompt, [300] * 1000, Said("", str(i), ()))
+        large.remember(prompt, [300] * 1000, Completion("", str(i), ()))
     assert large._taken <= 20_000 and len(large._turns) == len(set(large._by_key.values())) <= 4
 
 
@@ -243,17 +243,17 @@ def test_an_agents_second_turn_prefills_only_what_is_new(checkpoints: Checkpoint
     """20,000 tokens of history: instructions, a question, a tool call spelled in the model's own way."""
     backend = ReplayBackend(checkpoints.official("small"), [turn(raw=SAMPLED), turn(content="done")], 65_536)
     backend.open(lambda done, total: None)
-    runner, turns = Runner(backend, WorkerOptions()), Turns(backend.prompts)
+    runner, turns = Scheduler(backend, SchedulerOptions()), TurnCache(backend.prompts)
     long: list[Message] = [SystemMessage("Rule: be exact. " * 1900), UserMessage("What is here?")]
     asked = Conversation(long, tools=[TOOL])
     prompt = turns.render(asked).ids
     assert len(prompt) >= 20_000
-    first = run(runner, Job(prompt))
+    first = run(runner, GenerationRequest(prompt))
     found = message(runner, asked, first.tokens)
     calls = [Call("call_9", name, arguments) for name, arguments in found["calls"]]
-    turns.remember(prompt, first.tokens, Said(found["reasoning"], found["content"], tuple(calls)))
+    turns.remember(prompt, first.tokens, Completion(found["reasoning"], found["content"], tuple(calls)))
     side = Conversation([UserMessage("A title, please")], thinking_mode=False)
-    run(runner, Job(turns.render(side).ids))
+    run(runner, GenerationRequest(turns.render(side).ids))
     again = json.dumps(json.loads(calls[0].arguments), indent=1)
     back = [
         AssistantMessage(found["content"], None, [ToolCall("call_9", "ls", again)]),
@@ -261,7 +261,7 @@ def test_an_agents_second_turn_prefills_only_what_is_new(checkpoints: Checkpoint
     ]
     second_prompt = turns.render(Conversation([*long, *back], tools=[TOOL]))
     assert (second_prompt.spliced, second_prompt.recovered) == (1, 1)
-    second = run(runner, Job(second_prompt.ids))
+    second = run(runner, GenerationRequest(second_prompt.ids))
     known = len(prompt) + len(first.tokens)
     cached = next(event.cached for event in second.events if isinstance(event, Prefill))
     assert cached == known
@@ -276,18 +276,18 @@ def test_a_real_model_goes_on_bit_equal(checkpoints: Checkpoints) -> None:
     loaded: list[tuple[int, int]] = []
     backend.open(lambda done, total: loaded.append((done, total)))
     assert loaded and loaded[-1][0] == loaded[-1][1]
-    runner, turns = Runner(backend, WorkerOptions()), Turns(backend.prompts)
+    runner, turns = Scheduler(backend, SchedulerOptions()), TurnCache(backend.prompts)
     asked = Conversation([UserMessage("Why?")], thinking_mode=False)
     prompt = turns.render(asked).ids
     markers = backend.prompts.markers
     sampling = SamplingOptions(seed=3, logit_bias={markers.end: -900.0, markers.assistant: -900.0})
-    first = run(runner, Job(prompt, sampling, 12))
+    first = run(runner, GenerationRequest(prompt, sampling, 12))
     found = message(runner, asked, first.tokens)
-    turns.remember(prompt, first.tokens, Said("", found["content"]))
+    turns.remember(prompt, first.tokens, Completion("", found["content"]))
     back = (UserMessage("Why?"), AssistantMessage(found["content"]), UserMessage("And?"))
     following = turns.render(Conversation(back, thinking_mode=False))
     assert following.spliced == 1
-    second = run(runner, Job(following.ids, sampling, 8))
+    second = run(runner, GenerationRequest(following.ids, sampling, 8))
     assert second.cached == len(prompt) + 12
     session = backend.session()
     assert list(generate(session, list(prompt), sampling, max_tokens=12)) == first.tokens

@@ -16,9 +16,9 @@ from dsv4_mlx.engine.session import Session
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.scheduler.backend import Progress, Run, session_limits, wanted
 from dsv4_mlx.scheduler.replay import ScriptedModel
-from dsv4_mlx.scheduler.request import Event, Finished, Job, Prefill, Token
-from dsv4_mlx.scheduler.scheduler import Entry, Runner, WorkerOptions
-from dsv4_mlx.scheduler.session_policy import Limits
+from dsv4_mlx.scheduler.request import Event, Finished, GenerationRequest, Prefill, Token
+from dsv4_mlx.scheduler.scheduler import RunningSequence, Scheduler, SchedulerOptions
+from dsv4_mlx.scheduler.session_policy import SessionLimits
 from dsv4_mlx.scheduler.session_pool import Reusable
 from dsv4_mlx.tokenizer.template import Prompts
 
@@ -41,7 +41,7 @@ class TinyBackend:
         self.context, self.growth = context, growth
         self.vocabulary = self.model.config.vocab_size
         self.before_open: Callable[[Progress], None] = lambda progress: None
-        self.before_step: Callable[[Job], None] = lambda job: None
+        self.before_step: Callable[[GenerationRequest], None] = lambda job: None
         self.recovered = 0
         self.closed = False
 
@@ -52,13 +52,13 @@ class TinyBackend:
     def open(self, progress: Progress) -> None:
         self.before_open(progress)
 
-    def limits(self, count: int) -> Limits:
+    def limits(self, count: int) -> SessionLimits:
         return session_limits(self.model.config, 4, self.budget, count, self.context, self.growth)
 
     def session(self) -> Session:
         return new_session(self.model, self.context, self.growth)
 
-    def run(self, session: Reusable, job: Job) -> Run:
+    def run(self, session: Reusable, job: GenerationRequest) -> Run:
         self.before_step(job)
         real = steps(session, job.prompt, job.sampling, wanted(job))
         while True:
@@ -85,11 +85,11 @@ class TinyBackend:
 class ScriptedBackend(TinyBackend):
     """Sessions that count tokens and compute nothing: for tests with many of them."""
 
-    def script(self, job: Job) -> list[int]:
+    def script(self, job: GenerationRequest) -> list[int]:
         """What the job says: as long as it may, depending on its seed."""
         return token_ids(np.random.default_rng(job.sampling.seed), job.max_tokens or 0)
 
-    def run(self, session: Reusable, job: Job) -> Run:
+    def run(self, session: Reusable, job: GenerationRequest) -> Run:
         model = ScriptedModel(self.model.config, self.script(job), len(job.prompt), MARKERS.end)
         cast(Session, session).model = cast(Transformer, model)
         return (yield from super().run(session, job))
@@ -132,31 +132,35 @@ class Heard:
         return next(event.cached for event in self.events if isinstance(event, Prefill))
 
 
-def job(prompt: list[int], most: int | None = 8, seed: int = 0, hint: str = "", **more: Any) -> Job:
+def job(
+    prompt: list[int], most: int | None = 8, seed: int = 0, hint: str = "", **more: Any
+) -> GenerationRequest:
     """A job that goes on for `most` tokens."""
     sampling = SamplingOptions(seed=seed, logit_bias=ENDLESS)
-    return Job(tuple(prompt), sampling, most, hint=hint, **more)
+    return GenerationRequest(tuple(prompt), sampling, most, hint=hint, **more)
 
 
-def runner(backend: TinyBackend, **options: Any) -> Runner:
+def runner(backend: TinyBackend, **options: Any) -> Scheduler:
     """Its clock ticks once a look, so that whose turn it is doesn't depend on this machine's other work."""
     ticks = itertools.count()
-    return Runner(backend, WorkerOptions(**options), lambda: next(ticks) / 1000)
+    return Scheduler(backend, SchedulerOptions(**options), lambda: next(ticks) / 1000)
 
 
-def add(runner: Runner, job: Job, heard: Heard | None = None) -> tuple[Entry, Heard]:
+def add(
+    runner: Scheduler, job: GenerationRequest, heard: Heard | None = None
+) -> tuple[RunningSequence, Heard]:
     heard = heard or Heard()
-    entry = Entry(job, heard, runner.clock())
+    entry = RunningSequence(job, heard, runner.clock())
     runner.add(entry)
     return entry, heard
 
 
-def drain(runner: Runner) -> None:
+def drain(runner: Scheduler) -> None:
     """Step until nothing is left."""
     while runner.active or len(runner.waiting):
         runner.step()
 
 
-def alone(model: Transformer, job: Job) -> list[int]:
+def alone(model: Transformer, job: GenerationRequest) -> list[int]:
     """What `generate` makes of a job."""
     return list(generate(new_session(model), list(job.prompt), job.sampling, max_tokens=job.max_tokens))

@@ -21,16 +21,16 @@ from server.fakes import CHECKPOINT, VOCABULARY, FakeWorker, PlainTurns, Script
 from starlette.types import Receive, Scope, Send
 
 from dsv4_mlx.grammar.grammars import Grammars
-from dsv4_mlx.scheduler.engine_thread import Worker
+from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.linger import Linger
 from dsv4_mlx.scheduler.replay import ReplayBackend, read_script
 from dsv4_mlx.server.app import App, make_app, model_facts
 from dsv4_mlx.server.lifecycle import listen, make_server
-from dsv4_mlx.server.metrics import Record
-from dsv4_mlx.server.options import MODEL_ID, Limits, ServerOptions
-from dsv4_mlx.server.protocols.request import Facts
-from dsv4_mlx.server.streaming import Counter
-from dsv4_mlx.server.translate import Intake
+from dsv4_mlx.server.metrics import Metrics
+from dsv4_mlx.server.options import MODEL_ID, ServerLimits, ServerOptions
+from dsv4_mlx.server.protocols.request import ServerInfo
+from dsv4_mlx.server.streaming import ServerContext
+from dsv4_mlx.server.translate import Translator
 from dsv4_mlx.tokenizer.markers import Spelling
 from dsv4_mlx.tokenizer.template import Prompts
 
@@ -53,8 +53,8 @@ def grammars(prompts: Prompts) -> Iterator[Grammars]:
 
 
 @pytest.fixture
-def facts(prompts: Prompts) -> Facts:
-    return Facts(ServerOptions(), MODEL_ID, prompts.levels, VOCABULARY, 4096, 4096)
+def facts(prompts: Prompts) -> ServerInfo:
+    return ServerInfo(ServerOptions(), MODEL_ID, prompts.levels, VOCABULARY, 4096, 4096)
 
 
 class Listener:
@@ -89,18 +89,18 @@ Serve = Callable[[App, ServerOptions], Listener]
 
 
 @pytest.fixture(scope="session")
-def listeners() -> Iterator[dict[Limits, list[Listener]]]:
+def listeners() -> Iterator[dict[ServerLimits, list[Listener]]]:
     """Those that listen and have nothing to do, by what uvicorn was told."""
-    idle: dict[Limits, list[Listener]] = {}
+    idle: dict[ServerLimits, list[Listener]] = {}
     yield idle
     for listener in (one for some in idle.values() for one in some):
         listener.close()
 
 
 @pytest.fixture
-def serve_app(listeners: dict[Limits, list[Listener]]) -> Iterator[Serve]:
+def serve_app(listeners: dict[ServerLimits, list[Listener]]) -> Iterator[Serve]:
     """serve_app(app, options) -> what listens for it until the test ends."""
-    used: list[tuple[Limits, Listener]] = []
+    used: list[tuple[ServerLimits, Listener]] = []
 
     def begin(app: App, options: ServerOptions) -> Listener:
         assert (options.host, options.port) == ("127.0.0.1", 0)
@@ -142,8 +142,8 @@ def start(prompts: Prompts, spelling: Spelling, grammars: Grammars, serve_app: S
             FakeWorker(prompts, scripts or [Script("</think>hello")], context),
             PlainTurns(prompts),
         )
-        facts = Facts(options, MODEL_ID, prompts.levels, VOCABULARY, context, 1 << 20)
-        intake = Intake(facts, spelling, grammars, turns)
+        facts = ServerInfo(options, MODEL_ID, prompts.levels, VOCABULARY, context, 1 << 20)
+        intake = Translator(facts, spelling, grammars, turns)
         threads = ThreadPoolExecutor(2)
         crashes: list[str] = []
 
@@ -151,7 +151,7 @@ def start(prompts: Prompts, spelling: Spelling, grammars: Grammars, serve_app: S
             crashes.append(detail)
             return "crash.log"
 
-        app = App(Counter(intake, worker, threads, options.limits, Record(), crash))
+        app = App(ServerContext(intake, worker, threads, options.limits, Metrics(), crash))
         listener = serve_app(app, options)
 
         def end() -> None:
@@ -174,7 +174,7 @@ class Replayed:
 
     url: str
     port: int
-    worker: Worker
+    worker: EngineThread
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def replay(tmp_path: Path, serve_app: Serve) -> Iterator[Callable[..., Replayed]
         options = ServerOptions(port=0)
         facts = model_facts(CHECKPOINT, "dsv4-demo", options, context, None)
         backend = ReplayBackend(CHECKPOINT, read_script(file), facts.context)
-        worker = Worker(backend, linger=linger).start()
+        worker = EngineThread(backend, linger=linger).start()
         threads = ThreadPoolExecutor(2)
         app = make_app(CHECKPOINT, facts, worker, threads, lambda detail: pytest.fail(detail))
         listener = serve_app(app, options)

@@ -11,8 +11,8 @@ from deepseek_recipe import Conversation
 
 from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.scheduler.engine_thread import Health, State, Stats
-from dsv4_mlx.scheduler.request import Emit, Finished, Job, Prefill, Reason, Started, Token
-from dsv4_mlx.scheduler.turn_cache import Rendered, Said, Turns
+from dsv4_mlx.scheduler.request import Emit, Finished, GenerationRequest, Prefill, Reason, Started, Token
+from dsv4_mlx.scheduler.turn_cache import Completion, Rendered, TurnCache
 from dsv4_mlx.tokenizer.template import Prompts
 
 CHECKPOINT = SHIPPED
@@ -48,11 +48,11 @@ class FakeWorker:
         self.state: State = "ready"
         self.error: BaseException | None = None
         self.loaded = (1, 1)
-        self.jobs: list[Job] = []
+        self.jobs: list[GenerationRequest] = []
         self.tickets: list[FakeTicket] = []
         self.refuse: BaseException | None = None
 
-    def submit(self, job: Job, emit: Emit) -> FakeTicket:
+    def submit(self, job: GenerationRequest, emit: Emit) -> FakeTicket:
         if self.refuse is not None:
             raise self.refuse
         script = self.scripts[len(self.jobs) % len(self.scripts)]
@@ -62,7 +62,7 @@ class FakeWorker:
         threading.Thread(target=self._run, args=(job, script, emit, ticket), daemon=True).start()
         return ticket
 
-    def _run(self, job: Job, script: Script, emit: Emit, ticket: FakeTicket) -> None:
+    def _run(self, job: GenerationRequest, script: Script, emit: Emit, ticket: FakeTicket) -> None:
         if ticket.cancelled.wait(script.queued):
             emit(Finished("cancelled"))
             return
@@ -100,21 +100,23 @@ class FakeWorker:
         return True
 
 
-class PlainTurns(Turns):
+class PlainTurns(TurnCache):
     """Renders without remembering; keeps what it was told to remember."""
 
     def __init__(self, prompts: Prompts) -> None:
         super().__init__(prompts)
         self.prompts = prompts
         self.made = 0
-        self.remembered: list[tuple[tuple[int, ...], tuple[int, ...], Said, str]] = []
+        self.remembered: list[tuple[tuple[int, ...], tuple[int, ...], Completion, str]] = []
         self.handles: list[Mapping[int, str]] = []
 
     def handle(self) -> str:
         self.made += 1
         return f"{self.made:032x}"
 
-    def remember(self, prompt: Sequence[int], sampled: Sequence[int], said: Said, handle: str = "") -> None:
+    def remember(
+        self, prompt: Sequence[int], sampled: Sequence[int], said: Completion, handle: str = ""
+    ) -> None:
         self.remembered.append((tuple(prompt), tuple(sampled), said, handle))
 
     def render(self, conversation: Conversation, handles: Mapping[int, str] | None = None) -> Rendered:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from dsv4_mlx.server.api_errors import Refusal
-from dsv4_mlx.server.options import Limits
+from dsv4_mlx.server.api_errors import ApiError
+from dsv4_mlx.server.options import ServerLimits
 from dsv4_mlx.server.protocols.fields import parse
 
-LIMITS = Limits(depth=8)
+LIMITS = ServerLimits(depth=8)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ LIMITS = Limits(depth=8)
     ],
 )  # fmt: skip
 def test_bodies_that_are_refused(raw: bytes) -> None:
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(ApiError) as refused:
         parse(raw, LIMITS)
     assert refused.value.status == 400
 

@@ -14,7 +14,7 @@ from server.conftest import Start
 from server.fakes import Script
 from server.sse import events, read_chat
 
-from dsv4_mlx.server.options import Limits, ServerOptions
+from dsv4_mlx.server.options import ServerLimits, ServerOptions
 
 HI = [{"role": "user", "content": "hi"}]
 STREAMS: dict[str, dict[str, Any]] = {
@@ -23,7 +23,7 @@ STREAMS: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "hi", "stream": True},
     "/v1/messages": {"messages": HI, "max_tokens": 50, "stream": True},
 }
-QUICK = ServerOptions(port=0, limits=Limits(keep_alive=0.1, silent_time=0.2, drain_time=0.5))
+QUICK = ServerOptions(port=0, limits=ServerLimits(keep_alive=0.1, silent_time=0.2, drain_time=0.5))
 
 
 @pytest.mark.parametrize("path", STREAMS)

@@ -15,9 +15,9 @@ from server.sse import Cutter, Read, Turn, read_chat, read_messages, read_respon
 
 from dsv4_mlx.grammar.grammars import Grammars
 from dsv4_mlx.scheduler.request import Token
-from dsv4_mlx.server.protocols.request import Ask, Facts, Protocol
-from dsv4_mlx.server.protocols.stream import Wire
-from dsv4_mlx.server.translate import WIRES, Intake
+from dsv4_mlx.server.protocols.request import ParsedRequest, ProtocolName, ServerInfo
+from dsv4_mlx.server.protocols.stream import StreamEncoder
+from dsv4_mlx.server.translate import WIRES, Translator
 from dsv4_mlx.tokenizer.markers import Spelling
 from dsv4_mlx.tokenizer.template import Prompts
 
@@ -48,11 +48,11 @@ READERS: dict[str, Callable[[str], Read]] = {
 
 
 @pytest.fixture(scope="module")
-def intake(prompts: Prompts, spelling: Spelling, grammars: Grammars) -> Intake:
+def intake(prompts: Prompts, spelling: Spelling, grammars: Grammars) -> Translator:
     from dsv4_mlx.server.options import ServerOptions
 
-    facts = Facts(ServerOptions(), "m", prompts.levels, 1792, 1 << 20, 1 << 20)
-    return Intake(facts, spelling, grammars, PlainTurns(prompts))
+    facts = ServerInfo(ServerOptions(), "m", prompts.levels, 1792, 1 << 20, 1 << 20)
+    return Translator(facts, spelling, grammars, PlainTurns(prompts))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def cutter(spelling: Spelling) -> Cutter:
 
 
 @cache
-def asked(intake: Intake, protocol: Protocol, *, stream: bool) -> Ask:
+def asked(intake: Translator, protocol: ProtocolName, *, stream: bool) -> ParsedRequest:
     """A request with two tools."""
     names, schema = ("read", "write_file"), {"type": "object"}
     body: dict[str, Any] = {"stream": stream}
@@ -81,14 +81,16 @@ def asked(intake: Intake, protocol: Protocol, *, stream: bool) -> Ask:
     return intake.read(protocol, json.dumps(body).encode())
 
 
-def run(wire: Wire, ids: list[int], *, length: bool = False) -> str:
+def run(wire: StreamEncoder, ids: list[int], *, length: bool = False) -> str:
     frames = [*wire.open(0), *wire.started(0)]
     for id in ids:
         frames += wire.token(Token(id))
     return "".join([*frames, *wire.finish(length=length)])
 
 
-def check_same(intake: Intake, cutter: Cutter, protocol: Protocol, turn: Turn, cuts: list[int]) -> None:
+def check_same(
+    intake: Translator, cutter: Cutter, protocol: ProtocolName, turn: Turn, cuts: list[int]
+) -> None:
     ids = cutter.ids(turn.segments(intake.spelling), cuts)
     wire = WIRES[protocol](asked(intake, protocol, stream=True), "h", 5, intake.spelling)
     read = READERS[protocol](run(wire, ids))
@@ -120,7 +122,13 @@ def turn_marks(turn: Turn) -> int:
 
 
 def check_cut_off(
-    intake: Intake, cutter: Cutter, protocol: Protocol, turn: Turn, cuts: list[int], at: float, length: bool
+    intake: Translator,
+    cutter: Cutter,
+    protocol: ProtocolName,
+    turn: Turn,
+    cuts: list[int],
+    at: float,
+    length: bool,
 ) -> None:
     ids = cutter.ids(turn.segments(intake.spelling), cuts)
     kept = ids[: int(at * len(ids))]
@@ -152,7 +160,7 @@ def _arguments_text(values: dict[str, Any]) -> str:
 @settings(max_examples=500)
 @given(PROTOCOL, TURNS, CUTS)
 def test_same_message_however_cut(
-    intake: Intake, cutter: Cutter, protocol: Protocol, turn: Turn, cuts: list[int]
+    intake: Translator, cutter: Cutter, protocol: ProtocolName, turn: Turn, cuts: list[int]
 ) -> None:
     check_same(intake, cutter, protocol, turn, cuts)
 
@@ -160,7 +168,13 @@ def test_same_message_however_cut(
 @settings(max_examples=500)
 @given(PROTOCOL, TURNS, CUTS, st.floats(0, 1), st.booleans())
 def test_cut_off_anywhere(
-    intake: Intake, cutter: Cutter, protocol: Protocol, turn: Turn, cuts: list[int], at: float, length: bool
+    intake: Translator,
+    cutter: Cutter,
+    protocol: ProtocolName,
+    turn: Turn,
+    cuts: list[int],
+    at: float,
+    length: bool,
 ) -> None:
     check_cut_off(intake, cutter, protocol, turn, cuts, at, length)
 
@@ -169,7 +183,7 @@ def test_cut_off_anywhere(
 @settings(max_examples=5000)
 @given(PROTOCOL, TURNS, CUTS)
 def test_same_message_however_cut_long(
-    intake: Intake, cutter: Cutter, protocol: Protocol, turn: Turn, cuts: list[int]
+    intake: Translator, cutter: Cutter, protocol: ProtocolName, turn: Turn, cuts: list[int]
 ) -> None:
     check_same(intake, cutter, protocol, turn, cuts)
 
@@ -178,7 +192,13 @@ def test_same_message_however_cut_long(
 @settings(max_examples=5000)
 @given(PROTOCOL, TURNS, CUTS, st.floats(0, 1), st.booleans())
 def test_cut_off_anywhere_long(
-    intake: Intake, cutter: Cutter, protocol: Protocol, turn: Turn, cuts: list[int], at: float, length: bool
+    intake: Translator,
+    cutter: Cutter,
+    protocol: ProtocolName,
+    turn: Turn,
+    cuts: list[int],
+    at: float,
+    length: bool,
 ) -> None:
     check_cut_off(intake, cutter, protocol, turn, cuts, at, length)
 

@@ -13,9 +13,9 @@ from server.conftest import Start
 from dsv4_mlx.engine.engine import EngineOptions
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.scheduler.backend import ModelBackend
-from dsv4_mlx.scheduler.engine_thread import Worker
-from dsv4_mlx.scheduler.request import Event, Finished, Job
-from dsv4_mlx.server.metrics import Record
+from dsv4_mlx.scheduler.engine_thread import EngineThread
+from dsv4_mlx.scheduler.request import Event, Finished, GenerationRequest
+from dsv4_mlx.server.metrics import Metrics
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 LINE = re.compile(r"(\w+)(\{[^}]*\})? ([0-9.e+-]+)")
@@ -55,10 +55,14 @@ def test_paging(tmp_path: Path) -> None:
     model = make(tmp_path)
     options = EngineOptions(context=512, numerics="exact", expert_memory="8x")
     backend = ModelBackend(model.folder, options)
-    worker = Worker(backend).start()
+    worker = EngineThread(backend).start()
     try:
-        before = finish(worker, Job(tuple(model.tokens[:40]), SamplingOptions(temperature=0), 12))
-        after = finish(worker, Job(tuple(model.tokens[40:60]), SamplingOptions(temperature=0), 5))
+        before = finish(
+            worker, GenerationRequest(tuple(model.tokens[:40]), SamplingOptions(temperature=0), 12)
+        )
+        after = finish(
+            worker, GenerationRequest(tuple(model.tokens[40:60]), SamplingOptions(temperature=0), 5)
+        )
         pager = backend.engine.pager
         assert pager is not None
         layers, records = list(pager.layers.values()), pager.stats()
@@ -75,7 +79,7 @@ def test_paging(tmp_path: Path) -> None:
     assert all(after[name] >= before[name] for name in before if name.endswith("_total"))
 
 
-def finish(worker: Worker, job: Job) -> dict[str, float]:
+def finish(worker: EngineThread, job: GenerationRequest) -> dict[str, float]:
     """Run a job; the metrics after it."""
     events: queue.Queue[Event] = queue.Queue()
     while worker.state == "loading":
@@ -84,4 +88,4 @@ def finish(worker: Worker, job: Job) -> dict[str, float]:
     while not isinstance(event := events.get(timeout=60), Finished):
         pass
     assert event.error is None
-    return values(Record().metrics(worker))
+    return values(Metrics().metrics(worker))

@@ -11,9 +11,9 @@ from server.sse import read_chat, read_messages, read_responses
 
 from dsv4_mlx.grammar.grammars import Grammars
 from dsv4_mlx.scheduler.request import Token
-from dsv4_mlx.server.protocols.request import Facts
-from dsv4_mlx.server.protocols.stream import Wire
-from dsv4_mlx.server.translate import WIRES, Intake
+from dsv4_mlx.server.protocols.request import ServerInfo
+from dsv4_mlx.server.protocols.stream import StreamEncoder
+from dsv4_mlx.server.translate import WIRES, Translator
 from dsv4_mlx.tokenizer.markers import Spelling
 from dsv4_mlx.tokenizer.template import Prompts
 
@@ -24,13 +24,13 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 
 
 @pytest.fixture
-def say(facts: Facts, prompts: Prompts, spelling: Spelling, grammars: Grammars) -> Any:
+def say(facts: ServerInfo, prompts: Prompts, spelling: Spelling, grammars: Grammars) -> Any:
     """say(text with markers, body fields) -> (wire, what the stream said)."""
-    intake = Intake(facts, spelling, grammars, PlainTurns(prompts))
+    intake = Translator(facts, spelling, grammars, PlainTurns(prompts))
 
     def run(
         text: str, *, length: bool = False, ids: list[int] | None = None, **body: Any
-    ) -> tuple[Wire, Any]:
+    ) -> tuple[StreamEncoder, Any]:
         body = {"messages": [{"role": "user", "content": "q"}], "stream": True, **body}
         wire = WIRES["chat"](intake.read("chat", json.dumps(body).encode()), "h", 5, spelling)
         frames = [*wire.open(0), *wire.started(0)]
@@ -122,8 +122,8 @@ def test_stop_strings_look_at_the_answer_only(say: Any) -> None:
     assert wire.over and (read.reasoning, read.content, read.end) == ("STOP", "a ", "stop")
 
 
-def test_logprobs(facts: Facts, prompts: Prompts, spelling: Spelling, grammars: Grammars) -> None:
-    intake = Intake(facts, spelling, grammars, PlainTurns(prompts))
+def test_logprobs(facts: ServerInfo, prompts: Prompts, spelling: Spelling, grammars: Grammars) -> None:
+    intake = Translator(facts, spelling, grammars, PlainTurns(prompts))
     body = {"messages": [{"role": "user", "content": "q"}], "logprobs": True, "top_logprobs": 2}
     ask = intake.read("chat", json.dumps(body).encode())
     assert ask.logprobs == 2
@@ -147,9 +147,9 @@ def test_hidden_thinking(say: Any) -> None:
 
 @pytest.mark.parametrize("protocol", ["chat", "messages", "responses"])
 def test_a_cut_call_in_every_protocol(
-    facts: Facts, prompts: Prompts, spelling: Spelling, grammars: Grammars, protocol: Any
+    facts: ServerInfo, prompts: Prompts, spelling: Spelling, grammars: Grammars, protocol: Any
 ) -> None:
-    intake = Intake(facts, spelling, grammars, PlainTurns(prompts))
+    intake = Translator(facts, spelling, grammars, PlainTurns(prompts))
     message = {"messages": [{"role": "user", "content": "q"}], "stream": True}
     body: dict[str, Any] = {
         "chat": {**message, "tools": [TOOL]},

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from dsv4_mlx.grammar.rules import Json, Regex, ToolCalls
-from dsv4_mlx.server.api_errors import Refusal
+from dsv4_mlx.server.api_errors import ApiError
 from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.protocols import chat, messages, responses
 from dsv4_mlx.server.protocols.options import resolve
-from dsv4_mlx.server.protocols.request import Ask, Facts
+from dsv4_mlx.server.protocols.request import ParsedRequest, ServerInfo
 from dsv4_mlx.tokenizer.markers import Spelling
 from dsv4_mlx.tokenizer.template import LEVELS, Prompts, Think
 
@@ -20,13 +20,13 @@ HI = [{"role": "user", "content": "hi"}]
 F = {"type": "function", "function": {"name": "f"}}
 
 
-def text_of(ask: Ask, prompts: Prompts, spelling: Spelling) -> str:
+def text_of(ask: ParsedRequest, prompts: Prompts, spelling: Spelling) -> str:
     assert ask.conversation is not None
     return spelling.decode(prompts.encode(ask.conversation))
 
 
 @pytest.fixture
-def render(facts: Facts, prompts: Prompts, spelling: Spelling) -> Any:
+def render(facts: ServerInfo, prompts: Prompts, spelling: Spelling) -> Any:
     def rendered(module: Any, body: dict[str, Any]) -> str:
         return text_of(module.read(body, facts), prompts, spelling)
 
@@ -77,18 +77,18 @@ def test_thinking_default_is_the_servers(default: Think, level: str | None) -> N
     ],
 )
 def test_unknown_thinking_words_are_refused(body: dict[str, Any]) -> None:
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(ApiError) as refused:
         resolve(body, "on")
     assert refused.value.status == 400
 
 
 def test_effort_text_is_what_the_checkpoint_was_trained_on(
-    prompts: Prompts, spelling: Spelling, facts: Facts
+    prompts: Prompts, spelling: Spelling, facts: ServerInfo
 ) -> None:
     """April: no text, then what 0731 calls high. 0731: no text for low, one for high, another for max."""
     said = {}
     for checkpoint in ("april", "0731"):
-        mine = Facts(facts.options, "m", LEVELS[checkpoint], facts.vocabulary, 4096, 4096)
+        mine = ServerInfo(facts.options, "m", LEVELS[checkpoint], facts.vocabulary, 4096, 4096)
         for level in ("low", "high", "max"):
             ask = chat.read({"messages": HI, "reasoning_effort": level}, mine)
             text = text_of(ask, prompts, spelling)
@@ -180,7 +180,7 @@ def test_system_inside_messages(render: Any) -> None:
     assert "later" in render(messages, body)
 
 
-def test_vendor_tools_and_blocks_are_left_out(facts: Facts, render: Any) -> None:
+def test_vendor_tools_and_blocks_are_left_out(facts: ServerInfo, render: Any) -> None:
     tools = [
         {"type": "bash_20250124", "name": "bash"},
         {"type": "web_search_20250305", "name": "web_search"},
@@ -218,7 +218,7 @@ def test_images_become_a_remark(render: Any) -> None:
         ({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": []}}, ""),
     ],
 )
-def test_tool_choice(facts: Facts, choice: Any, must: str | None) -> None:
+def test_tool_choice(facts: ServerInfo, choice: Any, must: str | None) -> None:
     for thinking in ("enabled", "disabled"):
         body = {"messages": HI, "tools": [F], "tool_choice": choice, "thinking": {"type": thinking}}
         rule = chat.read(body, facts).rule
@@ -226,13 +226,13 @@ def test_tool_choice(facts: Facts, choice: Any, must: str | None) -> None:
         assert (rule.required, rule.name, rule.parallel) == (must is not None, must or None, True)
 
 
-def test_tool_choice_none(facts: Facts, render: Any) -> None:
+def test_tool_choice_none(facts: ServerInfo, render: Any) -> None:
     body = {"messages": HI, "tools": [F], "tool_choice": "none"}
     assert chat.read(body, facts).rule is None
     assert "## Tools" not in render(chat, body)
 
 
-def test_tool_choice_in_other_protocols(facts: Facts) -> None:
+def test_tool_choice_in_other_protocols(facts: ServerInfo) -> None:
     tools = [{"name": "f"}]
     body = {"messages": HI, "max_tokens": 5, "tools": tools}
     any_ = messages.read({**body, "tool_choice": {"type": "any", "disable_parallel_tool_use": True}}, facts)
@@ -282,13 +282,13 @@ def test_tool_choice_in_other_protocols(facts: Facts) -> None:
         {"messages": [{"role": "tool", "tool_call_id": "x", "content": "x"}]},
     ],
 )
-def test_what_cant_be_is_refused(facts: Facts, fields: dict[str, Any]) -> None:
-    with pytest.raises(Refusal) as refused:
+def test_what_cant_be_is_refused(facts: ServerInfo, fields: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as refused:
         chat.read({"messages": HI, **fields}, facts)
     assert refused.value.status == 400 and refused.value.message
 
 
-def test_vendor_extras_are_ignored(facts: Facts) -> None:
+def test_vendor_extras_are_ignored(facts: ServerInfo) -> None:
     extras = {
         "store": False, "metadata": {"a": 1}, "user": "u", "service_tier": "auto", "prompt_cache_key": "k",
         "safety_identifier": "s", "verbosity": "low", "prediction": {}, "modalities": ["text"], 
@@ -297,7 +297,7 @@ def test_vendor_extras_are_ignored(facts: Facts) -> None:
     assert chat.read({"messages": HI, **extras}, facts).hint == "k"
 
 
-def test_sampling(facts: Facts) -> None:
+def test_sampling(facts: ServerInfo) -> None:
     given = {
         "temperature": 0.5, "top_p": 0.5, "top_k": 5, "min_p": 0.1, "presence_penalty": 1,
         "frequency_penalty": -1, "seed": -1, "logit_bias": {"7": -100},
@@ -308,7 +308,7 @@ def test_sampling(facts: Facts) -> None:
     assert (ours.temperature, ours.top_p, ours.top_k, ours.min_p) == (0.5, 0.5, 5, 0.1)
     assert (ours.presence_penalty, ours.frequency_penalty, ours.seed) == (1, -1, 2**63 - 1)
     assert ours.logit_bias == {7: -100}
-    deepseek = Facts(ServerOptions(sampling="deepseek"), "m", facts.levels, facts.vocabulary, 4096, 4096)
+    deepseek = ServerInfo(ServerOptions(sampling="deepseek"), "m", facts.levels, facts.vocabulary, 4096, 4096)
     thinking = chat.read({"messages": HI, **given}, deepseek).sampling
     assert (thinking.temperature, thinking.top_p, thinking.presence_penalty) == (1.0, 1.0, 0.0)
     assert thinking.seed == 2**63 - 1
@@ -318,7 +318,7 @@ def test_sampling(facts: Facts) -> None:
     assert len(seeds) == 5
 
 
-def test_max_tokens_is_the_least_given_and_never_too_much(facts: Facts) -> None:
+def test_max_tokens_is_the_least_given_and_never_too_much(facts: ServerInfo) -> None:
     both = {"max_tokens": 10**9, "max_completion_tokens": 7}
     assert chat.read({"messages": HI, **both}, facts).max_tokens == 7
     assert messages.read({"messages": HI, "max_tokens": 10**9}, facts).max_tokens == 10**9
@@ -326,7 +326,7 @@ def test_max_tokens_is_the_least_given_and_never_too_much(facts: Facts) -> None:
     assert chat.read({"messages": HI}, facts).max_tokens is None
 
 
-def test_forms(facts: Facts, render: Any) -> None:
+def test_forms(facts: ServerInfo, render: Any) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     named = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     body: dict[str, Any] = {"messages": HI, "response_format": named}
@@ -348,7 +348,7 @@ def test_forms(facts: Facts, render: Any) -> None:
             assert json.dumps(schema) in render(messages, body)
 
 
-def test_strict_and_other_tools_together(facts: Facts) -> None:
+def test_strict_and_other_tools_together(facts: ServerInfo) -> None:
     strict = {"name": "g", "strict": True, "parameters": {"type": "object", "properties": {}}}
     ask = chat.read({"messages": HI, "tools": [F, {"type": "function", "function": strict}]}, facts)
     declared = json.loads(ask.tools.declared)

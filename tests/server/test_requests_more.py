@@ -7,24 +7,24 @@ from typing import Any
 
 import pytest
 
-from dsv4_mlx.server.api_errors import Refusal
+from dsv4_mlx.server.api_errors import ApiError
 from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.protocols import completions, messages, responses
-from dsv4_mlx.server.protocols.request import Facts
+from dsv4_mlx.server.protocols.request import ServerInfo
 from dsv4_mlx.tokenizer.markers import Spelling
 
 HI = [{"role": "user", "content": "hi"}]
 F = {"type": "function", "function": {"name": "f"}}
 
 
-def test_namespaces(facts: Facts) -> None:
+def test_namespaces(facts: ServerInfo) -> None:
     tools = [{"type": "namespace", "name": "ns", "tools": [{"type": "function", "name": "g"}]}]
     ask = responses.read({"input": "x", "tools": tools}, facts)
     assert ask.namespaces == {"ns__g": ("ns", "g")}
     assert json.loads(ask.tools.declared)[0]["function"]["name"] == "ns__g"
 
 
-def test_handles_come_back(facts: Facts) -> None:
+def test_handles_come_back(facts: ServerInfo) -> None:
     thinking = {"type": "thinking", "thinking": "t", "signature": "handle"}
     history = [*HI, {"role": "assistant", "content": [thinking, {"type": "text", "text": "a"}]}, *HI]
     assert messages.read({"messages": history, "max_tokens": 5}, facts).handles == {1: "handle"}
@@ -46,17 +46,17 @@ def test_handles_come_back(facts: Facts) -> None:
         {"input": [{"type": "item_reference", "id": "x"}]},
     ],
 )
-def test_stored_responses_are_refused(facts: Facts, fields: dict[str, Any]) -> None:
-    with pytest.raises(Refusal) as refused:
+def test_stored_responses_are_refused(facts: ServerInfo, fields: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as refused:
         responses.read({"input": "x", **fields}, facts)
     assert (refused.value.status, refused.value.code) == (400, "unsupported_value")
 
 
-def test_responses_without_anything(facts: Facts) -> None:
+def test_responses_without_anything(facts: ServerInfo) -> None:
     assert responses.read({}, facts).model == facts.model
 
 
-def test_text_completions(facts: Facts, spelling: Spelling) -> None:
+def test_text_completions(facts: ServerInfo, spelling: Spelling) -> None:
     def ids(**body: Any) -> list[int]:
         return list(completions.read(body, facts, spelling).prompt)
 
@@ -67,7 +67,7 @@ def test_text_completions(facts: Facts, spelling: Spelling) -> None:
     assert ids(prompt="aa", suffix="bb") == [bos, begin, *a, hole, *b, end]
     marker = "<｜User｜>"
     assert spelling.id(marker) not in ids(prompt=marker)
-    raw = Facts(ServerOptions(raw_special_tokens=True), "m", facts.levels, facts.vocabulary, 4096, 4096)
+    raw = ServerInfo(ServerOptions(raw_special_tokens=True), "m", facts.levels, facts.vocabulary, 4096, 4096)
     assert completions.read({"prompt": marker}, raw, spelling).prompt == (bos, spelling.id(marker))
     assert completions.read({"prompt": "a"}, facts, spelling).max_tokens == 256
     for wrong in (
@@ -76,5 +76,5 @@ def test_text_completions(facts: Facts, spelling: Spelling) -> None:
         {"prompt": [10**6]},
         {"prompt": "a", "suffix": "b", "echo": True},
     ):
-        with pytest.raises(Refusal):
+        with pytest.raises(ApiError):
             completions.read(wrong, facts, spelling)

@@ -12,9 +12,9 @@ from server.client import call, connected, parsed, read
 from server.conftest import Start
 
 from dsv4_mlx.errors import MachineError, UsageError
-from dsv4_mlx.server.api_errors import Refusal
+from dsv4_mlx.server.api_errors import ApiError
 from dsv4_mlx.server.lifecycle import check_bind, listen
-from dsv4_mlx.server.middleware import Head, check, is_loopback
+from dsv4_mlx.server.middleware import RequestHead, check, is_loopback
 from dsv4_mlx.server.options import ServerOptions
 
 HI = [{"role": "user", "content": "hi"}]
@@ -23,8 +23,8 @@ BODY = {"messages": HI}
 KEY = ServerOptions(port=0, api_key="secret-key")
 
 
-def head(method: str = "GET", path: str = "/v1/models", **headers: str) -> Head:
-    return Head(
+def head(method: str = "GET", path: str = "/v1/models", **headers: str) -> RequestHead:
+    return RequestHead(
         method, path, {"host": "127.0.0.1:8080", **{k.replace("_", "-"): v for k, v in headers.items()}}
     )
 
@@ -80,7 +80,7 @@ def test_2_names_of_this_machine(host: str) -> None:
     ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil", "192.168.0.4", ""],
 )
 def test_2_other_names_are_refused(start: Start, host: str) -> None:
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(ApiError) as refused:
         check(head(host=host), ServerOptions())
     assert (refused.value.status, refused.value.code) == (403, "host_not_allowed")
     if host:
@@ -92,7 +92,7 @@ def test_2_other_names_are_refused(start: Start, host: str) -> None:
 def test_2_named_hosts_are_allowed() -> None:
     check(head(host="box.lan:8080"), ServerOptions(allowed_hosts=("box.lan",)))
     check(head(host="192.168.0.4"), ServerOptions(host="0.0.0.0", allow_unauthenticated=True))
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         check(head(host="evil.example"), ServerOptions(host="0.0.0.0", allow_unauthenticated=True))
 
 
@@ -100,8 +100,8 @@ def test_2_no_name_comes_from_this_machine_only(start: Start) -> None:
     with connected(start().port) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.0\r\n\r\n")
         assert parsed(read(connection)).status == 200
-    with pytest.raises(Refusal, match="Host"):
-        check(Head("GET", "/v1/models", {}), ServerOptions(host="0.0.0.0", allow_unauthenticated=True))
+    with pytest.raises(ApiError, match="Host"):
+        check(RequestHead("GET", "/v1/models", {}), ServerOptions(host="0.0.0.0", allow_unauthenticated=True))
 
 
 # 3. Origin
@@ -212,7 +212,7 @@ def test_5_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
         return real(one, other)
 
     monkeypatch.setattr("hmac.compare_digest", watched)
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         check(head(x_api_key="guess"), KEY)
     assert seen == [(b"guess", b"secret-key")]
 

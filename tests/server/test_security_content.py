@@ -19,7 +19,7 @@ from server.sse import events
 from dsv4_mlx.errors import ModelOutputError
 from dsv4_mlx.server.lifecycle import listen, serve
 from dsv4_mlx.server.metrics import printable
-from dsv4_mlx.server.options import Limits, ServerOptions
+from dsv4_mlx.server.options import ServerLimits, ServerOptions
 from dsv4_mlx.tokenizer.template import Prompts
 
 HI = [{"role": "user", "content": "hi"}]
@@ -32,7 +32,7 @@ KEY = ServerOptions(port=0, api_key="secret-key")
 
 
 def test_6_body_size_by_its_head_and_by_its_bytes(start: Start) -> None:
-    running = start(options=ServerOptions(port=0, limits=Limits(body=10_000)))
+    running = start(options=ServerOptions(port=0, limits=ServerLimits(body=10_000)))
     big = json.dumps({"messages": [{"role": "user", "content": "x" * 11_000}]}).encode()
     with connected(running.port) as connection:
         connection.sendall(request("POST", CHAT, raw=b"", headers={"Content-Length": str(10**12)}))
@@ -77,7 +77,7 @@ def test_6_json(start: Start, raw: bytes) -> None:
 
 
 def test_6_counts(start: Start) -> None:
-    running = start(options=ServerOptions(port=0, limits=Limits(messages=5, tools=2)))
+    running = start(options=ServerOptions(port=0, limits=ServerLimits(messages=5, tools=2)))
     tool = {"type": "function", "function": {"name": "f"}}
     for body in (
         {"messages": HI * 6},
@@ -124,7 +124,7 @@ def test_8_sessions_are_told_apart_by_hints_only(start: Start) -> None:
 
 
 def test_9_a_head_that_never_ends(start: Start) -> None:
-    running = start(options=ServerOptions(port=0, limits=Limits(headers_time=0.3)))
+    running = start(options=ServerOptions(port=0, limits=ServerLimits(headers_time=0.3)))
     with connected(running.port) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n")
         began = time.monotonic()
@@ -132,14 +132,14 @@ def test_9_a_head_that_never_ends(start: Start) -> None:
 
 
 def test_9_a_body_that_never_ends(start: Start) -> None:
-    running = start(options=ServerOptions(port=0, limits=Limits(body_time=0.3)))
+    running = start(options=ServerOptions(port=0, limits=ServerLimits(body_time=0.3)))
     with connected(running.port) as connection:
         connection.sendall(request("POST", CHAT, raw=b'{"mess', headers={"Content-Length": "1000"}))
         assert parsed(read(connection)).status == 408
 
 
 def test_9_connections_that_say_nothing_have_a_limit_and_an_end(start: Start) -> None:
-    running = start(options=ServerOptions(port=0, limits=Limits(connections=6, headers_time=2.0)))
+    running = start(options=ServerOptions(port=0, limits=ServerLimits(connections=6, headers_time=2.0)))
     with ExitStack() as silent:
         for _ in range(8):
             silent.enter_context(connected(running.port))

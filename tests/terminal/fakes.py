@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 from dsv4_mlx.machine.awake import Awake
-from dsv4_mlx.terminal.answering import Answering
+from dsv4_mlx.terminal.answering import AnswerInProgress
 from dsv4_mlx.terminal.chat import Chat, ChatOptions
 from dsv4_mlx.terminal.chat_engine import Kind
-from dsv4_mlx.terminal.chat_thread import Worker
+from dsv4_mlx.terminal.chat_thread import ChatEngineThread
 from dsv4_mlx.terminal.conversation import Conversation
-from dsv4_mlx.terminal.store import Store
+from dsv4_mlx.terminal.store import ConversationStore
 from terminal.scenes import SCENES
 from terminal.scripted import Scripted
 
@@ -38,11 +38,11 @@ class Shown:
     def question(self, text: str) -> None:
         self.questions.append(text)
 
-    def begin(self, answering: Answering) -> None: ...
+    def begin(self, answering: AnswerInProgress) -> None: ...
 
     def said(self, kind: Kind, text: str) -> None: ...
 
-    def end(self, answering: Answering) -> None: ...
+    def end(self, answering: AnswerInProgress) -> None: ...
 
     def put_back(self, text: str) -> None:
         self.back = text
@@ -69,8 +69,10 @@ class Talk:
         self.shown = Shown()
         self.speaker: Scripted = SCENES[scene]()
         options = ChatOptions("scripted", seed=1, resume=resume, report=lambda detail: "LOG")
-        store = Store(folder / "chats")
-        self.chat = Chat(Worker(self.speaker), store, self.shown, options, awake or Awake(platform="none"))
+        store = ConversationStore(folder / "chats")
+        self.chat = Chat(
+            ChatEngineThread(self.speaker), store, self.shown, options, awake or Awake(platform="none")
+        )
         self.chat.start()
         self.settle()
 

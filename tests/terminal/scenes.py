@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dsv4_mlx.errors import MachineError
-from dsv4_mlx.terminal.chat_engine import Asked
+from dsv4_mlx.terminal.chat_engine import ChatRequest
 from terminal.scripted import Reply, Scripted, Step, words
 
 MARKDOWN = """\
@@ -38,7 +38,7 @@ WIDE: list[Step] = [
 ]  # fmt: skip
 
 
-def answer(question: str, asked: Asked) -> Reply:
+def answer(question: str, asked: ChatRequest) -> Reply:
     text = question.rsplit("\n", 1)[-1]
     if text.startswith("slow think"):
         return Reply(words("thinking", "hmm " * 400), delay=0.02)

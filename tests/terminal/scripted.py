@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dsv4_mlx.terminal.chat_engine import Asked, Facts, Kind, Listener, Progress, Spoken, Stopped, Think
+from dsv4_mlx.terminal.chat_engine import (
+    AnswerStopped,
+    ChatMessage,
+    ChatRequest,
+    EngineInfo,
+    Kind,
+    Progress,
+    StreamCallbacks,
+    Think,
+)
 
 Step = tuple[Kind, str]
 
@@ -34,22 +43,22 @@ class Reply:
 class Scripted:
     """A Speaker. `answer(question, asked)` chooses the reply; a token is four characters of a prompt."""
 
-    answer: Callable[[str, Asked], Reply]
+    answer: Callable[[str, ChatRequest], Reply]
     context: int = 8192
     load_steps: int = 1
     load_delay: float = 0.0
     load_error: BaseException | None = None
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[ChatRequest] = field(default_factory=list)
 
-    def open(self, progress: Progress) -> Facts:
+    def open(self, progress: Progress) -> EngineInfo:
         for step in range(self.load_steps):
             time.sleep(self.load_delay)
             progress((step + 1) * 10**9, self.load_steps * 10**9)
         if self.load_error is not None:
             raise self.load_error
-        return Facts("scripted", self.context)
+        return EngineInfo("scripted", self.context)
 
-    def count(self, messages: Sequence[Spoken], think: Think) -> int:
+    def count(self, messages: Sequence[ChatMessage], think: Think) -> int:
         return sum(len(message.text) for message in messages) // 4 + 4 * len(messages)
 
     def memory(self) -> int:
@@ -58,7 +67,7 @@ class Scripted:
     def experts(self) -> str:
         return "experts 93% in memory"
 
-    def reply(self, asked: Asked, listener: Listener) -> Literal["stop", "length"]:
+    def reply(self, asked: ChatRequest, listener: StreamCallbacks) -> Literal["stop", "length"]:
         self.asked.append(asked)
         reply = self.answer(asked.messages[-1].text, asked)
         total = self.count(asked.messages, asked.think)
@@ -75,11 +84,11 @@ class Scripted:
             raise reply.error
         return reply.ending
 
-    def keep(self, key: str, messages: Sequence[Spoken], think: Think) -> None:
+    def keep(self, key: str, messages: Sequence[ChatMessage], think: Think) -> None:
         """Nothing to keep."""
 
     def recall(self, key: str) -> int:
         return 0
 
 
-__all__ = ["Reply", "Scripted", "Step", "Stopped", "words"]
+__all__ = ["Reply", "Scripted", "Step", "AnswerStopped", "words"]

@@ -9,12 +9,12 @@ from subprocess import DEVNULL, run
 
 import pytest
 
-from dsv4_mlx.cli.chat_engine import EngineSpeaker
+from dsv4_mlx.cli.chat_engine import SessionChatEngine
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.engine.engine import EngineOptions
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.synthetic import small_config, write_checkpoint
-from dsv4_mlx.terminal.chat_engine import Asked, Kind, Spoken, Stopped
+from dsv4_mlx.terminal.chat_engine import AnswerStopped, ChatMessage, ChatRequest, Kind
 from terminal.screens import CTRL_C, CTRL_D, Person
 
 MAIN = [sys.executable, "-m", "dsv4_mlx"]
@@ -54,26 +54,32 @@ class Heard:
     def _count(self, what: int) -> None:
         self.left[what] -= 1
         if not self.left[what]:
-            raise Stopped
+            raise AnswerStopped
 
 
-def speaker(model: Path, max_tokens: int) -> EngineSpeaker:
-    found = EngineSpeaker(model, EngineOptions(context=4096), SamplingOptions(temperature=1.0), max_tokens)
+def speaker(model: Path, max_tokens: int) -> SessionChatEngine:
+    found = SessionChatEngine(
+        model, EngineOptions(context=4096), SamplingOptions(temperature=1.0), max_tokens
+    )
     found.open(lambda done, total: None)
     return found
 
 
 def test_a_stopped_prefill_and_a_stopped_answer_leave_a_sound_session(model: Path) -> None:
     # A prefill is cut where an assistant's turn opens, 256 tokens after the last cut at the earliest.
-    said = (Spoken("user", "many words " * 70), Spoken("assistant", "yes"), Spoken("user", "more"))
-    asked = Asked(said, "on", 7)
+    said = (
+        ChatMessage("user", "many words " * 70),
+        ChatMessage("assistant", "yes"),
+        ChatMessage("user", "more"),
+    )
+    asked = ChatRequest(said, "on", 7)
     whole = Heard()
     assert speaker(model, 6).reply(asked, whole) == "length"
     assert len(whole.prefills) >= 2 and whole.said
     stopped = speaker(model, 6)
-    with pytest.raises(Stopped):
+    with pytest.raises(AnswerStopped):
         stopped.reply(asked, Heard(prefills=1))
-    with pytest.raises(Stopped):
+    with pytest.raises(AnswerStopped):
         stopped.reply(asked, first := Heard(tokens=3))
     assert first.prefills[0][2] > 0, "the part that was computed is used"
     again = Heard()
@@ -149,10 +155,10 @@ def test_a_missing_or_unfinished_model(tmp_path: Path, name: str, message: str) 
 
 @pytest.mark.long
 def test_a_resumed_conversation_takes_its_state_from_disk(model: Path, tmp_path: Path) -> None:
-    said = (Spoken("user", "many words " * 70), Spoken("assistant", "yes"))
-    asked = Asked((*said, Spoken("user", "more")), "on", 7)
+    said = (ChatMessage("user", "many words " * 70), ChatMessage("assistant", "yes"))
+    asked = ChatRequest((*said, ChatMessage("user", "more")), "on", 7)
     options = (model, EngineOptions(context=4096), SamplingOptions(), 6, tmp_path / "states")
-    first, second = EngineSpeaker(*options), EngineSpeaker(*options)
+    first, second = SessionChatEngine(*options), SessionChatEngine(*options)
     first.open(lambda done, total: None)
     whole = Heard()
     first.reply(asked, whole)

@@ -124,12 +124,12 @@ def test_history_across_runs_and_a_thousand_turns(tmp_path: Path) -> None:
 def test_a_conversation_of_a_thousand_turns(tmp_path: Path) -> None:
     """Resumed, asked on, saved: none of it takes noticeably long."""
     from dsv4_mlx.terminal.conversation import Conversation, Message
-    from dsv4_mlx.terminal.store import Store
+    from dsv4_mlx.terminal.store import ConversationStore
 
     conversation = Conversation.new()
     for i in range(1000):
         conversation.messages += [Message("user", f"q{i}"), Message("assistant", f"Answer **{i}**.")]
-    Store(tmp_path / "chats").save(conversation)
+    ConversationStore(tmp_path / "chats").save(conversation)
     start = time.monotonic()
     with chat(tmp_path, "quick", "--resume", "last") as person:
         person.sees("Answer 999")

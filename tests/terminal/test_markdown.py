@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv4_mlx.terminal.markdown import Flow
+from dsv4_mlx.terminal.markdown import IncrementalMarkdown
 from dsv4_mlx.terminal.paint import Painter, plain
-from dsv4_mlx.terminal.status import Thinking
+from dsv4_mlx.terminal.status import ThinkingLine
 
 PARTS = (
     "# Head\n\n",
@@ -41,7 +41,7 @@ def letters(text: str) -> str:
 
 
 def shown(source: str, cuts: list[int], width: int, height: int) -> list[str]:
-    flow, out, at = Flow(Painter(width)), [], 0
+    flow, out, at = IncrementalMarkdown(Painter(width)), [], 0
     for cut in [*cuts, len(source)]:
         flow.feed(source[at:cut])
         at = cut
@@ -58,7 +58,7 @@ def test_pieces_do_not_matter(parts: list[str], data: st.DataObject) -> None:
     width = data.draw(st.sampled_from([20, 80, 200]))
     streamed = shown(source, cuts, width, 8)
     assert all(len(line) <= width for line in streamed)
-    at_once = Flow(Painter(width))
+    at_once = IncrementalMarkdown(Painter(width))
     at_once.feed(source)
     whole = [plain(line) for line in at_once.finish()]
     assert letters("".join(streamed)) == letters("".join(whole))
@@ -66,18 +66,18 @@ def test_pieces_do_not_matter(parts: list[str], data: st.DataObject) -> None:
 
 def test_a_new_width_shows_the_same_text() -> None:
     source = "".join(PARTS[:8]) * 3
-    flow = Flow(Painter(80))
+    flow = IncrementalMarkdown(Painter(80))
     flow.feed(source)
     flow.update(8)
     again = flow.at(Painter(40))
     lines = [*again.update(8), *again.finish()]
-    whole = Flow(Painter(40))
+    whole = IncrementalMarkdown(Painter(40))
     whole.feed(source)
     assert letters("".join(map(plain, lines))) == letters("".join(map(plain, whole.finish())))
 
 
 def test_finished_blocks_go_out_at_once_and_only_the_last_is_live() -> None:
-    flow = Flow(Painter(80))
+    flow = IncrementalMarkdown(Painter(80))
     flow.feed("First.\n\nSecond")
     assert [plain(line) for line in flow.update(8)] == ["First."]
     assert [plain(line) for line in flow.live] == ["", "Second"]
@@ -86,7 +86,7 @@ def test_finished_blocks_go_out_at_once_and_only_the_last_is_live() -> None:
 
 
 def test_html_stays_text() -> None:
-    flow = Flow(Painter(80))
+    flow = IncrementalMarkdown(Painter(80))
     flow.feed("<div>\nkept\n</div>\n\nvector<int> x")
     assert "<div> kept </div>" in " ".join(map(plain, flow.finish()))
 
@@ -101,7 +101,7 @@ def test_markup_closed_after_its_lines_went_out_loses_nothing() -> None:
 
 def test_thinking_wraps_like_the_whole() -> None:
     source = "".join(f"thought {i} about things\n" if i % 3 else f"longer {i} " * 9 for i in range(60))
-    pane = Thinking(Painter(40))
+    pane = ThinkingLine(Painter(40))
     for i in range(0, len(source), 5):
         pane.feed(source[i : i + 5])
         lines = pane.lines()

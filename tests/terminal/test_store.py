@@ -14,7 +14,7 @@ import pytest
 from dsv4_mlx.errors import InputError, MachineError
 from dsv4_mlx.terminal.conversation import Conversation, Message
 from dsv4_mlx.terminal.history import KEPT, REWRITE, LineHistory
-from dsv4_mlx.terminal.store import NewerError, Store
+from dsv4_mlx.terminal.store import ConversationStore, NewerError
 from terminal.fakes import Talk
 from terminal.screens import chat
 
@@ -30,8 +30,8 @@ def conversation(text: str = "hello") -> Conversation:
 
 def test_what_is_stored_comes_back(tmp_path: Path) -> None:
     stored = conversation()
-    Store(tmp_path / "chats").save(stored)
-    assert Store(tmp_path / "chats").load(stored.key) == stored
+    ConversationStore(tmp_path / "chats").save(stored)
+    assert ConversationStore(tmp_path / "chats").load(stored.key) == stored
 
 
 def test_files_are_private(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     monkeypatch.undo()
     talk.says("fourth")
     assert "the conversation is saved again" in talk.shown.notes
-    assert len(Store(tmp_path / "chats").load(talk.chat.conversation.key).messages) == 8
+    assert len(ConversationStore(tmp_path / "chats").load(talk.chat.conversation.key).messages) == 8
 
 
 def test_a_folder_that_cannot_be_made_is_said_once_and_the_chat_goes_on(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_damaged_conversation_is_kept_aside_and_said_once(tmp_path: Path, cont
     ],
 )  # fmt: skip
 def test_wrong_fields_are_damage(tmp_path: Path, change: dict[str, Any]) -> None:
-    store = Store(tmp_path)
+    store = ConversationStore(tmp_path)
     stored = conversation()
     store.save(stored)
     raw = json.loads(store.path(stored.key).read_text("utf-8"))
@@ -115,7 +115,7 @@ def test_wrong_fields_are_damage(tmp_path: Path, change: dict[str, Any]) -> None
 
 
 def test_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
-    store = Store(tmp_path / "chats")
+    store = ConversationStore(tmp_path / "chats")
     stored = conversation()
     store.save(stored)
     path = store.path(stored.key)
@@ -134,7 +134,9 @@ def test_a_conversation_changed_elsewhere_is_not_overwritten(tmp_path: Path) -> 
     one.says("from one")
     two.says("from two, which is longer")
     assert "was changed elsewhere" in two.shown.problems[-1]
-    found = [Store(tmp_path / "chats").load(path.stem) for path in (tmp_path / "chats").glob("*.json")]
+    found = [
+        ConversationStore(tmp_path / "chats").load(path.stem) for path in (tmp_path / "chats").glob("*.json")
+    ]
     assert sorted(c.messages[2].text for c in found) == ["from one", "from two, which is longer"]
 
 
@@ -211,4 +213,4 @@ def test_problems_of_files_are_seen_in_the_terminal(tmp_path: Path) -> None:
 def test_errors_carry_their_place(tmp_path: Path) -> None:
     (tmp_path / "chats").write_text("a file")
     with pytest.raises(MachineError, match="chats"):
-        Store(tmp_path / "chats").save(conversation())
+        ConversationStore(tmp_path / "chats").save(conversation())

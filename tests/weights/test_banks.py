@@ -17,7 +17,7 @@ import pytest
 
 from bench.count.ours import trace_ours
 from bench.count.trace import Graph, trace
-from dsv4_mlx.checkpoint.inventory import Block, inventory
+from dsv4_mlx.checkpoint.inventory import BlockTensors, inventory
 from dsv4_mlx.checkpoint.manifest import ExpertTable
 from dsv4_mlx.checkpoint.record import NATIVE, record_bytes, record_segments, segments_of
 from dsv4_mlx.config import ModelConfig, parse_config
@@ -42,7 +42,7 @@ def config_of(release: Release) -> ModelConfig:
     return parse_config(json.dumps(cut(raw, layers=max(1, raw["num_hash_layers"]))), release)
 
 
-def table_of(block: Block, stored: str) -> ExpertTable:
+def table_of(block: BlockTensors, stored: str) -> ExpertTable:
     expert = block.experts[0]
     form = NATIVE[expert[0].form] if stored == "official" else RECIPES[stored].record_format(expert)
     segments = record_segments(*expert, form)

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from dsv4_mlx.ops.kernels.launch import Launch, Launcher, Template, kernel, run
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
-from dsv4_mlx.ops.types import Rows
+from dsv4_mlx.ops.types import CompressedRows
 
 FEW = 16  # tokens, in all; more make enough threadgroups without splits
 SPLIT_ROWS = 128  # of a split, as long as there are no more than
@@ -23,8 +23,8 @@ _INPUTS = ("q", "window", "window_mask", "far", "far_mask", "picks", "sinks", "t
 def attend(
     launcher: Launcher,
     q: mx.array,
-    window: Rows,
-    compressed: Rows | None,
+    window: CompressedRows,
+    compressed: CompressedRows | None,
     sinks: mx.array,
     inverse: mx.array,
 ) -> mx.array:
@@ -80,13 +80,13 @@ def _arrangement(width: int, many: bool) -> tuple[int, int, int]:
     return (slices, 1, 2) if many else (slices, 2, 1)
 
 
-def _far_rows(compressed: Rows | None) -> int:
+def _far_rows(compressed: CompressedRows | None) -> int:
     if compressed is None:
         return 0
     return compressed.rows.shape[1] if compressed.picks is None else compressed.picks.shape[2]
 
 
-def _far(window: Rows, compressed: Rows | None) -> tuple[mx.array, mx.array, mx.array]:
+def _far(window: CompressedRows, compressed: CompressedRows | None) -> tuple[mx.array, mx.array, mx.array]:
     """Rows, mask, picks; in the place of one that there isn't, some array that is not read."""
     if compressed is None:
         return window.rows, window.rows, window.rows
@@ -94,13 +94,15 @@ def _far(window: Rows, compressed: Rows | None) -> tuple[mx.array, mx.array, mx.
     return rows, rows if mask is None else mask, rows if picks is None else picks
 
 
-def _seen(window: Rows, compressed: Rows | None) -> Template:
+def _seen(window: CompressedRows, compressed: CompressedRows | None) -> Template:
     far = 0 if compressed is None else 1 if compressed.picks is None else 2
     masked = compressed is not None and compressed.mask is not None
     return (("WINDOW_MASKED", window.mask is not None), ("FAR", far), ("FAR_MASKED", masked))
 
 
-def _loads(window: Rows, compressed: Rows | None, turn: mx.array, width: int, many: bool) -> dict[str, int]:
+def _loads(
+    window: CompressedRows, compressed: CompressedRows | None, turn: mx.array, width: int, many: bool
+) -> dict[str, int]:
     """Of picked rows as many as there are picks, or all: which of them are the same is not known here, nor
     which eight rows in a row no token sees.
     """
@@ -118,7 +120,7 @@ def _loads(window: Rows, compressed: Rows | None, turn: mx.array, width: int, ma
 
 
 def refuses(
-    q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array, inverse: mx.array
+    q: mx.array, window: CompressedRows, compressed: CompressedRows | None, sinks: mx.array, inverse: mx.array
 ) -> str | None:
     width = q.shape[3]
     if q.dtype != mx.float32 or sinks.dtype != mx.float32 or inverse.dtype != mx.complex64:
@@ -182,7 +184,7 @@ _TOLERANCES = {
 def _arguments(
     batch: int, tokens: int, heads: int, width: int, near: int, far: tuple[int, int], dtype: mx.Dtype,
     size: float, seen: float | None = 0.7,
-) -> tuple[mx.array, Rows, Rows | None, mx.array, mx.array]:  # fmt: skip
+) -> tuple[mx.array, CompressedRows, CompressedRows | None, mx.array, mx.array]:  # fmt: skip
     keys = iter(mx.random.split(mx.random.key(near + width), 9))
 
     def mask(*shape: int) -> mx.array | None:
@@ -191,7 +193,9 @@ def _arguments(
         return mx.where(mx.random.uniform(shape=shape, key=next(keys)) < seen, 0.0, -mx.inf)
 
     q = mx.random.normal((batch, tokens, heads, width), key=next(keys)) * (size * width**-0.5)
-    window = Rows(mx.random.normal((batch, near, width), key=next(keys)).astype(dtype), mask(tokens, near))
+    window = CompressedRows(
+        mx.random.normal((batch, near, width), key=next(keys)).astype(dtype), mask(tokens, near)
+    )
     sinks = mx.random.normal((heads,), key=next(keys))
     angles = mx.random.uniform(0, 6, (tokens, width // 2), key=next(keys))
     inverse = mx.cos(angles) + 1j * mx.sin(angles)
@@ -200,12 +204,12 @@ def _arguments(
         return q, window, None, sinks, inverse
     rows = mx.random.normal((batch, count, width), key=next(keys)).astype(dtype)
     if not picked:
-        return q, window, Rows(rows, mask(tokens, count)), sinks, inverse
+        return q, window, CompressedRows(rows, mask(tokens, count)), sinks, inverse
     # Of few tokens no two pick the same row, so that the bytes loaded are known.
     order = mx.argsort(mx.random.uniform(shape=(batch, count), key=next(keys)), axis=-1)
     places = mx.arange(tokens * picked) % count
     picks = mx.take(order, places, axis=1).reshape(batch, tokens, picked).astype(mx.uint32)
-    return q, window, Rows(rows, mask(batch, tokens, picked), picks), sinks, inverse
+    return q, window, CompressedRows(rows, mask(batch, tokens, picked), picks), sinks, inverse
 
 
 OP = KernelOp("attend", attend, refuses, cases)

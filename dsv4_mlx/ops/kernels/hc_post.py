@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, run
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
-from dsv4_mlx.ops.types import Mix, Streams
+from dsv4_mlx.ops.types import StreamMix, Streams
 
 STREAMS = (1, 2, 4)
 OUT = (mx.float32, mx.bfloat16, mx.float16)
@@ -70,7 +70,7 @@ def _streams(rows: int, width: int, streams: int, dtype: mx.Dtype, size: float) 
     keys = mx.random.split(mx.random.key(width), 4)
     x = mx.random.normal((1, rows, streams, width), key=keys[0]) * size
     out = (mx.random.normal((1, rows, width), key=keys[1]) * size).astype(dtype)
-    mix = Mix(
+    mix = StreamMix(
         mx.random.uniform(shape=(1, rows, streams), key=keys[2]),
         mx.random.uniform(shape=(1, rows, streams, streams), key=keys[3]),
     )

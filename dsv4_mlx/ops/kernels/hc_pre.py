@@ -8,7 +8,7 @@ from dsv4_mlx.ops.kernels.cases import FLOATS, normal, uniform
 from dsv4_mlx.ops.kernels.hc_post import OUT, STREAMS
 from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, numbers, run, scalars
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
-from dsv4_mlx.ops.types import Entry, Mix, Streams
+from dsv4_mlx.ops.types import BlockInput, StreamMix, Streams
 
 PART = 64  # channels a threadgroup of the first launch takes
 LEAST = 8  # elements: fewer would arrive in another address space
@@ -29,7 +29,7 @@ def hc_pre(
     hc_eps: float,
     norm_eps: float,
     dtype: mx.Dtype,
-) -> Entry:
+) -> BlockInput:
     """As the reference: streams [B, T, C, D] -> where the next sublayer starts."""
     x, partial = mixed(launcher, streams, fn)
     (*at, count, width) = x.shape
@@ -47,7 +47,7 @@ def hc_pre(
         ),
     )  # fmt: skip
     full, rounded, half_post, comb = run(launcher, launch)
-    return Entry(x, full, rounded, Mix(half_post, comb))
+    return BlockInput(x, full, rounded, StreamMix(half_post, comb))
 
 
 def mixed(launcher: Launcher, streams: Streams, fn: mx.array) -> tuple[mx.array, mx.array]:
@@ -167,7 +167,7 @@ def pending_streams(shape: tuple[int, int, int, int], pending: mx.Dtype | None, 
     x = normal(shape, 1) * size
     if pending is None:
         return Streams(x)
-    mix = Mix(uniform((batch, rows, count), 2), uniform((batch, rows, count, count), 3))
+    mix = StreamMix(uniform((batch, rows, count), 2), uniform((batch, rows, count, count), 3))
     return Streams(x, (normal((batch, rows, width), 7) * size).astype(pending), mix)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from dsv4_mlx.ops.reference.rotate import rotate
-from dsv4_mlx.ops.types import Rows
+from dsv4_mlx.ops.types import CompressedRows
 
 _BLOCK = 1 << 25  # gathered elements [T, picks, K] alive at once: 128 MB in float32
 _SHARED = 2**31 - 1  # elements [T, N, K] of rows that all queries share, as a product sees them: no memory
@@ -15,8 +15,8 @@ _SHARED = 2**31 - 1  # elements [T, N, K] of rows that all queries share, as a p
 
 def attend(
     q: mx.array,
-    window: Rows,
-    compressed: Rows | None,
+    window: CompressedRows,
+    compressed: CompressedRows | None,
     sinks: mx.array,
     inverse: mx.array,
     *,
@@ -33,7 +33,9 @@ def attend(
     )
 
 
-def _sums(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
+def _sums(
+    q: mx.array, window: CompressedRows, compressed: CompressedRows | None, sinks: mx.array
+) -> mx.array:
     """float32 [B, T, H, K] -> the shares' sums of values, float32."""
     if compressed is None:
         return _attend(q, window, None, sinks)
@@ -47,12 +49,14 @@ def _sums(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -
         block = slice(a, min(q.shape[1], a + step))
         seen = None if mask is None else mask[..., block, :]
         near = window._replace(mask=None if window.mask is None else window.mask[block])
-        far = Rows(rows, seen, None if picks is None else picks[:, block])
+        far = CompressedRows(rows, seen, None if picks is None else picks[:, block])
         parts.append(_attend(q[:, block], near, far, sinks))
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
 
-def _attend(q: mx.array, window: Rows, compressed: Rows | None, sinks: mx.array) -> mx.array:
+def _attend(
+    q: mx.array, window: CompressedRows, compressed: CompressedRows | None, sinks: mx.array
+) -> mx.array:
     near = window.rows.astype(mx.float32)[:, None]  # [B, 1, S, K]: all queries and heads share the rows
     scores = [_scores(q, near, window.mask)]
     far = None

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from dsv4_mlx.ops.reference.hc_post import hc_post
-from dsv4_mlx.ops.types import Entry, Mix, Streams
+from dsv4_mlx.ops.types import BlockInput, StreamMix, Streams
 
 
 def hc_pre(
@@ -21,7 +21,7 @@ def hc_pre(
     hc_eps: float,
     norm_eps: float,
     dtype: mx.Dtype,
-) -> Entry:
+) -> BlockInput:
     """Streams [B, T, C, D], what is pending mixed in -> where the next sublayer starts.
 
     fn [(2 + C) * C, C * D] float32 already holds the three scales; base [(2 + C) * C] float32;
@@ -37,7 +37,7 @@ def hc_pre(
     comb = sinkhorn(mixes[..., 2 * count :], count, iterations, hc_eps)
     u = (gates[..., None, :count] + hc_eps) @ v  # [B, T, 1, C] @ [B, T, C, D]
     u = mx.fast.rms_norm(u.reshape(batch, rows, width).astype(x.dtype), weight, norm_eps)
-    return Entry(x, u, u.astype(dtype), Mix(gates[..., count:], comb))
+    return BlockInput(x, u, u.astype(dtype), StreamMix(gates[..., count:], comb))
 
 
 def sinkhorn(scores: mx.array, streams: int, iterations: int, eps: float) -> mx.array:

@@ -10,7 +10,7 @@ from typing import Literal
 from dsv4_mlx.ops.kernels import ALL
 from dsv4_mlx.ops.selftest import supervisor as parent
 from dsv4_mlx.ops.selftest import verdicts as store
-from dsv4_mlx.ops.selftest.verdicts import Limits, Metal, Verdict, this_metal
+from dsv4_mlx.ops.selftest.verdicts import CheckLimits, Metal, Verdict, this_metal
 from dsv4_mlx.ops.table import REFERENCE, Ops, with_kernels
 
 Mode = Literal["auto", "reference"]
@@ -31,7 +31,7 @@ def choose(
     *,
     metal: Metal | None = None,
     kernels: Sequence[str] | None = None,
-    limits: Limits | None = None,
+    limits: CheckLimits | None = None,
     progress: parent.Progress | None = None,
 ) -> Choice:
     """The ops for this machine. `file` keeps verdicts from run to run.
@@ -43,7 +43,7 @@ def choose(
     if mode == "reference" or metal is None:
         return Choice(REFERENCE)
     names = [op.name for op in ALL] if kernels is None else list(kernels)
-    verdicts = judged(file, metal, names, limits or Limits(), progress)
+    verdicts = judged(file, metal, names, limits or CheckLimits(), progress)
     bad = [v for v in verdicts if not v.works]
     without = {op.name for op in ALL} - {v.kernel for v in verdicts if v.works}
     return Choice(with_kernels(metal.launch(), without), tuple(verdicts), _message(bad, len(verdicts)))
@@ -53,7 +53,7 @@ def judged(
     file: Path,
     metal: Metal,
     names: Sequence[str],
-    limits: Limits,
+    limits: CheckLimits,
     progress: parent.Progress | None = None,
     *,
     again: bool = False,

@@ -20,14 +20,14 @@ from mlx.utils import tree_flatten
 from dsv4_mlx.ops.kernels import ALL
 from dsv4_mlx.ops.kernels.launch import Launch, Launcher
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, disagreement
-from dsv4_mlx.ops.selftest.verdicts import Limits, Verdict, resolve
+from dsv4_mlx.ops.selftest.verdicts import CheckLimits, Verdict, resolve
 from dsv4_mlx.ops.table import REFERENCE
 
 _REPEATS = 5
 _ENOUGH = 1.0  # seconds of timing after which no further repeat is made
 
 
-def judge(op: KernelOp, launcher: Launcher, limits: Limits, alive: Callable[[], None]) -> Verdict:
+def judge(op: KernelOp, launcher: Launcher, limits: CheckLimits, alive: Callable[[], None]) -> Verdict:
     """Run all cases, calling `alive` after each. What the launcher raises is a verdict too.
 
     A crash or a hang is for the caller to notice.
@@ -65,7 +65,7 @@ def _timed(
     reference: Callable[..., Any],
     launcher: Launcher,
     largest: tuple[int, Case],
-    limits: Limits,
+    limits: CheckLimits,
     cases: int,
 ) -> Verdict:
     moved, case = largest
@@ -109,7 +109,7 @@ def child(arguments: list[str]) -> None:
             print(json.dumps(message), file=report, flush=True)
 
         os.dup2(2, 1)  # whatever a library prints is not a report
-        launcher, limits = resolve(asked["launcher"]), Limits(**asked["limits"])
+        launcher, limits = resolve(asked["launcher"]), CheckLimits(**asked["limits"])
         ops = {op.name: op for op in ALL}
         for name in asked["kernels"]:
             say({"begins": name})

@@ -16,7 +16,7 @@ from queue import Empty, Queue
 from typing import IO, Any
 
 import dsv4_mlx
-from dsv4_mlx.ops.selftest.verdicts import Limits, Metal, Verdict
+from dsv4_mlx.ops.selftest.verdicts import CheckLimits, Metal, Verdict
 
 Progress = Callable[[int, int], None]
 
@@ -28,7 +28,7 @@ _CODE = (
 
 
 def check(
-    metal: Metal, kernels: Sequence[str], limits: Limits, progress: Progress | None = None
+    metal: Metal, kernels: Sequence[str], limits: CheckLimits, progress: Progress | None = None
 ) -> list[Verdict]:
     """A verdict for each kernel, in their order. `progress(done, total)` counts kernels.
 
@@ -45,7 +45,7 @@ def check(
     return verdicts
 
 
-def _one_child(metal: Metal, kernels: Sequence[str], limits: Limits) -> list[Verdict]:
+def _one_child(metal: Metal, kernels: Sequence[str], limits: CheckLimits) -> list[Verdict]:
     """Verdicts of the kernels that this child got to: at least one."""
     asked = {"launcher": metal.launcher, "limits": asdict(limits), "kernels": list(kernels)}
     root = str(Path(dsv4_mlx.__file__).parents[1])
@@ -70,7 +70,7 @@ def _one_child(metal: Metal, kernels: Sequence[str], limits: Limits) -> list[Ver
 
 
 def _listen(
-    process: subprocess.Popen[bytes], kernels: Sequence[str], limits: Limits, said: IO[bytes]
+    process: subprocess.Popen[bytes], kernels: Sequence[str], limits: CheckLimits, said: IO[bytes]
 ) -> list[Verdict]:
     lines: Queue[bytes | None] = Queue()
     threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()

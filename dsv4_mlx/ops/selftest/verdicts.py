@@ -61,7 +61,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Limits:
+class CheckLimits:
     """When a kernel is given up: `seconds` in one case; slower than `times` its reference and `slack`."""
 
     seconds: float = 60.0

@@ -11,13 +11,20 @@ from typing import Any
 from deepseek_recipe import ChatCompletionRequest, ChatCompletionResponse
 
 from dsv4_mlx.grammar.rules import Json, Regex
-from dsv4_mlx.scheduler.turn_cache import Call, Said
-from dsv4_mlx.server.api_errors import Refusal, invalid, unsupported
-from dsv4_mlx.server.options import Limits
+from dsv4_mlx.scheduler.turn_cache import Call, Completion
+from dsv4_mlx.server.api_errors import ApiError, invalid, unsupported
+from dsv4_mlx.server.options import ServerLimits
 from dsv4_mlx.server.protocols.fields import Body, flag, record, records, stops, text, whole
 from dsv4_mlx.server.protocols.options import resolve, sampling
-from dsv4_mlx.server.protocols.request import NAME, Ask, Facts, conversation_for, conversion, refused
-from dsv4_mlx.server.protocols.stream import FINGERPRINT, Wire, frame, is_object
+from dsv4_mlx.server.protocols.request import (
+    NAME,
+    ParsedRequest,
+    ServerInfo,
+    conversation_for,
+    conversion,
+    refused,
+)
+from dsv4_mlx.server.protocols.stream import FINGERPRINT, StreamEncoder, frame, is_object
 from dsv4_mlx.server.protocols.tools import arguments_text, chosen, rendered, with_schema
 
 MOST = 1 << 31
@@ -25,7 +32,7 @@ _ROLES = {"developer": "system", "function": "tool"}
 _TEXT_PARTS = ("input_text", "output_text")
 
 
-def read(body: Body, facts: Facts) -> Ask:
+def read(body: Body, facts: ServerInfo) -> ParsedRequest:
     """Raises Refusal 400 for what can't be done; fields nobody knows are ignored."""
     limits = facts.options.limits
     one_choice(body)
@@ -52,7 +59,7 @@ def read(body: Body, facts: Facts) -> Ask:
     except Exception as error:  # the library has one kind for wrong types and another for wrong values
         raise refused(error) from None
     streaming = flag(body, "stream")
-    return Ask(
+    return ParsedRequest(
         protocol="chat",
         model=text(body, "model", facts.model),
         stream=streaming,
@@ -93,7 +100,7 @@ def logprobs_of(body: Body) -> int | None:
     return (top or 0) if asked else None
 
 
-def _functions(body: Body, limits: Limits) -> list[Body]:
+def _functions(body: Body, limits: ServerLimits) -> list[Body]:
     """Declared functions; other kinds of tools run elsewhere and are left out."""
     declared = records(body, "tools", limits.tools)
     found = [record(tool, "function") for tool in declared if tool.get("type", "function") == "function"]
@@ -206,7 +213,7 @@ def _form(body: Body, messages: list[Body]) -> tuple[Body, Json | Regex | None]:
 DONE = "data: [DONE]\n\n"
 
 
-class ChatWire(Wire):
+class ChatEncoder(StreamEncoder):
     prefix = "chatcmpl-"
 
     def generator(self) -> Any:
@@ -248,15 +255,15 @@ class ChatWire(Wire):
         given["usage"] = with_writes(given["usage"])
         return given
 
-    def said(self) -> Said:
+    def said(self) -> Completion:
         import json
 
         message = json.loads(self._answer.to_json())["choices"][0]["message"]
         calls = message.get("tool_calls") or []
         made = (Call(c["id"], c["function"]["name"], c["function"]["arguments"]) for c in calls)
-        return Said(message.get("reasoning_content") or "", message.get("content") or "", tuple(made))
+        return Completion(message.get("reasoning_content") or "", message.get("content") or "", tuple(made))
 
-    def failed(self, refusal: Refusal, request_id: str) -> list[str]:
+    def failed(self, refusal: ApiError, request_id: str) -> list[str]:
         return [frame(refusal.body("openai", request_id))]
 
     def _original_spelling(self, choice: Body) -> None:
@@ -282,7 +289,7 @@ def with_writes(usage: Body) -> Body:
     return {**usage, "prompt_tokens_details": details}
 
 
-class CompletionsWire(ChatWire):
+class CompletionsEncoder(ChatEncoder):
     """The library knows no text completions: its chat chunks, reshaped."""
 
     prefix = "cmpl-"

@@ -9,15 +9,15 @@ from deepseek_recipe import ChatCompletionRequest, ThinkingInitialStage
 from dsv4_mlx.server.api_errors import invalid, unsupported
 from dsv4_mlx.server.protocols.chat import most_tokens, one_choice
 from dsv4_mlx.server.protocols.fields import Body, flag, record, stops, text, whole
-from dsv4_mlx.server.protocols.options import Thinking, sampling
-from dsv4_mlx.server.protocols.request import NAME, Ask, Facts, conversion
+from dsv4_mlx.server.protocols.options import ThinkingOptions, sampling
+from dsv4_mlx.server.protocols.request import NAME, ParsedRequest, ServerInfo, conversion
 from dsv4_mlx.tokenizer.markers import Spelling
 
 DEFAULT_MOST = 256
 FIM = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
 
 
-def read(body: Body, facts: Facts, spelling: Spelling) -> Ask:
+def read(body: Body, facts: ServerInfo, spelling: Spelling) -> ParsedRequest:
     """Raises Refusal 400 for what can't be done; fields nobody knows are ignored."""
     one_choice(body)
     before, suffix = _prompt(body.get("prompt", ""), facts), text(body, "suffix")
@@ -36,11 +36,11 @@ def read(body: Body, facts: Facts, spelling: Spelling) -> Ask:
     request = ChatCompletionRequest(given).convert(conversion(False))
     parsing = request.parsing_options
     parsing.thinking_initial_stage = ThinkingInitialStage.ContentContinuation  # newlines at the start count
-    return Ask(
+    return ParsedRequest(
         protocol="completions",
         model=text(body, "model", facts.model),
         stream=flag(body, "stream"),
-        thinking=Thinking(None),
+        thinking=ThinkingOptions(None),
         sampling=sampling(body, thinking=False, mode="client", vocabulary=facts.vocabulary),
         max_tokens=most_tokens(body, "max_tokens") or DEFAULT_MOST,
         request=request,
@@ -53,7 +53,7 @@ def read(body: Body, facts: Facts, spelling: Spelling) -> Ask:
     )
 
 
-def _prompt(given: Any, facts: Facts) -> str | list[int]:
+def _prompt(given: Any, facts: ServerInfo) -> str | list[int]:
     if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str | list):
         given = given[0]  # a list of one prompt
     if isinstance(given, str):

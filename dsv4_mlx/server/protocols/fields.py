@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
-from dsv4_mlx.server.api_errors import Refusal, invalid
-from dsv4_mlx.server.options import Limits
+from dsv4_mlx.server.api_errors import ApiError, invalid
+from dsv4_mlx.server.options import ServerLimits
 
 Body = dict[str, Any]
 
 
-def parse(raw: bytes, limits: Limits) -> Body:
+def parse(raw: bytes, limits: ServerLimits) -> Body:
     """A JSON object with finite numbers, bounded depth and whole characters. Nulls at its top are left out.
 
     A lone surrogate becomes U+FFFD: no tokenizer can take it, and clients cut strings in the middle of an
@@ -42,7 +42,7 @@ def parse(raw: bytes, limits: Limits) -> Body:
     return {name: given for name, given in value.items() if given is not None}
 
 
-def _check_depth(value: object, limits: Limits) -> None:
+def _check_depth(value: object, limits: ServerLimits) -> None:
     level = [value]
     for _ in range(limits.depth):
         level = [inner for outer in level for inner in _inner(outer)]
@@ -56,7 +56,7 @@ def _inner(value: object) -> list[Any]:
     return [inner for inner in held if isinstance(inner, dict | list)]
 
 
-def _too_deep(limits: Limits) -> Refusal:
+def _too_deep(limits: ServerLimits) -> ApiError:
     return invalid(f"the body is nested deeper than {limits.depth} levels")
 
 
@@ -151,7 +151,7 @@ def records(body: Body, name: str, most: int) -> list[Body]:
     return value
 
 
-def stops(body: Body, name: str, limits: Limits) -> list[str]:
+def stops(body: Body, name: str, limits: ServerLimits) -> list[str]:
     """Stop strings: one, or a list of them; empty ones are left out."""
     value = body.get(name, [])
     given = [value] if isinstance(value, str) else value

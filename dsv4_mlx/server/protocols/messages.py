@@ -22,21 +22,28 @@ from deepseek_recipe import (
 )
 
 from dsv4_mlx.grammar.rules import Json
-from dsv4_mlx.scheduler.turn_cache import Call, Said
-from dsv4_mlx.server.api_errors import Refusal, invalid
-from dsv4_mlx.server.options import Limits
+from dsv4_mlx.scheduler.turn_cache import Call, Completion
+from dsv4_mlx.server.api_errors import ApiError, invalid
+from dsv4_mlx.server.options import ServerLimits
 from dsv4_mlx.server.protocols.chat import most_tokens
 from dsv4_mlx.server.protocols.fields import Body, flag, record, records, stops, text
 from dsv4_mlx.server.protocols.options import resolve, sampling
-from dsv4_mlx.server.protocols.request import NAME, Ask, Facts, conversation_for, conversion, refused
-from dsv4_mlx.server.protocols.stream import Wire, frame
+from dsv4_mlx.server.protocols.request import (
+    NAME,
+    ParsedRequest,
+    ServerInfo,
+    conversation_for,
+    conversion,
+    refused,
+)
+from dsv4_mlx.server.protocols.stream import StreamEncoder, frame
 from dsv4_mlx.server.protocols.tools import chosen, rendered, with_schema
 
 _IGNORED = ("redacted_thinking", "server_tool_use", "web_search_tool_result", "container_upload")
 _LIBRARY_MOST = 393_216  # the largest max_tokens that the library takes
 
 
-def read(body: Body, facts: Facts) -> Ask:
+def read(body: Body, facts: ServerInfo) -> ParsedRequest:
     """Raises Refusal 400 for what can't be done; fields nobody knows are ignored."""
     limits = facts.options.limits
     thinking = resolve(body, facts.options.think)
@@ -74,7 +81,7 @@ def read(body: Body, facts: Facts) -> Ask:
     if given["messages"][-1].get("role") == "assistant":
         conversation = _continued(conversation, made)
         parsing.thinking_initial_stage = ThinkingInitialStage.ContentContinuation if thinking.on else None
-    return Ask(
+    return ParsedRequest(
         protocol="messages",
         model=text(body, "model", facts.model),
         stream=flag(body, "stream"),
@@ -93,7 +100,7 @@ def read(body: Body, facts: Facts) -> Ask:
     )
 
 
-def _tools(body: Body, limits: Limits) -> list[Body]:
+def _tools(body: Body, limits: ServerLimits) -> list[Body]:
     """Declared functions; the vendor's own kinds, which have no schema, run elsewhere and are left out."""
     found = []
     for tool in records(body, "tools", limits.tools):
@@ -184,7 +191,7 @@ def _wanted(body: Body) -> Json | None:
 PING = frame({"type": "ping"}, "ping")
 
 
-class MessagesWire(Wire):
+class MessagesEncoder(StreamEncoder):
     prefix = "msg_"
     _opened = False
 
@@ -225,12 +232,12 @@ class MessagesWire(Wire):
             del given["content"][-1]  # a call that was cut off is not one to execute
         return given
 
-    def said(self) -> Said:
+    def said(self) -> Completion:
         blocks = json.loads(self._answer.to_json())["content"]
         texts = {kind: "".join(b[kind] for b in blocks if b["type"] == kind) for kind in ("thinking", "text")}
         calls = (b for b in blocks if b["type"] == "tool_use")
         made = (Call(b["id"], b["name"], json.dumps(b["input"], ensure_ascii=False)) for b in calls)
-        return Said(texts["thinking"], texts["text"], tuple(made))
+        return Completion(texts["thinking"], texts["text"], tuple(made))
 
-    def failed(self, refusal: Refusal, request_id: str) -> list[str]:
+    def failed(self, refusal: ApiError, request_id: str) -> list[str]:
         return [frame(refusal.body("anthropic", request_id), "error")]

@@ -71,7 +71,7 @@ _ALIASES = {"deepseek-chat": False, "deepseek-reasoner": True}  # model names th
 
 
 @dataclass(frozen=True)
-class Thinking:
+class ThinkingOptions:
     """`level` None: no thinking. `budget`: tokens after which the end of the thinking is forced."""
 
     level: Level | None
@@ -83,7 +83,7 @@ class Thinking:
         return self.level is not None
 
 
-def resolve(body: Body, default: Think) -> Thinking:
+def resolve(body: Body, default: Think) -> ThinkingOptions:
     """Explicit switches win over effort "none", that over the model's name, that over the server's default.
 
     Takes Chat Completions, Responses and Messages bodies alike: their words don't collide. Raises Refusal.
@@ -117,10 +117,10 @@ def resolve(body: Body, default: Think) -> Thinking:
         on = default != "off"
     shown = body.get("include_reasoning") is not False and reasoning.get("exclude") is not True
     if not on:
-        return Thinking(None, shown=shown)
+        return ThinkingOptions(None, shown=shown)
     usual: Level = "max" if default == "max" else "high"
     level = usual if effort in (None, "none") else LEVELS[str(effort)]
-    return Thinking(level, _budget(body), shown)
+    return ThinkingOptions(level, _budget(body), shown)
 
 
 def _switch(body: Body, template: Body, reasoning: Body) -> bool | None:

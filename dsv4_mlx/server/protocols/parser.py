@@ -19,7 +19,7 @@ Chunk = Any  # a chunk or event of one of the library's generators
 Logprobs = list[tuple[float, list[tuple[int, float]]]] | None
 
 
-class Parser:
+class OutputParser:
     """One turn. Feed it `ready`, `push`es, and one `finish`; each gives the library's events.
 
     `over` becomes true when the text has ended the turn: a stop string, the first of one allowed call, or

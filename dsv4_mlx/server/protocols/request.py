@@ -19,20 +19,20 @@ from deepseek_recipe import (
 
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.grammar.rules import Json, Regex, Rule, ToolCalls
-from dsv4_mlx.server.api_errors import Family, Refusal, invalid
+from dsv4_mlx.server.api_errors import ApiError, Family, invalid
 from dsv4_mlx.server.options import ServerOptions
-from dsv4_mlx.server.protocols.options import Thinking
+from dsv4_mlx.server.protocols.options import ThinkingOptions
 from dsv4_mlx.tokenizer.template import Level
 
-Protocol = Literal["chat", "completions", "responses", "messages"]
+ProtocolName = Literal["chat", "completions", "responses", "messages"]
 NAME = "dsv4"  # the model's name inside the library: what the client calls it is only echoed
-PROMPT_PARAM: dict[Protocol, str] = {
+PROMPT_PARAM: dict[ProtocolName, str] = {
     "chat": "messages", "completions": "prompt", "responses": "input", "messages": "messages"
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Facts:
+class ServerInfo:
     """What reading a request needs to know of the server and its model."""
 
     options: ServerOptions
@@ -44,7 +44,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Tools:
+class ToolOptions:
     """`declared`: a JSON array of Chat Completions function tools, as the model sees their names.
 
     `must`: None the model may call; "" it must call one; a name: it must call this one. `one`: the turn ends
@@ -58,13 +58,13 @@ class Tools:
 
 
 @dataclass(frozen=True)
-class Ask:
+class ParsedRequest:
     """A request that has been read. `prompt` is text-completion's ids, else `conversation` gives them."""
 
-    protocol: Protocol
+    protocol: ProtocolName
     model: str
     stream: bool
-    thinking: Thinking
+    thinking: ThinkingOptions
     sampling: SamplingOptions
     max_tokens: int | None
     request: ConversationRequest
@@ -73,7 +73,7 @@ class Ask:
     prompt: tuple[int, ...] = ()
     prompt_text: str = ""
     handles: Mapping[int, str] = field(default_factory=dict)
-    tools: Tools = Tools()
+    tools: ToolOptions = ToolOptions()
     wanted: Json | Regex | None = None
     logprobs: int | None = None
     usage: bool = True  # whether a stream ends with the usage
@@ -108,7 +108,7 @@ def conversion(default_thinking: bool = True) -> ConversionOptions:
     return options.with_model_alias(NAME, ModelVersion.DeepseekV4Pro)
 
 
-def refused(error: Exception) -> Refusal:
+def refused(error: Exception) -> ApiError:
     """The library's complaint about a body -> ours."""
     if isinstance(error, ConversionError):
         return invalid(str(error))
@@ -116,7 +116,7 @@ def refused(error: Exception) -> Refusal:
 
 
 def conversation_for(
-    request: ConversationRequest, thinking: Thinking, levels: Mapping[Level, Level], **changes: object
+    request: ConversationRequest, thinking: ThinkingOptions, levels: Mapping[Level, Level], **changes: object
 ) -> Conversation:
     """The library's conversation with the effort word this checkpoint knows."""
     given = request.conversation

@@ -14,14 +14,21 @@ from typing import Any
 from deepseek_recipe import Conversation, InferenceChunk, ResponsesRequest, ResponsesResponse, StreamProcessor
 
 from dsv4_mlx.grammar.rules import Json
-from dsv4_mlx.scheduler.turn_cache import Call, Said
-from dsv4_mlx.server.api_errors import Refusal, invalid, unsupported
-from dsv4_mlx.server.options import Limits
+from dsv4_mlx.scheduler.turn_cache import Call, Completion
+from dsv4_mlx.server.api_errors import ApiError, invalid, unsupported
+from dsv4_mlx.server.options import ServerLimits
 from dsv4_mlx.server.protocols.chat import most_tokens
 from dsv4_mlx.server.protocols.fields import Body, flag, record, records, text, whole
-from dsv4_mlx.server.protocols.options import Thinking, resolve, sampling
-from dsv4_mlx.server.protocols.request import NAME, Ask, Facts, conversation_for, conversion, refused
-from dsv4_mlx.server.protocols.stream import Wire, frame, is_object
+from dsv4_mlx.server.protocols.options import ThinkingOptions, resolve, sampling
+from dsv4_mlx.server.protocols.request import (
+    NAME,
+    ParsedRequest,
+    ServerInfo,
+    conversation_for,
+    conversion,
+    refused,
+)
+from dsv4_mlx.server.protocols.stream import StreamEncoder, frame, is_object
 from dsv4_mlx.server.protocols.tools import arguments_text, chosen, rendered, with_schema
 
 _LIBRARY_MOST = 393_216  # the largest max_output_tokens that the library takes
@@ -35,7 +42,7 @@ _ECHOED = (
 )  # fmt: skip
 
 
-def read(body: Body, facts: Facts) -> Ask:
+def read(body: Body, facts: ServerInfo) -> ParsedRequest:
     """Raises Refusal 400 for what can't be done; fields nobody knows are ignored."""
     limits = facts.options.limits
     _check_stateless(body)
@@ -68,7 +75,7 @@ def read(body: Body, facts: Facts) -> Ask:
     except Exception as error:  # the library has one kind for wrong types and another for wrong values
         raise refused(error) from None
     conversation = conversation_for(request, thinking, facts.levels)
-    return Ask(
+    return ParsedRequest(
         protocol="responses",
         model=text(body, "model", facts.model),
         stream=flag(body, "stream"),
@@ -96,7 +103,7 @@ def _check_stateless(body: Body) -> None:
         raise unsupported("background: this server answers at once or not at all", "background")
 
 
-def _items(body: Body, limits: Limits) -> list[Body]:
+def _items(body: Body, limits: ServerLimits) -> list[Body]:
     given = body.get("input", "")
     if isinstance(given, str):
         return [{"role": "user", "content": given}] if given or not body.get("instructions") else []
@@ -172,7 +179,7 @@ def _shown_choice(body: Body) -> Body:
     return {"tool_choice": body["tool_choice"]} if "tool_choice" in body else {}
 
 
-def _reasoning(body: Body, thinking: Thinking) -> Body:
+def _reasoning(body: Body, thinking: ThinkingOptions) -> Body:
     return {
         k: v for k, v in record(body, "reasoning").items() if k in ("effort", "summary") and v is not None
     }
@@ -223,7 +230,7 @@ def _handles(items: list[Body], conversation: Conversation) -> dict[int, str]:
     return {i: handle for i, handle in zip(at, turns, strict=True) if handle} if len(at) == len(turns) else {}
 
 
-class ResponsesWire(Wire):
+class ResponsesEncoder(StreamEncoder):
     prefix = "resp_"
     _opened: Body | None = None  # the response as it was first told
     _sequence = 0
@@ -265,14 +272,14 @@ class ResponsesWire(Wire):
             ]
         return given
 
-    def said(self) -> Said:
+    def said(self) -> Completion:
         items = json.loads(self._answer.to_json())["output"]
         reasoning = "".join(p["text"] for i in items if i["type"] == "reasoning" for p in i["content"])
         content = "".join(p["text"] for i in items if i["type"] == "message" for p in i["content"])
         calls = (i for i in items if i["type"] in ("function_call", "custom_tool_call"))
-        return Said(reasoning, content, tuple(_call(i) for i in calls))
+        return Completion(reasoning, content, tuple(_call(i) for i in calls))
 
-    def failed(self, refusal: Refusal, request_id: str) -> list[str]:
+    def failed(self, refusal: ApiError, request_id: str) -> list[str]:
         frames = [] if self._opened is not None else self.open(0)
         assert self._opened is not None  # noqa: S101 - just done
         error = {

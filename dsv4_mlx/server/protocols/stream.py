@@ -13,29 +13,29 @@ from typing import Any
 
 from dsv4_mlx import __version__
 from dsv4_mlx.scheduler.request import Token
-from dsv4_mlx.scheduler.turn_cache import Said
-from dsv4_mlx.server.api_errors import Refusal
+from dsv4_mlx.scheduler.turn_cache import Completion
+from dsv4_mlx.server.api_errors import ApiError
 from dsv4_mlx.server.protocols.fields import Body
-from dsv4_mlx.server.protocols.parser import Chunk, Parser
-from dsv4_mlx.server.protocols.request import Ask
+from dsv4_mlx.server.protocols.parser import Chunk, OutputParser
+from dsv4_mlx.server.protocols.request import ParsedRequest
 from dsv4_mlx.tokenizer.markers import Spelling
 
 FINGERPRINT = f"fp_dsv4mlx_{__version__}"
 
 
-class Wire(ABC):
+class StreamEncoder(ABC):
     """What the four protocols have in common. `handle` names the turn; ids are made from it."""
 
     prefix = ""  # of the response's id
 
-    def __init__(self, ask: Ask, handle: str, prompt_tokens: int, spelling: Spelling) -> None:
+    def __init__(self, ask: ParsedRequest, handle: str, prompt_tokens: int, spelling: Spelling) -> None:
         self.ask, self.handle, self.prompt_tokens, self.spelling = ask, handle, prompt_tokens, spelling
         self.id = f"{self.prefix}{handle}"
         self.created = int(time.time())
         self.cached = 0
         self.tokens = 0
         tools, one = ask.tools.offered, ask.tools.one
-        self._parser = Parser(self.generator(), ask.parsing, spelling, tools=tools, one=one)
+        self._parser = OutputParser(self.generator(), ask.parsing, spelling, tools=tools, one=one)
         self._answer: Any = None  # the library's accumulator, once the prompt is in
 
     @property
@@ -65,7 +65,7 @@ class Wire(ABC):
         """The library's whole answer -> ours."""
 
     @abstractmethod
-    def said(self) -> Said:
+    def said(self) -> Completion:
         """What the client was told, for the turn to be recognised when it comes back."""
 
     def open(self, cached: int) -> list[str]:
@@ -91,7 +91,7 @@ class Wire(ABC):
         return self._take(self._parser.finish(length=length))
 
     @abstractmethod
-    def failed(self, refusal: Refusal, request_id: str) -> list[str]:
+    def failed(self, refusal: ApiError, request_id: str) -> list[str]:
         """The last frames of a stream that broke."""
 
     def answer(self) -> Body:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dsv4_mlx.server.api_errors import invalid
 from dsv4_mlx.server.protocols.fields import Body
-from dsv4_mlx.server.protocols.request import Tools
+from dsv4_mlx.server.protocols.request import ToolOptions
 
 
 def with_schema(function: Body, key: str) -> Body:
@@ -20,7 +20,9 @@ def with_schema(function: Body, key: str) -> Body:
     return function
 
 
-def chosen(choice: Any, functions: list[Body], *, one: bool = False, param: str = "tool_choice") -> Tools:
+def chosen(
+    choice: Any, functions: list[Body], *, one: bool = False, param: str = "tool_choice"
+) -> ToolOptions:
     """tool_choice in any protocol's words -> Tools. Raises Refusal 400.
 
     `functions`: name, parameters and strict of each function, named as the model sees it.
@@ -45,9 +47,9 @@ def chosen(choice: Any, functions: list[Body], *, one: bool = False, param: str 
     if kind == "none" or not offered:
         if must is not None:
             raise invalid(f"{param} asks for a tool call, but there are no tools", param)
-        return Tools()
+        return ToolOptions()
     declared = [{"type": "function", "function": function} for function in functions]
-    return Tools(json.dumps(declared, ensure_ascii=False), True, must, one)
+    return ToolOptions(json.dumps(declared, ensure_ascii=False), True, must, one)
 
 
 def rendered(function: Body) -> Body:

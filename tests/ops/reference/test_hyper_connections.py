@@ -12,7 +12,7 @@ from compare import OP, assert_bits, assert_close
 from dsv4_mlx.ops.reference.hc_head import hc_head
 from dsv4_mlx.ops.reference.hc_post import hc_post
 from dsv4_mlx.ops.reference.hc_pre import hc_pre, sinkhorn
-from dsv4_mlx.ops.types import Mix, Streams
+from dsv4_mlx.ops.types import StreamMix, Streams
 
 Array = np.ndarray
 C, D = 4, 24
@@ -65,7 +65,7 @@ def test_pre_against_numpy(arrays: dict[str, Array]) -> None:
 def test_post_sums_over_the_first_index(arrays: dict[str, Array], rng: np.random.Generator) -> None:
     x, out = arrays["x"], arrays["out"]
     post, comb = rng.random((2, 5, C)).astype(np.float32), rng.random((2, 5, C, C)).astype(np.float32)
-    found = hc_post(Streams(mx.array(x), mx.array(out), Mix(mx.array(post / 2), mx.array(comb))))
+    found = hc_post(Streams(mx.array(x), mx.array(out), StreamMix(mx.array(post / 2), mx.array(comb))))
     expected = post[..., None].astype(float) * out[..., None, :] + np.einsum(
         "btjk,btjd->btkd", comb, x.astype(float)
     )
@@ -76,7 +76,7 @@ def test_post_moves_a_stream_where_comb_says() -> None:
     x = mx.array(np.arange(4, dtype=np.float32).reshape(1, 1, 4, 1) + 1)
     comb = np.zeros((1, 1, 4, 4), np.float32)
     comb[0, 0, 0, 3] = 1  # from stream 0 to stream 3
-    mix = Mix(mx.array([[[0.0, 0.5, 0.0, 0.0]]]), mx.array(comb))
+    mix = StreamMix(mx.array([[[0.0, 0.5, 0.0, 0.0]]]), mx.array(comb))
     found = hc_post(Streams(x, mx.array([[[10.0]]]), mix))
     assert np.array(found).ravel().tolist() == [0, 10, 0, 1]
 

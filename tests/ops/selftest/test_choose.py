@@ -18,12 +18,12 @@ from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.ops.kernels import ALL
 from dsv4_mlx.ops.selftest import verdicts as store
 from dsv4_mlx.ops.selftest.choose import choose
-from dsv4_mlx.ops.selftest.verdicts import Limits, Metal, Verdict
+from dsv4_mlx.ops.selftest.verdicts import CheckLimits, Metal, Verdict
 from dsv4_mlx.ops.table import REFERENCE
 
 TESTS = Path(__file__).parents[1]
 KERNELS = ("hc_post", "latents")
-LIMITS = Limits(seconds=12.0, times=3.0, slack=0.2)
+LIMITS = CheckLimits(seconds=12.0, times=3.0, slack=0.2)
 FAULTS = {
     "broken": ("fails", "Unable to build metal library"),
     "wrong": ("differs", "values differ"),
