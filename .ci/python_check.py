@@ -1,5 +1,6 @@
 """Can this Python run the project? Written so that an old Python can read it, too."""
 
+import os
 import platform
 import sys
 
@@ -22,4 +23,9 @@ except ImportError:
     sys.exit(
         "error: %s has no venv module\n  next: install it, for example: apt-get install python3-venv"
         % sys.executable
+    )
+if not os.path.isdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "dsv4_mlx", "convert")):
+    sys.exit(
+        "error: dsv4_mlx/convert is not a folder: this copy has lost its symbolic links\n"
+        "  next: get it with git clone, or unpack the zip with a program that makes links, such as unzip"
     )

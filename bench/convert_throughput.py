@@ -28,7 +28,7 @@ from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 CONVERT = """
 import json, sys
 from pathlib import Path
-from dsv4_mlx.convert import convert
+from dsv4_mlx.convert.run import convert
 summary = convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]).to_json()
 print(json.dumps({key: summary[key] for key in ("bytes", "seconds", "hash_seconds", "write_seconds")}))
 """

@@ -12,176 +12,114 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "dsv4_mlx"
 
-# part -> parts of dsv4_mlx that it may import, besides itself
+# part -> parts of dsv4_mlx that it may import, besides itself. From the ground up; `ops` is five parts.
 PARTS: dict[str, set[str]] = {
     "errors": set(),
-    "platforms": {"errors"},
-    "tf32": {"errors"},
-    "mishaps": {"platforms"},
-    "strangers": {"errors"},
-    "config": {"strangers", "errors"},
-    "manifest": {"errors"},
-    "official": {"config"},
-    "checkpoint": {"config", "official", "manifest", "errors"},
-    "operands": set(),
-    "reference": {"operands", "errors"},
-    "kernels": {"operands", "errors"},  # not reference: a test compares two independent things
-    "ops": {"reference", "kernels", "operands", "errors"},
-    "model": {"config", "ops", "reference", "operands", "errors"},
-    "weights": {
-        "model",
-        "checkpoint",
-        "official",
-        "manifest",
-        "config",
-        "ops",
-        "reference",
-        "operands",
-        "errors",
-    },  # fmt: skip
-    "paging": {"weights", "model", "manifest", "config", "ops", "reference", "operands", "errors"},
-    "checking": {"kernels", "ops", "tf32"},
-    "acceptance": {
-        "chat",
-        "checking",
-        "engine",
-        "convert",
-        "weights",
-        "model",
-        "manifest",
-        "config",
-        "ops",
-        "operands",
-        "errors",
-    },  # fmt: skip
-    "evaluation": {"engine", "weights", "chat", "config", "errors"},
-    "doctor": {
-        "checking",
-        "kernels",
-        "engine",
-        "paging",
-        "convert",
-        "synthetic",
-        "official",
-        "config",
-        "tf32",
-        "mishaps",
-    },
-    "chat": {"errors"},
+    "other_models": {"errors"},
+    "config": {"other_models", "errors"},
+    "machine": {"errors"},
+    "ops.types": set(),
+    "ops.reference": {"ops.types"},
+    "ops.kernels": {"ops.types"},  # not reference: a test compares two independent things
+    "ops.table": {"ops.reference", "ops.kernels", "ops.types"},
+    "ops.selftest": {"ops.table", "ops.kernels", "machine"},
+    "tokenizer": {"errors"},
+    "model": {"ops.table", "ops.types", "config"},
+    "checkpoint": {"config", "errors"},
+    "weights": {"model", "checkpoint", "ops.table", "ops.types", "config", "errors"},
+    "paging": {"weights", "model", "ops.types", "ops.reference", "machine", "errors"},
     "engine": {
-        "paging",
-        "weights",
-        "model",
-        "ops",
-        "chat",
-        "config",
-        "manifest",
-        "mishaps",
-        "tf32",
-        "platforms",
-        "errors",
-    },  # fmt: skip
+        "paging", "weights", "checkpoint", "model", "ops.table", "tokenizer", "machine", "config", "errors",
+    },
+    "convert": {"checkpoint", "machine", "config", "errors"},
+    "synthetic": {"checkpoint", "config", "errors"},
+    "hub": {"convert", "checkpoint", "machine", "config", "errors"},
+    "grammar": {"engine", "tokenizer", "errors"},
+    "scheduler": {"engine", "weights", "model", "tokenizer", "machine", "config", "errors"},
+    "evaluation": {
+        "engine", "paging", "weights", "model", "ops.table", "ops.types", "ops.selftest", "convert",
+        "checkpoint", "tokenizer", "machine", "config", "errors",
+    },
     "planning": {
-        "doctor",
-        "engine",
-        "weights",
-        "convert",
-        "checkpoint",
-        "paging",
-        "synthetic",
-        "config",
-        "manifest",
-        "official",
-        "errors",
-    },  # fmt: skip
-    "hub": {"convert", "checkpoint", "disks", "config", "errors"},
-    "constrain": {"engine", "chat", "errors"},
-    "forecast": set(),
-    "disks": set(),
-    "convert": {"checkpoint", "disks", "config", "official", "manifest", "errors"},
-    "synthetic": {"config", "official", "errors"},
-    "serving": {"engine", "weights", "chat", "model", "config", "errors"},
-    "server": {"serving", "constrain", "engine", "weights", "chat", "mishaps", "errors"},
-    "terminal": {"errors"},
-    "adapters": {"engine", "model", "official", "errors"},
+        "engine", "paging", "weights", "ops.selftest", "ops.kernels", "convert", "checkpoint", "synthetic",
+        "machine", "config",
+    },
+    "adapters": {"engine", "model", "checkpoint", "errors"},
+    "server": {"scheduler", "grammar", "engine", "weights", "tokenizer", "machine", "errors"},
+    "terminal": {"machine", "errors"},
     "cli": {
-        "server",
-        "serving",
-        "acceptance",
-        "evaluation",
-        "checking",
-        "disks",
-        "doctor",
-        "ops",
-        "terminal",
-        "manifest",
-        "engine",
-        "chat",
-        "constrain",
-        "planning",
-        "hub",
-        "strangers",
-        "convert",
-        "synthetic",
-        "platforms",
-        "mishaps",
-        "errors",
-    },  # fmt: skip
-}
+        "server", "terminal", "scheduler", "evaluation", "planning", "hub", "convert", "grammar", "engine",
+        "ops.selftest", "ops.table", "tokenizer", "machine", "other_models", "errors",
+    },
+}  # fmt: skip
 
 # part -> packages from outside that it may import
 OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
-    "platforms": set(),
-    "tf32": set(),
-    "mishaps": set(),
-    "strangers": set(),
+    "other_models": set(),
     "config": set(),
-    "manifest": set(),
-    "official": set(),
-    "checkpoint": {"numpy"},
-    "operands": {"mlx"},
-    "reference": {"mlx", "numpy"},
-    "kernels": {"mlx", "numpy"},
-    "ops": {"mlx"},
+    "machine": {"mlx"},
+    "ops.types": {"mlx"},
+    "ops.reference": {"mlx", "numpy"},
+    "ops.kernels": {"mlx", "numpy"},
+    "ops.table": {"mlx"},
+    "ops.selftest": {"mlx"},
+    "tokenizer": {"deepseek_recipe"},
     "model": {"mlx", "numpy"},
+    "checkpoint": {"numpy"},
     "weights": {"mlx", "numpy"},
     "paging": {"mlx", "numpy"},
-    "checking": {"mlx"},
-    "acceptance": {"mlx", "numpy"},
-    "evaluation": {"mlx", "numpy"},
-    "doctor": {"mlx"},
-    "chat": {"deepseek_recipe"},
     "engine": {"mlx", "numpy"},
-    "planning": {"mlx"},
-    "hub": {"huggingface_hub"},
-    "constrain": {"numpy", "llguidance"},
-    "forecast": set(),
-    "disks": set(),
     "convert": {"numpy", "mlx"},
     "synthetic": {"numpy", "tokenizers"},
-    "serving": {"mlx", "numpy", "deepseek_recipe"},
-    "server": {"starlette", "uvicorn", "deepseek_recipe"},  # no mlx: the engine thread owns it
-    "terminal": {"rich", "prompt_toolkit", "markdown_it", "pygments"},  # no mlx: it starts fast
+    "hub": {"huggingface_hub"},
+    "grammar": {"numpy", "llguidance"},
+    "scheduler": {"mlx", "numpy", "deepseek_recipe"},
+    "evaluation": {"mlx", "numpy"},
+    "planning": {"mlx"},
     # the one place that may load mlx-lm and transformers
     "adapters": {"mlx", "mlx_lm", "transformers", "tokenizers", "deepseek_recipe"},
+    "server": {"starlette", "uvicorn", "deepseek_recipe"},  # no mlx: the engine thread owns it
+    "terminal": {"rich", "prompt_toolkit", "markdown_it", "pygments"},  # no mlx: it starts fast
     "cli": {"typer", "rich", "numpy", "huggingface_hub"},
 }
 
-ENTRY = {"__init__", "__main__"}  # dsv4_mlx/__init__.py and __main__.py hold no part of the program
+ENTRY = {
+    "__init__",
+    "__main__",
+    "__version__",
+}  # dsv4_mlx/__init__.py and __main__.py hold no part of the program
+
+
+LINKED = ("convert", "metal")  # folders of the checkout that the package links to
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, for every file of the package and of convert."""
+    files = [*PACKAGE.rglob("*.py"), *(ROOT / "convert").rglob("*.py")]
+    found = {}
+    for path in files:
+        inside = path.relative_to(ROOT).with_suffix("").parts
+        inside = inside if inside[0] == "dsv4_mlx" else ("dsv4_mlx", *inside)
+        if inside[1] not in LINKED or path.is_relative_to(ROOT / inside[1]):
+            found[".".join(inside).removesuffix(".__init__")] = path
+    return found
+
+
+def part_of(module: str) -> str | None:
+    """The part that a module of dsv4_mlx belongs to; None for the package's own face."""
+    names = module.split(".")[1:]
+    if not names or names[0] in ENTRY:
+        return None
+    return ".".join(names[:2]) if names[0] == "ops" and len(names) > 1 else names[0]
 
 
 def part_names() -> list[str]:
-    found = {path.stem for path in PACKAGE.glob("*.py")} - ENTRY
-    found |= {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    return sorted(found | ({"convert"} if (ROOT / "convert").is_dir() else set()))
+    return sorted({part for module in modules() if (part := part_of(module)) is not None} - {"ops"})
 
 
 def files_of(part: str) -> list[Path]:
-    folders = [PACKAGE / part, ROOT / part] if part == "convert" else [PACKAGE / part]
-    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-    module = PACKAGE / f"{part}.py"
-    return [*files, module] if module.is_file() else files
+    return [path for module, path in sorted(modules().items()) if part_of(module) == part]
 
 
 def imports(path: Path) -> set[str]:
@@ -193,8 +131,9 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: use absolute imports"
             module = node.module or ""
-            # `from dsv4_mlx import x` names the part in the alias
-            found |= {f"{module}.{alias.name}" for alias in node.names} if module == "dsv4_mlx" else {module}
+            # `from dsv4_mlx import x` names the part in the alias, and so does `from dsv4_mlx.ops import x`
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            found |= names if module in ("dsv4_mlx", "dsv4_mlx.ops") else {module}
     return found
 
 
@@ -207,8 +146,8 @@ def test_every_part_is_in_the_table() -> None:
 def test_imports_follow_the_table(part: str) -> None:
     wrong = []
     for path in files_of(part):
-        used = {name.split(".")[1] for name in imports(path) if name.startswith("dsv4_mlx.")}
-        forbidden = used - PARTS[part] - {part, "__version__"}
+        used = {part_of(name) for name in imports(path) if name.startswith("dsv4_mlx.")}
+        forbidden = {name for name in used if name} - PARTS[part] - {part, "__version__"}
         wrong += [f"{path.relative_to(ROOT)}: may not import dsv4_mlx.{name}" for name in sorted(forbidden)]
     assert files_of(part)
     assert not wrong, "\n".join(wrong)
@@ -221,6 +160,44 @@ def test_outside_packages_follow_the_table(part: str) -> None:
         used = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - {"dsv4_mlx"}
         wrong += [f"{path.relative_to(ROOT)}: may not import {name}" for name in sorted(used - OUTSIDE[part])]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_house_stays_small() -> None:
+    assert len(PARTS) <= 28
+    assert sum(len(below) for below in PARTS.values()) <= 112
+
+
+def test_every_arrow_is_used() -> None:
+    used: dict[str, set[str]] = {}
+    for module, path in modules().items():
+        names = used.setdefault(part_of(module) or "", set())
+        names |= {part for name in imports(path) if name.startswith("dsv4_mlx.") and (part := part_of(name))}
+    unused = {f"{part} -> {below}" for part, all in PARTS.items() for below in all - used.get(part, set())}
+    assert not unused
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports for the type checker alone count, too: they are arrows in the reader's head."""
+    known = modules()
+    arrows: dict[str, set[str]] = {}
+    for module, path in known.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                found |= {name if name in known else str(node.module) for name in names}
+        arrows[module] = found & known.keys() - {module}
+    done: set[str] = set()
+
+    def walk(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for below in arrows[module]:
+                walk(below, (*path, module))
+            done.add(module)
+
+    for module in arrows:
+        walk(module, ())
 
 
 def test_table_has_no_circle() -> None:
@@ -236,18 +213,19 @@ def test_table_has_no_circle() -> None:
 def test_environment_is_read_in_one_place() -> None:
     """The user's settings; MLX's own switch is set, and read back, in another one."""
     readers = set()
-    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "convert").rglob("*.py")]:
+    for path in modules().values():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv", "putenv"):
                 readers.add(path.relative_to(ROOT).as_posix())
     assert readers == {"dsv4_mlx/cli/options.py", "dsv4_mlx/machine/mlx_switches.py"}
-    switches = re.findall(r'"(\w+)"', (PACKAGE / "tf32.py").read_text("utf-8").split("\n\n", 1)[1])
+    text = (PACKAGE / "machine" / "mlx_switches.py").read_text("utf-8")
+    switches = re.findall(r'"(\w+)"', text.split("\n\n", 1)[1])
     assert [name for name in switches if name.isupper()] == ["MLX_ENABLE_TF32"]  # and nothing of the user's
 
 
 def test_model_and_reference_touch_no_files() -> None:
     wrong = []
-    for part in ("model", "reference", "ops", "kernels"):
+    for part in ("model", "ops.reference", "ops.table", "ops.kernels"):
         for path in files_of(part):
             used = imports(path) & {"os", "io", "pathlib", "mmap", "shutil", "tempfile"}
             source = ast.walk(ast.parse(path.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""Policies that were tried and lost to `dsv4_mlx.paging.policy.DuelPolicy`; bench/LOG.md has their figures."""
+"""Policies that were tried and lost to paging's `DuelPolicy`; bench/LOG.md has their figures."""
 
 from __future__ import annotations
 

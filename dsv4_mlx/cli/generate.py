@@ -108,9 +108,8 @@ def generate(
     rule = rule_of(json_schema, regex)
     sampling = SamplingOptions(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, stop_ids=frozenset(stop_id or ()),
-        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty, logit_bias=logit_bias(bias),
-        seed=secrets.randbits(32) if seed is None else seed, stop_strings=tuple(stop or ()),
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, stop_strings=tuple(stop or ()),
+        frequency_penalty=frequency_penalty, logit_bias=logit_bias(bias), seed=_seed(seed),
     )  # fmt: skip
     folder = model_folder(model)
     options = EngineOptions(
@@ -130,6 +129,10 @@ def generate(
             _say(go_on(*of, max_tokens=max_tokens, constraint=held["constraint"]))
         else:
             _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens, **held))
+
+
+def _seed(given: int | None) -> int:
+    return secrets.randbits(32) if given is None else given
 
 
 def _no_thinking(call: typer.Context, think: ThinkMode) -> ThinkMode:

@@ -36,7 +36,7 @@ from dsv4_mlx.cli import (
 )
 from dsv4_mlx.cli.console import write_crash_log
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error, Dsv4Warning
-from dsv4_mlx.machine import wire_guard as mishaps
+from dsv4_mlx.machine import wire_guard
 from dsv4_mlx.machine.support import check_supported
 
 app = typer.Typer(
@@ -186,7 +186,7 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:
 
 def _hung_up(number: int, frame: FrameType | None) -> None:
     """The terminal was closed: an ordinary end, as sudden as it would be without a handler."""
-    mishaps.clear()
+    wire_guard.clear()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 

@@ -27,7 +27,7 @@ class PrefillProgress:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A token of the answer. With limits' `logprobs`: its natural log probability, and the likeliest ones'."""
+    """A token of the answer. Where asked for: its natural log probability, and the likeliest ones'."""
 
     token: int
     logprob: float | None = None

@@ -21,7 +21,7 @@ import numpy as np
 from dsv4_mlx.checkpoint.manifest import Manifest
 from dsv4_mlx.engine.engine import EngineOptions
 from dsv4_mlx.engine.session import Session, common_prefix
-from dsv4_mlx.machine import mlx_switches as tf32
+from dsv4_mlx.machine import mlx_switches
 from dsv4_mlx.model.state import ModelState, Ring, RowBuffer
 from dsv4_mlx.ops.table import NUMERIC_VERSION
 
@@ -43,7 +43,7 @@ def identity(manifest: Manifest, options: EngineOptions, session: Session) -> st
         "device": "metal" if mx.metal.is_available() else "cpu",
         "architecture": mx.device_info()["architecture"],
         "mlx": version("mlx"),
-        "tf32": tf32.setting(),
+        "tf32": mlx_switches.setting(),
         "system": f"{platform.system()} {platform.mac_ver()[0]}",
     }
     return "\n".join(f"{name}: {value}" for name, value in parts.items())

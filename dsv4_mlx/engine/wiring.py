@@ -8,8 +8,7 @@ from typing import Any, Literal
 import mlx.core as mx
 
 from dsv4_mlx.errors import Dsv4Warning
-from dsv4_mlx.machine import mlx_switches as tf32
-from dsv4_mlx.machine import wire_guard as mishaps
+from dsv4_mlx.machine import mlx_switches, wire_guard
 
 SMALL = 48 << 30  # bytes: Macs below were reported to freeze unless a third of their memory stays unwired
 _SLOWER = "memory is not wired, which may be many times slower"
@@ -27,11 +26,11 @@ def prepare(mode: Literal["auto", "off"]) -> Wiring | None:
     """
     if not mx.metal.is_available():
         return None
-    tf32.warn_if_late()
+    mlx_switches.warn_if_late()
     if mode == "off":
         return None
     try:
-        guard = mishaps.this_process()
+        guard = wire_guard.this_process()
     except RuntimeError:
         _warn(f"{_SLOWER}: there is no home folder to note in that it began")
         return None
@@ -45,7 +44,7 @@ def prepare(mode: Literal["auto", "off"]) -> Wiring | None:
 class Wiring:
     """For one model."""
 
-    def __init__(self, guard: mishaps.Guard) -> None:
+    def __init__(self, guard: wire_guard.Guard) -> None:
         self._guard, self._failed = guard, False
 
     def set(self) -> None:

@@ -6,10 +6,17 @@ import ctypes
 import os
 import platform
 import sys
+from enum import IntEnum
 
 import mlx.core as mx
 
-from dsv4_mlx.paging.pressure import Pressure
+
+class Pressure(IntEnum):
+    """As macOS counts it (kern.memorystatus_vm_pressure_level)."""
+
+    NORMAL = 1
+    WARNING = 2
+    CRITICAL = 4
 
 
 def memory_limit() -> int:

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
-
-class Pressure(IntEnum):
-    """As macOS counts it (kern.memorystatus_vm_pressure_level)."""
-
-    NORMAL = 1
-    WARNING = 2
-    CRITICAL = 4
-
+from dsv4_mlx.machine.limits import Pressure
 
 LOOK_EVERY = 0.5  # seconds
 SHRINK = {Pressure.WARNING: 0.75, Pressure.CRITICAL: 0.5}  # to so much of what there is

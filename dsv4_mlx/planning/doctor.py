@@ -14,8 +14,7 @@ from typing import Any
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.wiring import most
-from dsv4_mlx.machine import mlx_switches as tf32
-from dsv4_mlx.machine import wire_guard as mishaps
+from dsv4_mlx.machine import mlx_switches, wire_guard
 from dsv4_mlx.machine.facts import Machine, this_machine
 from dsv4_mlx.machine.measure import copy_bandwidth, free_bytes, read_speed
 from dsv4_mlx.ops.kernels import ALL
@@ -89,7 +88,7 @@ def wired(machine: Machine) -> Wired | None:
     """None where nothing can be wired: no Metal. Changes nothing."""
     if machine.gpu_limit is None:
         return None
-    guard = mishaps.this_process()
+    guard = wire_guard.this_process()
     last = guard.last()
     return Wired(
         most(machine.memory, machine.gpu_limit), None if last is None else last["bytes"], bool(guard.left())
@@ -124,7 +123,7 @@ class Examination:
         """Plain values, in the units of their names."""
         return {
             "machine": asdict(self.machine),
-            "switches": {tf32.VARIABLE: self.tf32},
+            "switches": {mlx_switches.VARIABLE: self.tf32},
             "memory": {
                 "limit": self.limit,
                 "copy_bytes_per_second": self.copy,
@@ -181,7 +180,7 @@ def examine(
     raised = [fit(model, config, highest_gpu_limit(machine.memory), element) for model in models]
     return Examination(
         machine=machine,
-        tf32=tf32.setting(),
+        tf32=mlx_switches.setting(),
         wired=wired(machine),
         copy=copy_bandwidth(measured),
         folder=str(folder),

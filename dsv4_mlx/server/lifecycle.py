@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dsv4_mlx.errors import EXIT_INTERRUPT, EXIT_TERMINATED, MachineError, UsageError
-from dsv4_mlx.machine import wire_guard as mishaps
+from dsv4_mlx.machine import wire_guard
 from dsv4_mlx.server.app import App
 from dsv4_mlx.server.crowd import Crowd, Door, without_exhausted
 from dsv4_mlx.server.middleware import is_loopback
@@ -85,7 +85,7 @@ async def _serve(
 
     def stop(number: signal.Signals) -> None:
         if codes:
-            mishaps.clear()  # an end of ours, though a hard one
+            wire_guard.clear()  # an end of ours, though a hard one
             os._exit(_CODES[number])  # asked a second time: now
         codes.append(_CODES[number])
         ended.set()

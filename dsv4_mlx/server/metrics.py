@@ -6,16 +6,26 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from dsv4_mlx.server.service import EngineService
-
-if TYPE_CHECKING:
-    from dsv4_mlx.server.streaming import Exchange
 
 log = logging.getLogger("dsv4_mlx.server")
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _RATES = (1, 2, 5, 10, 15, 20, 30, 40, 60, 80, 120, 250, 500, 1000, 2500)
+
+
+@dataclass(frozen=True)
+class TurnFigures:
+    """One model turn: tokens of its prompt, of them known before, sampled; time.monotonic() when it began and
+    at its first token; how it ended."""
+
+    prompt: int
+    cached: int
+    new: int
+    began: float
+    first_token: float | None
+    ended: str | None
 
 
 class Histogram:
@@ -52,19 +62,18 @@ class Metrics:
         self.requests[path, status] += 1
         log.info("%s %s %s %d %s%s", request_id, method, path, status, printable(agent)[:60] or "-", detail)
 
-    def turn(self, turn: Exchange) -> str:
+    def turn(self, turn: TurnFigures) -> str:
         """Count one turn; what the log says of it."""
         if turn.ended == "client_disconnected":
             self.cancelled += 1
-        wire = turn.wire
-        said = f" prompt={wire.prompt_tokens} cached={wire.cached} new={len(turn.sampled)} end={turn.ended}"
+        said = f" prompt={turn.prompt} cached={turn.cached} new={turn.new} end={turn.ended}"
         if turn.first_token is None:
             return said
         waited, seconds = turn.first_token - turn.began, time.monotonic() - turn.first_token
         self.first_token.add(waited)
         said += f" ttft={waited:.2f}s"
-        if len(turn.sampled) > 1 and seconds > 0:
-            rate = (len(turn.sampled) - 1) / seconds
+        if turn.new > 1 and seconds > 0:
+            rate = (turn.new - 1) / seconds
             self.decode.add(rate)
             said += f" {rate:.1f} tok/s"
         return said

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from dsv4_mlx.scheduler.request import Event, Finished, GenerationRequest, Prefill, Started, Token
 from dsv4_mlx.server.api_errors import ApiError, from_error
-from dsv4_mlx.server.metrics import Metrics
+from dsv4_mlx.server.metrics import Metrics, TurnFigures
 from dsv4_mlx.server.middleware import RequestScope, scope_of
 from dsv4_mlx.server.options import ServerLimits
 from dsv4_mlx.server.protocols.request import ParsedRequest, ProtocolName
@@ -133,6 +133,11 @@ class Exchange:
                 self._finished(event, frames)
         return frames
 
+    def figures(self) -> TurnFigures:
+        """What is counted of it."""
+        wire, new = self.wire, len(self.sampled)
+        return TurnFigures(wire.prompt_tokens, wire.cached, new, self.began, self.first_token, self.ended)
+
     def open(self, frames: list[str], cached: int) -> None:
         if not self.opened and self.ask.stream:
             self.opened = True
@@ -206,7 +211,7 @@ class Endpoint:
         finally:
             ticket.cancel()
             watch.cancel()
-            visit.detail = counter.record.turn(turn)
+            visit.detail = counter.record.turn(turn.figures())
 
 
 async def _stream(turn: Exchange) -> None:

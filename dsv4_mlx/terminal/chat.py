@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import Empty
+from typing import Protocol
 
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, DoesNotFit, Dsv4Error
 from dsv4_mlx.machine.awake import Awake
@@ -26,7 +27,6 @@ from dsv4_mlx.terminal.chat_thread import (
     Prefilling,
     Recalled,
 )
-from dsv4_mlx.terminal.commands import IMMEDIATE, is_command, run_command
 from dsv4_mlx.terminal.conversation import Conversation, Message
 from dsv4_mlx.terminal.store import ConversationStore
 from dsv4_mlx.terminal.view import View
@@ -44,6 +44,19 @@ class ChatOptions:
     report: Callable[[str], str] = field(default=lambda detail: "")
 
 
+class Commands(Protocol):
+    """The lines that are no questions."""
+
+    def known(self, text: str) -> bool:
+        """Whether a line is meant as a command."""
+
+    def immediate(self, text: str) -> bool:
+        """Whether it runs even while the model is busy."""
+
+    def run(self, chat: Chat, text: str) -> None:
+        """Run it; what goes wrong is said."""
+
+
 class Chat:
     """One conversation after another with one model. Used from one thread; `pump` takes in the worker's."""
 
@@ -53,9 +66,11 @@ class Chat:
         store: ConversationStore,
         view: View,
         options: ChatOptions,
+        commands: Commands,
         awake: Awake | None = None,
     ) -> None:
         self.worker, self.store, self.view, self.options = worker, store, view, options
+        self.commands = commands
         self.awake = awake or Awake()
         self.conversation = Conversation.new(options.system, options.think)
         self.conversation.model = options.model
@@ -99,7 +114,7 @@ class Chat:
         text = clean(text)
         if not text.strip():
             return
-        if self.busy and text.rstrip() not in IMMEDIATE:
+        if self.busy and not self.commands.immediate(text):
             self.waiting.append(text)
         else:
             self._process(text)
@@ -112,8 +127,8 @@ class Chat:
         offer, self.offer = self.offer, None
         if offer is not None and text.strip().lower() in ("y", "yes"):
             offer()
-        elif is_command(text):
-            run_command(self, text.strip())
+        elif self.commands.known(text):
+            self.commands.run(self, text.strip())
         else:
             self.ask(text)
 

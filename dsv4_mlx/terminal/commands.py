@@ -7,17 +7,14 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dsv4_mlx.errors import Dsv4Error
 from dsv4_mlx.terminal import attach as clipboard
 from dsv4_mlx.terminal.answering import stats
 from dsv4_mlx.terminal.attach import Attachment, read_text
+from dsv4_mlx.terminal.chat import Chat
 from dsv4_mlx.terminal.chat_engine import Think
 from dsv4_mlx.terminal.conversation import Conversation
-
-if TYPE_CHECKING:
-    from dsv4_mlx.terminal.chat import Chat
 
 ANSWER_ROOM = 1024  # tokens left for a question and its answer when the end of a file is taken
 
@@ -257,3 +254,14 @@ COMMANDS = {
     )
 }
 IMMEDIATE = ("/help", "/quit")  # run even while the model is busy
+
+
+class SlashCommands:
+    """COMMANDS, as a Chat takes them."""
+
+    known = staticmethod(is_command)
+    run = staticmethod(run_command)
+
+    @staticmethod
+    def immediate(text: str) -> bool:
+        return text.rstrip() in IMMEDIATE

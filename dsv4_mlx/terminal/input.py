@@ -8,7 +8,7 @@ Big pastes: the input shows a short mark, the question gets the text.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
@@ -19,8 +19,21 @@ from prompt_toolkit.keys import Keys
 from dsv4_mlx.terminal.commands import COMMANDS
 from dsv4_mlx.terminal.store import ListedConversation
 
-if TYPE_CHECKING:
-    from dsv4_mlx.terminal.screen import Screen
+
+class Editing(Protocol):
+    """What keys do to the screen."""
+
+    @property
+    def opened(self) -> bool:
+        """Whether the last thinking is shown."""
+
+    def send(self) -> None: ...
+    def stop(self) -> None: ...
+    def quit(self) -> None: ...
+    def toggle(self) -> None: ...
+    def scroll(self, lines: int) -> None: ...
+    def paste(self, text: str) -> None: ...
+    def repaint(self) -> None: ...
 
 
 class LineCompleter(Completer):
@@ -96,7 +109,7 @@ def _split(text: str, mark: str, pasted: str) -> list[str]:
 PAGE = 5  # lines that PageUp and PageDown move the open thinking by
 
 
-def bindings(screen: Screen) -> KeyBindings:
+def bindings(screen: Editing) -> KeyBindings:
     """The chat's own keys."""
     keys = KeyBindings()
     _editing(keys, screen)
@@ -104,7 +117,7 @@ def bindings(screen: Screen) -> KeyBindings:
     return keys
 
 
-def _editing(keys: KeyBindings, screen: Screen) -> None:
+def _editing(keys: KeyBindings, screen: Editing) -> None:
     @keys.add("enter", eager=True)
     def _enter(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
@@ -145,7 +158,7 @@ def _editing(keys: KeyBindings, screen: Screen) -> None:
         screen.paste(event.data)
 
 
-def _steering(keys: KeyBindings, screen: Screen) -> None:
+def _steering(keys: KeyBindings, screen: Editing) -> None:
     opened = Condition(lambda: screen.opened)
 
     @keys.add("c-c")
@@ -158,7 +171,7 @@ def _steering(keys: KeyBindings, screen: Screen) -> None:
         if event.current_buffer.text:
             event.current_buffer.delete()
         else:
-            screen.chat.quit()
+            screen.quit()
 
     @keys.add("c-t")
     def _thinking(event: KeyPressEvent) -> None:

@@ -257,6 +257,10 @@ class Screen:
             self.note("Ctrl-D or /quit leaves")
             self.draw()
 
+    def quit(self) -> None:
+        """Ctrl-D on an empty line."""
+        self.chat.quit()
+
     def toggle(self) -> None:
         self.opened, self._scrolled = not self.opened, 0
 

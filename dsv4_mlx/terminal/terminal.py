@@ -11,6 +11,7 @@ from dsv4_mlx.machine.awake import Awake
 from dsv4_mlx.terminal.chat import Chat, ChatOptions
 from dsv4_mlx.terminal.chat_engine import ChatEngine
 from dsv4_mlx.terminal.chat_thread import ChatEngineThread
+from dsv4_mlx.terminal.commands import SlashCommands
 from dsv4_mlx.terminal.store import ConversationStore
 
 
@@ -68,7 +69,9 @@ def _drawn(
     color = not environment.get("NO_COLOR")
     output = HeldOutput(sys.stdout, size, environment.get("TERM", ""), color)
     view = Screen(create_input(sys.stdin), output, LineHistory(folder / "history"), color)
-    chat = Chat(ChatEngineThread(speaker), ConversationStore(folder / "chats"), view, options, awake)
+    chat = Chat(
+        ChatEngineThread(speaker), ConversationStore(folder / "chats"), view, options, SlashCommands(), awake
+    )
     return _ended(chat, lambda: view.run(chat))
 
 
@@ -89,7 +92,9 @@ def _plain(
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     history = LineHistory(folder / "history") if question is None else None
     view = Plain(sys.stdout, sys.stderr, history)
-    chat = Chat(ChatEngineThread(speaker), ConversationStore(folder / "chats"), view, options, awake)
+    chat = Chat(
+        ChatEngineThread(speaker), ConversationStore(folder / "chats"), view, options, SlashCommands(), awake
+    )
     if foreign is not None and sys.stdout.isatty():
         view.note(
             f"this terminal's locale is {foreign}, not UTF-8: plain text, and ? for what it can't show\n"

@@ -151,7 +151,7 @@ def test_demo_is_reused_only_undamaged(
         made.append(arguments)
         return convert(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("dsv4_mlx.convert.convert", counted)
+    monkeypatch.setattr("dsv4_mlx.convert.run.convert", counted)
     first, _ = succeeded(["demo", "--dir", str(tmp_path)], capsys)
     assert [f"--think {mode}" in first for mode in ("off", "on", "max")] == [True] * 3
     assert str(tmp_path / "dsv4-demo") in first

@@ -177,7 +177,7 @@ def test_hub_cache_links_are_followed(source: Path, tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from dsv4_mlx.convert import convert
+from dsv4_mlx.convert.run import convert
 def hold(done, total, name):
     if not hold.told:
         print("writing", flush=True)

@@ -47,7 +47,8 @@ def test_blocks_bound_memory(recipe: str, experts: str, tmp_path: Path) -> None:
 PEAK = """
 import json, resource, sys
 from pathlib import Path
-from dsv4_mlx.convert import convert, verify
+from dsv4_mlx.convert.run import convert
+from dsv4_mlx.convert.verify import verify
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 before = peak()
 summary = convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -49,7 +49,7 @@ def counted(name):
     setattr(os, name, call)
 for name in ("pwrite", "fsync", "replace", "ftruncate", "unlink", "mkdir", "close", "open"):
     counted(name)
-from dsv4_mlx.convert import convert
+from dsv4_mlx.convert.run import convert
 calls = 0
 convert(Path(source), Path(target), recipe, resume=bool(int(resume)), block=64 * 1024)
 print(calls)

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 PINNED = Path(__file__).with_name("arithmetic.txt")
 CODE = (
     "dsv4_mlx/ops/reference/*.py", "dsv4_mlx/ops/kernels/*.py", "dsv4_mlx/model/*.py",
-    "dsv4_mlx/ops/table.py", "dsv4_mlx/paging/paged_experts.py", "dsv4_mlx/engine/chunking.py", "metal/*.metal", "metal/common/*.h",
+    "dsv4_mlx/ops/table.py", "dsv4_mlx/paging/paged_experts.py", "dsv4_mlx/engine/chunking.py",
+    "metal/*.metal", "metal/common/*.h",
 )  # fmt: skip
 SILENT = {"ctx", "kind", "annotation", "returns", "type_comment", "type_params"}
 

@@ -104,7 +104,7 @@ MACHINES: dict[str, Patch] = {
     "numeric version": lambda patch: patch.setattr(saved, "NUMERIC_VERSION", NUMERIC_VERSION + 1),
     "system": lambda patch: patch.setattr(platform, "mac_ver", lambda: ("99.1",)),
     "format": lambda patch: patch.setattr(saved, "FORMAT", "0"),
-    "tf32": lambda patch: patch.setattr(saved.tf32, "setting", lambda: "1"),
+    "tf32": lambda patch: patch.setattr(saved.mlx_switches, "setting", lambda: "1"),
 }
 ENGINES: dict[str, tuple[Manifest, EngineOptions]] = {
     "model": (replace(MANIFEST, recipe="4bit"), OPTIONS),

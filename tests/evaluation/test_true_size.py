@@ -34,15 +34,16 @@ CHECK = """
 import json, resource, sys
 from contextlib import contextmanager
 from pathlib import Path
-from dsv4_mlx.evaluation import Tools, Wanted, accept, cutting, layers
+from dsv4_mlx.evaluation import layers, long_run
+from dsv4_mlx.evaluation.acceptance import AcceptanceOptions, AcceptanceTools, accept
 from dsv4_mlx.ops.table import REFERENCE
 @contextmanager
 def bar(title, unit):
     yield lambda done, total: None
-cutting.TOKENS, cutting.CHUNKS, layers.PREFILL = 12, (5, 8), int(sys.argv[3])
+long_run.CUT_TOKENS, long_run.CHUNKS, layers.PREFILL = 12, (5, 8), int(sys.argv[3])
 lengths = tuple(int(length) for length in sys.argv[4:])
-wanted = Wanted(lengths=lengths, tokens=8, expert_memory=sys.argv[2])
-found = accept(Path(sys.argv[1]), Tools(REFERENCE), wanted, bar, lambda known: None).to_json()
+wanted = AcceptanceOptions(lengths=lengths, tokens=8, expert_memory=sys.argv[2])
+found = accept(Path(sys.argv[1]), AcceptanceTools(REFERENCE), wanted, bar, lambda known: None).to_json()
 unit = 1 if sys.platform == "darwin" else 1024
 found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 print(json.dumps(found))
@@ -50,8 +51,8 @@ print(json.dumps(found))
 EVAL = """
 import json, resource, sys, time
 from pathlib import Path
-from dsv4_mlx.engine import EngineOptions
-from dsv4_mlx.evaluation import evaluate
+from dsv4_mlx.engine.engine import EngineOptions
+from dsv4_mlx.evaluation.perplexity import evaluate
 begin = time.perf_counter()
 reference = Path(sys.argv[3]) if len(sys.argv) > 3 else None
 text = "The quick brown fox jumps over the lazy dog. " * 30

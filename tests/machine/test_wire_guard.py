@@ -20,7 +20,7 @@ from dsv4_mlx.machine.wire_guard import Guard
 PROGRAM = """
 import os, sys, time
 from functools import cache
-from dsv4_mlx import mishaps
+from dsv4_mlx.machine import wire_guard
 from dsv4_mlx.cli.main import app, main
 from dsv4_mlx.errors import InputError
 import mlx.core as mx
@@ -29,8 +29,8 @@ mx.device_info = lambda: {"memory_size": 128 << 30, "max_recommended_working_set
 mx.get_active_memory = lambda: 90_000_000_000
 mx.set_wired_limit = lambda limit: print("wired", limit, flush=True)
 if sys.argv[2] == "a minute passes":
-    guard = mishaps.Guard(mishaps.mac_caches() / "wired", seconds=0.05)
-    mishaps.this_process = cache(lambda: guard)
+    guard = wire_guard.Guard(wire_guard.mac_caches() / "wired", seconds=0.05)
+    wire_guard.this_process = cache(lambda: guard)
 
 @app.command()
 def wire(end: str) -> None:

@@ -150,7 +150,7 @@ def test_types_hold_in_the_wheel(tested: Path, wheel: Path, tmp_path: Path) -> N
     assert seen
     assert int(seen[1]) >= count  # and the folder metal/, which is a namespace
     (tmp_path / "wrong.py").write_text(
-        "from dsv4_mlx.convert import convert\n\nconvert(1)\nreveal_type(convert)\n"
+        "from dsv4_mlx.convert.run import convert\n\nconvert(1)\nreveal_type(convert)\n"
     )
     with pytest.raises(AssertionError, match="wrong.py:3: error"):
         run(str(tested / "mypy"), "--strict", "wrong.py", cwd=tmp_path)

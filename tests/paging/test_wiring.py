@@ -12,18 +12,17 @@ from paging.paged_model import Model
 
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.errors import Dsv4Warning, UsageError
-from dsv4_mlx.machine import mlx_switches as tf32
-from dsv4_mlx.machine import wire_guard as mishaps
+from dsv4_mlx.machine import mlx_switches, wire_guard
 from dsv4_mlx.paging.pressure import Pressure
 
 GIB = 1 << 30
 
 
 @pytest.fixture(autouse=True)
-def guard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[mishaps.Guard]:
+def guard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[wire_guard.Guard]:
     """A process that has not wired yet, in a home of its own."""
-    found = mishaps.Guard(tmp_path / "wired")
-    monkeypatch.setattr(mishaps, "this_process", lambda: found)
+    found = wire_guard.Guard(tmp_path / "wired")
+    monkeypatch.setattr(wire_guard, "this_process", lambda: found)
     yield found
     found.clear()
 
@@ -106,7 +105,7 @@ def test_all_in_memory_is_wired_once(model: Model, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("mode", ["auto", "off"])
 def test_off_and_elsewhere_nothing_is_wired(
-    mode: str, model: Model, monkeypatch: pytest.MonkeyPatch, guard: mishaps.Guard
+    mode: str, model: Model, monkeypatch: pytest.MonkeyPatch, guard: wire_guard.Guard
 ) -> None:
     mac = PretendMac(128 * GIB, 96 * GIB).install(monkeypatch)
     if mode == "auto":
@@ -119,7 +118,7 @@ def test_off_and_elsewhere_nothing_is_wired(
 
 
 def test_a_call_that_raises_is_said_and_the_model_opens(
-    model: Model, monkeypatch: pytest.MonkeyPatch, guard: mishaps.Guard
+    model: Model, monkeypatch: pytest.MonkeyPatch, guard: wire_guard.Guard
 ) -> None:
     mac = PretendMac(128 * GIB, 96 * GIB).install(monkeypatch)
 
@@ -139,6 +138,6 @@ def test_a_call_that_raises_is_said_and_the_model_opens(
 
 def test_opening_warns_where_mlx_came_first(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     PretendMac(128 * GIB, 96 * GIB).install(monkeypatch)
-    monkeypatch.setattr(tf32, "LATE", True)
+    monkeypatch.setattr(mlx_switches, "LATE", True)
     with pytest.warns(Dsv4Warning, match="import dsv4_mlx first"):
         Engine.open(model.folder, EngineOptions(context=64, wire="off"))

@@ -10,6 +10,7 @@ from dsv4_mlx.terminal.answering import AnswerInProgress
 from dsv4_mlx.terminal.chat import Chat, ChatOptions
 from dsv4_mlx.terminal.chat_engine import Kind
 from dsv4_mlx.terminal.chat_thread import ChatEngineThread
+from dsv4_mlx.terminal.commands import SlashCommands
 from dsv4_mlx.terminal.conversation import Conversation
 from dsv4_mlx.terminal.store import ConversationStore
 from terminal.scenes import SCENES
@@ -71,7 +72,12 @@ class Talk:
         options = ChatOptions("scripted", seed=1, resume=resume, report=lambda detail: "LOG")
         store = ConversationStore(folder / "chats")
         self.chat = Chat(
-            ChatEngineThread(self.speaker), store, self.shown, options, awake or Awake(platform="none")
+            ChatEngineThread(self.speaker),
+            store,
+            self.shown,
+            options,
+            SlashCommands(),
+            awake or Awake(platform="none"),
         )
         self.chat.start()
         self.settle()

@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 
 import mlx.core as mx
 
-from dsv4_mlx.machine import mlx_switches as tf32
+from dsv4_mlx.machine import mlx_switches
 from dsv4_mlx.ops.kernels.launch import Launcher
 
 Outcome = Literal["works", "differs", "fails", "crashes", "hangs", "slow", "not checked"]
@@ -85,7 +85,9 @@ class Metal:
     def key(self) -> str:
         """Changes with the version of MLX, the system, the chip, the kernels' sources and the precision of
         the references' products."""
-        text = "\0".join((self.launcher, self.system, self.chip, self.mlx, tf32.setting(), _sources()))
+        text = "\0".join(
+            (self.launcher, self.system, self.chip, self.mlx, mlx_switches.setting(), _sources())
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
 

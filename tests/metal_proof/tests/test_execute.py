@@ -321,7 +321,7 @@ def test_template_values() -> None:
 def test_portable_switch() -> None:
     """The same results with ucontext, which other processors use."""
     code = (
-        "from proof.selfproof import CASES\n"
+        "from metal_proof.selfproof import CASES\n"
         "case = CASES['softmax']()\n"
         "result = case.run()\n"
         "print(len(result.findings), case.right(result))"

@@ -16,10 +16,11 @@ from dsv4_mlx.ops.table import REFERENCE
 OPS = {op.name: op for op in ALL}
 JUDGE = """
 import json
-from dsv4_mlx.ops.selftest import parent
-from dsv4_mlx.ops.selftest.verdicts import Limits, Metal
+from dsv4_mlx.ops.selftest import supervisor
+from dsv4_mlx.ops.selftest.verdicts import CheckLimits, Metal
 from dsv4_mlx.ops.kernels import ALL
-found = parent.check(Metal("checking.m5:launch", "", "", ""), [op.name for op in ALL], Limits(300.0, 1e9))
+metal = Metal("ops.selftest.m5:launch", "", "", "")
+found = supervisor.check(metal, [op.name for op in ALL], CheckLimits(300.0, 1e9))
 print(json.dumps({v.kernel: v.outcome for v in found}))
 """
 LOSES = {  # kernels whose references multiply matrices of float32

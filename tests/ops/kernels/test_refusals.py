@@ -31,7 +31,11 @@ REFUSED: list[tuple[KernelOp, tuple[Any, ...], str]] = [
     (attend.OP, (Q[..., :40], CompressedRows(ROWS.rows[..., :40], None), None, SINKS, TURN), "40 channels"),
     (attend.OP, (Q, CompressedRows(ROWS.rows[:, :0], None), None, SINKS, TURN), "no rows"),
     (attend.OP, (Q, ROWS, None, SINKS, mx.ones((2, 32), mx.complex64)), "inverse has shape"),
-    (attend.OP, (Q, CompressedRows(ROWS.rows, mx.ones((1, 9), mx.bool_)), None, SINKS, TURN), "mask is not float32"),
+    (
+        attend.OP,
+        (Q, CompressedRows(ROWS.rows, mx.ones((1, 9), mx.bool_)), None, SINKS, TURN),
+        "mask is not float32",
+    ),
     (index_select.OP, (Q, mx.ones((1, 1, 8)), mx.ones((1, 9, 64)), None, 10), "10 picks are wanted of 9"),
     (index_select.OP, (Q[:, :, :5], mx.ones((1, 1, 5)), mx.ones((1, 9, 64)), None, 3), "5 heads of 64"),
     (index_select.OP, (Q, mx.ones((1, 1, 8), mx.int32), mx.ones((1, 9, 64)), None, 3), "mlx.core.int32"),

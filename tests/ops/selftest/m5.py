@@ -1,6 +1,6 @@
 """An M5 for machines without one: MLX's float32 products there, kernels on the proof machine.
 
-Named by `Metal.launcher` as "checking.m5:launch". Importing it changes MLX, in that process, for good.
+Named by `Metal.launcher` as "ops.selftest.m5:launch". Importing it changes MLX, in that process, for good.
 """
 
 from __future__ import annotations

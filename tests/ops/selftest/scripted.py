@@ -1,6 +1,6 @@
 """A Metal for machines without one: launches go to the proof machine, and one kernel has a fault.
 
-Named by `Metal.launcher` as "checking.scripted:FAULT"; the process that tries kernels imports it.
+Named by `Metal.launcher` as "ops.selftest.scripted:FAULT"; the process that tries kernels imports it.
 """
 
 from __future__ import annotations

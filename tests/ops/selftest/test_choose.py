@@ -34,7 +34,7 @@ FAULTS = {
 
 
 def scripted(name: str) -> Metal:
-    return Metal(f"checking.scripted:{name}", "no macOS", "no chip", "no version")
+    return Metal(f"ops.selftest.scripted:{name}", "no macOS", "no chip", "no version")
 
 
 def test_reference_checks_nothing(tmp_path: Path) -> None:
@@ -141,15 +141,15 @@ def test_the_key_follows_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_child_ends_with_its_parent() -> None:
     """A program that is killed leaves no process behind that waits for a GPU."""
     code = (
-        "import sys\nfrom dsv4_mlx.ops.selftest import parent\n"
-        "from dsv4_mlx.ops.selftest.verdicts import Limits, Metal\n"
+        "import sys\nfrom dsv4_mlx.ops.selftest import supervisor as parent\n"
+        "from dsv4_mlx.ops.selftest.verdicts import CheckLimits, Metal\n"
         "import subprocess as s, os, threading, time\nreal = s.Popen\n"
         "def popen(*a, **k):\n    p = real(*a, **k); print(p.pid, flush=True); return p\n"
         "s.Popen = popen\n"
         "loads = parent.json.loads\n"
         "def heard(line):\n    print(line.decode(), flush=True); return loads(line)\n"
         "parent.json.loads = heard\n"
-        "parent.check(Metal('checking.scripted:hanging', '', '', ''), ['hc_post'], Limits(60.0))\n"
+        "parent.check(Metal('ops.selftest.scripted:hanging', '', '', ''), ['hc_post'], CheckLimits(60.0))\n"
     )
     program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert program.stdout is not None

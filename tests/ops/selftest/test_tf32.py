@@ -59,7 +59,7 @@ def test_verdicts_hold_for_one_setting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_stand_in_rounds_to_ten_bits() -> None:
     code = (
-        "import checking.m5 as m5, mlx.core as mx, numpy as np\n"
+        "import ops.selftest.m5 as m5, mlx.core as mx, numpy as np\n"
         "x = mx.array([1 + 2**-10, 1 + 2**-11, 1 + 3 * 2**-11, -3.0, float('inf'), 0.0])\n"
         "print(*np.array(m5.tf32(x)).tolist())\n"
         "a = mx.full((2, 1), 1 + 2**-12)\n"
@@ -68,4 +68,4 @@ def test_the_stand_in_rounds_to_ten_bits() -> None:
     rounded, products = python(code, "1").stdout.splitlines()
     assert [float(x) for x in rounded.split()] == [1 + 2**-10, 1, 1 + 2**-9, -3, np.inf, 0]
     assert products == "1.0 True"  # one column is a product of vectors
-    assert mx.matmul.__module__ != "checking.m5"  # and this process computes as ever
+    assert mx.matmul.__module__ != "ops.selftest.m5"  # and this process computes as ever
