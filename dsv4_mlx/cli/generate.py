@@ -108,8 +108,8 @@ def generate(
     rule = rule_of(json_schema, regex)
     sampling = SamplingOptions(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, stop_ids=frozenset(stop_id or ()),
-        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, stop_strings=tuple(stop or ()),
-        frequency_penalty=frequency_penalty, logit_bias=logit_bias(bias), seed=_seed(seed),
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, seed=_seed(seed),
+        frequency_penalty=frequency_penalty, logit_bias=logit_bias(bias), stop_strings=tuple(stop or ()),
     )  # fmt: skip
     folder = model_folder(model)
     options = EngineOptions(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from ops.selftest.conftest import children_find_the_script, compiled
 from ops.selftest.test_choose import FAULTS, KERNELS, LIMITS, scripted
 
 from dsv4_mlx.cli.doctor import show_examination
@@ -17,6 +18,8 @@ from dsv4_mlx.machine.measure import read_speed
 from dsv4_mlx.planning.candidates import flash
 from dsv4_mlx.planning.doctor import advice, examine, highest_gpu_limit
 from dsv4_mlx.planning.fit import fit
+
+__all__ = ["children_find_the_script", "compiled"]  # fixtures, used by being here
 
 MODELS, CONFIG = flash()
 GB = 10**9

@@ -327,7 +327,7 @@ def test_portable_switch() -> None:
         "print(len(result.findings), case.right(result))"
     )
     environment = {**os.environ, "DSV4_MLX_PROOF_PORTABLE": "1"}
-    folder = Path(__file__).resolve().parents[1]
+    folder = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=folder, check=False
     )

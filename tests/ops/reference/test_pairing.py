@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 # files that hold two or three ops of one kind
 TOGETHER = {"hc_pre": "hyper_connections", "hc_post": "hyper_connections", "hc_head": "hyper_connections"}
 

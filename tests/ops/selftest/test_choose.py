@@ -21,7 +21,7 @@ from dsv4_mlx.ops.selftest.choose import choose
 from dsv4_mlx.ops.selftest.verdicts import CheckLimits, Metal, Verdict
 from dsv4_mlx.ops.table import REFERENCE
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 KERNELS = ("hc_post", "latents")
 LIMITS = CheckLimits(seconds=12.0, times=3.0, slack=0.2)
 FAULTS = {
