@@ -10,11 +10,12 @@ from itertools import islice
 import mlx.core as mx
 
 from dsv4_mlx.errors import UsageError
+from dsv4_mlx.machine.limits import Pressure
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.paging.lookahead import HashLayers, look_ahead
 from dsv4_mlx.paging.paged_experts import PagedExperts
 from dsv4_mlx.paging.policy import DuelPolicy
-from dsv4_mlx.paging.pressure import Pressure, PressureController
+from dsv4_mlx.paging.pressure import PressureController
 from dsv4_mlx.paging.reading import DiskReader, Files, ReaderPool
 from dsv4_mlx.paging.schedule import PagedSchedule
 from dsv4_mlx.paging.sizing import ExpertMemory

@@ -18,6 +18,7 @@ from dsv4_mlx.checkpoint.manifest import Manifest
 from dsv4_mlx.engine import session_file as saved
 from dsv4_mlx.engine.engine import EngineOptions
 from dsv4_mlx.engine.session import Session
+from dsv4_mlx.machine import mlx_switches
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops.kernels.launch import metal
 from dsv4_mlx.ops.table import NUMERIC_VERSION, REFERENCE, TRAINABLE, with_kernels
@@ -104,7 +105,7 @@ MACHINES: dict[str, Patch] = {
     "numeric version": lambda patch: patch.setattr(saved, "NUMERIC_VERSION", NUMERIC_VERSION + 1),
     "system": lambda patch: patch.setattr(platform, "mac_ver", lambda: ("99.1",)),
     "format": lambda patch: patch.setattr(saved, "FORMAT", "0"),
-    "tf32": lambda patch: patch.setattr(saved.mlx_switches, "setting", lambda: "1"),
+    "tf32": lambda patch: patch.setattr(mlx_switches, "setting", lambda: "1"),
 }
 ENGINES: dict[str, tuple[Manifest, EngineOptions]] = {
     "model": (replace(MANIFEST, recipe="4bit"), OPTIONS),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from paging.paged_model import Model
 from paging.test_exact import layers
 
-from dsv4_mlx.paging.pressure import CALM, GROW_EVERY, SHRINK_EVERY, Pressure, PressureController
+from dsv4_mlx.machine.limits import Pressure
+from dsv4_mlx.paging.pressure import CALM, GROW_EVERY, SHRINK_EVERY, PressureController
 
 
 @given(st.integers(1, 300), st.lists(st.tuples(st.sampled_from(Pressure), st.floats(0, 100)), max_size=60))

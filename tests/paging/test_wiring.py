@@ -13,7 +13,7 @@ from paging.paged_model import Model
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.errors import Dsv4Warning, UsageError
 from dsv4_mlx.machine import mlx_switches, wire_guard
-from dsv4_mlx.paging.pressure import Pressure
+from dsv4_mlx.machine.limits import Pressure
 
 GIB = 1 << 30
 
