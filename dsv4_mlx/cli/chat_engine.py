@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Literal
 
 from dsv4_mlx.engine import session_file as saved
+from dsv4_mlx.engine.decode import Finished, GenerationLimits, PrefillProgress, Token
 from dsv4_mlx.engine.engine import Engine, EngineOptions
-from dsv4_mlx.engine.generate import generate
+from dsv4_mlx.engine.generate import stream
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Session
-from dsv4_mlx.errors import Dsv4Error
+from dsv4_mlx.errors import Dsv4Error, Progress
 from dsv4_mlx.machine.limits import memory_in_use
 from dsv4_mlx.terminal.chat_engine import (
     ChatMessage,
     ChatRequest,
     EngineInfo,
-    Progress,
     Role,
     StreamCallbacks,
     Think,
@@ -76,25 +76,21 @@ class SessionChatEngine:
         conversation = engine.prompts.talk(_pairs(asked.messages), asked.think)
         prompt = engine.prompts.encode(conversation)
         answer = AnswerParser(conversation, engine.prompts.tokenizer)
-        room = session.room_after(prompt)
-        limit = room if self._max_tokens is None else min(room, self._max_tokens)
-
-        started = time.monotonic()
-
-        def prefill(done: int, total: int) -> None:
-            if done >= LONG:
-                self._rate = done / (time.monotonic() - started)
-            listener.prefill(done, total, session.reused)
-
         session.between = listener.between
-        count = 0
-        options = _seeded(self._sampling, asked.seed)
-        for token in generate(session, prompt, options, max_tokens=limit, progress=prefill):
-            count += 1
-            for piece in answer.push(token):
-                listener.piece(piece.kind, piece.text)
-            listener.token()
-        cut = count == limit
+        options, limits = _seeded(self._sampling, asked.seed), GenerationLimits(self._max_tokens)
+        started, cut = time.monotonic(), False
+        for event in stream(session, prompt, options, limits):
+            if isinstance(event, PrefillProgress):
+                if event.done >= LONG:
+                    self._rate = event.done / (time.monotonic() - started)
+                if event.done:
+                    listener.prefill(event.done, event.total, event.cached)
+            elif isinstance(event, Token):
+                for piece in answer.push(event.id):
+                    listener.piece(piece.kind, piece.text)
+                listener.token()
+            elif isinstance(event, Finished):
+                cut = event.reason == "length"
         for piece in answer.finish(length=cut):
             listener.piece(piece.kind, piece.text)
         return "length" if cut else "stop"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from dsv4_mlx.errors import Progress
 
 Think = Literal["off", "on", "max"]
 Role = Literal["system", "user", "assistant"]
 Kind = Literal["thinking", "answer", "tool"]
-Progress = Callable[[int, int], None]
 
 
 class AnswerStopped(Exception):

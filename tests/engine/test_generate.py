@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from checkpoints import Checkpoints
@@ -9,12 +11,15 @@ from small_model import MARKERS, new_session, tiny_model, token_ids
 from tokenizers import Tokenizer
 
 from dsv4_mlx.engine.complete import complete
+from dsv4_mlx.engine.decode import Finished, GenerationLimits, PrefillProgress, Token
 from dsv4_mlx.engine.engine import Engine
-from dsv4_mlx.engine.generate import answer, generate
+from dsv4_mlx.engine.generate import answer, generate, stream
 from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import DoesNotFit
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.output_parser import AnswerParser, Piece
 from dsv4_mlx.tokenizer.template import THINK, Think
 
 PROMPT = token_ids(np.random.default_rng(9), 40)
@@ -66,6 +71,41 @@ def test_the_context_ends_an_answer(model: Transformer) -> None:
     assert len(list(generate(session, PROMPT, never))) == 10
     with pytest.raises(DoesNotFit):
         list(generate(session, PROMPT * 2, never))
+
+
+ENDINGS = [(900.0, 5, "stop"), (-900.0, 5, "length"), (-900.0, None, "length")]
+
+
+@pytest.mark.parametrize(("bias", "most", "reason"), ENDINGS)
+def test_the_events_of_an_answer(model: Transformer, bias: float, most: int | None, reason: str) -> None:
+    session = new_session(model, context=50)
+    session.sync(PROMPT[:30])
+    options = SamplingOptions(temperature=0, logit_bias={MARKERS.end: bias})
+    *events, last = stream(session, PROMPT, options, GenerationLimits(most))
+    said = {"stop": 0, "length": 10 if most is None else most}[reason]
+    assert events[:2] == [PrefillProgress(0, 10, 30), PrefillProgress(10, 10, 30)]
+    assert [type(event) for event in events[2:]] == [Token] * said
+    assert isinstance(last, Finished) and last.reason == reason
+
+
+@pytest.mark.parametrize("most", [5, None])
+def test_an_answer_that_a_limit_cut_is_told_so(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, most: int | None
+) -> None:
+    """By max_tokens or by the context."""
+    told: list[bool] = []
+
+    def finish(parser: AnswerParser, *, length: bool) -> Iterator[Piece]:
+        told.append(length)
+        yield from ()
+
+    monkeypatch.setattr(AnswerParser, "finish", finish)
+    markers = engine.prompts.markers
+    for bias in (-900.0, 900.0):
+        session = Session(engine.model, 64, markers)
+        options = SamplingOptions(seed=1, logit_bias={markers.end: bias})
+        list(answer(engine, session, "Why?", "off", options, max_tokens=most))
+    assert told == [True, False]
 
 
 def test_the_caller_can_stop(model: Transformer) -> None:

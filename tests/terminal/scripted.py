@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dsv4_mlx.errors import Progress
 from dsv4_mlx.terminal.chat_engine import (
     AnswerStopped,
     ChatMessage,
     ChatRequest,
     EngineInfo,
     Kind,
-    Progress,
     StreamCallbacks,
     Think,
 )

@@ -12,7 +12,7 @@ from deepseek_recipe import (
     StreamProcessor,
 )
 
-from dsv4_mlx.scheduler.request import Token
+from dsv4_mlx.engine.decode import Token
 from dsv4_mlx.tokenizer.markers import PlainText, Spelling
 
 Chunk = Any  # a chunk or event of one of the library's generators
