@@ -19,7 +19,9 @@ from typing import Self
 
 import numpy as np
 
-from dsv4_mlx.engine.decode import Event, Finished, GenerationLimits, PrefillProgress, decode
+from dsv4_mlx.engine.chooser import GenerationLimits
+from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress
+from dsv4_mlx.engine.generate import run
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Logits
 from dsv4_mlx.errors import Progress
@@ -90,7 +92,7 @@ class Timed:
 
     def run(self, session: Reusable, job: GenerationRequest) -> Run:
         begun = time.thread_time()
-        ended = yield from decode(session, job.prompt, job.sampling, wanted(job))
+        ended = yield from run(session, job.prompt, job.sampling, wanted(job))
         self.cpu += time.thread_time() - begun
         return ended
 
@@ -107,7 +109,7 @@ class Timed:
 def bare(tokens: int) -> tuple[float, float]:
     """Wall and CPU seconds of the loop alone."""
     wall, cpu = time.perf_counter(), time.thread_time()
-    for _ in decode(Still(), [9] * 8, GREEDY, GenerationLimits(tokens)):
+    for _ in run(Still(), [9] * 8, GREEDY, GenerationLimits(tokens)):
         pass
     return time.perf_counter() - wall, time.thread_time() - cpu
 

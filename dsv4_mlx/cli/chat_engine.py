@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from dsv4_mlx.engine import session_file as saved
-from dsv4_mlx.engine.decode import Finished, GenerationLimits, PrefillProgress, Token
+from dsv4_mlx.engine.chooser import GenerationLimits
+from dsv4_mlx.engine.decode import Finished, PrefillProgress, Token
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.engine.generate import stream
 from dsv4_mlx.engine.sampler import SamplingOptions

@@ -95,9 +95,9 @@ def generate(
     Example: dsv4-mlx generate ~/models/flash -p "Why is the sky blue?" --think off
     """
     from dsv4_mlx.cli.stdin import question
-    from dsv4_mlx.engine.complete import complete as go_on
     from dsv4_mlx.engine.engine import Engine, EngineOptions
     from dsv4_mlx.engine.generate import answer
+    from dsv4_mlx.engine.generate import complete as go_on
     from dsv4_mlx.engine.info import vocabulary
     from dsv4_mlx.engine.sampler import SamplingOptions
     from dsv4_mlx.machine.awake import Awake

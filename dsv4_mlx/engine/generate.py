@@ -1,34 +1,74 @@
 """THE MAIN PATH: prompt -> tokens -> prefill -> decode -> text. Start reading here.
 
-    messages --Prompts.encode--> ids                                     chat/prompt.py
-        ids --session.prefill--> logits after the prompt  prefill        engine/session.py
-     logits --Constraint.allow--> logits         where one is given      engine/constraint.py
-     logits --sample--> id                                               engine/sampler.py
-         id --session.advance--> logits                   decode         engine/session.py
-         id --Answer.push--> pieces of thinking and answer               chat/answer.py
+    messages --Prompts.encode--> ids                                     tokenizer/template.py
+        ids --decode--> Rows --SessionRows--> Drawn --> Token, Token ...  engine/decode.py
+
+    What answers a request for rows, engine/session.py:
+        ids --Session.prefill--> logits after the prompt
+         id --Session.advance--> logits
+     logits --Chooser.draw--> id                                         engine/chooser.py
+
+    id --AnswerParser.push--> pieces of thinking and answer              tokenizer/output_parser.py
 
 `prefill` and `advance` run the same forward pass, model/transformer.py, over more rows or one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
+from dsv4_mlx.engine.chooser import Chooser, GenerationLimits
 from dsv4_mlx.engine.constraint import Constraint
-from dsv4_mlx.engine.decode import Event, Finished, GenerationLimits, Token, TokenSequence, decode
+from dsv4_mlx.engine.decode import Drawn, Ended, Event, Finished, PrefillProgress, Rows, Token, decode
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.sampler import SamplingOptions
-from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.session import Session, SessionRows, TokenSequence
+from dsv4_mlx.tokenizer.markers import PlainText, Spelling
 from dsv4_mlx.tokenizer.output_parser import AnswerParser, Piece
 from dsv4_mlx.tokenizer.template import Think
+
+
+def run(
+    session: TokenSequence, prompt: Sequence[int], options: SamplingOptions, wanted: GenerationLimits
+) -> Generator[PrefillProgress | Token, None, Ended]:
+    """The decode loop over one session, prompt cut by cut and then token by token; returns what ended it.
+
+    It may be left or paused at any yield; the session then holds what was computed, and never what stopped
+    it. Raises DoesNotFit for a prompt longer than the context, InputError and UsageError for ids that the
+    model has not.
+    """
+    options.check(session.vocabulary)
+    room = session.room_after(prompt)
+    room = room if wanted.max_tokens is None else min(wanted.max_tokens, room)
+    choose = Chooser(prompt, session.markers, options, wanted)
+    return (yield from drive(decode(choose, room, wanted.logprobs), SessionRows(session)))
+
+
+def drive(
+    loop: Generator[Rows | Token, Drawn | None, Ended],
+    answer: Callable[[Rows], Generator[PrefillProgress, None, Drawn]],
+) -> Generator[PrefillProgress | Token, None, Ended]:
+    """`loop`, its requests answered: what is left are its tokens, and what is said of the prompt."""
+    drawn: Drawn | None = None
+    while True:
+        try:
+            step = loop.send(drawn)
+        except StopIteration as end:
+            ended: Ended = end.value
+            return ended
+        drawn = None
+        if isinstance(step, Rows):
+            drawn = yield from answer(step)
+        else:
+            yield step
 
 
 def stream(
     session: TokenSequence, prompt: Sequence[int], options: SamplingOptions, wanted: GenerationLimits
 ) -> Iterator[Event]:
-    """The events of one answer, Finished the last of them. Raises as `decode`."""
-    yield Finished((yield from decode(session, prompt, options, wanted)))
+    """The events of one answer, Finished the last of them. Raises as `run`."""
+    yield Finished((yield from run(session, prompt, options, wanted)))
 
 
 def generate(
@@ -41,9 +81,9 @@ def generate(
 ) -> Iterator[int]:
     """Yield token ids until one that stops, `max_tokens`, the end of the context, or the caller is done.
 
-    The stopping token is not yielded. Stop strings are the caller's: see `answer`. Raises as `decode`.
+    The stopping token is not yielded. Stop strings are the caller's: see `answer`. Raises as `run`.
     """
-    for event in decode(session, prompt, options, GenerationLimits(max_tokens, constraint)):
+    for event in run(session, prompt, options, GenerationLimits(max_tokens, constraint)):
         if isinstance(event, Token):
             yield event.id
 
@@ -75,3 +115,27 @@ def answer(
                 return
         elif isinstance(event, Finished):
             yield from parser.finish(length=event.reason == "length")
+
+
+def complete(
+    session: Session,
+    spelling: Spelling,
+    text: str,
+    options: SamplingOptions,
+    *,
+    max_tokens: int | None = None,
+    constraint: Constraint | None = None,
+) -> Iterator[Piece]:
+    """What follows `text`, which is not yielded. Markers in it are text; those that the model writes come as
+    the checkpoint spells them. Raises as `answer`.
+    """
+    prompt = spelling.begun(text)
+    session.leave_room(prompt)
+    decoder, done = PlainText(spelling, list(options.stop_strings)), 0
+    for token in generate(session, prompt, options, max_tokens=max_tokens, constraint=constraint):
+        decoder.push([token])
+        yield Piece("answer", spelling.original(decoder.text[done:]))
+        done = len(decoder.text)
+        if decoder.stopped:
+            return
+    yield Piece("answer", spelling.original(decoder.whole()[done:]))

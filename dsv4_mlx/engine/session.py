@@ -14,15 +14,16 @@ To keep two branches at once, fork.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from dsv4_mlx.engine.chunking import chunk_ends
-from dsv4_mlx.engine.decode import PrefillProgress
+from dsv4_mlx.engine.decode import Drawn, PrefillProgress, Rows
 from dsv4_mlx.engine.memory import RESTART_POINTS
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, Progress, UsageError
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
@@ -254,6 +255,44 @@ class Session:
     def _cut_to(self, length: int) -> None:
         del self.tokens[length:]
         self._restart = [point for point in self._restart if point.length <= length]
+
+
+class TokenSequence(Protocol):
+    """What the plain answerer needs of a session; as in Session."""
+
+    tokens: list[int]
+    markers: Markers
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def logits(self) -> Logits: ...
+
+    def room_after(self, tokens: Sequence[int]) -> int: ...
+
+    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]: ...
+
+    def advance(self, token: int) -> Logits: ...
+
+
+@dataclass(frozen=True)
+class SessionRows:
+    """Answers the decode loop the plain way: one session, one row, one token at a time."""
+
+    session: TokenSequence
+
+    def __call__(self, rows: Rows) -> Generator[PrefillProgress, None, Drawn]:
+        """Raises as Session.prefill and Session.advance."""
+        if rows.position == 0:
+            yield from self.session.prefill(rows.tokens)
+        else:
+            for token in rows.tokens:
+                self.session.advance(token)
+        if not rows.count:
+            return Drawn(())
+        logits = self.session.logits
+        return Drawn((rows.choose.draw(logits),), (logits,) if rows.logits else None)
 
 
 def check_tokens(tokens: Sequence[int], vocabulary: int, context: int) -> None:

@@ -30,7 +30,9 @@ import numpy as np
 from deepseek_recipe import AssistantMessage, Conversation, ToolCall, ToolDefinition, UserMessage
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.decode import Ended, Token, decode, thinks
+from dsv4_mlx.engine.chooser import thinks
+from dsv4_mlx.engine.decode import Ended, Token
+from dsv4_mlx.engine.generate import run
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import InputError, MachineError, Progress, UsageError
@@ -254,7 +256,7 @@ class ReplayBackend:
         limits += [] if job.max_tokens is None else [job.max_tokens]
         asked = replace(wanted(job), max_tokens=min(limits, default=None))
         begun, count = 0.0, 0
-        real = decode(session, job.prompt, job.sampling, asked)
+        real = run(session, job.prompt, job.sampling, asked)
         while True:
             try:
                 step = next(real)

@@ -10,10 +10,10 @@ from checkpoints import Checkpoints
 from small_model import MARKERS, new_session, tiny_model, token_ids
 from tokenizers import Tokenizer
 
-from dsv4_mlx.engine.complete import complete
-from dsv4_mlx.engine.decode import Finished, GenerationLimits, PrefillProgress, Token
+from dsv4_mlx.engine.chooser import GenerationLimits
+from dsv4_mlx.engine.decode import Finished, PrefillProgress, Token
 from dsv4_mlx.engine.engine import Engine
-from dsv4_mlx.engine.generate import answer, generate, stream
+from dsv4_mlx.engine.generate import answer, complete, generate, stream
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import DoesNotFit

@@ -10,8 +10,8 @@ from typing import Any, cast
 import numpy as np
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
-from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress, Token, decode
-from dsv4_mlx.engine.generate import generate
+from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress, Token
+from dsv4_mlx.engine.generate import generate, run
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import Progress
@@ -62,7 +62,7 @@ class TinyBackend:
 
     def run(self, session: Reusable, job: GenerationRequest) -> Run:
         self.before_step(job)
-        real = decode(session, job.prompt, job.sampling, wanted(job))
+        real = run(session, job.prompt, job.sampling, wanted(job))
         while True:
             try:
                 step = next(real)
