@@ -15,7 +15,7 @@ from dsv4_mlx.engine.decode import Finished, PrefillProgress, Token
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.engine.generate import stream
 from dsv4_mlx.engine.sampler import SamplingOptions
-from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.session import Session, SessionRows
 from dsv4_mlx.errors import Dsv4Error, Progress
 from dsv4_mlx.machine.limits import memory_in_use
 from dsv4_mlx.terminal.chat_engine import (
@@ -77,10 +77,10 @@ class SessionChatEngine:
         conversation = engine.prompts.talk(_pairs(asked.messages), asked.think)
         prompt = engine.prompts.encode(conversation)
         answer = AnswerParser(conversation, engine.prompts.tokenizer)
-        session.between = listener.between
+        rows = SessionRows(session, check_cancelled=listener.between)
         options, limits = _seeded(self._sampling, asked.seed), GenerationLimits(self._max_tokens)
         started, cut = time.monotonic(), False
-        for event in stream(session, prompt, options, limits):
+        for event in stream(rows, prompt, options, limits):
             if isinstance(event, PrefillProgress):
                 if event.done >= LONG:
                     self._rate = event.done / (time.monotonic() - started)

@@ -28,26 +28,35 @@ from dsv4_mlx.tokenizer.markers import PlainText, Spelling
 from dsv4_mlx.tokenizer.output_parser import AnswerParser, Piece
 from dsv4_mlx.tokenizer.template import Think
 
+Answerer = Callable[[Rows], Generator[PrefillProgress, None, Drawn]]
+
 
 def run(
-    session: TokenSequence, prompt: Sequence[int], options: SamplingOptions, wanted: GenerationLimits
+    rows: SessionRows,
+    prompt: Sequence[int],
+    options: SamplingOptions,
+    wanted: GenerationLimits,
+    answer: Answerer | None = None,
 ) -> Generator[PrefillProgress | Token, None, Ended]:
     """The decode loop over one session, prompt cut by cut and then token by token; returns what ended it.
+
+    `answer` answers in place of `rows`, by the same session.
 
     It may be left or paused at any yield; the session then holds what was computed, and never what stopped
     it. Raises DoesNotFit for a prompt longer than the context, InputError and UsageError for ids that the
     model has not.
     """
+    session = rows.session
     options.check(session.vocabulary)
     room = session.room_after(prompt)
     room = room if wanted.max_tokens is None else min(wanted.max_tokens, room)
     choose = Chooser(prompt, session.markers, options, wanted)
-    return (yield from drive(decode(choose, room, wanted.logprobs), SessionRows(session)))
+    return (yield from drive(decode(choose, room, wanted.logprobs), answer or rows))
 
 
 def drive(
     loop: Generator[Rows | Token, Drawn | None, Ended],
-    answer: Callable[[Rows], Generator[PrefillProgress, None, Drawn]],
+    answer: Answerer,
 ) -> Generator[PrefillProgress | Token, None, Ended]:
     """`loop`, its requests answered: what is left are its tokens, and what is said of the prompt."""
     drawn: Drawn | None = None
@@ -65,10 +74,10 @@ def drive(
 
 
 def stream(
-    session: TokenSequence, prompt: Sequence[int], options: SamplingOptions, wanted: GenerationLimits
+    rows: SessionRows, prompt: Sequence[int], options: SamplingOptions, wanted: GenerationLimits
 ) -> Iterator[Event]:
     """The events of one answer, Finished the last of them. Raises as `run`."""
-    yield Finished((yield from run(session, prompt, options, wanted)))
+    yield Finished((yield from run(rows, prompt, options, wanted)))
 
 
 def generate(
@@ -83,7 +92,7 @@ def generate(
 
     The stopping token is not yielded. Stop strings are the caller's: see `answer`. Raises as `run`.
     """
-    for event in run(session, prompt, options, GenerationLimits(max_tokens, constraint)):
+    for event in run(SessionRows(session), prompt, options, GenerationLimits(max_tokens, constraint)):
         if isinstance(event, Token):
             yield event.id
 
@@ -108,7 +117,7 @@ def answer(
     prompt = engine.prompts.encode(conversation)
     session.leave_room(prompt)
     parser = AnswerParser(conversation, engine.prompts.tokenizer, list(options.stop_strings))
-    for event in stream(session, prompt, options, GenerationLimits(max_tokens, constraint)):
+    for event in stream(SessionRows(session), prompt, options, GenerationLimits(max_tokens, constraint)):
         if isinstance(event, Token):
             yield from parser.push(event.id)
             if parser.stopped:

@@ -33,6 +33,11 @@ class MoE(Module):
         self.shared_down = source.linear(f"{prefix}.shared_experts.w2", (hidden, width))
         self.experts: ExpertSource = source.experts(block)
 
+    @property
+    def experts_by_token(self) -> mx.array:
+        """int32 [V, A]: the experts of each token id, where `hashed`."""
+        return self._experts_of
+
     def __call__(self, entry: BlockInput, tokens: mx.array) -> mx.array:
         """From the normed input [B, T, D] and tokens [B, T] (read by hash layers) to [B, T, D] float32."""
         return self.several([entry], [tokens])[0]

@@ -84,9 +84,9 @@ class Pager:
             self.govern()
             known.advise(tokens)
 
-        model.loop = PagedSchedule(layers, before, self._together(model))
+        model.use(PagedSchedule(layers, before, self._chunks_per_step(model)))
 
-    def _together(self, model: Transformer) -> int:
+    def _chunks_per_step(self, model: Transformer) -> int:
         """Chunks that go through a layer together: as many as their activations leave room for."""
         config = model.config
         values = config.hidden_size * (2 * config.streams + 2 * config.experts_per_token + 4)

@@ -15,7 +15,7 @@ from dsv4_mlx.engine.decode import Ended, PrefillProgress, Token
 from dsv4_mlx.engine.engine import Engine, EngineOptions, weight_bytes
 from dsv4_mlx.engine.generate import run
 from dsv4_mlx.engine.memory import state_bytes, workspace
-from dsv4_mlx.engine.session import Session, TokenSequence
+from dsv4_mlx.engine.session import Session, SessionRows
 from dsv4_mlx.errors import Progress
 from dsv4_mlx.machine.limits import memory_limit
 from dsv4_mlx.scheduler.request import GenerationRequest
@@ -59,8 +59,8 @@ class Backend(Protocol):
 
     def session(self) -> Reusable: ...
 
-    def run(self, session: Reusable, job: GenerationRequest) -> Run:
-        """The job's steps, as engine.generate.run."""
+    def run(self, rows: SessionRows, job: GenerationRequest) -> Run:
+        """The job's steps, as engine.generate.run; `rows` answer for a session of `session`."""
 
     def memory(self) -> dict[str, int]:
         """Bytes in use, by kind. Any thread."""
@@ -115,8 +115,8 @@ class ModelBackend:
     def session(self) -> Session:
         return self.engine.session(GROWTH)
 
-    def run(self, session: TokenSequence, job: GenerationRequest) -> Run:
-        return run(session, job.prompt, job.sampling, wanted(job))
+    def run(self, rows: SessionRows, job: GenerationRequest) -> Run:
+        return run(rows, job.prompt, job.sampling, wanted(job))
 
     def memory(self) -> dict[str, int]:
         return {

@@ -13,9 +13,6 @@ from dsv4_mlx.scheduler.session_policy import SMALL, CachedSession, SessionLimit
 class Reusable(TokenSequence, Protocol):
     """A session that the pool can keep; as in engine.Session."""
 
-    together: int | None
-    between: Callable[[], None]
-
     @property
     def capacity(self) -> int: ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,14 +14,13 @@ from dsv4_mlx.engine.constraint import Without
 from dsv4_mlx.engine.decode import Drawn, Ended, PrefillProgress, Rows, Token, decode
 from dsv4_mlx.engine.generate import drive, run
 from dsv4_mlx.engine.sampler import Floats, Sampler, SamplingOptions
-from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.session import Session, SessionRows
 from dsv4_mlx.model.transformer import Transformer
 
 PROMPT = token_ids(np.random.default_rng(19), 30)
 THINKING = [*PROMPT, MARKERS.assistant, MARKERS.think]
 ENDLESS = {MARKERS.end: -900.0}
 ROOM = 24
-Answer = Callable[[Rows], Generator[PrefillProgress, None, Drawn]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def ended(events: Generator[PrefillProgress | Token, None, Ended]) -> tuple[list
 
 
 def plain(model: Transformer, case: Case) -> tuple[list[Token], Ended]:
-    return ended(run(new_session(model), case.prompt, case.options, case.wanted))
+    return ended(run(SessionRows(new_session(model)), case.prompt, case.options, case.wanted))
 
 
 class Drafting:
@@ -207,7 +206,7 @@ def test_running_ahead_costs_a_step_that_is_taken_back(model: Transformer) -> No
 
 def test_a_loop_without_room_still_takes_the_prompt_in(model: Transformer) -> None:
     session = new_session(model)
-    events = run(session, PROMPT, SamplingOptions(), GenerationLimits(0))
+    events = run(SessionRows(session), PROMPT, SamplingOptions(), GenerationLimits(0))
     assert ended(events) == ([], "length") and session.tokens == PROMPT
 
 

@@ -33,7 +33,7 @@ def step_graph(model: Model, slots: int) -> Graph:
     engine = model.open(f"{slots}x", expert_threads=1)
     assert engine.pager is not None
     net, paged = engine.model, list(engine.pager.layers.values())
-    net.loop = ChunkMajor()
+    net.use(ChunkMajor())
     state = net.new_state()
     mx.eval(net(mx.array([model.tokens[:9]], mx.int32), state), state.arrays())
     guesses: list[OptimisticRun] = []
