@@ -7,22 +7,31 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer
-
-from dsv4_mlx.cli.main import app
+from generated_docs import COMMANDS_PAGE, agrees, blocks, commands, commands_page, documents, outputs, run
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("*.md")])
-GROUP = typer.main.get_command(app)
-COMMANDS: dict[str, typer.core.TyperCommand] = GROUP.commands  # type: ignore[attr-defined]
-BLOCK = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", re.M | re.S)
+COMMANDS = commands()
+SHOWN = {
+    command: shown
+    for path in documents()
+    for kind, block in blocks(path.read_text("utf-8"))
+    if kind == "console"
+    for command, shown in outputs(block)
+    if shown
+}
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 MACHINE = re.compile(r"(?<![\w.~/])/(?:home|Users|root|work|private|mnt|workspace)/\w+")
 
 
 def commands_in(text: str) -> list[str]:
     """Lines of code blocks and whole inline code that call `dsv4-mlx`, `python -m dsv4_mlx` or `make`."""
-    lines = [line.split("#")[0].strip() for block in BLOCK.findall(text) for line in block.splitlines()]
+    lines = []
+    for kind, block in blocks(text):
+        if kind in ("", "sh", "bash"):
+            lines += [line.split("#")[0].strip() for line in block.splitlines()]
+        elif kind == "console":
+            lines += [command for command, _ in outputs(block)]
     lines += [code.strip() for code in re.findall(r"`([^`\n]+)`", text)]
     return [line for line in lines if re.match(r"(dsv4-mlx|make) \w", line)]
 
@@ -65,6 +74,25 @@ def test_help_ends_with_an_example(name: str) -> None:
         check_command(example)
 
 
+def test_the_page_of_commands_is_their_help() -> None:
+    assert COMMANDS_PAGE.read_text("utf-8") == commands_page(), "stale: make docs"
+
+
+@pytest.mark.parametrize("command", SHOWN)
+def test_an_output_is_what_the_command_writes(command: str) -> None:
+    written = run(command)
+    assert agrees(SHOWN[command], written), f"stale: make docs. {command!r} writes now:\n{written}"
+
+
+def test_outputs_are_compared_line_by_line() -> None:
+    [(first, shown), (second, none)] = outputs("$ echo a\na\n...\nb\n$ true\n")
+    assert (first, second, none) == ("echo a", "true", "")
+    assert agrees(shown, "a\nb") and agrees(shown, "a\n1\n2\nb\n") and run("echo a; echo b >&2") == "a\nb\n"
+    assert not agrees(shown, "a\n1\n2\n") and not agrees("a.\n", "ab\n") and not agrees("", "a\n")
+    with pytest.raises(ValueError, match="ends with 2"):
+        run("dsv4-mlx frobnicate")
+
+
 def test_nothing_names_a_machine() -> None:
     """No path of somebody's machine in anything that is shipped or read."""
     wrong = []
@@ -84,9 +112,8 @@ def test_nothing_names_a_machine() -> None:
 
 def test_the_readme_starts_with_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
-    first = BLOCK.search(text)
-    assert first is not None
-    assert [line.split("#")[0].strip() for line in first[1].splitlines()] == ["make demo", "make test"]
+    _, first = blocks(text)[0]
+    assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make demo", "make test"]
 
 
 def test_checks_can_fail() -> None:
@@ -96,7 +123,7 @@ def test_checks_can_fail() -> None:
         check_command("dsv4-mlx info x --loud")
     with pytest.raises(AssertionError, match="no everything"):
         check_command("make everything")
-    assert commands_in("```sh\n$ ls\nmake demo  # x\n```\nand `dsv4-mlx info m`, `make`") == [
+    assert commands_in("```sh\nls\nmake demo  # x\n```\nand `dsv4-mlx info m`, `make`") == [
         "make demo",
         "dsv4-mlx info m",
     ]
