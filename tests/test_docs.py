@@ -72,8 +72,20 @@ def test_commands_exist(path: Path) -> None:
 def test_links_resolve(path: Path) -> None:
     for link in LINK.findall(path.read_text("utf-8")):
         if not re.match(r"[a-z]+:", link):
-            file = link.split("#")[0]
-            assert not file or (path.parent / file).exists(), f"{path.name}: nothing at {link}"
+            file, _, section = link.partition("#")
+            page = path.parent / file if file else path
+            assert page.exists(), f"{path.name}: nothing at {link}"
+            assert not section or section in sections(page.read_text("utf-8")), (
+                f"{path.name}: nothing at {link}"
+            )
+
+
+def sections(text: str) -> list[str]:
+    """Headings as links name them: "## While it runs" is "while-it-runs"."""
+    return [
+        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, re.M)
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
