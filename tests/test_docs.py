@@ -243,3 +243,23 @@ def test_the_readme_says_of_each_mac_what_plan_says(memory: str, how: str, disk:
 def test_the_readme_is_short() -> None:
     text = re.sub(r"^```.*?^```$", "", (ROOT / "README.md").read_text("utf-8"), flags=re.M | re.S)
     assert len(readme_macs()) == 9 and len(text.split()) <= 680
+
+
+def test_every_claim_names_a_test_and_the_numerics_it_holds_for() -> None:
+    text = (ROOT / "docs" / "proof.md").read_text("utf-8")
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:2] == "| "
+    ]
+    numbers = [row for row in rows if len(row) == 4 and row[0] != "claim"]
+    others = [row for row in rows if len(row) == 2 and row[0] != "claim"]
+    assert len(numbers) > 10 and len(others) >= 5
+    assert {row[1] for row in numbers} == {"`exact`", "`official`", "both", "any"}
+    assert not [row[0] for row in numbers + others if "tests/" not in row[-1] and row[-1] != "the same file"]
+
+
+def test_every_folder_of_tests_is_a_room_or_on_the_map() -> None:
+    rooms = {path.parent.name for path in (ROOT / "dsv4_mlx").glob("*/__init__.py")} | {"ops"}
+    text = (ROOT / "tests" / "README.md").read_text("utf-8")
+    folders = [path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name[0] not in "_."]
+    assert len(folders) > 20
+    assert not [name for name in folders if name not in rooms and f"`{name}/`" not in text]
