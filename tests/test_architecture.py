@@ -274,3 +274,22 @@ def _set_attributes(tree: ast.AST) -> list[tuple[ast.Attribute, str]]:
     targets += [n.target for n in ast.walk(tree) if isinstance(n, ast.AnnAssign)]
     flat = [part for t in targets for part in (t.elts if isinstance(t, ast.Tuple) else [t])]
     return [(t, ast.unparse(t.value)) for t in flat if isinstance(t, ast.Attribute)]
+
+
+def page() -> str:
+    return (ROOT / "docs" / "architecture.md").read_text("utf-8")
+
+
+def test_the_page_says_a_sentence_about_every_part_once() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \| (.+) \|$", page(), re.M)
+    assert sorted(name for name, _ in rows) == sorted(PARTS), "docs/architecture.md, Rooms: one row a part"
+    assert all(len(sentence) > 20 for _, sentence in rows)
+
+
+def test_the_page_draws_every_arrow_downwards() -> None:
+    drawing = next(block for block in re.findall(r"```\n(.*?)```", page(), re.S) if block.startswith("cli\n"))
+    floor = [(part, row) for row, line in enumerate(drawing.splitlines()) for part in line.split()]
+    assert sorted(part for part, _ in floor) == sorted(PARTS), "docs/architecture.md, the drawing"
+    row = dict(floor)
+    up = [f"{part} -> {below}" for part, all in PARTS.items() for below in all if row[below] <= row[part]]
+    assert not up, f"docs/architecture.md draws these beside or above: {up}"
