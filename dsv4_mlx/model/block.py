@@ -62,7 +62,7 @@ class Block(Module):
     ) -> None:
         super().__init__()
         self.attn_hc = HyperConnection(config, prefix, "hc_attn", "attn_norm", source, ops)
-        self.attn = Attention(config, config.ratio(index), f"{prefix}.attn", source, ops, numerics)
+        self.attn = Attention(config, config.kind(index), f"{prefix}.attn", source, ops, numerics)
         self.ffn_hc = HyperConnection(config, prefix, "hc_ffn", "ffn_norm", source, ops)
         self.ffn = MoE(config, config.hashed(index), prefix, source, ops)
 

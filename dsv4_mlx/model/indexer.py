@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.config import CSA, ModelConfig
 from dsv4_mlx.model.chunk import ChunkPlan
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import TensorSource
@@ -33,18 +33,18 @@ class Indexer(Module):
 
         While no more than index_topk rows exist, all are taken and nothing is scored.
         """
-        groups = plan.groups[4]
+        emission = plan.emissions[CSA]
         _, stored = state.compressed
-        if groups.end == 0:
+        if emission.stop == 0:
             return None
-        rows = stored.read(groups.end)
-        if groups.end <= self.topk or state.index_rows is None:
-            return CompressedRows(rows, groups.mask)
+        rows = stored.read(emission.stop)
+        if emission.stop <= self.topk or state.index_rows is None:
+            return CompressedRows(rows, emission.mask)
         q = self.ops.query_heads(
             self.wq_b(qr), plan.compressed.forward, heads=self.heads, eps=None, rounding=self.rounding
         )
         weights = self.ops.project(x, self.weights_proj)
-        keys = state.index_rows.read(groups.end)
-        picks = self.ops.index_select(q, weights, keys, groups.mask, self.topk)
-        mask = None if groups.seen is None else mx.where(picks < groups.seen[:, None], 0.0, -mx.inf)
+        keys = state.index_rows.read(emission.stop)
+        picks = self.ops.index_select(q, weights, keys, emission.mask, self.topk)
+        mask = None if emission.visible is None else mx.where(picks < emission.visible[:, None], 0.0, -mx.inf)
         return CompressedRows(rows, mask, picks)

@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 import mlx.core as mx
 
-from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.config import LayerKind, ModelConfig
 
 SLACK = 8  # tokens that can be taken back
 GROWTH = 16_384  # tokens by which row buffers grow
@@ -82,18 +82,17 @@ class RowBuffer:
 class LayerState:
     """One layer's memory: the window ring; with compression, the open group and the compressed rows."""
 
-    def __init__(self, config: ModelConfig, ratio: int, batch: int, dtype: mx.Dtype) -> None:
-        self.ratio = ratio
+    def __init__(self, config: ModelConfig, kind: LayerKind, batch: int, dtype: mx.Dtype) -> None:
+        self.kind = kind
         self.window = Ring(batch, config.window + SLACK, config.head_dim, dtype)
         self.group: Ring | None = None
         self.rows: RowBuffer | None = None
         self.index_rows: RowBuffer | None = None
-        if ratio:
-            overlap = ratio == 4
-            width = 2 * (1 + overlap) * (config.head_dim + overlap * config.index_dim)
-            self.group = Ring(batch, (1 + overlap) * ratio + SLACK, width, mx.float32)
+        if kind.ratio:
+            width = 2 * kind.halves * (config.head_dim + kind.indexed * config.index_dim)
+            self.group = Ring(batch, kind.halves * kind.ratio + SLACK, width, mx.float32)
             self.rows = RowBuffer(batch, config.head_dim, dtype)
-            if overlap:
+            if kind.indexed:
                 self.index_rows = RowBuffer(batch, config.index_dim, dtype)
 
     @property
@@ -130,10 +129,10 @@ class ModelState:
     """
 
     def __init__(self, config: ModelConfig, dtype: mx.Dtype, batch: int = 1, growth: int = GROWTH) -> None:
-        if growth < 1 or growth % max(1, *config.ratios):
+        if growth < 1 or growth % max(1, *(kind.ratio for kind in config.kinds)):
             raise ValueError(f"growth is {growth}, expected a multiple of every compression ratio")
         blocks = config.layers + config.draft_blocks
-        self.layers = [LayerState(config, config.ratio(i), batch, dtype) for i in range(blocks)]
+        self.layers = [LayerState(config, config.kind(i), batch, dtype) for i in range(blocks)]
         self.growth = growth
         self.length = 0
         self.reached = 0  # the furthest length since the rings were last replaced
@@ -148,7 +147,7 @@ class ModelState:
         for layer in self.layers:
             for rows in (layer.rows, layer.index_rows):
                 if rows is not None:
-                    rows.grow(self.capacity // layer.ratio)
+                    rows.grow(self.capacity // layer.kind.ratio)
 
     def shrink(self) -> None:
         """Give back what `reserve` made beyond the present length; a buffer that shrinks is copied."""
@@ -158,7 +157,7 @@ class ModelState:
             for layer in self.layers:
                 for rows in (layer.rows, layer.index_rows):
                     if rows is not None:
-                        rows.shrink(capacity // layer.ratio)
+                        rows.shrink(capacity // layer.kind.ratio)
 
     def arrays(self) -> list[mx.array]:
         """Every array of the state: evaluate them each step, or lazy graphs pile up."""
@@ -240,7 +239,7 @@ class ModelState:
 
 def _copied(layer: LayerState) -> LayerState:
     twin = object.__new__(LayerState)
-    twin.ratio = layer.ratio
+    twin.kind = layer.kind
     for name in ("window", "group", "rows", "index_rows"):
         buffer = getattr(layer, name)
         if buffer is not None:

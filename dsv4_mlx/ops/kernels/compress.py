@@ -77,24 +77,25 @@ def refuses(
 
 def cases() -> list[Case]:
     q8, q4 = Rounding("q8", 48, 16), Rounding("q4", 32, 32)
+    csa, hca = (4, True), (128, False)  # ratio, overlap
     made = [
-        ("csa, one row across the ring's end", (1, 16, 12, 1), 4, 64, False, Rounding(), mx.float32),
-        ("csa, first row, q8", (1, 16, 0, 1), 4, 64, True, q8, mx.float32),
-        ("csa, index rows of a chunk, q4", (1, 36, 0, 8), 4, 32, False, q4, mx.bfloat16),
-        ("csa, two sequences", (2, 32, 0, 8), 4, 32, True, Rounding(), mx.float32),
-        ("csa, true widths", (1, 16, 8, 1), 4, 512, False, Rounding("q8", 448, 64), mx.bfloat16),
-        ("hca, one row across the ring's end", (1, 136, 16, 1), 128, 64, False, q8, mx.bfloat16),
-        ("hca, 33 rows", (1, 33 * 2, 0, 33), 2, 32, True, Rounding(), mx.float16),
+        ("csa, one row across the ring's end", (1, 16, 12, 1), csa, 64, False, Rounding(), mx.float32),
+        ("csa, first row, q8", (1, 16, 0, 1), csa, 64, True, q8, mx.float32),
+        ("csa, index rows of a chunk, q4", (1, 36, 0, 8), csa, 32, False, q4, mx.bfloat16),
+        ("csa, two sequences", (2, 32, 0, 8), csa, 32, True, Rounding(), mx.float32),
+        ("csa, true widths", (1, 16, 8, 1), csa, 512, False, Rounding("q8", 448, 64), mx.bfloat16),
+        ("hca, one row across the ring's end", (1, 136, 16, 1), hca, 64, False, q8, mx.bfloat16),
+        ("hca, 33 rows", (1, 33 * 2, 0, 33), (2, False), 32, True, Rounding(), mx.float16),
     ]
     plain = [_case(*one) for one in made]
-    far = _case("hca, gates far apart", (1, 136, 0, 1), 128, 32, True, Rounding(), mx.float32, gates=300.0)
+    far = _case("hca, gates far apart", (1, 136, 0, 1), hca, 32, True, Rounding(), mx.float32, gates=300.0)
     return [*plain, far]
 
 
 def _case(
     name: str,
     shape: tuple[int, int, int, int],
-    ratio: int,
+    kind: tuple[int, bool],
     width: int,
     first: bool,
     rounding: Rounding,
@@ -102,7 +103,7 @@ def _case(
     gates: float = 3.0,
 ) -> Case:
     batch, places, offset, rows = shape
-    overlap = ratio == 4
+    ratio, overlap = kind
     spread = width * (1 + overlap)
     parts = [normal((batch, places, n), seed) for seed, n in enumerate((6, spread, spread, 5))]
     source = mx.concatenate([parts[0], parts[1], gates * parts[2], parts[3]], axis=-1)
