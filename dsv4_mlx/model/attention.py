@@ -12,7 +12,7 @@ from dsv4_mlx.model.indexer import Indexer
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import Linear, TensorSource
 from dsv4_mlx.ops.table import Numerics, Ops
-from dsv4_mlx.ops.types import BlockInput, CompressedRows, Rounding
+from dsv4_mlx.ops.types import AttendedRows, BlockInput, Rounding
 
 
 class Attention(Module):
@@ -49,7 +49,7 @@ class Attention(Module):
         """From the normed input [B, T, D] to [B, T, D]; the state takes in the chunk's rows."""
         rotation = plan.compressed if self.kind.ratio else plan.plain
         qr, kv = self.ops.latents(
-            self.down(entry.rounded), self.q_norm, self.kv_norm, rotation.forward,
+            self.down(entry.x), self.q_norm, self.kv_norm, rotation.forward,
             eps=self.eps, rounding=self.rounding,
         )  # fmt: skip
         q = self.ops.query_heads(
@@ -61,25 +61,25 @@ class Attention(Module):
         return self.wo_b(self.ops.group_project(out, self.wo_a.bank()))
 
     @staticmethod
-    def _window(kv: mx.array, state: LayerState, plan: ChunkPlan) -> CompressedRows:
+    def _window(kv: mx.array, state: LayerState, plan: ChunkPlan) -> AttendedRows:
         """Store the chunk's rows and return the rows its queries see."""
         if plan.in_ring:
             state.window.write(kv, plan.start)
-            return CompressedRows(state.window.filled(plan.filled), plan.window)
+            return AttendedRows(state.window.filled(plan.filled), plan.window)
         rows = kv
         if plan.history < plan.start:
             rows = mx.concatenate([state.window.read(plan.history, plan.start), kv], axis=1)
         state.window.write(kv, plan.start)
-        return CompressedRows(rows, plan.window)
+        return AttendedRows(rows, plan.window)
 
     def _compressed(
         self, entry: BlockInput, qr: mx.array, state: LayerState, plan: ChunkPlan
-    ) -> CompressedRows | None:
+    ) -> AttendedRows | None:
         if not self.kind.ratio:
             return None
-        self.compressor(entry.full, state, plan)
+        self.compressor(entry.x_f32, state, plan)
         if self.kind.indexed:
-            rows: CompressedRows | None = self.indexer(entry.full, qr, state, plan)
+            rows: AttendedRows | None = self.indexer(entry.x_f32, qr, state, plan)
             return rows
         emission, (_, stored) = plan.emissions[self.kind], state.compressed
-        return CompressedRows(stored.read(emission.stop), emission.mask) if emission.stop else None
+        return AttendedRows(stored.read(emission.stop), emission.mask) if emission.stop else None

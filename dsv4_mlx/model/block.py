@@ -68,9 +68,9 @@ class Block(Module):
 
     def __call__(self, streams: Streams, tokens: mx.array, state: LayerState, plan: ChunkPlan) -> Streams:
         """tokens [B, T]. The experts' output is left pending: whoever comes next mixes it in."""
-        return self.several([Chunk(streams, tokens, plan)], state, lambda i: None)[0]
+        return self.forward_chunks([Chunk(streams, tokens, plan)], state, lambda i: None)[0]
 
-    def several(
+    def forward_chunks(
         self, chunks: Sequence[Chunk], state: LayerState, taken: Callable[[int], None]
     ) -> list[Streams]:
         """Consecutive chunks: attention one after the other, the experts of all together.
@@ -82,6 +82,6 @@ class Block(Module):
             entry = self.attn_hc.pre(streams)
             out = self.attn(entry, state, plan)
             taken(i)
-            entries.append(self.ffn_hc.pre(Streams(entry.x, out, entry.mix)))
-        outs = self.ffn.several(entries, [chunk.tokens for chunk in chunks])
-        return [Streams(entry.x, out, entry.mix) for entry, out in zip(entries, outs, strict=True)]
+            entries.append(self.ffn_hc.pre(Streams(entry.streams, out, entry.mix)))
+        outs = self.ffn.forward_chunks(entries, [chunk.tokens for chunk in chunks])
+        return [Streams(entry.streams, out, entry.mix) for entry, out in zip(entries, outs, strict=True)]

@@ -38,7 +38,7 @@ class Compressor(Module):
             index_parts, index_bias = _projections(name, ratio, self.index_width, config.hidden_size, source)
             parts, bias = parts + index_parts, bias + index_bias
             self.index_norm = source.vector(f"{name}.norm.weight", (config.index_dim,))
-        self.weight = ops.hold(Linear.joined(parts).weight)  # [width of a row, D]
+        self.weight = ops.as_weight(Linear.joined(parts).weight)  # [width of a row, D]
         self.bias = mx.concatenate(bias, axis=-1)  # [P, width of a row]: zero under the values
 
     def __call__(self, x: mx.array, state: LayerState, plan: ChunkPlan) -> None:

@@ -49,10 +49,10 @@ class RopeTable:
         """Positions start, start + 1, ..., forward and inverse: from a kept block where they lie in one."""
         block, offset = divmod(start, _BLOCK)
         if offset + count > _BLOCK:
-            table = self._turns(np.arange(start, start + count))
+            table = self._factors(np.arange(start, start + count))
         else:
             if block not in self._blocks:
-                self._blocks[block] = self._turns(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
+                self._blocks[block] = self._factors(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
                 if len(self._blocks) > _KEPT:
                     self._blocks.popitem(last=False)
             self._blocks.move_to_end(block)
@@ -61,9 +61,9 @@ class RopeTable:
 
     def at(self, positions: npt.NDArray[np.int64]) -> mx.array:
         """Any positions, forward."""
-        return mx.array(self._turns(positions))
+        return mx.array(self._factors(positions))
 
-    def _turns(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.complex64]:
+    def _factors(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.complex64]:
         """The angle is a float32 product, as the model was trained; its cosine is exact."""
         angles = (positions.astype(np.float32)[:, None] * self.freqs).astype(np.float64)
         table = np.ones((len(positions), self.width // 2), np.complex64)

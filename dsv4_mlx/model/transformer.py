@@ -57,9 +57,9 @@ class DraftBlock(Module):
         self, x: mx.array, embedded: mx.array, tokens: mx.array, state: ModelState, plan: ChunkPlan
     ) -> mx.array:
         """Streams x [B, T, C, D] of positions t, embedded [B, T, D] and tokens [B, T] of t + 1 -> streams."""
-        near = self.e_proj(mx.fast.rms_norm(embedded, self.enorm, self.eps).astype(self.dtype))
-        far = self.h_proj(mx.fast.rms_norm(x, self.hnorm, self.eps).astype(self.dtype))
-        x = (far + near[..., None, :]).astype(mx.float32)
+        embedding = self.e_proj(mx.fast.rms_norm(embedded, self.enorm, self.eps).astype(self.dtype))
+        hidden = self.h_proj(mx.fast.rms_norm(x, self.hnorm, self.eps).astype(self.dtype))
+        x = (hidden + embedding[..., None, :]).astype(mx.float32)
         return self.ops.hc_post(self.block(Streams(x), tokens, state.layers[self.index], plan))
 
 

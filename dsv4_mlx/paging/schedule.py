@@ -88,7 +88,7 @@ class PagedSchedule:
         lacking = [i for i, guess in enumerate(guesses) if not guess.layer.holds(used[i])]
         first = lacking[0] if lacking else len(guesses)
         for i, guess in enumerate(guesses[:first]):
-            guess.layer.confirm(used[i], streams.out if i == len(guesses) - 1 else None)
+            guess.layer.confirm(used[i], streams.pending if i == len(guesses) - 1 else None)
         self.form.learn(len(lacking))
         if first < len(guesses):
             again = chunk._replace(streams=entered[first])
@@ -101,7 +101,7 @@ def _read_per_layer(
 ) -> list[Streams]:
     """From block `first` on, whose input the chunks hold."""
     for layer in range(first, len(blocks)):
-        left = blocks[layer].several(chunks, state.layers[layer], partial(_swapped, taken, layer))
+        left = blocks[layer].forward_chunks(chunks, state.layers[layer], partial(_swapped, taken, layer))
         chunks = [chunk._replace(streams=one) for chunk, one in zip(chunks, left, strict=True)]
     return [chunk.streams for chunk in chunks]
 

@@ -35,7 +35,7 @@ def bank_template(bank: Bank) -> Template:
     )
 
 
-def bank_loads(bank: Bank, matrices: int) -> dict[str, int]:
+def bank_bytes(bank: Bank, matrices: int) -> dict[str, int]:
     """Bytes of `matrices` different matrices."""
     parts = zip(INPUTS, (bank.codes, bank.scales, bank.biases), strict=True)
     return {name: 0 if a is None else matrices * math.prod(a.shape[-2:]) * a.dtype.size for name, a in parts}

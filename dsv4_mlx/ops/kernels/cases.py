@@ -24,7 +24,7 @@ def uniform(shape: tuple[int, ...], seed: int) -> mx.array:
     return mx.array(np.random.default_rng(seed).random(shape, np.float32))
 
 
-def turns(rows: int, width: int, plain: int) -> mx.array:
+def rope_table(rows: int, width: int, plain: int) -> mx.array:
     """A rotation table complex64 [rows, width / 2] whose first `plain` factors are 1."""
     angles = np.random.default_rng(rows).uniform(0, 6, (rows, width // 2))
     angles[:, :plain] = 0

@@ -5,12 +5,12 @@ from __future__ import annotations
 import mlx.core as mx
 
 from dsv4_mlx.ops.kernels import row
-from dsv4_mlx.ops.kernels.cases import FLOATS, normal, turns
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, numbers, run, scalars
+from dsv4_mlx.ops.kernels.cases import FLOATS, normal, rope_table
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, constants, kernel, run, uniforms
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
 from dsv4_mlx.ops.types import Rounding
 
-_INPUTS = ("source", "weight", "table", "numbers", "scalars")
+_INPUTS = ("source", "weight", "table", "uniforms", "constants")
 
 
 def compress(
@@ -38,8 +38,8 @@ def compress(
             source,
             weight,
             row.floats(table),
-            numbers(places, offset, rows, int(overlap and not first)),
-            scalars(eps),
+            uniforms(places, offset, rows, int(overlap and not first)),
+            constants(eps),
         ),
         grid=(threads * batch * rows, 1, 1),
         threadgroup=(threads, 1, 1),
@@ -49,7 +49,7 @@ def compress(
             ("T", dtype), ("WIDTH", columns), ("AT", at), ("P", ratio), ("OVERLAP", overlap),
             *row.template(width, table, rounding),
         ),
-        loads={"source": batch * pooled * ratio * 2 * width * 4, "table": rows * width * 4},
+        bytes_read={"source": batch * pooled * ratio * 2 * width * 4, "table": rows * width * 4},
     )  # fmt: skip
     return run(launcher, launch)[0]
 
@@ -107,7 +107,7 @@ def _case(
     spread = width * (1 + overlap)
     parts = [normal((batch, places, n), seed) for seed, n in enumerate((6, spread, spread, 5))]
     source = mx.concatenate([parts[0], parts[1], gates * parts[2], parts[3]], axis=-1)
-    table = turns(rows, width + 16, 8)
+    table = rope_table(rows, width + 16, 8)
     relative = {mx.float32: 1e-5, mx.float16: 1e-3, mx.bfloat16: 8e-3}[dtype]
     step = {"none": 0.0, "q8": 0.13, "q4": 0.5}[rounding.kind]
     options = {

@@ -12,9 +12,9 @@ from functools import cache
 
 import mlx.core as mx
 
-from dsv4_mlx.ops.kernels.banks import FLOATS, INPUTS, bank_inputs, bank_loads, bank_refuses, bank_template
+from dsv4_mlx.ops.kernels.banks import FLOATS, INPUTS, bank_bytes, bank_inputs, bank_refuses, bank_template
 from dsv4_mlx.ops.kernels.cases import cases
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, numbers, run
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, run, uniforms
 from dsv4_mlx.ops.kernels.op import KernelOp
 from dsv4_mlx.ops.types import Bank
 
@@ -56,7 +56,7 @@ def _few(
         shapes=((*ids.shape, inner),),
         dtypes=(x.dtype,),
         template=(("X", x.dtype), ("CHANNELS", CHANNELS), *bank_template(gate_up)),
-        loads=bank_loads(gate_up, min(pairs, gate_up.codes.shape[0])),
+        bytes_read=bank_bytes(gate_up, min(pairs, gate_up.codes.shape[0])),
     )
     hidden = run(launcher, first)[0]
     second = Launch(
@@ -67,7 +67,7 @@ def _few(
         shapes=(x.shape,),
         dtypes=(mx.float32,),
         template=(("CHANNELS", CHANNELS), ("START", start is not None), *bank_template(down)),
-        loads=bank_loads(down, min(pairs, down.codes.shape[0])) | _unread("start", start),
+        bytes_read=bank_bytes(down, min(pairs, down.codes.shape[0])) | _unread("start", start),
     )
     return run(launcher, second)[0]
 
@@ -93,7 +93,7 @@ def many(
         shapes=((pairs, inner),),
         dtypes=(x.dtype,),
         template=(("X", x.dtype), *bank_template(gate_up)),
-        loads=bank_loads(gate_up, min(pairs, gate_up.codes.shape[0])) | {"ids": 0},
+        bytes_read=bank_bytes(gate_up, min(pairs, gate_up.codes.shape[0])) | {"ids": 0},
     )  # fmt: skip
     second = Launch(
         kernel("expert_ffn", "sorted_down", ("hidden", *INPUTS, "order", "tiles"), ("out",), strided=True),
@@ -103,7 +103,7 @@ def many(
         shapes=((rows.shape[0], chosen, width),),
         dtypes=(mx.float32,),
         template=(("X", x.dtype), *bank_template(down)),
-        loads=bank_loads(down, min(pairs, down.codes.shape[0])),
+        bytes_read=bank_bytes(down, min(pairs, down.codes.shape[0])),
     )
     parts = run(launcher, second)[0]
     total = Launch(
@@ -114,7 +114,7 @@ def many(
         shapes=(x.shape,),
         dtypes=(mx.float32,),
         template=(("START", start is not None),),
-        loads=_unread("start", start),
+        bytes_read=_unread("start", start),
     )
     return run(launcher, total)[0]
 
@@ -124,7 +124,7 @@ def _sorted(launcher: Launcher, ids: mx.array, experts: int) -> tuple[mx.array, 
     tiles = max(3, ids.size // TILE + min(ids.size, experts))
     launch = Launch(
         kernel("expert_ffn", "order", ("ids", "tile_count"), ("order", "tiles")),
-        (ids, numbers(tiles)),
+        (ids, uniforms(tiles)),
         grid=(256, 1, 1),
         threadgroup=(256, 1, 1),
         shapes=((ids.size,), (tiles, 3)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from dsv4_mlx.ops.kernels.banks import FLOATS, INPUTS, bank_inputs, bank_loads, bank_refuses, bank_template
+from dsv4_mlx.ops.kernels.banks import FLOATS, INPUTS, bank_bytes, bank_inputs, bank_refuses, bank_template
 from dsv4_mlx.ops.kernels.cases import HALF, narrow_bank
 from dsv4_mlx.ops.kernels.cases import bank as made_bank
 from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, run
@@ -34,7 +34,7 @@ def group_project(launcher: Launcher, x: mx.array, bank: Bank) -> mx.array:
         shapes=((batch, tokens, groups * rank),),
         dtypes=(x.dtype,),
         template=(("X", x.dtype), *((("CHANNELS", CHANNELS),) if few else ()), *bank_template(bank)),
-        loads=bank_loads(bank, groups),
+        bytes_read=bank_bytes(bank, groups),
     )
     return run(launcher, launch)[0]
 

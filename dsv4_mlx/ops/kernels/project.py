@@ -5,12 +5,12 @@ from __future__ import annotations
 import mlx.core as mx
 
 from dsv4_mlx.ops.kernels.cases import FLOATS, normal
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, numbers, run, scalars
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, constants, kernel, run, uniforms
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
 
 # Beyond, a matrix product that uses each weight for many rows at once is better: the reference's.
 MOST_ROWS = 16
-_INPUTS = ("x", "weight", "bias", "numbers")
+_INPUTS = ("x", "weight", "bias", "uniforms")
 _THREADS = 64
 
 
@@ -24,7 +24,7 @@ def project(
     period = 1 if bias is None else bias.shape[0]
     launch = Launch(
         kernel("project", "project", _INPUTS, ("y",)),
-        (x, weight, scalars(0.0) if bias is None else bias, numbers(max(rows, 1), period, phase)),
+        (x, weight, constants(0.0) if bias is None else bias, uniforms(max(rows, 1), period, phase)),
         grid=(32 * -(-columns // step), batch * rows, 1),
         threadgroup=(_THREADS, 1, 1),
         shapes=((batch, rows, columns),),
@@ -32,9 +32,9 @@ def project(
         template=(
             ("T", weight.dtype), ("N", columns), ("D", width), ("COLUMNS", step), ("BIAS", bias is not None),
         ),
-        loads={
+        bytes_read={
             "bias": 0 if bias is None else min(rows, period) * columns * 4,
-            "numbers": 0 if bias is None else 12,
+            "uniforms": 0 if bias is None else 12,
         },
     )  # fmt: skip
     return run(launcher, launch)[0]

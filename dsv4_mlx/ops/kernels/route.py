@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from dsv4_mlx.ops.kernels import project as products
 from dsv4_mlx.ops.kernels.cases import FLOATS, normal
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, run, scalars
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, constants, kernel, run
 from dsv4_mlx.ops.kernels.op import Case, KernelOp
 
 MOST_EXPERTS = 1024
@@ -19,8 +19,8 @@ def route(
     """As the reference: x [B, T, D] float32 -> (ids uint32, weights float32), each [B, T, A]."""
     shape, experts = (*x.shape[:2], count), gate.shape[0]
     launch = Launch(
-        kernel("route", "route", ("logits", "bias", "scalars"), ("ids", "weights")),
-        (_logits(launcher, x, gate), bias, scalars(scale)),
+        kernel("route", "route", ("logits", "bias", "constants"), ("ids", "weights")),
+        (_logits(launcher, x, gate), bias, constants(scale)),
         grid=(32, shape[0] * shape[1], 1),
         threadgroup=(32, 1, 1),
         shapes=(shape, shape),
@@ -38,14 +38,14 @@ def route_hashed(
     experts, count = gate.shape[0], ids.shape[-1]
     rows = ids.shape[0] * ids.shape[1]
     launch = Launch(
-        kernel("route", "hashed", ("logits", "given", "scalars"), ("weights",)),
-        (_logits(launcher, x, gate), ids, scalars(scale)),
+        kernel("route", "hashed", ("logits", "given", "constants"), ("weights",)),
+        (_logits(launcher, x, gate), ids, constants(scale)),
         grid=(32, rows, 1),
         threadgroup=(32, 1, 1),
         shapes=(ids.shape,),
         dtypes=(mx.float32,),
         template=(("N", experts), ("A", count)),
-        loads={"logits": rows * count * 4},
+        bytes_read={"logits": rows * count * 4},
     )
     return ids, run(launcher, launch)[0]
 

@@ -58,7 +58,7 @@ def pool_groups(
     overlap: bool,
     first: bool,
     eps: float,
-    turn: Callable[[mx.array, mx.array], mx.array] = rotate,
+    rotate: Callable[[mx.array, mx.array], mx.array] = rotate,
 ) -> mx.array:
     """Pool, norm and rotate whole groups (docs/model.md 3.4).
 
@@ -76,7 +76,7 @@ def pool_groups(
         gates = _overlapped(gates, width, first, -mx.inf)
     pooled = mx.sum(values * mx.softmax(gates, axis=2), axis=2)
     rows = mx.fast.rms_norm(pooled, weight, eps)
-    return turn(rows, table)
+    return rotate(rows, table)
 
 
 def _overlapped(x: mx.array, width: int, first: bool, fill: float) -> mx.array:

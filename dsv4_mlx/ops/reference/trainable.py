@@ -1,6 +1,6 @@
 """Ops with a derivative, for training, where the reference's shortest form has none. The same bits.
 
-MLX can't differentiate a view (rotation), nor a gather by computed indices (experts, picked rows). Inference
+MLX can't differentiate a view (rotation), nor a gather by computed indices (experts, indexed rows). Inference
 keeps the shorter forms: each of these costs something per call.
 """
 
@@ -41,17 +41,17 @@ def _rotated_back(
 
 def attend(*arguments: Any) -> mx.array:
     """As the reference."""
-    return attending.attend(*arguments, turn=rotate)
+    return attending.attend(*arguments, rotate=rotate)
 
 
 def latents(*arrays: mx.array, **options: Any) -> tuple[mx.array, mx.array]:
     """As the reference."""
-    return lowering.latents(*arrays, **options, turn=rotate)
+    return lowering.latents(*arrays, **options, rotate=rotate)
 
 
 def query_heads(*arrays: mx.array, **options: Any) -> mx.array:
     """As the reference."""
-    return querying.query_heads(*arrays, **options, turn=rotate)
+    return querying.query_heads(*arrays, **options, rotate=rotate)
 
 
 def compress(*arguments: Any, **options: Any) -> mx.array:
@@ -61,7 +61,7 @@ def compress(*arguments: Any, **options: Any) -> mx.array:
 
 def pool_groups(*arrays: mx.array, **options: Any) -> mx.array:
     """As the reference."""
-    return compressing.pool_groups(*arrays, **options, turn=rotate)
+    return compressing.pool_groups(*arrays, **options, rotate=rotate)
 
 
 def index_select(*arrays: Any) -> mx.array:
