@@ -62,7 +62,7 @@ class Attention(Module):
 
     @staticmethod
     def _window(kv: mx.array, state: LayerState, plan: ChunkPlan) -> AttendedRows:
-        """Store the chunk's rows and return the rows its queries see."""
+        """kv [B, T, K]: store the chunk's rows and return those its queries see, [B, S, K]."""
         if plan.in_ring:
             state.window.write(kv, plan.start)
             return AttendedRows(state.window.filled(plan.filled), plan.window)
@@ -75,6 +75,7 @@ class Attention(Module):
     def _compressed(
         self, entry: BlockInput, qr: mx.array, state: LayerState, plan: ChunkPlan
     ) -> AttendedRows | None:
+        """x [B, T, D], qr [B, T, Q] -> the compressed rows that the queries see [B, N, K]; None: none are."""
         if not self.kind.ratio:
             return None
         self.compressor(entry.x_f32, state, plan)

@@ -39,7 +39,7 @@ class HyperConnection(Module):
         self.norm = source.vector(f"{prefix}.{norm}.weight", (config.hidden_size,))
 
     def pre(self, streams: Streams) -> BlockInput:
-        """Mix in what is pending and begin a sublayer."""
+        """Mix in what is pending in streams [B, T, C, D] and begin a sublayer, whose input is [B, T, D]."""
         return self.ops.hc_pre(
             streams, self.fn, self.base, self.norm,
             iterations=self.iterations, hc_eps=self.hc_eps, norm_eps=self.norm_eps, dtype=self.dtype,
@@ -73,7 +73,7 @@ class Block(Module):
     def forward_chunks(
         self, chunks: Sequence[Chunk], state: LayerState, taken: Callable[[int], None]
     ) -> list[Streams]:
-        """Consecutive chunks: attention one after the other, the experts of all together.
+        """Consecutive chunks, streams [B, T, C, D] each: attention one by one, the experts of all together.
 
         `taken(i)` is called when the state has taken chunk i in and not yet the next.
         """

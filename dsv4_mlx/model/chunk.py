@@ -119,20 +119,22 @@ class ChunkPlanner:
 
 
 def _ring_mask(start: int, rows: int, window: int, ring: int) -> mx.array:
-    """Slot s holds the last position = s mod ring."""
+    """float32 [T, ring]. Slot s holds the last position = s mod ring."""
     last = start + rows - 1
     positions = last - (last - np.arange(ring)) % ring
     return _seen(start, rows, positions, window)
 
 
 def _band_mask(start: int, rows: int, history: int, window: int) -> mx.array:
+    """float32 [T, S] over the positions from `history` to the end of the chunk."""
     return _seen(start, rows, np.arange(history, start + rows), window)
 
 
 def _seen(start: int, rows: int, positions: np.ndarray, window: int) -> mx.array:
+    """positions [S] -> float32 [T, S]: a query sees itself and window - 1 positions before."""
     queries = np.arange(start, start + rows)[:, None]
     return _mask((positions >= 0) & (positions <= queries) & (positions > queries - window))
 
 
-def _mask(seen: npt.NDArray[np.bool_]) -> mx.array:
+def _mask(seen: npt.NDArray[np.bool_]) -> mx.array:  # [T, S] -> the same shape
     return mx.array(np.where(seen, np.float32(0), np.float32(-np.inf)))

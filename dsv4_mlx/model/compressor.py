@@ -66,6 +66,7 @@ class Compressor(Module):
         self, source: mx.array, offset: int, at: int, norm: mx.array, emission: Emission,
         rounding: Rounding, dtype: mx.Dtype,
     ) -> mx.array:  # fmt: skip
+        """From a ring [B, S, W] the rows that this chunk completes, [B, G, K]."""
         return self.ops.compress(
             source, offset, norm, emission.table, ratio=self.kind.ratio, at=at, overlap=self.kind.indexed,
             first=emission.is_first, eps=self.eps, rounding=rounding, dtype=dtype,
@@ -75,6 +76,7 @@ class Compressor(Module):
 def _projections(
     name: str, ratio: int, width: int, hidden: int, source: TensorSource
 ) -> tuple[list[Linear], list[mx.array]]:
+    """Values and gates [W, D] each; what is added to them [P, W]: zero, and the position bias."""
     values = source.float_linear(f"{name}.wkv", (width, hidden))
     gates = source.float_linear(f"{name}.wgate", (width, hidden))
     bias = source.vector(f"{name}.ape", (ratio, width))

@@ -38,11 +38,12 @@ class MoE(Module):
         return self.forward_chunks([entry], [tokens])[0]
 
     def forward_chunks(self, entries: Sequence[BlockInput], tokens: Sequence[mx.array]) -> list[mx.array]:
-        """Chunks that may go through the experts together."""
+        """Chunks [B, T, D], tokens [B, T] that go through the experts together -> float32 [B, T, D] each."""
         chunks = [self._route(entry, ids) for entry, ids in zip(entries, tokens, strict=True)]
         return self.experts.routed(self._product, chunks)
 
     def _route(self, entry: BlockInput, tokens: mx.array) -> Routed:
+        """x [B, T, D] of the input, ids and weights [B, T, A], the shared expert's output [B, T, D]."""
         if self.hashed:
             ids = self._experts_of[tokens]
             ids, weights = self.ops.route_hashed(entry.x_f32, self.gate, ids, scale=self.scale)
@@ -64,4 +65,5 @@ class MoE(Module):
         down: Bank,
         start: mx.array | None,
     ) -> mx.array:
+        """A model.tensors.ExpertProduct: x [B, T, D] -> float32 [B, T, D]."""
         return self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit, start, chunk=chunk)

@@ -30,6 +30,7 @@ class OutputHead(Module):
         self.norm = source.vector(f"{prefix}norm.weight", (config.hidden_size,))
 
     def __call__(self, x: mx.array) -> mx.array:
+        """x [B, T, C, D] -> [B, T, D], normed."""
         return self.ops.hc_head(x, self.fn, self.base, self.norm, hc_eps=self.hc_eps, norm_eps=self.norm_eps)
 
 
@@ -76,7 +77,7 @@ class LayerSchedule(Protocol):
     def __call__(
         self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
     ) -> list[Streams]:
-        """The streams of each chunk after the last block."""
+        """The streams [B, T, C, D] of each chunk after the last block."""
 
 
 class ChunkMajor:
@@ -86,7 +87,7 @@ class ChunkMajor:
 
     def __call__(
         self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
-    ) -> list[Streams]:
+    ) -> list[Streams]:  # [B, T, C, D] of each chunk
         found = []
         for i, (streams, tokens, plan) in enumerate(chunks):
             for layer, block in enumerate(blocks):
@@ -164,7 +165,7 @@ class Transformer(Module):
         """Streams [B, T, C, D] float32 -> float32 logits of every row, or of the last."""
         return self._vocabulary(self.head(streams[:, -1:] if last else streams))
 
-    def _vocabulary(self, rows: mx.array) -> mx.array:
+    def _vocabulary(self, rows: mx.array) -> mx.array:  # [B, T, D] -> [B, T, V]
         return self.vocabulary(rows.astype(self.dtype)).astype(mx.float32)
 
     def draft(

@@ -31,7 +31,7 @@ NUMERIC_VERSION = 1
 sum above all, raises it: a state that was saved under another is not exact and is computed again."""
 
 
-def _float32(x: mx.array) -> mx.array:
+def _float32(x: mx.array) -> mx.array:  # [...]
     return x.astype(mx.float32)
 
 

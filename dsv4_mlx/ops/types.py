@@ -1,6 +1,6 @@
 """Named groups of arrays that ops take and give: what a reference and a kernel must agree on.
 
-Shapes: B batch, T rows of this chunk, S window rows, N compressed rows, H heads, K head width, C streams.
+Letters of shapes are those of ops/reference/__init__.py.
 """
 
 from __future__ import annotations

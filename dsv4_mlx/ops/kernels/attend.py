@@ -81,13 +81,14 @@ def _arrangement(width: int, many: bool) -> tuple[int, int, int]:
 
 
 def _compressed_count(compressed: AttendedRows | None) -> int:
+    """Of rows [B, N, K] as many as a query attends to: N, or J of indices [B, T, J]."""
     if compressed is None:
         return 0
     return compressed.rows.shape[1] if compressed.indices is None else compressed.indices.shape[2]
 
 
 def _inputs(window: AttendedRows, compressed: AttendedRows | None) -> tuple[mx.array, mx.array, mx.array]:
-    """Rows, mask, indices; in the place of one that there isn't, some array that is not read."""
+    """Rows [B, N, K], mask, indices [B, T, J]; where there is none, some array that is not read."""
     if compressed is None:
         return window.rows, window.rows, window.rows
     rows, mask, indices = compressed
@@ -95,6 +96,7 @@ def _inputs(window: AttendedRows, compressed: AttendedRows | None) -> tuple[mx.a
 
 
 def _seen(window: AttendedRows, compressed: AttendedRows | None) -> Template:
+    """Which of rows [B, S, K] and [B, N, K] there are, and which have masks."""
     kind = 0 if compressed is None else 1 if compressed.indices is None else 2
     masked = compressed is not None and compressed.mask is not None
     return (("WINDOW_MASKED", window.mask is not None), ("COMPRESSED", kind), ("COMPRESSED_MASKED", masked))
@@ -103,8 +105,9 @@ def _seen(window: AttendedRows, compressed: AttendedRows | None) -> Template:
 def _bytes_read(
     window: AttendedRows, compressed: AttendedRows | None, table: mx.array, width: int, many: bool
 ) -> dict[str, int]:
-    """Of indexed rows as many as there are indices, or all: which of them are the same is not known here, nor
-    which eight rows in a row no token sees.
+    """Of table [T, K] and the rows [B, S, K], [B, N, K]; of indexed rows as many as there are indices.
+
+    Or all: which of them are the same is not known here, nor which eight rows in a row no token sees.
     """
     found = {"table": table.shape[0] * width * 4 if many else 0}
     if window.mask is None:
@@ -122,6 +125,7 @@ def _bytes_read(
 def refuses(
     q: mx.array, window: AttendedRows, compressed: AttendedRows | None, sinks: mx.array, inverse: mx.array
 ) -> str | None:
+    """As `attend`: q [B, T, H, K]."""
     width = q.shape[3]
     if q.dtype != mx.float32 or sinks.dtype != mx.float32 or inverse.dtype != mx.complex64:
         return (
@@ -185,9 +189,10 @@ def _arguments(
     batch: int, tokens: int, heads: int, width: int, recent: int, compressed: tuple[int, int],
     dtype: mx.Dtype, size: float, seen: float | None = 0.7,
 ) -> tuple[mx.array, AttendedRows, AttendedRows | None, mx.array, mx.array]:  # fmt: skip
+    """q [B, T, H, K], rows [B, S, K], compressed rows [B, N, K] or None, sinks [H], inverse [T, K / 2]."""
     keys = iter(mx.random.split(mx.random.key(recent + width), 9))
 
-    def mask(*shape: int) -> mx.array | None:
+    def mask(*shape: int) -> mx.array | None:  # [T, S], or None
         if seen is None:
             return None
         return mx.where(mx.random.uniform(shape=shape, key=next(keys)) < seen, 0.0, -mx.inf)

@@ -68,6 +68,7 @@ def refuses(
     rounding: Rounding,
     dtype: mx.Dtype,
 ) -> str | None:
+    """As `compress`: source [B, S, W]."""
     if source.dtype != mx.float32 or weight.dtype != mx.float32 or dtype not in FLOATS:
         return f"tokens are {source.dtype}, the weight {weight.dtype}, rows {dtype}; the first two float32"
     if table.shape[0] < 1:

@@ -46,6 +46,7 @@ def _few(
     launcher: Launcher, x: mx.array, ids: mx.array, weights: mx.array, gate_up: Bank, down: Bank,
     limit: float, start: mx.array | None,
 ) -> mx.array:  # fmt: skip
+    """x [B, T, D] of few tokens, ids and weights [B, T, A] -> float32 [B, T, D]."""
     width, inner = x.shape[2], gate_up.codes.shape[1] // 2
     tokens, pairs = x.shape[0] * x.shape[1], ids.size
     first = Launch(
@@ -120,7 +121,10 @@ def many(
 
 
 def _sorted(launcher: Launcher, ids: mx.array, experts: int) -> tuple[mx.array, mx.array]:
-    """Pairs in the order of their experts, and tiles of them, of which no more than these can be needed."""
+    """The pairs of ids [B T A] in the order of their experts, and tiles [n, 3] of them.
+
+    No more than these can be needed.
+    """
     tiles = max(3, ids.size // TILE + min(ids.size, experts))
     launch = Launch(
         kernel("expert_ffn", "order", ("ids", "tile_count"), ("order", "tiles")),
@@ -140,16 +144,16 @@ def _simdgroups(channels: int) -> int:
     return 64 * -(-channels // (2 * CHANNELS))
 
 
-def _or(start: mx.array | None, other: mx.array) -> mx.array:
+def _or(start: mx.array | None, other: mx.array) -> mx.array:  # [B, T, D]
     return other if start is None else mx.contiguous(start)
 
 
-def _unread(name: str, array: mx.array | None) -> dict[str, int]:
+def _unread(name: str, array: mx.array | None) -> dict[str, int]:  # [B, T, D]
     return {name: 0} if array is None else {}
 
 
 @cache
-def _float(value: float) -> mx.array:
+def _float(value: float) -> mx.array:  # [1]
     return mx.array([value], mx.float32)
 
 
@@ -157,6 +161,7 @@ def refuses(
     x: mx.array, ids: mx.array, weights: mx.array, gate_up: Bank, down: Bank, limit: float,
     start: mx.array | None = None, *, chunk: int | None = None,
 ) -> str | None:  # fmt: skip
+    """As `expert_ffn`: x [B, T, D]."""
     width, inner = x.shape[2], gate_up.codes.shape[-2] // 2
     if x.dtype not in FLOATS or weights.dtype != mx.float32:
         return f"x is {x.dtype} and weights {weights.dtype}, expected one of {FLOATS} and float32"

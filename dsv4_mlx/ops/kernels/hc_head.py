@@ -42,6 +42,7 @@ def hc_head(
 def refuses(
     x: mx.array, fn: mx.array, base: mx.array, weight: mx.array, *, hc_eps: float, norm_eps: float
 ) -> str | None:
+    """As `hc_head`: x [B, T, C, D]."""
     return hc_pre.refuses_streams(Streams(x), fn, base, weight)
 
 

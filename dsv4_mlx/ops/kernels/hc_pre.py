@@ -100,12 +100,14 @@ def refuses(
     norm_eps: float,
     dtype: mx.Dtype,
 ) -> str | None:
+    """As `hc_pre`: streams [B, T, C, D]."""
     if dtype not in FLOATS or iterations < 1:
         return f"activations are {dtype} after {iterations} iterations, expected one of {FLOATS}, and some"
     return refuses_streams(streams, fn, base, weight)
 
 
 def refuses_streams(streams: Streams, fn: mx.array, base: mx.array, weight: mx.array) -> str | None:
+    """Of streams [B, T, C, D], fn [M, C * D], base [M] and weight [D], as `hc_head` asks too."""
     x, out, mix = streams
     if any(array.dtype != mx.float32 for array in (x, fn, base, weight)):
         return f"streams are {x.dtype}, fn {fn.dtype}, weight {weight.dtype}; expected float32"
@@ -163,6 +165,7 @@ def _case(
 
 
 def pending_streams(shape: tuple[int, int, int, int], pending: mx.Dtype | None, size: float) -> Streams:
+    """Streams [B, T, C, D], with an output pending where `pending` is its dtype."""
     batch, rows, count, width = shape
     x = normal(shape, 1) * size
     if pending is None:

@@ -31,6 +31,7 @@ def index_select(
 def _block(
     launcher: Launcher, q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int
 ) -> mx.array:
+    """A block of queries [B, T, H, K] -> uint32 [B, T, J]."""
     batch, tokens, heads, width = q.shape
     rows = keys.shape[1]
     simdgroups = min(4, heads // 8)
@@ -64,6 +65,7 @@ def _block(
 
 
 def refuses(q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int) -> str | None:
+    """As `index_select`: q [B, T, H, K]."""
     heads, width = q.shape[2:]
     if q.dtype != mx.float32 or weights.dtype != mx.float32 or keys.dtype not in FLOATS:
         return f"q is {q.dtype}, weights {weights.dtype}, keys {keys.dtype}: not float32, float32, a float"
@@ -110,7 +112,10 @@ def _arguments(
     batch: int, tokens: int, heads: int, width: int, rows: int, count: int, dtype: mx.Dtype,
     seen: tuple[int, ...] | None,
 ) -> tuple[mx.array, mx.array, mx.array, mx.array | None, int]:  # fmt: skip
-    """Quarters and eighths, of which sums are exact: a score is the same number whatever the order."""
+    """q [B, T, H, K], weights [B, T, H], keys [B, N, K], mask [T, N], J.
+
+    Quarters and eighths, of which sums are exact: a score is the same number whatever the order.
+    """
     keys = mx.random.split(mx.random.key(rows), 3)
     q = mx.random.randint(-8, 9, (batch, tokens, heads, width), key=keys[0]) * 0.25
     weights = mx.random.randint(-32, 33, (batch, tokens, heads), key=keys[1]) * 0.125

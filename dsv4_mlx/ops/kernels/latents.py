@@ -42,6 +42,7 @@ def latents(
 def refuses(
     low: mx.array, q_norm: mx.array, kv_norm: mx.array, table: mx.array, *, eps: float, rounding: Rounding
 ) -> str | None:
+    """As `latents`: low [B, T, Q + K]."""
     if low.dtype not in FLOATS or q_norm.dtype != low.dtype or kv_norm.dtype != mx.float32:
         return f"rows are {low.dtype}, norms {q_norm.dtype} and {kv_norm.dtype}: two alike, then float32"
     if q_norm.shape[0] < 8:

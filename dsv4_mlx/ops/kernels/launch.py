@@ -76,14 +76,14 @@ def size(shape: Sequence[int]) -> int:
 
 
 def run(launcher: Launcher, launch: Launch) -> Sequence[mx.array]:
-    """Run a launch; one without threads (no rows) has empty outputs and is not launched."""
+    """Outputs [shapes] of a launch; one without threads (no rows) has empty ones and is not launched."""
     if 0 in launch.grid:
         return [mx.zeros(shape, dtype) for shape, dtype in zip(launch.shapes, launch.dtypes, strict=True)]
     return launcher(launch)
 
 
 def metal(launch: Launch) -> Sequence[mx.array]:
-    """The launcher of a Mac."""
+    """The launcher of a Mac: outputs [shapes]."""
     outputs: Sequence[mx.array] = _compiled(launch.kernel)(
         inputs=list(launch.inputs),
         template=list(launch.template),

@@ -17,7 +17,7 @@ _THREADS = 64
 def project(
     launcher: Launcher, x: mx.array, weight: mx.array, bias: mx.array | None = None, phase: int = 0
 ) -> mx.array:
-    """As the reference: x float32 [B, T, D], weight [N, D] -> [B, T, N] float32."""
+    """As the reference: x float32 [B, T, D], weight [W, D] -> [B, T, W] float32."""
     batch, rows, width = x.shape
     columns = weight.shape[0]
     step = 4 if columns >= 1024 else 1  # few columns: more simdgroups instead
@@ -41,6 +41,7 @@ def project(
 
 
 def refuses(x: mx.array, weight: mx.array, bias: mx.array | None = None, phase: int = 0) -> str | None:
+    """As `project`: x [B, T, D]."""
     if x.dtype != mx.float32 or weight.dtype not in FLOATS or (bias is not None and bias.dtype != mx.float32):
         return f"x is {x.dtype}, the weight {weight.dtype}; expected float32 and one of {FLOATS}"
     if x.shape[2] % 4 or x.shape[2] < 8:

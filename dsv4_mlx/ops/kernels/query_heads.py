@@ -37,6 +37,7 @@ def query_heads(
 
 
 def refuses(q: mx.array, table: mx.array, *, heads: int, eps: float | None, rounding: Rounding) -> str | None:
+    """As `query_heads`: q [B, T, H * K]."""
     if q.dtype not in FLOATS:
         return f"queries are {q.dtype}, expected one of {FLOATS}"
     return row.refuses(q.shape[2] // heads, table, rounding)

@@ -53,6 +53,7 @@ def _sums(q: mx.array, window: AttendedRows, compressed: AttendedRows | None, si
 
 
 def _attend(q: mx.array, window: AttendedRows, compressed: AttendedRows | None, sinks: mx.array) -> mx.array:
+    """q [B, T, H, K] -> the sums of values, float32 [B, T, H, K]."""
     recent = window.rows.astype(mx.float32)[:, None]  # [B, 1, S, K]: all queries and heads share the rows
     scores = [_scores(q, recent, window.mask)]
     pooled = None

@@ -43,6 +43,7 @@ def compress(
 
 
 def _span(source: mx.array, offset: int, count: int) -> mx.array:
+    """`count` rows of a ring [B, S, W] from `offset` on, in order."""
     whole = min(count, source.shape[1] - offset)
     if whole == count:
         return source[:, offset : offset + count]
@@ -80,6 +81,7 @@ def pool_groups(
 
 
 def _overlapped(x: mx.array, width: int, first: bool, fill: float) -> mx.array:
+    """[B, G, P, 2 K] -> [B, G', 2 P, K]: the group before by its first K channels, this one by its last."""
     previous, current = x[..., :width], x[..., width:]
     if first:
         nothing = mx.full((x.shape[0], 1, x.shape[2], width), fill, x.dtype)

@@ -35,5 +35,5 @@ def query_heads(
 
 
 @cache
-def _scale(width: int) -> mx.array:
+def _scale(width: int) -> mx.array:  # [K]
     return mx.array(np.full(width, width**-0.5, np.float32))
