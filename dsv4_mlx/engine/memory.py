@@ -69,7 +69,7 @@ def repeated_scales(manifest: Manifest) -> int:
     """Bytes of the scales that are repeated in memory when an official folder is read; no file has them."""
     if manifest.recipe != OFFICIAL:
         return 0
-    dense = [record.shape for record in manifest.tensors.values() if record.format == "mxfp8"]
+    dense = [tensor.shape for tensor in manifest.tensors.values() if tensor.format == "mxfp8"]
     tables = [table for table in manifest.experts.values() if table.format == "mxfp8"]
     experts = sum(t.count * s.bytes for t in tables for s in t.segments if s.dtype == "U8")
     group = PACKINGS["mxfp8"].group
