@@ -150,7 +150,7 @@ class ModelState:
         self._holding: WeakSet[Snapshot] = WeakSet()  # snapshots whose rows are still here
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` tokens in all, in steps of `growth`."""
+        """Make room for `tokens` tokens in all, in steps of `growth`; the rows and `length` stay."""
         if tokens <= self.capacity:
             return
         self.capacity = -(-tokens // self.growth) * self.growth
