@@ -35,7 +35,7 @@ CONTEXT = 4096
 
 @dataclass
 class Fixed:
-    """A form that is never left."""
+    """A strategy that is never left."""
 
     optimistic: bool
 
@@ -66,7 +66,7 @@ def stretch(session: Session, tokens: list[int]) -> float:
 
 def compare(resident: Engine, paged: Engine, optimistic: bool) -> dict[str, Any]:
     assert paged.pager is not None and isinstance(paged.model.loop, PagedSchedule)
-    paged.model.loop.form = Fixed(optimistic)  # type: ignore[assignment]
+    paged.model.loop.strategy = Fixed(optimistic)  # type: ignore[assignment]
     rng = np.random.default_rng(0)
     tokens = [int(t) for t in rng.integers(8, resident.config.vocab_size, PROMPT + PAIRS * STRETCH)]
     sessions = {"resident": resident.session(), "paged": paged.session()}

@@ -104,13 +104,13 @@ ExpertProduct = Callable[[int, mx.array, mx.array, mx.array, Bank, Bank, mx.arra
 class Routed(NamedTuple):
     """A chunk on its way through the experts: x [B, T, D], their ids and weights [B, T, A].
 
-    `beside` float32 [B, T, D] is what the experts' outputs are added to: the shared expert's.
+    `shared` float32 [B, T, D] is what the experts' outputs are added to: the shared expert's.
     """
 
     x: mx.array
     ids: mx.array
     weights: mx.array
-    beside: mx.array
+    shared: mx.array
 
     @property
     def rows(self) -> int:
@@ -122,9 +122,9 @@ class ExpertSource(Protocol):
     """Where the routed experts of a layer live: in memory or paged, which is not the model's matter."""
 
     def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
-        """For each chunk the sum of its experts' outputs and `beside`, float32 [B, T, D].
+        """For each chunk the sum of its experts' outputs and `shared`, float32 [B, T, D].
 
-        `beside` needs no routed expert: it may be computed while they come.
+        `shared` needs no routed expert: it may be computed while they come.
         """
 
 
