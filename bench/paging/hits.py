@@ -3,7 +3,7 @@
     python -m bench.paging.hits MODEL       MODEL: a converted folder
 
 Both engines decode the same tokens in turn, a stretch each; the paged one has a slot for every expert and has
-loaded them all. It is measured in both forms: reading the routed ids at every layer, and guessing.
+loaded them all. It is measured by both strategies: read per layer, and optimistic.
 """
 
 from __future__ import annotations

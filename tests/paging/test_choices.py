@@ -1,4 +1,4 @@
-"""The pure parts that choose: which strategy a step takes, whether advice is worth a read, how many threads."""
+"""The pure parts that choose: the strategy of a step, whether advice is worth a read, how many threads."""
 
 from __future__ import annotations
 
