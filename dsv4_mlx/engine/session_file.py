@@ -126,7 +126,7 @@ def _buffers(state: ModelState) -> Iterator[tuple[str, Ring | RowBuffer, int]]:
     """Every buffer with a name and its layer's ratio, rings in the order of a snapshot."""
     for i, layer in enumerate(state.layers):
         for j, buffer in enumerate(layer.buffers()):
-            yield f"{i}.{j}", buffer, layer.ratio
+            yield f"{i}.{j}", buffer, layer.kind.ratio
 
 
 def _fits(state: ModelState, arrays: dict[str, mx.array], length: int) -> bool:

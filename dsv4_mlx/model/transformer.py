@@ -30,6 +30,7 @@ class OutputHead(Module):
         self.norm = source.vector(f"{prefix}norm.weight", (config.hidden_size,))
 
     def __call__(self, x: mx.array) -> mx.array:
+        """x [B, T, C, D] -> [B, T, D], normed."""
         return self.ops.hc_head(x, self.fn, self.base, self.norm, hc_eps=self.hc_eps, norm_eps=self.norm_eps)
 
 
@@ -57,9 +58,9 @@ class DraftBlock(Module):
         self, x: mx.array, embedded: mx.array, tokens: mx.array, state: ModelState, plan: ChunkPlan
     ) -> mx.array:
         """Streams x [B, T, C, D] of positions t, embedded [B, T, D] and tokens [B, T] of t + 1 -> streams."""
-        near = self.e_proj(mx.fast.rms_norm(embedded, self.enorm, self.eps).astype(self.dtype))
-        far = self.h_proj(mx.fast.rms_norm(x, self.hnorm, self.eps).astype(self.dtype))
-        x = (far + near[..., None, :]).astype(mx.float32)
+        embedding = self.e_proj(mx.fast.rms_norm(embedded, self.enorm, self.eps).astype(self.dtype))
+        hidden = self.h_proj(mx.fast.rms_norm(x, self.hnorm, self.eps).astype(self.dtype))
+        x = (hidden + embedding[..., None, :]).astype(mx.float32)
         return self.ops.hc_post(self.block(Streams(x), tokens, state.layers[self.index], plan))
 
 
@@ -77,7 +78,7 @@ class LayerSchedule(Protocol):
     def __call__(
         self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, on_layer: OnLayer
     ) -> list[Streams]:
-        """The streams of each chunk after the last block."""
+        """The streams [B, T, C, D] of each chunk after the last block."""
 
 
 class ChunkMajor:
@@ -87,7 +88,7 @@ class ChunkMajor:
 
     def __call__(
         self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, on_layer: OnLayer
-    ) -> list[Streams]:
+    ) -> list[Streams]:  # [B, T, C, D] of each chunk
         found = []
         for i, (streams, tokens, plan) in enumerate(chunks):
             for layer, block in enumerate(blocks):
@@ -178,7 +179,7 @@ class Transformer(Module):
         """Streams [B, T, C, D] float32 -> float32 logits of every row, or of the last."""
         return self._vocabulary(self.head(streams[:, -1:] if last else streams))
 
-    def _vocabulary(self, rows: mx.array) -> mx.array:
+    def _vocabulary(self, rows: mx.array) -> mx.array:  # [B, T, D] -> [B, T, V]
         return self.vocabulary(rows.astype(self.dtype)).astype(mx.float32)
 
     def draft(
