@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.machine.limits import Pressure
+from dsv4_mlx.model.tensors import ExpertProduct
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.paging.paged_experts import PagedExperts
 from dsv4_mlx.paging.policy import DuelPolicy
@@ -54,7 +55,7 @@ class Pager:
         self._steps = 0
         self._seen: list[LayerStats] = []
 
-    def paged(self, block: str, records: RecordMap) -> PagedExperts:
+    def paged(self, block: str, records: RecordMap, product: ExpertProduct) -> PagedExperts:
         """The source of a block's experts. Raises InputError, MachineError for a file that can't be read."""
         for path, size in zip(records.files, records.sizes, strict=True):
             self.files.open(path, size)
@@ -64,7 +65,7 @@ class Pager:
                 next="convert it, or leave --verify-reads out",
             )
         slots = self.memory.slots_of(block)
-        layer = PagedExperts(records, slots, DuelPolicy(records.count), self.pool, self._dtype)
+        layer = PagedExperts(records, slots, DuelPolicy(records.count), self.pool, self._dtype, product)
         self.layers[block] = layer
         return layer
 
