@@ -25,7 +25,7 @@ from dsv4_mlx.terminal.chat_engine import (
     StreamCallbacks,
     Think,
 )
-from dsv4_mlx.tokenizer.output_parser import AnswerParser
+from dsv4_mlx.tokenizer.output_parser import TextParser
 
 READING = 0.5e9  # bytes a second that a disk reads at least, and that are checked
 LONG = 256  # tokens of a prefill that say how fast prefill is
@@ -75,7 +75,7 @@ class SessionChatEngine:
         engine, session = self._opened()
         conversation = engine.prompts.talk(_pairs(asked.messages), asked.think)
         prompt = engine.prompts.encode(conversation)
-        answer = AnswerParser(conversation, engine.prompts.tokenizer)
+        answer = TextParser(conversation, engine.prompts.spelling)
         room = session.room_after(prompt)
         limit = room if self._max_tokens is None else min(room, self._max_tokens)
 

@@ -8,8 +8,8 @@ from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.generate import generate
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Session
-from dsv4_mlx.tokenizer.markers import PlainText, Spelling
-from dsv4_mlx.tokenizer.output_parser import Piece
+from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.output_parser import Piece, TextParser
 
 
 def complete(
@@ -21,16 +21,15 @@ def complete(
     max_tokens: int | None = None,
     constraint: Constraint | None = None,
 ) -> Iterator[Piece]:
-    """What follows `text`, which is not yielded. Markers in it are text; those that the model writes come as
-    the checkpoint spells them. Raises as `engine.generate.answer`.
+    """What follows `text`, which is not yielded. Markers in it are text; those that the model writes are
+    left out. Raises as `engine.generate.answer`.
     """
     prompt = spelling.begun(text)
     session.leave_room(prompt)
-    decoder, done = PlainText(spelling, list(options.stop_strings)), 0
+    parser = TextParser(None, spelling, options.stop_strings)
+    options = options.without(spelling.dsml)
     for token in generate(session, prompt, options, max_tokens=max_tokens, constraint=constraint):
-        decoder.push([token])
-        yield Piece("answer", spelling.original(decoder.text[done:]))
-        done = len(decoder.text)
-        if decoder.stopped:
+        yield from parser.push(token)
+        if parser.over:
             return
-    yield Piece("answer", spelling.original(decoder.whole()[done:]))
+    yield from parser.finish(length=False)

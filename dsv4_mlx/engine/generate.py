@@ -1,11 +1,11 @@
 """THE MAIN PATH: prompt -> tokens -> prefill -> decode -> text. Start reading here.
 
-    messages --Prompts.encode--> ids                                     chat/prompt.py
+    messages --Prompts.encode--> ids                                     tokenizer/template.py
         ids --session.prefill--> logits after the prompt  prefill        engine/session.py
      logits --Constraint.allow--> logits         where one is given      engine/constraint.py
      logits --sample--> id                                               engine/sampler.py
          id --session.advance--> logits                   decode         engine/session.py
-         id --Answer.push--> pieces of thinking and answer               chat/answer.py
+         id --TextParser.push--> pieces of thinking and answer           tokenizer/output_parser.py
 
 `prefill` and `advance` run the same forward pass, model/transformer.py, over more rows or one.
 """
@@ -20,7 +20,7 @@ from dsv4_mlx.engine.decode import GenerationLimits, PrefillProgress, Sampled, T
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
 from dsv4_mlx.engine.session import Session, TokenSequence
-from dsv4_mlx.tokenizer.output_parser import AnswerParser, Piece
+from dsv4_mlx.tokenizer.output_parser import Piece, TextParser
 from dsv4_mlx.tokenizer.template import Think
 
 Progress = Callable[[int, int], None]  # prompt tokens done, in all
@@ -100,11 +100,12 @@ def answer(
     conversation = engine.prompts.ask(text, think, schema)
     prompt = engine.prompts.encode(conversation)
     session.leave_room(prompt)
-    parser = AnswerParser(conversation, engine.prompts.tokenizer, list(options.stop_strings))
+    parser = TextParser(conversation, engine.prompts.spelling, options.stop_strings)
+    options = options.without(engine.prompts.spelling.dsml)  # no tools, so no call of one
     count = 0
     for token in generate(session, prompt, options, max_tokens=max_tokens, constraint=constraint):
         count += 1
         yield from parser.push(token)
-        if parser.stopped:
+        if parser.over:
             return
     yield from parser.finish(length=count == max_tokens)

@@ -82,11 +82,12 @@ def test_an_answer_says_what_the_tokens_say(checkpoints: Checkpoints, engine: En
     options = SamplingOptions(seed=2)
     pieces = list(answer(engine, engine.session(), "Why?", think, options, max_tokens=30))
     prompt = engine.prompts.encode(engine.prompts.ask("Why?", think))
-    ids = list(generate(engine.session(), prompt, options, max_tokens=30))
+    undrawn = options.without(engine.prompts.spelling.dsml)
+    ids = list(generate(engine.session(), prompt, undrawn, max_tokens=30))
     assert pieces and pieces[0].kind == ("answer" if think == "off" else "thinking")
     said = "".join(piece.text for piece in pieces)
     whole = Tokenizer.from_file(str(checkpoints.converted("small") / "tokenizer.json"))
-    markers = {engine.prompts.markers.end_think, engine.prompts.markers.think}
+    markers = {engine.prompts.markers.end_think, *engine.prompts.spelling.control}
     expected = whole.decode([i for i in ids if i not in markers], skip_special_tokens=False)
     assert said.replace("\ufffd", "") == expected.replace("\ufffd", "")
 
@@ -100,7 +101,10 @@ def test_a_text_is_gone_on_with(checkpoints: Checkpoints, engine: Engine) -> Non
     assert prompt[0] == spelling.id("<｜begin▁of▁sentence｜>")
     assert spelling.id("<｜User｜>") not in prompt
     said = [piece.text for piece in complete(engine.session(), spelling, text, options, max_tokens=30)]
-    ids = list(generate(engine.session(), prompt, options, max_tokens=30))
+    undrawn = options.without(spelling.dsml)
+    ids = [
+        id for id in generate(engine.session(), prompt, undrawn, max_tokens=30) if id not in spelling.control
+    ]
     whole = "".join(said)
     assert len(said) > 10 and whole == spelling.decode(ids)
     stop = whole[len(whole) // 2 :][:2]
@@ -114,16 +118,16 @@ def test_a_text_is_gone_on_with(checkpoints: Checkpoints, engine: Engine) -> Non
 @pytest.mark.parametrize(
     ("token", "stop", "expected"),
     [
-        (None, (), "｜DSML｜" * 3),  # as the checkpoint spells it
+        (None, (), ""),  # a marker is no text
         ("a", ("ab",), "aaa"),  # the last might have begun the stop string
         ("a", ("aa",), ""),
     ],
 )
-def test_nothing_of_a_text_is_kept_back_or_respelt(
+def test_nothing_of_a_text_is_kept_back_and_no_marker_is_in_it(
     token: str | None, stop: tuple[str, ...], expected: str, checkpoints: Checkpoints, engine: Engine
 ) -> None:
     spelling = Spelling(checkpoints.converted("small"))
-    (id,) = [spelling.dsml] if token is None else spelling.encode(token)
+    (id,) = [spelling.id("<｜User｜>")] if token is None else spelling.encode(token)
     options = SamplingOptions(temperature=0, logit_bias={id: 100.0}, stop_strings=stop)
     said = [piece.text for piece in complete(engine.session(), spelling, "Once", options, max_tokens=3)]
     assert "".join(said) == expected
