@@ -283,6 +283,14 @@ class ReplayBackend:
     def paging(self) -> dict[str, float]:
         return {}
 
+    notice = ""
+
+    def recently(self) -> str:
+        return ""
+
+    def identity(self) -> str:
+        return ""  # there is no state to save
+
     def recover(self) -> None:
         pass
 

@@ -208,13 +208,13 @@ class TextParser:
         """After `finish`: what ended the turn."""
         return "length" if self._parser.cut else "stop"
 
-    def push(self, token: int) -> Iterator[Piece]:
+    def push(self, token: int) -> list[Piece]:
         """Take in one sampled token."""
-        return _pieces(self._parser.push(token))
+        return list(_pieces(self._parser.push(token)))
 
-    def finish(self, *, length: bool) -> Iterator[Piece]:
-        """The turn is over, by a limit (`length`) or else by its own end. Yields what was held back."""
-        return _pieces(self._parser.finish(length=length and not self.over))
+    def finish(self, *, length: bool) -> list[Piece]:
+        """The turn is over, by a limit (`length`) or else by its own end. What was held back."""
+        return list(_pieces(self._parser.finish(length=length and not self.over)))
 
 
 def _pieces(chunks: list[Chunk]) -> Iterator[Piece]:
