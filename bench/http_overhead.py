@@ -22,7 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dsv4_mlx.engine.decode import Sampled
+from dsv4_mlx.engine.decode import Token
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.replay import ReplayBackend, ScriptedTurn
@@ -54,7 +54,7 @@ def bare(turn: ScriptedTurn) -> tuple[float, float, int]:
     session, count = backend.session(), 0
     wall, cpu = time.perf_counter(), time.process_time()
     for step in backend.run(session, GenerationRequest((9,) * 8, SamplingOptions(temperature=0))):
-        count += isinstance(step, Sampled)
+        count += isinstance(step, Token)
     return time.perf_counter() - wall, time.process_time() - cpu, count
 
 

@@ -19,13 +19,13 @@ from typing import Self
 
 import numpy as np
 
-from dsv4_mlx.engine.decode import GenerationLimits
-from dsv4_mlx.engine.generate import steps
+from dsv4_mlx.engine.decode import Event, Finished, GenerationLimits, PrefillProgress, decode
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Logits
-from dsv4_mlx.scheduler.backend import Progress, Run, wanted
+from dsv4_mlx.errors import Progress
+from dsv4_mlx.scheduler.backend import Run, wanted
 from dsv4_mlx.scheduler.engine_thread import EngineThread
-from dsv4_mlx.scheduler.request import Event, Finished, GenerationRequest
+from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.scheduler.scheduler import SchedulerOptions
 from dsv4_mlx.scheduler.session_policy import SessionLimits
 from dsv4_mlx.scheduler.session_pool import Reusable
@@ -51,9 +51,9 @@ class Still:
     def room_after(self, tokens: Sequence[int]) -> int:
         return self.capacity - len(tokens)
 
-    def prefill(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
+    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]:
         self.tokens = list(tokens)
-        yield len(tokens), len(tokens)
+        yield PrefillProgress(len(tokens), len(tokens), 0)
 
     def advance(self, token: int) -> Logits:
         self.tokens.append(token)
@@ -90,7 +90,7 @@ class Timed:
 
     def run(self, session: Reusable, job: GenerationRequest) -> Run:
         begun = time.thread_time()
-        ended = yield from steps(session, job.prompt, job.sampling, wanted(job))
+        ended = yield from decode(session, job.prompt, job.sampling, wanted(job))
         self.cpu += time.thread_time() - begun
         return ended
 
@@ -107,7 +107,7 @@ class Timed:
 def bare(tokens: int) -> tuple[float, float]:
     """Wall and CPU seconds of the loop alone."""
     wall, cpu = time.perf_counter(), time.thread_time()
-    for _ in steps(Still(), [9] * 8, GREEDY, GenerationLimits(tokens)):
+    for _ in decode(Still(), [9] * 8, GREEDY, GenerationLimits(tokens)):
         pass
     return time.perf_counter() - wall, time.thread_time() - cpu
 

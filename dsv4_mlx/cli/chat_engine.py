@@ -13,14 +13,15 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from dsv4_mlx.engine import session_file
+from dsv4_mlx.engine.decode import Event as EngineEvent
+from dsv4_mlx.engine.decode import Finished, PrefillProgress, Token
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import Dsv4Error
 from dsv4_mlx.machine.limits import memory_in_use
 from dsv4_mlx.scheduler.backend import Backend
 from dsv4_mlx.scheduler.engine_thread import EngineThread
-from dsv4_mlx.scheduler.request import Event as EngineEvent
-from dsv4_mlx.scheduler.request import Finished, GenerationRequest, Prefill, Token
+from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.scheduler.scheduler import SchedulerOptions
 from dsv4_mlx.scheduler.session_pool import SessionPool
 from dsv4_mlx.terminal.chat_engine import (
@@ -186,7 +187,7 @@ class _Answer:
     def emit(self, event: EngineEvent) -> None:
         """In the engine's thread."""
         now = time.monotonic()
-        if isinstance(event, Prefill) and event.done:
+        if isinstance(event, PrefillProgress) and event.done:
             if event.done >= LONG:
                 self._engine.rate = event.done / (now - self._began)
             self._events.put(Prefilling(event.done, event.total, event.cached, now))

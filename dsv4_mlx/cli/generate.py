@@ -95,9 +95,9 @@ def generate(
     Example: dsv4-mlx generate ~/models/flash -p "Why is the sky blue?" --think off
     """
     from dsv4_mlx.cli.stdin import question
-    from dsv4_mlx.engine.complete import complete as go_on
     from dsv4_mlx.engine.engine import Engine, EngineOptions
     from dsv4_mlx.engine.generate import answer
+    from dsv4_mlx.engine.generate import complete as go_on
     from dsv4_mlx.engine.info import vocabulary
     from dsv4_mlx.engine.sampler import SamplingOptions
     from dsv4_mlx.machine.awake import Awake
@@ -124,7 +124,7 @@ def generate(
         held = form(engine, folder, rule, thinking=think is not ThinkMode.OFF)
         session = engine.session()
         if complete:
-            of = session, engine.prompts.spelling, asked, sampling
+            of = engine, session, asked, sampling
             _say(go_on(*of, max_tokens=max_tokens, constraint=held["constraint"]))
         else:
             _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens, **held))

@@ -1,37 +1,78 @@
-"""What a turn must be, and what comes out of the decode loop while it is made.
+"""The decode loop: a prompt goes in, events come out.
 
-How likely a token was, and which others were.
+    PrefillProgress*  Token*  Finished       in this order; whatever happens, one Finished, and it is the last
 
-Whether the model thinks, and the end of a thinking that has taken its budget.
+A PrefillProgress with done == total comes once: the prompt is in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 
 from dsv4_mlx.engine.constraint import Constraint
-from dsv4_mlx.engine.sampler import Floats
+from dsv4_mlx.engine.sampler import Floats, Sampler, SamplingOptions
 from dsv4_mlx.tokenizer.template import Markers
+
+Ended = Literal["stop", "length"]
+Reason = Literal[Ended, "cancelled", "error"]
+Top = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
 class PrefillProgress:
-    """`done` of `total` tokens of the prompt are computed; the others were known before."""
+    """`done` of `total` tokens of the prompt are computed; `cached` more were known before."""
 
     done: int
     total: int
+    cached: int
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """A token of the answer. Where asked for: its natural log probability, and the likeliest ones'."""
+class Token:
+    """A token of the answer. Where asked for: its natural log probability, of the model's own distribution
+    (before bias, penalties, constraint and temperature), and the likeliest (id, log probability), best first.
+    """
 
-    token: int
+    id: int
     logprob: float | None = None
     top: Top = ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """`stop`: the model ended its turn (that token is not emitted). `length`: max_tokens or the context.
+
+    `error` says why for reason "error": a Dsv4Error for what can be expected, anything else is a bug.
+    """
+
+    reason: Reason
+    error: BaseException | None = None
+
+
+Event = PrefillProgress | Token | Finished
+
+
+class TokenSequence(Protocol):
+    """What the decode loop needs of a session; as in Session."""
+
+    tokens: list[int]
+    markers: Markers
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def logits(self) -> Floats: ...
+
+    def room_after(self, tokens: Sequence[int]) -> int: ...
+
+    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]: ...
+
+    def advance(self, token: int) -> Floats: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +90,38 @@ class GenerationLimits:
     think_budget: int | None = None
 
 
-Top = tuple[tuple[int, float], ...]
+def decode(
+    session: TokenSequence, prompt: Sequence[int], options: SamplingOptions, wanted: GenerationLimits
+) -> Generator[PrefillProgress | Token, None, Ended]:
+    """The one loop: prefill cut by cut, then token by token; returns what ended it.
+
+    It may be left or paused at any yield; the session then holds what was computed. The stopping token is
+    not yielded, and the session does not take it in. Raises DoesNotFit for a prompt longer than the
+    context, InputError and UsageError for ids that the model has not.
+    """
+    options.check(session.vocabulary)
+    constraint = wanted.constraint
+    room = session.room_after(prompt)
+    room = room if wanted.max_tokens is None else min(wanted.max_tokens, room)
+    sampler = Sampler(options, prompt=len(prompt))
+    thinking = ThinkingBudget(prompt, session.markers, wanted.think_budget)
+    yield from session.prefill(prompt)
+    for _ in range(room):
+        logits = session.logits
+        token = thinking.forced
+        if token is None:
+            token = sampler(logits if constraint is None else constraint.allow(logits), session.tokens)
+        if token == session.markers.end or token in options.stop_ids:
+            return "stop"
+        thinking.accept(token)
+        if constraint is not None:
+            constraint.accept(token)
+        if wanted.logprobs is None:
+            yield Token(token)
+        else:
+            yield Token(token, *likelihood(logits, token, wanted.logprobs))
+        session.advance(token)
+    return "length"
 
 
 def likelihood(logits: Floats, token: int, count: int) -> tuple[float, Top]:

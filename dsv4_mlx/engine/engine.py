@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,7 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.memory import largest_context, repeated_scales, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.engine.wiring import prepare
-from dsv4_mlx.errors import DoesNotFit, UsageError
+from dsv4_mlx.errors import DoesNotFit, Progress, UsageError
 from dsv4_mlx.machine.limits import memory_limit, memory_pressure, page_cache_share
 from dsv4_mlx.machine.support import check_supported
 from dsv4_mlx.model.state import GROWTH
@@ -60,9 +59,7 @@ class Engine:
         self.pager = pager  # None where all experts are in memory
 
     @staticmethod
-    def open(
-        folder: Path, options: EngineOptions | None = None, progress: Callable[[int, int], None] | None = None
-    ) -> Engine:
+    def open(folder: Path, options: EngineOptions | None = None, progress: Progress | None = None) -> Engine:
         """Open a converted folder or an official checkpoint. Raises Dsv4Error.
 
         `progress(done, total)` counts bytes.

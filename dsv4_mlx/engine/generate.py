@@ -12,73 +12,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 from dsv4_mlx.engine.constraint import Constraint
-from dsv4_mlx.engine.decode import GenerationLimits, PrefillProgress, Sampled, ThinkingBudget, likelihood
+from dsv4_mlx.engine.decode import Ended, Event, Finished, GenerationLimits, Token, TokenSequence, decode
 from dsv4_mlx.engine.engine import Engine
-from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
-from dsv4_mlx.engine.session import Session, TokenSequence
+from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.session import Session
 from dsv4_mlx.tokenizer.output_parser import Piece, TextParser
 from dsv4_mlx.tokenizer.template import Think
 
-Progress = Callable[[int, int], None]  # prompt tokens done, in all
 
-
-def steps(
+def stream(
     session: TokenSequence, prompt: Sequence[int], options: SamplingOptions, wanted: GenerationLimits
-) -> Generator[PrefillProgress | Sampled, None, Literal["stop", "length"]]:
-    """The one loop: prefill cut by cut, then token by token; returns what ended it.
-
-    It may be left or paused at any yield; the session then holds what was computed. The stopping token is
-    not yielded, and the session does not take it in. Raises DoesNotFit for a prompt longer than the
-    context, InputError and UsageError for ids that the model has not.
-    """
-    options.check(session.vocabulary)
-    constraint = wanted.constraint
-    room = session.room_after(prompt)
-    room = room if wanted.max_tokens is None else min(wanted.max_tokens, room)
-    sampler = Sampler(options, prompt=len(prompt))
-    thinking = ThinkingBudget(prompt, session.markers, wanted.think_budget)
-    for done, total in session.prefill(prompt):
-        yield PrefillProgress(done, total)
-    for _ in range(room):
-        logits = session.logits
-        token = thinking.forced
-        if token is None:
-            token = sampler(logits if constraint is None else constraint.allow(logits), session.tokens)
-        if token == session.markers.end or token in options.stop_ids:
-            return "stop"
-        thinking.accept(token)
-        if constraint is not None:
-            constraint.accept(token)
-        if wanted.logprobs is None:
-            yield Sampled(token)
-        else:
-            yield Sampled(token, *likelihood(logits, token, wanted.logprobs))
-        session.advance(token)
-    return "length"
+) -> Iterator[Event]:
+    """The events of one answer, Finished the last of them. Raises as `decode`."""
+    yield Finished((yield from decode(session, prompt, options, wanted)))
 
 
 def generate(
     session: TokenSequence,
-    prompt: list[int],
+    prompt: Sequence[int],
     options: SamplingOptions,
     *,
     max_tokens: int | None = None,
-    progress: Progress | None = None,
     constraint: Constraint | None = None,
 ) -> Iterator[int]:
     """Yield token ids until one that stops, `max_tokens`, the end of the context, or the caller is done.
 
-    The stopping token is not yielded. Stop strings are the caller's: see `answer`. Raises as `steps`.
+    The stopping token is not yielded. Stop strings are the caller's: see `answer`. Raises as `decode`.
     """
-    for step in steps(session, prompt, options, GenerationLimits(max_tokens, constraint)):
-        if isinstance(step, Sampled):
-            yield step.token
-        elif progress is not None and step.done:
-            progress(step.done, step.total)
+    for event in decode(session, prompt, options, GenerationLimits(max_tokens, constraint)):
+        if isinstance(event, Token):
+            yield event.id
 
 
 def answer(
@@ -91,8 +58,9 @@ def answer(
     max_tokens: int | None = None,
     constraint: Constraint | None = None,
     schema: Any = None,
-) -> Iterator[Piece]:
-    """One question, one answer: yields pieces of thinking and answer as the model says them.
+) -> Generator[Piece, None, Ended]:
+    """One question, one answer: yields pieces of thinking and answer as the model says them, and returns
+    what ended it.
 
     schema: what the prompt asks for; `constraint` is what holds the answer to it. Raises as `generate`, and
     DoesNotFit for a prompt that leaves no room for an answer.
@@ -100,12 +68,41 @@ def answer(
     conversation = engine.prompts.ask(text, think, schema)
     prompt = engine.prompts.encode(conversation)
     session.leave_room(prompt)
-    parser = TextParser(conversation, engine.prompts.spelling, options.stop_strings)
     options = options.without(engine.prompts.spelling.dsml)  # no tools, so no call of one
-    count = 0
-    for token in generate(session, prompt, options, max_tokens=max_tokens, constraint=constraint):
-        count += 1
-        yield from parser.push(token)
-        if parser.over:
-            return
-    yield from parser.finish(length=count == max_tokens)
+    parser = TextParser(conversation, engine.prompts.spelling, options.stop_strings)
+    events = stream(session, prompt, options, GenerationLimits(max_tokens, constraint))
+    return (yield from read_answer(events, parser))
+
+
+def complete(
+    engine: Engine,
+    session: Session,
+    text: str,
+    options: SamplingOptions,
+    *,
+    max_tokens: int | None = None,
+    constraint: Constraint | None = None,
+) -> Generator[Piece, None, Ended]:
+    """What follows `text`, without a template, for base models. Markers in the text count as text; those
+    that the model writes are left out. Raises as `answer`.
+    """
+    spelling = engine.prompts.spelling
+    prompt = spelling.begun(text)
+    session.leave_room(prompt)
+    parser, options = TextParser(None, spelling, options.stop_strings), options.without(spelling.dsml)
+    events = stream(session, prompt, options, GenerationLimits(max_tokens, constraint))
+    return (yield from read_answer(events, parser))
+
+
+def read_answer(events: Iterator[Event], parser: TextParser) -> Generator[Piece, None, Ended]:
+    """The events of one answer -> what it says; returns what ended it, the model, its text or a limit."""
+    length = False
+    for event in events:
+        if isinstance(event, Token):
+            yield from parser.push(event.id)
+            if parser.over:
+                break
+        elif isinstance(event, Finished):
+            length = event.reason == "length"
+    yield from parser.finish(length=length)
+    return parser.reason

@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from dsv4_mlx.engine.chunking import chunk_ends
+from dsv4_mlx.engine.decode import PrefillProgress
 from dsv4_mlx.engine.memory import RESTART_POINTS
-from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, UsageError
+from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, Progress, UsageError
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.tokenizer.template import Markers
@@ -43,25 +43,6 @@ class SessionSnapshot:
     logits: Logits | None
 
 
-class TokenSequence(Protocol):
-    """What the decode loop needs of a session; as in Session."""
-
-    tokens: list[int]
-    markers: Markers
-
-    @property
-    def vocabulary(self) -> int: ...
-
-    @property
-    def logits(self) -> Logits: ...
-
-    def room_after(self, tokens: Sequence[int]) -> int: ...
-
-    def prefill(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]: ...
-
-    def advance(self, token: int) -> Logits: ...
-
-
 class Session:
     """Hand it the whole token sequence; it computes what it has not seen. Not for use by two threads.
 
@@ -73,7 +54,7 @@ class Session:
         self.tokens: list[int] = []
         self.together: int | None = None  # chunks in a step of `prefill` at most; None: the model says
         self.between: Callable[[], None] = lambda: None  # called between layers of a prefill; may raise
-        self.reused = 0  # tokens of the last `sync` that needed no computation
+        self.cached = 0  # tokens of the last `sync` that needed no computation
         self._state: ModelState = model.new_state(growth=growth)
         self._restart: list[Snapshot] = []
         self._logits: Logits | None = None
@@ -100,19 +81,19 @@ class Session:
         """Tokens that its row buffers hold before they grow."""
         return self._state.capacity
 
-    def sync(self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None) -> Logits:
+    def sync(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
         """Make `tokens` the sequence; float32 logits [V] after its last token.
 
         What the session has in common with it is kept: all of it where the sequence is only longer, else
         up to the last restart point, which lies at a cut. Raises as check_tokens.
         """
-        for done, total in self.prefill(tokens):
-            if progress is not None and done:
-                progress(done, total)
+        for step in self.prefill(tokens):
+            if progress is not None and step.done:
+                progress(step.done, step.total)
         return self.logits
 
-    def prefill(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """`sync` step by step: yields (tokens computed, to compute), first with 0, then at cuts.
+    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]:
+        """`sync` step by step: yields how far it is, first with 0 done, then at cuts.
 
         A step is as many chunks as the model takes at once, `together` at most. The caller may stop after
         any: the session is then as far as it got, and a later `sync` goes on from there, cut alike. What
@@ -121,9 +102,9 @@ class Session:
         """
         tokens = [int(token) for token in tokens]
         check_tokens(tokens, self.vocabulary, self.context)
-        self.reused = self._keep(tokens)
-        start, marks = len(self.tokens), chunk_ends(tokens, self.markers)
-        yield 0, len(tokens) - start
+        start = self.cached = self._keep(tokens)
+        marks = chunk_ends(tokens, self.markers)
+        yield PrefillProgress(0, len(tokens) - start, start)
         if start == len(tokens):
             return  # all of it was known
         ends = [*(cut for cut in marks if start < cut < len(tokens)), len(tokens)]
@@ -137,7 +118,7 @@ class Session:
             if end < len(tokens) or (marks and end == marks[-1]):
                 points = [*points, self._state.snapshot()]
             self._restart = thinned([*self._restart, *points])
-            yield end - start, len(tokens) - start
+            yield PrefillProgress(end - start, len(tokens) - start, start)
 
     @property
     def logits(self) -> Logits:
@@ -206,7 +187,7 @@ class Session:
     def fork(self) -> Session:
         """An independent session that has seen the same tokens."""
         twin = Session(self.model, self.context, self.markers, self.growth)
-        twin.reused, twin.tokens, twin._logits = self.reused, list(self.tokens), self._logits
+        twin.cached, twin.tokens, twin._logits = self.cached, list(self.tokens), self._logits
         twin._state, twin._restart = self._state.fork(), list(self._restart)
         return twin
 

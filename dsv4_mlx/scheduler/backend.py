@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import mlx.core as mx
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.decode import GenerationLimits, PrefillProgress, Sampled
+from dsv4_mlx.engine.decode import Ended, GenerationLimits, PrefillProgress, Token, TokenSequence, decode
 from dsv4_mlx.engine.engine import Engine, EngineOptions, weight_bytes
-from dsv4_mlx.engine.generate import steps
 from dsv4_mlx.engine.memory import state_bytes, workspace
-from dsv4_mlx.engine.session import Session, TokenSequence
+from dsv4_mlx.engine.session import Session
 from dsv4_mlx.engine.session_file import identity
+from dsv4_mlx.errors import Progress
 from dsv4_mlx.machine.limits import memory_limit
 from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.scheduler.session_policy import SessionLimits
@@ -23,9 +23,6 @@ from dsv4_mlx.scheduler.session_pool import Reusable
 from dsv4_mlx.tokenizer.template import Prompts
 
 GROWTH = 2048  # tokens by which sessions grow: short ones stay small
-
-Progress = Callable[[int, int], None]
-Ended = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Pause:
     until: float
 
 
-Run = Generator[PrefillProgress | Sampled | Pause, None, Ended]
+Run = Generator[PrefillProgress | Token | Pause, None, Ended]
 
 
 class Backend(Protocol):
@@ -62,7 +59,7 @@ class Backend(Protocol):
     def session(self) -> Reusable: ...
 
     def run(self, session: Reusable, job: GenerationRequest) -> Run:
-        """The job's steps, as engine.generate.steps."""
+        """The job's steps, as engine.decode.decode."""
 
     def memory(self) -> dict[str, int]:
         """Bytes in use, by kind. Any thread."""
@@ -118,7 +115,7 @@ class ModelBackend:
         return self.engine.session(GROWTH)
 
     def run(self, session: TokenSequence, job: GenerationRequest) -> Run:
-        return (yield from steps(session, job.prompt, job.sampling, wanted(job)))
+        return (yield from decode(session, job.prompt, job.sampling, wanted(job)))
 
     def memory(self) -> dict[str, int]:
         return {

@@ -12,11 +12,12 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from dsv4_mlx.engine.decode import Reason
 from dsv4_mlx.engine.session import check_tokens
 from dsv4_mlx.errors import DoesNotFit, UsageError
 from dsv4_mlx.scheduler.backend import Backend
 from dsv4_mlx.scheduler.linger import Linger
-from dsv4_mlx.scheduler.request import Emit, GenerationRequest, QueueFull, Reason, Unavailable
+from dsv4_mlx.scheduler.request import Emit, GenerationRequest, QueueFull, Unavailable
 from dsv4_mlx.scheduler.scheduler import Counts, RunningSequence, Scheduler, SchedulerOptions
 from dsv4_mlx.scheduler.session_pool import SessionPool
 

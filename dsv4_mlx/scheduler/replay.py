@@ -30,15 +30,14 @@ import numpy as np
 from deepseek_recipe import AssistantMessage, Conversation, ToolCall, ToolDefinition, UserMessage
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.decode import Sampled, thinks
-from dsv4_mlx.engine.generate import steps
+from dsv4_mlx.engine.decode import Ended, Token, decode, thinks
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
 from dsv4_mlx.engine.session import Session
-from dsv4_mlx.errors import InputError, MachineError, UsageError
+from dsv4_mlx.errors import InputError, MachineError, Progress, UsageError
 from dsv4_mlx.machine.limits import memory_limit
 from dsv4_mlx.model.state import ModelState, Snapshot
 from dsv4_mlx.model.transformer import ChunkMajor, Transformer
-from dsv4_mlx.scheduler.backend import GROWTH, Ended, Pause, Progress, Run, session_limits, wanted
+from dsv4_mlx.scheduler.backend import GROWTH, Pause, Run, session_limits, wanted
 from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.scheduler.session_policy import SessionLimits
 from dsv4_mlx.scheduler.session_pool import Reusable
@@ -255,7 +254,7 @@ class ReplayBackend:
         limits += [] if job.max_tokens is None else [job.max_tokens]
         asked = replace(wanted(job), max_tokens=min(limits, default=None))
         begun, count = 0.0, 0
-        real = steps(session, job.prompt, job.sampling, asked)
+        real = decode(session, job.prompt, job.sampling, asked)
         while True:
             try:
                 step = next(real)
@@ -263,8 +262,8 @@ class ReplayBackend:
                 if turn.error is not None:
                     raise MachineError(turn.error) from None
                 return cast(Ended, end.value)
-            if isinstance(step, Sampled):
-                if step.token not in (model.expected, prompts.markers.end_think):
+            if isinstance(step, Token):
+                if step.id not in (model.expected, prompts.markers.end_think):
                     raise InputError(
                         "the request does not allow what the script says next",
                         where=turn.where,

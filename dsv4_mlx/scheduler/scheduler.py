@@ -10,21 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import get_args
 
-from dsv4_mlx.engine.decode import PrefillProgress, Sampled
+from dsv4_mlx.engine.decode import Event, Finished, Reason, Token
 from dsv4_mlx.errors import DoesNotFit, UsageError
 from dsv4_mlx.scheduler.admission import FairShare, Waiting
-from dsv4_mlx.scheduler.backend import Backend, Run
-from dsv4_mlx.scheduler.request import (
-    Emit,
-    Event,
-    Finished,
-    GenerationRequest,
-    Prefill,
-    Reason,
-    Started,
-    Token,
-    Unavailable,
-)
+from dsv4_mlx.scheduler.backend import Backend, Pause, Run
+from dsv4_mlx.scheduler.request import Emit, GenerationRequest, Unavailable
 from dsv4_mlx.scheduler.session_pool import Lease, SessionPool
 
 
@@ -59,7 +49,6 @@ class RunningSequence:
     cancelled: bool = False  # set by any thread
     run: Run | None = None
     lease: Lease | None = None
-    cached: int = 0
     until: float = 0.0  # a pause lasts until then
     blocked: bool = False  # needs memory that another job has
 
@@ -179,21 +168,15 @@ class Scheduler:
             return
         self.progress = self.clock()
         self._shares.charge(entry, self.progress - begun)
-        if isinstance(step, Sampled):
-            self.counts.generated += 1
-            self._say(entry, Token(step.token, step.logprob, step.top))
-        elif isinstance(step, PrefillProgress):
-            self._prefilled(entry, step)
-        else:
+        if isinstance(step, Pause):
             entry.until = step.until
-
-    def _prefilled(self, entry: RunningSequence, step: PrefillProgress) -> None:
-        entry.cached = len(entry.job.prompt) - step.total
-        self._say(entry, Prefill(step.done, step.total, entry.cached))
-        if step.done == step.total:
+            return
+        if isinstance(step, Token):
+            self.counts.generated += 1
+        elif step.done == step.total:
             self.counts.prompt += len(entry.job.prompt)
-            self.counts.cached += entry.cached
-            self._say(entry, Started(entry.cached))
+            self.counts.cached += step.cached
+        self._say(entry, step)
 
     def _fail(self, entry: RunningSequence, error: Exception) -> None:
         """A session that a failed step left is empty (session.py): then it was the device, or a bug."""

@@ -20,7 +20,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from dsv4_mlx.scheduler.request import Event, Finished, GenerationRequest, Prefill, Started, Token
+from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress, Token
+from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.server.api_errors import ApiError, from_error
 from dsv4_mlx.server.metrics import Metrics, TurnFigures
 from dsv4_mlx.server.middleware import RequestScope, scope_of
@@ -123,13 +124,12 @@ class Exchange:
                 break
             if isinstance(event, Token):
                 self._token(event, frames)
-            elif isinstance(event, Prefill):
+            elif isinstance(event, PrefillProgress):
                 self.done, self.total = event.done, event.total
                 self.open(frames, event.cached)
-            elif isinstance(event, Started):
-                self.open(frames, event.cached)
-                frames += self.wire.started(event.cached)
-            elif isinstance(event, Finished):
+                if event.done == event.total:
+                    frames += self.wire.started(event.cached)
+            else:
                 self._finished(event, frames)
         return frames
 

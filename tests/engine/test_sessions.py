@@ -31,7 +31,7 @@ def test_sync_is_a_prefill_cut_by_the_rule(model: Transformer) -> None:
     session = new_session(model)
     logits = session.sync(TOKENS)
     expected = run(model, TOKENS, chunk_ends(TOKENS, MARKERS))
-    assert (session.tokens, session.reused) == (TOKENS, 0)
+    assert (session.tokens, session.cached) == (TOKENS, 0)
     assert_close(logits, expected[-1], PARTITION)
 
 
@@ -40,7 +40,7 @@ def test_the_same_sequence_costs_nothing(model: Transformer, monkeypatch: pytest
     logits = session.sync(TOKENS[:600])
     monkeypatch.setattr(Session, "_step", lambda *_: pytest.fail("computed again"))
     assert_bits(session.sync(TOKENS[:600]), logits)
-    assert session.reused == 600
+    assert session.cached == 600
 
 
 @pytest.mark.parametrize("shared", [0, 100, 511, 512, 700, 1024, 1100, 1299])
@@ -51,7 +51,7 @@ def test_another_end_is_bit_equal_to_a_cold_start(model: Transformer, shared: in
     warm.sync(TOKENS)
     expected = cold.sync(other)
     assert_bits(warm.sync(other), expected, "restored")
-    assert warm.reused == max((cut for cut in (512, 1024) if cut <= shared), default=0)
+    assert warm.cached == max((cut for cut in (512, 1024) if cut <= shared), default=0)
     for token in TOKENS[:3]:
         assert_bits(warm.advance(token), cold.advance(token), "decoded after it")
 
@@ -61,7 +61,7 @@ def test_a_longer_prompt_after_a_short_one(model: Transformer) -> None:
     warm, cold = new_session(model), new_session(model)
     warm.sync(TOKENS[:530])
     logits = warm.sync(TOKENS[:700])
-    assert warm.reused == 530
+    assert warm.cached == 530
     assert_close(logits, cold.sync(TOKENS[:700]), PARTITION)
 
 
@@ -73,7 +73,7 @@ def test_the_end_of_a_prompt_is_no_restart_point(model: Transformer) -> None:
     other = TOKENS[:600] + TOKENS[:50]
     expected = cold.sync(other)
     assert_bits(warm.sync(other), expected)
-    assert warm.reused == 512
+    assert warm.cached == 512
 
 
 def test_a_prefix_of_what_was_seen(model: Transformer) -> None:
@@ -81,7 +81,7 @@ def test_a_prefix_of_what_was_seen(model: Transformer) -> None:
     warm.sync(TOKENS)
     expected = cold.sync(TOKENS[:900])
     assert_bits(warm.sync(TOKENS[:900]), expected)
-    assert (warm.reused, warm.tokens) == (512, TOKENS[:900])
+    assert (warm.cached, warm.tokens) == (512, TOKENS[:900])
     assert_bits(warm.sync(TOKENS[:512]), new_session(model).sync(TOKENS[:512]), "up to a cut exactly")
 
 
@@ -91,7 +91,7 @@ def test_decoded_tokens_are_part_of_the_sequence(model: Transformer) -> None:
     for token in TOKENS[50:60]:
         last = session.advance(token)
     assert_bits(session.sync(TOKENS[:60]), last)
-    assert session.reused == 60
+    assert session.cached == 60
     assert_close(last, new_session(model).sync(TOKENS[:60]), PARTITION)
 
 

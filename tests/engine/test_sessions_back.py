@@ -212,7 +212,7 @@ def test_restart_points_come_back_with_a_snapshot(model: Transformer, rng: np.ra
     session.restore(snapshot)
     other = tokens[:515] + token_ids(rng, 9)
     logits = session.sync(other)
-    assert session.reused == 512
+    assert session.cached == 512
     assert np.array_equal(logits, at(model, other).sync(other))
 
 

@@ -27,7 +27,7 @@ def opened(model: Model, memory: str, together: int = 1) -> Engine:
 def prefilled(engine: Engine, tokens: list[int]) -> tuple[Session, list[int], LayerStats]:
     """The session, how far it said it was after each group, and what was read."""
     session = engine.session()
-    said = [done for done, _ in session.prefill(tokens)]
+    said = [step.done for step in session.prefill(tokens)]
     return session, said, total(engine.pager.stats()) if engine.pager is not None else LayerStats()
 
 
@@ -55,7 +55,7 @@ def test_logits_and_restart_points_are_the_same(
         other = [*tokens[:shared], *tokens[:40]]
         alone = whole.fork()
         assert np.array_equal(session.sync(other), alone.sync(other))
-        assert session.reused == alone.reused == shared // 512 * 512
+        assert session.cached == alone.cached == shared // 512 * 512
         assert np.array_equal(session.sync([*other, 9]), alone.sync([*other, 9]))
 
 
@@ -101,4 +101,4 @@ def test_left_between_layers(model: Model, tokens: list[int], moment: int) -> No
     assert not session.holds(further), "the pass that was left may have written over its rows"
     session.between = lambda: None
     assert np.array_equal(session.sync(asked), calm.sync(asked))
-    assert session.reused == len(known)
+    assert session.cached == len(known)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from small_model import tiny_model, token_ids
 
+from dsv4_mlx.engine.decode import Finished, PrefillProgress
 from dsv4_mlx.engine.generate import generate
 from dsv4_mlx.engine.sampler import SamplingOptions
-from dsv4_mlx.errors import DoesNotFit, InputError, UsageError
+from dsv4_mlx.errors import DoesNotFit, InputError, Progress, UsageError
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.scheduler.backend import Progress
 from dsv4_mlx.scheduler.engine_thread import EngineThread
-from dsv4_mlx.scheduler.request import Finished, GenerationRequest, Prefill, QueueFull, Unavailable
+from dsv4_mlx.scheduler.request import GenerationRequest, QueueFull, Unavailable
 from dsv4_mlx.scheduler.scheduler import SchedulerOptions
 from scheduler.tiny import Heard, ScriptedBackend, TinyBackend, job
 
@@ -244,7 +244,7 @@ def test_64_jobs_with_random_cancels(model: Transformer, seed: int) -> None:
 def said_alone(backend: TinyBackend, pairs: list[tuple[GenerationRequest, Heard]]) -> None:
     """Each says what it says alone; after tokens that were sampled before, only within tolerance."""
     for asked, heard in pairs:
-        reused = next((event.cached for event in heard.events if isinstance(event, Prefill)), 0)
+        reused = next((event.cached for event in heard.events if isinstance(event, PrefillProgress)), 0)
         if heard.tokens and reused % 512 == 0:
             session = backend.session()
             expected = generate(session, list(asked.prompt), asked.sampling, max_tokens=len(heard.tokens))

@@ -25,10 +25,11 @@ from deepseek_recipe import (
 )
 
 from dsv4_mlx.cli.demo import SHIPPED
+from dsv4_mlx.engine.decode import Finished, Token
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import InputError, MachineError, UsageError
 from dsv4_mlx.scheduler.replay import ReplayBackend, ScriptedCall, ScriptedTurn, read_script
-from dsv4_mlx.scheduler.request import Finished, GenerationRequest, Token
+from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.scheduler.scheduler import RunningSequence, Scheduler, SchedulerOptions
 from scheduler.tiny import Heard
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
+from dsv4_mlx.engine.decode import Finished, PrefillProgress, Token
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import InputError, ModelOutputError
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.scheduler.request import Finished, GenerationRequest, Prefill, Started, Token, Unavailable
+from dsv4_mlx.scheduler.request import GenerationRequest, Unavailable
 from dsv4_mlx.scheduler.scheduler import Scheduler, SchedulerOptions
 from scheduler.tiny import ENDLESS, Heard, TinyBackend, add, alone, drain, job, runner
 
@@ -44,8 +45,8 @@ def test_events_come_in_order(backend: TinyBackend, rng: np.random.Generator) ->
     one = runner(backend)
     _, heard = add(one, job(prompt, 3))
     drain(one)
-    assert heard.events[:4] == [Prefill(0, 700, 0), Prefill(512, 700, 0), Prefill(700, 700, 0), Started(0)]
-    assert [type(event) for event in heard.events[4:]] == [Token] * 3 + [Finished]
+    assert heard.events[:3] == [PrefillProgress(done, 700, 0) for done in (0, 512, 700)]
+    assert [type(event) for event in heard.events[3:]] == [Token] * 3 + [Finished]
     assert heard.end == Finished("length")
     assert (one.counts.prompt, one.counts.cached, one.counts.generated) == (700, 0, 3)
 
@@ -108,7 +109,7 @@ def test_cancelled_at_any_moment(model: Transformer, seed: int) -> None:
     ended = heard.end
     assert ended is not None and ended.reason in ("cancelled", "length")
     assert len(heard.events) <= before + 1
-    known = [event for event in heard.events if isinstance(event, Prefill)]
+    known = [event for event in heard.events if isinstance(event, PrefillProgress)]
     _, again = add(one, asked)
     drain(one)
     assert again.tokens == alone(model, asked)
@@ -294,7 +295,7 @@ def test_chunks_go_together_only_while_nobody_waits(model: Transformer, rng: np.
                 one.step()
             _, heard = add(one, job(prompt, 3))
             drain(one)
-        steps = [event.done for event in heard.events if isinstance(event, Prefill)]
+        steps = [event.done for event in heard.events if isinstance(event, PrefillProgress)]
         found[name] = steps, heard.tokens
     assert found["apart"][0] == [0, 512, 1024, 1100]
     assert found["together"][0] == [0, 1024, 1100]

@@ -10,13 +10,15 @@ from typing import Any, cast
 import numpy as np
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
-from dsv4_mlx.engine.generate import generate, steps
+from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress, Token, decode
+from dsv4_mlx.engine.generate import generate
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Session
+from dsv4_mlx.errors import Progress
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.scheduler.backend import Progress, Run, session_limits, wanted
+from dsv4_mlx.scheduler.backend import Run, session_limits, wanted
 from dsv4_mlx.scheduler.replay import ScriptedModel
-from dsv4_mlx.scheduler.request import Event, Finished, GenerationRequest, Prefill, Token
+from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.scheduler.scheduler import RunningSequence, Scheduler, SchedulerOptions
 from dsv4_mlx.scheduler.session_policy import SessionLimits
 from dsv4_mlx.scheduler.session_pool import Reusable
@@ -60,7 +62,7 @@ class TinyBackend:
 
     def run(self, session: Reusable, job: GenerationRequest) -> Run:
         self.before_step(job)
-        real = steps(session, job.prompt, job.sampling, wanted(job))
+        real = decode(session, job.prompt, job.sampling, wanted(job))
         while True:
             try:
                 step = next(real)
@@ -129,7 +131,7 @@ class Heard:
 
     @property
     def cached(self) -> int:
-        return next(event.cached for event in self.events if isinstance(event, Prefill))
+        return next(event.cached for event in self.events if isinstance(event, PrefillProgress))
 
 
 def job(

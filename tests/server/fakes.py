@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from deepseek_recipe import Conversation
 
 from dsv4_mlx.cli.demo import SHIPPED
+from dsv4_mlx.engine.decode import Finished, PrefillProgress, Reason, Token
 from dsv4_mlx.scheduler.engine_thread import Health, State, Stats
-from dsv4_mlx.scheduler.request import Emit, Finished, GenerationRequest, Prefill, Reason, Started, Token
+from dsv4_mlx.scheduler.request import Emit, GenerationRequest
 from dsv4_mlx.scheduler.turn_cache import Completion, Rendered, TurnCache
 from dsv4_mlx.tokenizer.template import Prompts
 
@@ -67,11 +68,12 @@ class FakeWorker:
             emit(Finished("cancelled"))
             return
         cached = min(script.cached, len(job.prompt) - 1)
-        emit(Prefill(0, len(job.prompt) - cached, cached))
+        new = len(job.prompt) - cached
+        emit(PrefillProgress(0, new, cached))
         if ticket.cancelled.wait(script.prefill):
             emit(Finished("cancelled"))
             return
-        emit(Started(cached))
+        emit(PrefillProgress(new, new, cached))
         ids = self.prompts.tokenizer.encode(script.text)
         top = ((5, -1.5), (self.prompts.markers.end_think, -2.5))
         for count, id in enumerate(ids):

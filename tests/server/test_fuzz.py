@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from server.fakes import CHECKPOINT, PlainTurns
 from server.sse import Cutter, Read, Turn, read_chat, read_messages, read_responses
 
+from dsv4_mlx.engine.decode import Token
 from dsv4_mlx.grammar.grammars import Grammars
-from dsv4_mlx.scheduler.request import Token
 from dsv4_mlx.server.protocols.request import ParsedRequest, ProtocolName, ServerInfo
 from dsv4_mlx.server.protocols.stream import StreamEncoder
 from dsv4_mlx.server.translate import WIRES, Translator

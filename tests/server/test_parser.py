@@ -9,8 +9,8 @@ import pytest
 from server.fakes import PlainTurns
 from server.sse import read_chat, read_messages, read_responses
 
+from dsv4_mlx.engine.decode import Token
 from dsv4_mlx.grammar.grammars import Grammars
-from dsv4_mlx.scheduler.request import Token
 from dsv4_mlx.server.protocols.request import ServerInfo
 from dsv4_mlx.server.protocols.stream import StreamEncoder
 from dsv4_mlx.server.translate import WIRES, Translator

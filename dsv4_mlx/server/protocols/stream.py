@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from dsv4_mlx import __version__
-from dsv4_mlx.scheduler.request import Token
+from dsv4_mlx.engine.decode import Token
 from dsv4_mlx.scheduler.turn_cache import Completion
 from dsv4_mlx.server.api_errors import ApiError
 from dsv4_mlx.server.protocols.fields import Body
