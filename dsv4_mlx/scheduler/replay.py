@@ -65,6 +65,7 @@ class ScriptedTurn:
     content: str = ""
     calls: tuple[ScriptedCall, ...] = ()
     raw: str | None = None
+    ids: tuple[int, ...] | None = None  # instead of all text: the tokens
     finish: Literal["stop", "length"] = "stop"
     tokens_per_second: float = 0.0
     error: str | None = None
@@ -249,7 +250,10 @@ class ReplayBackend:
         turn, modes = next(self._next)
         script = _rest(modes[thinks(job.prompt, prompts.markers)], job.prompt, prompts.markers)
         model = ScriptedModel(config, script, len(job.prompt), prompts.markers.end)
-        cast(Session, session).model = cast(Transformer, model)
+        real_session = cast(Session, session)
+        real_session.model = cast(Transformer, model)
+        if real_session.tokens == list(job.prompt):
+            real_session.take_back(1)  # the logits there are another script's
         limits = [len(script)] if turn.finish == "length" or turn.error is not None else []
         limits += [] if job.max_tokens is None else [job.max_tokens]
         asked = replace(wanted(job), max_tokens=min(limits, default=None))
@@ -303,6 +307,8 @@ def script_ids(prompts: Prompts, turn: ScriptedTurn, think: bool) -> list[int]:
     Where it does not think, the turn's reasoning is left out.
     """
     try:
+        if turn.ids is not None:
+            return list(turn.ids)
         if turn.raw is not None:
             return prompts.tokenizer.encode(turn.raw)
         calls = [ToolCall(str(i), call.name, call.arguments) for i, call in enumerate(turn.calls)]

@@ -13,6 +13,7 @@ The vendor's library reads the turn; here the ends that it leaves open are tied 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -53,7 +54,7 @@ class OutputParser:
         self._spelling, self._tools, self._one = spelling, tools, one
         self._thinking = stage is not None and stage.starts_in_reasoning()
         self._thought: list[int] = []
-        self._held: list[tuple[int, Logprobs]] = []  # may be the white space and "<" before a stray marker
+        self._held: list[tuple[int, Logprobs]] = []  # may be the white space and "</" before a stray marker
         self._markup: PlainText | None = None  # the text from the first marker on
         self._ended = False
         self.cut = False  # after `finish`: whether a limit ended the turn, or a call was cut off
@@ -130,7 +131,7 @@ class OutputParser:
         self._ended = True
         decoder = PlainText(self._spelling)
         decoder.push([id for id, _ in self._held])
-        text = decoder.whole().removesuffix("<").rstrip("\n")
+        text = re.sub(r"\n*(</?)?$", "", decoder.whole())
         count, self._held = len(self._held), []
         return self._stream.push(InferenceChunk.text(text, count))
 
@@ -158,7 +159,7 @@ class OutputParser:
 
 def _may_open_markup(spelling: Spelling, id: int) -> bool:
     text = spelling.text(id)
-    return text[-1:] in ("\n", "<")
+    return text[-1:] in ("\n", "<", "/")
 
 
 def _rest_of_tag(text: str, marker: str) -> str:
