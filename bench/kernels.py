@@ -25,9 +25,9 @@ from dsv4_mlx.ops.kernels.launch import Launch, Launcher, metal  # noqa: E402
 
 REPEATS = 50
 # Inputs that are indices, and what they count: random ones would point beyond the arrays.
-INDICES = {"ids": "codes", "picks": "far", "order": "order", "given": "logits"}
+INDICES = {"ids": "codes", "indices": "compressed", "order": "order", "given": "logits"}
 # Made by the wrapper for each call, so no placeholders: lengths, places, constants of the model.
-OWN = ("numbers", "scalars", "wanted", "limit")
+OWN = ("uniforms", "constants", "wanted", "limit")
 
 
 def launches(context: int, step: str) -> Counter[str]:
@@ -74,7 +74,7 @@ def _numbers(name: str, named: dict[str, mx.array], rng: np.random.Generator) ->
         return mx.array(np.minimum(tiles, pairs).astype(np.uint32))
     if name in INDICES:
         counted = named[INDICES[name]]
-        extent = counted.shape[{"picks": 1, "given": -1}.get(name, 0)]
+        extent = counted.shape[{"indices": 1, "given": -1}.get(name, 0)]
         return mx.array((np.arange(size) % extent).reshape(array.shape).astype(np.uint32))
     if size <= 2 and mx.issubdtype(array.dtype, mx.integer):
         return array  # numbers(...), which are no placeholders

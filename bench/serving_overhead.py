@@ -19,16 +19,17 @@ from typing import Self
 
 import numpy as np
 
-from dsv4_mlx.engine.decode import Event, Finished, GenerationLimits, PrefillProgress, decode
+from dsv4_mlx.engine.chooser import GenerationLimits
+from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress
+from dsv4_mlx.engine.generate import run
 from dsv4_mlx.engine.sampler import SamplingOptions
-from dsv4_mlx.engine.session import Logits
+from dsv4_mlx.engine.session import Logits, SessionRows
 from dsv4_mlx.errors import Progress
 from dsv4_mlx.scheduler.backend import Run, wanted
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.scheduler.scheduler import SchedulerOptions
 from dsv4_mlx.scheduler.session_policy import SessionLimits
-from dsv4_mlx.scheduler.session_pool import Reusable
 from dsv4_mlx.tokenizer.template import Markers, Prompts
 
 VOCABULARY = 129_280
@@ -40,7 +41,6 @@ class Still:
     """A session without a model: the likeliest token is always 9."""
 
     growth = 2048
-    together: int | None = None
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -51,7 +51,13 @@ class Still:
     def room_after(self, tokens: Sequence[int]) -> int:
         return self.capacity - len(tokens)
 
-    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]:
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        *,
+        chunks_per_step: Callable[[], int | None] = lambda: None,
+        check_cancelled: Callable[[], None] = lambda: None,
+    ) -> Iterator[PrefillProgress]:
         self.tokens = list(tokens)
         yield PrefillProgress(len(tokens), len(tokens), 0)
 
@@ -88,9 +94,9 @@ class Timed:
     def session(self) -> Still:
         return Still()
 
-    def run(self, session: Reusable, job: GenerationRequest) -> Run:
+    def run(self, rows: SessionRows, job: GenerationRequest) -> Run:
         begun = time.thread_time()
-        ended = yield from decode(session, job.prompt, job.sampling, wanted(job))
+        ended = yield from run(rows, job.prompt, job.sampling, wanted(job))
         self.cpu += time.thread_time() - begun
         return ended
 
@@ -107,7 +113,7 @@ class Timed:
 def bare(tokens: int) -> tuple[float, float]:
     """Wall and CPU seconds of the loop alone."""
     wall, cpu = time.perf_counter(), time.thread_time()
-    for _ in decode(Still(), [9] * 8, GREEDY, GenerationLimits(tokens)):
+    for _ in run(SessionRows(Still()), [9] * 8, GREEDY, GenerationLimits(tokens)):
         pass
     return time.perf_counter() - wall, time.thread_time() - cpu
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import dsv4_mlx
 from dsv4_mlx.checkpoint.identity import identify
 from dsv4_mlx.checkpoint.inventory import Inventory
-from dsv4_mlx.checkpoint.manifest import ExpertTable, Manifest, TensorRecord, read_manifest
+from dsv4_mlx.checkpoint.manifest import ExpertTable, Manifest, ManifestTensor, read_manifest
 from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.convert.conversion_plan import ConversionPlan, ExpertRecords, FilePlan, TargetTensor
 from dsv4_mlx.convert.journal import Task
@@ -126,11 +126,11 @@ def build_manifest(
     plan: ConversionPlan, source: Source, facts: Mapping[str, Any], digests: Mapping[str, Mapping[str, str]]
 ) -> Manifest:
     """The manifest of a conversion whose files all exist; `digests` is file -> digest key -> SHA-256."""
-    tensors: dict[str, TensorRecord] = {}
+    tensors: dict[str, ManifestTensor] = {}
     experts: dict[str, ExpertTable] = {}
     for file in plan.files:
         for target in file.targets:
-            tensors[target.weight.name] = tensor_record(file.name, target, digests[file.name])
+            tensors[target.weight.name] = manifest_tensor(file.name, target, digests[file.name])
         if file.records is not None:
             experts[file.records.prefix] = expert_table(file.name, file.records, digests[file.name])
     sizes = {name: len(text) for name, text in source.texts.items()}
@@ -162,9 +162,9 @@ def _digest_keys(file: FilePlan) -> list[str]:
     return keys + [str(number) for number in range(len(file.records.experts) if file.records else 0)]
 
 
-def tensor_record(file: str, target: TargetTensor, digests: Mapping[str, str]) -> TensorRecord:
+def manifest_tensor(file: str, target: TargetTensor, digests: Mapping[str, str]) -> ManifestTensor:
     keys = {part: placed.key for part, placed in target.parts.items()}
-    return TensorRecord(
+    return ManifestTensor(
         file, target.format, target.weight.shape, keys, {part: digests[key] for part, key in keys.items()}
     )
 

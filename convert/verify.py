@@ -164,8 +164,8 @@ def _headers(model: Path, table: Inventory, manifest: Manifest) -> dict[str, Hea
 
 def _stored_dtypes(manifest: Manifest, headers: dict[str, Header | str]) -> Callable[[Weight], str]:
     def dtype(weight: Weight) -> str:
-        record = manifest.tensors.get(weight.name)
-        header = headers.get(record.file) if record else None
+        tensor = manifest.tensors.get(weight.name)
+        header = headers.get(tensor.file) if tensor else None
         if isinstance(header, Header) and weight.name in header.tensors:
             stored = header.tensors[weight.name].dtype
             if stored in weight.dtypes:
@@ -237,12 +237,12 @@ def _table(file: FilePlan, header: Header) -> Iterator[Damage]:
 def _records_of(file: FilePlan, manifest: Manifest) -> Iterator[Damage]:
     """The manifest's description of a file's weights against the plan."""
     for target in file.targets:
-        record = manifest.tensors.get(target.weight.name)
-        if record is None:
+        tensor = manifest.tensors.get(target.weight.name)
+        if tensor is None:
             continue
         parts = {part: placed.key for part, placed in target.parts.items()}
-        same = (record.file, record.format, record.shape) == (file.name, target.format, target.weight.shape)
-        if not same or record.parts != parts or record.digests.keys() != parts.keys():
+        same = (tensor.file, tensor.format, tensor.shape) == (file.name, target.format, target.weight.shape)
+        if not same or tensor.parts != parts or tensor.digests.keys() != parts.keys():
             yield Damage("manifest.json", target.weight.name, "is not described as config and recipe demand")
     if file.records is not None and file.records.prefix in manifest.experts:
         table, records = manifest.experts[file.records.prefix], file.records

@@ -94,6 +94,28 @@ EXPERT_FORMATS: tuple[ExpertFormat, ...] = ("fp4", "fp8")
 
 
 @dataclass(frozen=True)
+class LayerKind:
+    """What a layer attends to besides its window of raw rows, and all that follows from it."""
+
+    name: Literal["window", "csa", "hca"]
+    ratio: int  # tokens per compressed row; 0: no compressed rows
+    indexed: bool = (
+        False  # an indexer chooses among the rows, and each row pools the group before its own too
+    )
+
+    @property
+    def halves(self) -> int:
+        """Groups of tokens that a row pools, each with its own projection: 2 where they overlap."""
+        return 1 + self.indexed
+
+
+WINDOW = LayerKind("window", 0)
+CSA = LayerKind("csa", 4, indexed=True)
+HCA = LayerKind("hca", 128)
+KINDS = {kind.ratio: kind for kind in (WINDOW, CSA, HCA)}  # by the number that config.json has for them
+
+
+@dataclass(frozen=True)
 class Yarn:
     """YaRN frequency scaling; applied on layers with compression only, with no factor on the scores."""
 
@@ -146,7 +168,7 @@ class ModelConfig:
     rope_theta: float
     compress_rope_theta: float
     yarn: Yarn
-    ratios: tuple[int, ...]  # one per trunk layer: 0 window only, 4 CSA, 128 HCA
+    kinds: tuple[LayerKind, ...]  # one per trunk layer
     checkpoint: Checkpoint
     drafter: Drafter | None = None  # 0731 only; its blocks take the place of the MTP block
     expert_format: ExpertFormat | None = None  # of the routed experts; None where config.json doesn't say
@@ -171,9 +193,9 @@ class ModelConfig:
         """Channels that share one scale in the Q8 round trip of key/value rows (64 in every release)."""
         return math.gcd(self.nope_dim, 64)
 
-    def ratio(self, layer: int) -> int:
-        """Compression ratio of `layer`; blocks after the trunk (MTP) see their window only."""
-        return self.ratios[layer] if layer < self.layers else 0
+    def kind(self, layer: int) -> LayerKind:
+        """What `layer` attends to; blocks after the trunk (MTP) see their window only."""
+        return self.kinds[layer] if layer < self.layers else WINDOW
 
     def hashed(self, layer: int) -> bool:
         """Whether the layer's experts come from the token id instead of the router's scores."""
@@ -244,7 +266,7 @@ class _Reader:
         config = ModelConfig(
             **values,
             yarn=self.yarn(),
-            ratios=self.ratios(values["layers"], values["mtp_layers"], checkpoint),
+            kinds=self.kinds(values["layers"], values["mtp_layers"], checkpoint),
             checkpoint=checkpoint,
             drafter=self.drafter(values["layers"]) if checkpoint == "0731" else None,
             expert_format=self.expert_format(),
@@ -295,9 +317,9 @@ class _Reader:
             self.number(raw, "beta_slow"),
         )
 
-    def ratios(self, layers: int, mtp_layers: int, checkpoint: Checkpoint) -> tuple[int, ...]:
+    def kinds(self, layers: int, mtp_layers: int, checkpoint: Checkpoint) -> tuple[LayerKind, ...]:
         raw = self.raw["compress_ratios"]
-        if not isinstance(raw, list) or any(type(r) is not int or r not in (0, 4, 128) for r in raw):
+        if not isinstance(raw, list) or any(type(r) is not int or r not in KINDS for r in raw):
             raise self.fail(f"compress_ratios is {raw!r}, expected a list of 0, 4 and 128")
         extra = len(raw) - layers
         allowed = {mtp_layers} if checkpoint == "april" else {mtp_layers, 3}
@@ -306,7 +328,7 @@ class _Reader:
                 f"compress_ratios has {len(raw)} entries ending in {raw[layers:]}, expected {layers} for the "
                 f"layers and a 0 for each block after them"
             )
-        return tuple(raw[:layers])
+        return tuple(KINDS[ratio] for ratio in raw[:layers])
 
     def expert_format(self) -> ExpertFormat | None:
         if "expert_dtype" not in self.raw:
@@ -341,27 +363,11 @@ class _Reader:
             raise self.fail(f"quantization_config is {raw!r}, expected {QUANTIZATION!r}")
 
     def check_shapes(self, c: ModelConfig) -> None:
-        for name in [
-            "vocab_size",
-            "hidden_size",
-            "layers",
-            "heads",
-            "head_dim",
-            "rope_dim",
-            "q_rank",
-            "o_groups",
-            "o_rank",
-            "window",
-            "index_heads",
-            "index_dim",
-            "index_topk",
-            "streams",
-            "sinkhorn_iterations",
-            "experts",
-            "experts_per_token",
-            "expert_width",
-            "max_context",
-        ]:
+        for name in (
+            "vocab_size", "hidden_size", "layers", "heads", "head_dim", "rope_dim", "q_rank", "o_groups",
+            "o_rank", "window", "index_heads", "index_dim", "index_topk", "streams", "sinkhorn_iterations",
+            "experts", "experts_per_token", "expert_width", "max_context",
+        ):  # fmt: skip
             if getattr(c, name) < 1:
                 raise self.fail(f"{name} is {getattr(c, name)}, expected at least 1")
         self.require(

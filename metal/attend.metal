@@ -3,9 +3,9 @@
 // body: attend
   // Attention of all heads over one key/value head: window rows, then compressed rows, one softmax, a sink.
   //
-  // q [B, T, H, K], scaled; window [B, S, K]; far [B, N, K]; picks [B, T, k] uint32; masks float32, added to the
-  // scores; sinks [H] float32; turn float32 [T, >= K] (cosine, sine of each channel pair; the last K).
-  // out [B, T, H, K], normalised and turned (DIRECT), or float32 [splits, B, T, H, K], neither;
+  // q [B, T, H, K], scaled; window [B, S, K]; compressed [B, N, K]; indices [B, T, J] uint32; masks float32,
+  // added to the scores; sinks [H] float32; table float32 [T, >= K] (cosine, sine of each channel pair; the last K).
+  // out [B, T, H, K], normalised and rotated (DIRECT), or float32 [splits, B, T, H, K], neither;
   // stats float32 [splits, B, T, H, 2]: peak, and sum without the sink.
   //
   // A threadgroup takes HEAD_TILES x 8 heads of one token over the rows of one split. Its simdgroups are one or two
@@ -18,16 +18,16 @@
   constexpr int DIMS = K / SLICES;   // channels of a simdgroup
   constexpr int CHUNKS = DIMS / 8;   // its matrices
   constexpr int EACH = 2 * CHUNKS;   // channels of a lane
-  threadgroup float board[2 * STREAMS * SLICES * HEAD_TILES * 64];
+  threadgroup float scratch[2 * STREAMS * SLICES * HEAD_TILES * 64];
   threadgroup float peaks[STREAMS * HEAD_TILES * 16];
   threadgroup float joined[STREAMS == 2 ? HEAD_TILES * 8 * K : 1];
 
   const uint heads = q_shape[2];
   const uint token = threadgroup_position_in_grid.z;
   const uint batch = token / q_shape[1];
-  const uint near = window_shape[1];
-  const uint distant = FAR == 0 ? 0 : FAR == 1 ? far_shape[1] : picks_shape[2];
-  const uint count = near + distant;
+  const uint window_rows = window_shape[1];
+  const uint compressed_rows = COMPRESSED == 0 ? 0 : COMPRESSED == 1 ? compressed_shape[1] : indices_shape[2];
+  const uint count = window_rows + compressed_rows;
   const uint splits = threadgroups_per_grid.x;
   const uint strides = (count + 8 * STREAMS - 1) / (8 * STREAMS);
   const uint steps = (strides + splits - 1) / splits;
@@ -57,18 +57,18 @@
     total[tile] = 0.0f;
   }
 
-  uint turn_of_board = 0;
+  uint pass = 0;
   for (uint step = 0; step < steps; step++) {
     const uint first = begin + (step * STREAMS + stream) * 8;
     float added[2];  // the mask of rows `first + column` and the next
     for (uint j = 0; j < 2; j++) {
       const uint at = first + column + j;
       added[j] = at < count ? 0.0f : -INFINITY;
-      if (WINDOW_MASKED && at < near) {
-        added[j] = window_mask[(token % q_shape[1]) * near + at];
+      if (WINDOW_MASKED && at < window_rows) {
+        added[j] = window_mask[(token % q_shape[1]) * window_rows + at];
       }
-      if (FAR_MASKED && at >= near && at < count) {
-        added[j] = far_mask[(FAR == 2 ? token : token % q_shape[1]) * distant + at - near];
+      if (COMPRESSED_MASKED && at >= window_rows && at < count) {
+        added[j] = compressed_mask[(COMPRESSED == 2 ? token : token % q_shape[1]) * compressed_rows + at - window_rows];
       }
     }
     // Of many tokens most see few of the rows of the chunk. All simdgroups come to the same answer.
@@ -78,11 +78,12 @@
     simdgroup_matrix<float, 8, 8> rows[CHUNKS];  // rows x channels
     const uint n = first + row;
     if (n < count) {
-      const device T* from = window + (batch * near + n) * K;
-      if (FAR == 1 && n >= near) {
-        from = far + (ulong(batch) * far_shape[1] + n - near) * K;
-      } else if (FAR == 2 && n >= near) {
-        from = far + (ulong(batch) * far_shape[1] + uint(picks[token * distant + n - near])) * K;
+      const device T* from = window + (batch * window_rows + n) * K;
+      if (COMPRESSED == 1 && n >= window_rows) {
+        from = compressed + (ulong(batch) * compressed_shape[1] + n - window_rows) * K;
+      } else if (COMPRESSED == 2 && n >= window_rows) {
+        const uint index = uint(indices[token * compressed_rows + n - window_rows]);
+        from = compressed + (ulong(batch) * compressed_shape[1] + index) * K;
       }
       for (int i = 0; i < CHUNKS; i += 2) {
         const vec<T, 4> four = *(const device vec<T, 4>*)(from + channel + 2 * i);
@@ -98,9 +99,9 @@
       }
     }
 
-    // Scores of this slice of channels, to be added over the slices. Two boards in turn: one barrier a step.
-    threadgroup float* mine = board + ((turn_of_board % 2 * STREAMS + stream) * SLICES) * HEAD_TILES * 64;
-    turn_of_board++;
+    // Scores of this slice of channels, to be added over the slices. Two scratch tiles by turns: one barrier a step.
+    threadgroup float* mine = scratch + ((pass % 2 * STREAMS + stream) * SLICES) * HEAD_TILES * 64;
+    pass++;
     for (int tile = 0; tile < HEAD_TILES; tile++) {
       simdgroup_matrix<float, 8, 8> part = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
       for (int i = 0; i < CHUNKS; i++) {
@@ -197,10 +198,10 @@
         float a = sums[tile][i].thread_elements()[0] * whole;
         float b = sums[tile][i].thread_elements()[1] * whole;
         if (DIRECT) {
-          const device float* angle = turn + (token % q_shape[1] + 1) * turn_shape[1] - K + at;
-          const float turned = a * angle[0] - b * angle[1];
+          const device float* angle = table + (token % q_shape[1] + 1) * table_shape[1] - K + at;
+          const float rotated = a * angle[0] - b * angle[1];
           b = a * angle[1] + b * angle[0];
-          a = turned;
+          a = rotated;
         }
         out[ulong(place) * K + at] = O(a);
         out[ulong(place) * K + at + 1] = O(b);
@@ -214,7 +215,7 @@
 
 // body: join
   // Splits of an attention into one: sums float32 [splits, B, T, H, K] and stats [splits, B, T, H, 2] (peak, sum)
-  // as `attend` leaves them -> out [B, T, H, K], normalised with the sink and turned by turn float32 [T, >= K].
+  // as `attend` leaves them -> out [B, T, H, K], normalised with the sink and rotated by table float32 [T, >= K].
   // grid: (K / 2, H, B x T), a thread per channel pair.
   const uint heads = threads_per_grid.y;
   const uint width = threads_per_grid.x * 2;
@@ -240,6 +241,6 @@
   }
   a /= total;
   b /= total;
-  const device float* angle = turn + (token % turn_shape[0] + 1) * turn_shape[1] - width + channel;
+  const device float* angle = table + (token % table_shape[0] + 1) * table_shape[1] - width + channel;
   out[(token * heads + head) * width + channel] = O(a * angle[0] - b * angle[1]);
   out[(token * heads + head) * width + channel + 1] = O(a * angle[1] + b * angle[0]);

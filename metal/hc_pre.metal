@@ -35,7 +35,7 @@ float sinkhorn(float score, int iterations, float eps) {
 }
 
 // body: mix
-// x [R, C, D], fn [M, C * D]; PENDING: out [R, D], half_post [R, C], comb [R, C, C]; numbers = [R]
+// x [R, C, D], fn [M, C * D]; PENDING: out [R, D], half_post [R, C], comb [R, C, C]; uniforms = [R]
 // -> y [R, C, D] the streams with nothing pending, partial [R, M + 1, parts]
 // Template: C, D, M, ROWS a threadgroup, PENDING. Grid (64 * parts, ceil(R / ROWS)).
   threadgroup float shared[2][ROWS][M + 1];
@@ -44,7 +44,7 @@ float sinkhorn(float score, int iterations, float eps) {
   const uint simdgroup = simdgroup_index_in_threadgroup;
   const uint d = thread_position_in_grid.x;
   const uint first = thread_position_in_grid.y * ROWS;
-  const uint rows = min(uint(ROWS), numbers[0] - first);
+  const uint rows = min(uint(ROWS), uniforms[0] - first);
   const uint parts = threads_per_grid.x / 64;
   const uint part = threadgroup_position_in_grid.x;
   float stream[ROWS][C];
@@ -96,8 +96,8 @@ float sinkhorn(float score, int iterations, float eps) {
   }
 
 // body: finish
-// x [R, C, D] with nothing pending, partial [R, M + 1, parts], base [M], weight [D], numbers = [parts],
-// scalars = [hc_eps, norm_eps] -> full [R, D] float, rounded [R, D] of type T, half_post [R, C], comb [R, C, C]
+// x [R, C, D] with nothing pending, partial [R, M + 1, parts], base [M], weight [D], uniforms = [parts],
+// constants = [hc_eps, norm_eps] -> normed_f32 [R, D] float, normed [R, D] of type T, half_post [R, C], comb [R, C, C]
 // Template: T, C, D, M, PER channels a thread, ITERATIONS. A threadgroup per row.
   threadgroup float sums[M + 1];
   threadgroup float scratch[32];
@@ -107,12 +107,12 @@ float sinkhorn(float score, int iterations, float eps) {
   const uint simdgroup = simdgroup_index_in_threadgroup;
   const uint row = threadgroup_position_in_grid.x;
   add_parts<M>(
-      partial + row * (M + 1) * numbers[0], numbers[0], sums, lane, simdgroup, simdgroups_per_threadgroup);
-  const float scale = rsqrt(sums[M] / float(C * D) + scalars[1]);
+      partial + row * (M + 1) * uniforms[0], uniforms[0], sums, lane, simdgroup, simdgroups_per_threadgroup);
+  const float scale = rsqrt(sums[M] / float(C * D) + constants[1]);
   if (simdgroup == 0) {
     const uint entry = lane % (C * C);
     const float value =
-        sinkhorn<C>(sums[2 * C + entry] * scale + base[2 * C + entry], ITERATIONS, scalars[0]);
+        sinkhorn<C>(sums[2 * C + entry] * scale + base[2 * C + entry], ITERATIONS, constants[0]);
     if (lane < C * C) {
       comb[row * C * C + lane] = value;
     }
@@ -122,18 +122,18 @@ float sinkhorn(float score, int iterations, float eps) {
   }
   float pre[C];
   for (int j = 0; j < C; ++j) {
-    pre[j] = sigmoid(sums[j] * scale + base[j]) + scalars[0];
+    pre[j] = sigmoid(sums[j] * scale + base[j]) + constants[0];
   }
   float u[PER];
   const float squares = add_threads(
       collapse<C, D, PER>(x + row * C * D, pre, thread_index, threads, u),
       scratch, lane, simdgroup, simdgroups_per_threadgroup);
-  const float norm = rsqrt(squares / float(D) + scalars[1]);
+  const float norm = rsqrt(squares / float(D) + constants[1]);
   for (int i = 0; i < PER; ++i) {
     const uint d = uint(i) * threads + thread_index;
     if (d < D) {
       const float value = u[i] * norm * float(weight[d]);
-      full[row * D + d] = value;
-      rounded[row * D + d] = T(value);
+      normed_f32[row * D + d] = value;
+      normed[row * D + d] = T(value);
     }
   }

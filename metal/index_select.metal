@@ -22,7 +22,7 @@ inline uint order_of(float value) {
   // grid: (threads x groups, B x T), as many groups as keep the device busy; threadgroup: 32 x SIMDGROUPS.
   constexpr int CHUNKS = K / 8;
   constexpr int EACH = 2 * CHUNKS;
-  threadgroup float board[2 * SIMDGROUPS * 32];
+  threadgroup float scratch[2 * SIMDGROUPS * 32];
   const uint heads = q_shape[2];
   const uint count = keys_shape[1];
   const uint token = threadgroup_position_in_grid.y;
@@ -45,9 +45,9 @@ inline uint order_of(float value) {
   }
 
   const uint steps = (count + 31) / 32;
-  uint turn = 0;
+  uint pass = 0;
   for (uint step = threadgroup_position_in_grid.x; step < steps; step += threadgroups_per_grid.x) {
-    threadgroup float* mine = board + (turn % 2) * SIMDGROUPS * 32;
+    threadgroup float* mine = scratch + (pass % 2) * SIMDGROUPS * 32;
     for (uint part = 0; part < 32; part += 8) {
       const uint n = step * 32 + part + row;
       const bool seen = n < count && !(MASKED && mask[(token % q_shape[1]) * count + n] == -INFINITY);
@@ -85,18 +85,18 @@ inline uint order_of(float value) {
       }
       scores[ulong(token) * count + n] = MASKED ? sum + mask[(token % q_shape[1]) * count + n] : sum;
     }
-    turn++;
+    pass++;
   }
 
 // body: best
-  // The wanted[0] = k largest of every row of scores float32 [R, N], N >= k -> picks uint32 [R, k], ascending.
+  // The wanted[0] = k largest of every row of scores float32 [R, N], N >= k -> indices uint32 [R, k], ascending.
   // Equal scores: the smaller index goes first.
   // A threadgroup for each row finds the k-th score by its bits, eleven at a time from the top, counting in
   // how many scores each value of them occurs; then it writes what lies above, and of its equals the first.
   // grid: (threads, R); threadgroup: any multiple of 32 up to 1024.
   constexpr uint BINS = 2048;
   threadgroup uint bins[BINS];
-  threadgroup uint board[2 * 32];
+  threadgroup uint scratch[2 * 32];
   threadgroup uint found[2];  // the bits found so far; how many of the scores with these bits are wanted
   const uint row = threadgroup_position_in_grid.y;
   const uint total = scores_shape[1];
@@ -130,11 +130,11 @@ inline uint order_of(float value) {
     }
     uint before = simd_prefix_exclusive_sum(own);
     if (thread_index_in_simdgroup == 31) {
-      board[simdgroup_index_in_threadgroup] = before + own;
+      scratch[simdgroup_index_in_threadgroup] = before + own;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint i = 0; i < simdgroup_index_in_threadgroup; i++) {
-      before += board[i];
+      before += scratch[i];
     }
     if (before < left && left <= before + own) {
       uint bin = BINS - 1 - index * each;
@@ -153,7 +153,7 @@ inline uint order_of(float value) {
   // Four neighbouring scores a thread; places beyond the last one come below and after all. In one number: scores
   // above (low half), equal ones (high half).
   uint above = 0, equal = 0;  // in earlier rounds
-  uint turn = 0;
+  uint pass = 0;
   for (uint start = 0; start < total; start += threads * 4) {
     uint key[4];
     uint own = 0;
@@ -163,7 +163,7 @@ inline uint order_of(float value) {
       own += n >= total ? 0 : key[j] > prefix ? 1 : key[j] == prefix ? 1 << 16 : 0;
     }
     uint before = simd_prefix_exclusive_sum(own);
-    threadgroup uint* sums = board + turn % 2 * 32;
+    threadgroup uint* sums = scratch + pass % 2 * 32;
     if (thread_index_in_simdgroup == 31) {
       sums[simdgroup_index_in_threadgroup] = before + own;
     }
@@ -178,16 +178,16 @@ inline uint order_of(float value) {
     for (uint j = 0; j < 4; j++) {
       const uint n = start + index * 4 + j;
       if (key[j] > prefix) {
-        picks[row * wanted[0] + higher + min(same, left)] = n;
+        indices[row * wanted[0] + higher + min(same, left)] = n;
         higher++;
       } else if (key[j] == prefix) {
         if (same < left) {
-          picks[row * wanted[0] + higher + same] = n;
+          indices[row * wanted[0] + higher + same] = n;
         }
         same++;
       }
     }
     above += all & 0xFFFF;
     equal += all >> 16;
-    turn++;
+    pass++;
   }

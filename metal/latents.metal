@@ -1,7 +1,7 @@
 // The two rows that one product made: the queries' latent, normed, and the key/value row, normed, rotated, rounded.
 //
-// low [R, Q + K] of type T, q_norm [Q], kv_norm [K], table float [rows, W], numbers = [rows a sequence],
-// scalars = [eps] -> qr [R, Q], kv [R, K] of type T
+// low [R, Q + K] of type T, q_norm [Q], kv_norm [K], table float [rows, W], uniforms = [rows a sequence],
+// constants = [eps] -> qr [R, Q], kv [R, K] of type T
 // Template: T, Q, K, E channels a lane, W, ROUND, CHANNELS, BLOCK. Grid (64, R): a simdgroup for each of the two.
 #include "row.h"
 
@@ -14,7 +14,7 @@
     for (uint i = lane; i < Q; i += 32) {
       sum += float(source[i]) * float(source[i]);
     }
-    const float scale = rsqrt(simd_sum(sum) / float(Q) + scalars[0]);
+    const float scale = rsqrt(simd_sum(sum) / float(Q) + constants[0]);
     for (uint i = lane; i < Q; i += 32) {
       qr[row * Q + i] = T(float(source[i]) * scale * float(q_norm[i]));
     }
@@ -24,12 +24,12 @@
     for (int i = 0; i < E; ++i) {
       v[i] = active ? float(source[Q + lane * E + i]) : 0.0f;
     }
-    const float scale = row_scale<E>(v, K, scalars[0]);
+    const float scale = row_scale<E>(v, K, constants[0]);
     if (active) {
       for (int i = 0; i < E; ++i) {
         v[i] *= scale * kv_norm[lane * E + i];
       }
-      row_turn<E>(v, table + (row % numbers[0]) * W + (W - K) + lane * E);
+      row_rotate<E>(v, table + (row % uniforms[0]) * W + (W - K) + lane * E);
     }
     row_round<E, K, ROUND, CHANNELS, BLOCK>(v, lane);
     if (active) {

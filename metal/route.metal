@@ -1,7 +1,7 @@
 // Experts of a token and their weights: p = sqrt(softplus(logits)), choice by p + bias, weights scale * p / sum p.
 //
 // logits float [R, N], bias float [N] (HASHED: unused), given [R, A] (HASHED: the ids; else unused),
-// scalars = [scale] -> ids uint [R, A] (HASHED: none is written), weights float [R, A]
+// constants = [scale] -> ids uint [R, A] (HASHED: none is written), weights float [R, A]
 // A tie goes to the smaller id. Template: N experts, A chosen. Grid (32, R): a simdgroup per row.
 #include "float32.h"
 
@@ -64,7 +64,7 @@ inline float route_sum(float chosen, uint lane, int count) {
   const float sum = route_sum(mine, lane, A);
   if (lane < A) {
     ids[row * A + lane] = id;
-    weights[row * A + lane] = mine * (scalars[0] / sum);
+    weights[row * A + lane] = mine * (constants[0] / sum);
   }
 
 // body: hashed
@@ -76,5 +76,5 @@ inline float route_sum(float chosen, uint lane, int count) {
   }
   const float sum = route_sum(mine, lane, A);
   if (lane < A) {
-    weights[row * A + lane] = mine * (scalars[0] / sum);
+    weights[row * A + lane] = mine * (constants[0] / sum);
   }

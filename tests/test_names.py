@@ -49,3 +49,19 @@ def test_a_file_name_repeats_only_where_its_room_speaks() -> None:
         if path.stem not in ("__init__", "__main__") and not module.startswith((*TWINS, *SPEAKING)):
             where[path.stem].append(module)
     assert not {name: found for name, found in where.items() if len(found) > 1}
+
+
+def test_a_kind_of_layer_goes_by_its_name() -> None:
+    """config.json's 4 and 128 become `csa` and `hca` in config.py; nobody compares the numbers again."""
+    found = []
+    for module, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                sides = [node.left, *node.comparators]
+                numbers = [side.value for side in sides if isinstance(side, ast.Constant)]
+                words = [
+                    side.attr if isinstance(side, ast.Attribute) else ast.unparse(side) for side in sides
+                ]
+                if "ratio" in words and {4, 128} & {n for n in numbers if type(n) is int}:
+                    found.append(f"{module}:{node.lineno}")
+    assert not found

@@ -18,7 +18,7 @@ import numpy as np
 from dsv4_mlx.ops.reference.index_select import index_scores
 from dsv4_mlx.ops.reference.round_trip import hadamard, q4, rounded
 from dsv4_mlx.ops.table import TRAINABLE, Ops
-from dsv4_mlx.ops.types import Bank, CompressedRows, Rounding
+from dsv4_mlx.ops.types import AttendedRows, Bank, Rounding
 
 NOTHING = -1e30
 Op = Callable[..., mx.array]
@@ -142,8 +142,8 @@ def training_ops(window: int, watch: Watch) -> Ops:
 
     def attend(
         q: mx.array,
-        near: CompressedRows,
-        compressed: CompressedRows | None,
+        near: AttendedRows,
+        compressed: AttendedRows | None,
         sinks: mx.array,
         inverse: mx.array,
     ) -> mx.array:
@@ -164,8 +164,8 @@ def training_ops(window: int, watch: Watch) -> Ops:
             return mx.broadcast_to(mx.arange(total), (*q.shape[:2], total))
         scores = mx.stop_gradient(scores if mask is None else scores + mask)
         mx.eval(scores)
-        picks = np.argpartition(-np.asarray(scores), count - 1, axis=-1)[..., :count]
-        return mx.array(picks.astype(np.int32))
+        indices = np.argpartition(-np.asarray(scores), count - 1, axis=-1)[..., :count]
+        return mx.array(indices.astype(np.int32))
 
     def route(
         x: mx.array, gate: mx.array, bias: mx.array, *, count: int, scale: float
@@ -212,7 +212,7 @@ def _overlapped(x: mx.array, width: int, fill: float) -> mx.array:
 
 
 def _attend(
-    q: mx.array, near: mx.array, compressed: CompressedRows | None, sinks: mx.array, window: int, watch: Watch
+    q: mx.array, near: mx.array, compressed: AttendedRows | None, sinks: mx.array, window: int, watch: Watch
 ) -> mx.array:  # fmt: skip
     """Window attention in blocks of `window` queries against their own block and the one before."""
     batch, count, heads, width = q.shape
@@ -274,21 +274,21 @@ def _local_bias(blocks: int, window: int) -> mx.array:
     return mx.array(np.where(table, 0.0, NOTHING).astype(np.float32))
 
 
-def _far_bias(compressed: CompressedRows, total: int, batch: int) -> mx.array:
+def _far_bias(compressed: AttendedRows, total: int, batch: int) -> mx.array:
     """Added to scores [B, T, H, N]: rows that a query doesn't see, or has not picked, get NOTHING."""
     if compressed.mask is None:
         raise ValueError("training passes have more than one row")
     bias = mx.maximum(compressed.mask, NOTHING)
-    if compressed.picks is None or compressed.picks.shape[-1] == total:
+    if compressed.indices is None or compressed.indices.shape[-1] == total:
         return bias[None, :, None] if bias.ndim == 2 else bias[:, :, None]
-    mx.eval(compressed.picks, bias)
-    picks = np.asarray(compressed.picks).astype(np.int64)
-    table = np.full((batch, picks.shape[1], total), NOTHING, np.float32)
-    np.put_along_axis(table, picks, np.asarray(bias), axis=-1)
+    mx.eval(compressed.indices, bias)
+    indices = np.asarray(compressed.indices).astype(np.int64)
+    table = np.full((batch, indices.shape[1], total), NOTHING, np.float32)
+    np.put_along_axis(table, indices, np.asarray(bias), axis=-1)
     return mx.array(table)[:, :, None]
 
 
-def _divergence(far: mx.array, compressed: CompressedRows, scores: mx.array) -> mx.array:
+def _divergence(far: mx.array, compressed: AttendedRows, scores: mx.array) -> mx.array:
     """KL(mean attention over compressed rows || softmax of index scores), mean over queries that see any."""
     total = scores.shape[-1]
     counts = (mx.arange(far.shape[1]) + 1) // 4

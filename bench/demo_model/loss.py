@@ -63,7 +63,7 @@ def build(config: ModelConfig, parameters: Parameters, stage: Stage, watch: Watc
     numerics = OFFICIAL if stage.rounding else EXACT
     model = Transformer(config, tensors(config, parameters), training_ops(config.window, watch), numerics)
     for block in model.blocks:
-        if block.attn.ratio == 4:
+        if block.attn.kind.indexed:
             block.attn.indexer = cast(Any, _Detached(block.attn.indexer))
     return model
 

@@ -19,7 +19,7 @@ from dsv4_mlx.model.tensors import Linear
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops.reference.attend import attend
 from dsv4_mlx.ops.table import NUMERICS, REFERENCE, Ops
-from dsv4_mlx.ops.types import CompressedRows
+from dsv4_mlx.ops.types import AttendedRows
 from dsv4_mlx.tokenizer.template import Prompts
 from dsv4_mlx.weights.load import find_model, open_model
 from dsv4_mlx.weights.resident_experts import FloatTensors
@@ -72,7 +72,7 @@ def _float_experts(x: mx.array, *rest: Any, **more: Any) -> mx.array:
 
 
 def _near_only(
-    q: mx.array, window: CompressedRows, compressed: CompressedRows | None, sinks: mx.array, inverse: mx.array
+    q: mx.array, window: AttendedRows, compressed: AttendedRows | None, sinks: mx.array, inverse: mx.array
 ) -> mx.array:
     return attend(q, window, None, sinks, inverse)
 

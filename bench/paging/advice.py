@@ -27,10 +27,10 @@ def run(slots: str, advised: bool) -> dict[str, Any]:
     pager = engine.pager
     assert pager is not None
     layers = list(pager.layers.values())
-    trust = [layer.lookahead.trust for layer in layers if layer.lookahead is not None]  # type: ignore[attr-defined]
+    trust = [layer.predictor.trust for layer in layers if layer.predictor is not None]  # type: ignore[attr-defined]
     if not advised:
         for layer in layers:
-            layer.lookahead = None
+            layer.predictor = None
     session, tokens = engine.session(), 0
     before = total(pager.stats())
     for prompt in PROMPTS:

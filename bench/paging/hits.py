@@ -3,7 +3,7 @@
     python -m bench.paging.hits MODEL       MODEL: a converted folder
 
 Both engines decode the same tokens in turn, a stretch each; the paged one has a slot for every expert and has
-loaded them all. It is measured in both forms: reading the routed ids at every layer, and guessing.
+loaded them all. It is measured by both strategies: read per layer, and optimistic.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONTEXT = 4096
 
 @dataclass
 class Fixed:
-    """A form that is never left."""
+    """A strategy that is never left."""
 
     optimistic: bool
 
@@ -65,8 +65,8 @@ def stretch(session: Session, tokens: list[int]) -> float:
 
 
 def compare(resident: Engine, paged: Engine, optimistic: bool) -> dict[str, Any]:
-    assert paged.pager is not None and isinstance(paged.model.loop, PagedSchedule)
-    paged.model.loop.form = Fixed(optimistic)  # type: ignore[assignment]
+    assert paged.pager is not None and isinstance(paged.model.schedule, PagedSchedule)
+    paged.model.schedule.strategy = Fixed(optimistic)  # type: ignore[assignment]
     rng = np.random.default_rng(0)
     tokens = [int(t) for t in rng.integers(8, resident.config.vocab_size, PROMPT + PAIRS * STRETCH)]
     sessions = {"resident": resident.session(), "paged": paged.session()}

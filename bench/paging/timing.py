@@ -84,7 +84,7 @@ def opened(folder: Path, slots: int | None, delay: float = 0.0) -> Engine:
     if engine.pager is not None:
         engine.pager.pool.reader = Cold(engine.pager.pool.reader, delay)
         for layer in engine.pager.layers.values():
-            layer.lookahead = None  # random weights say nothing about the next layer
+            layer.predictor = None  # random weights say nothing about the next layer
     return engine
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from dsv4_mlx.config import ExpertFormat, ModelConfig
+from dsv4_mlx.config import ExpertFormat, LayerKind, ModelConfig
 
 Form = Literal["raw", "fp8", "fp4"]
 # The component a weight belongs to: recipes, reports and synthetic values go by it.
@@ -156,7 +156,7 @@ def _block(c: ModelConfig, prefix: str, layer: int) -> BlockTensors:
         _bf16(f"{prefix}.ffn_norm.weight", "norm", width),
         *_hyper(c, f"{prefix}.hc_attn"),
         *_hyper(c, f"{prefix}.hc_ffn"),
-        *_attention(c, f"{prefix}.attn", c.ratio(layer)),
+        *_attention(c, f"{prefix}.attn", c.kind(layer)),
         _bf16(f"{prefix}.ffn.gate.weight", "router", c.experts, width),
     ]
     if layer < c.layers and c.hashed(layer):
@@ -203,7 +203,7 @@ def _extra_block(c: ModelConfig, index: int) -> BlockTensors:
     return BlockTensors(prefix, block.weights + tuple(more), block.experts)
 
 
-def _attention(c: ModelConfig, prefix: str, ratio: int) -> list[Weight]:
+def _attention(c: ModelConfig, prefix: str, kind: LayerKind) -> list[Weight]:
     def fp8(name: str, rows: int, columns: int) -> Weight:
         return _coded(c, f"{prefix}.{name}.weight", "attention", "fp8", (rows, columns))
 
@@ -217,22 +217,22 @@ def _attention(c: ModelConfig, prefix: str, ratio: int) -> list[Weight]:
         fp8("wo_a", c.o_groups * c.o_rank, c.heads // c.o_groups * c.head_dim),
         fp8("wo_b", c.hidden_size, c.o_groups * c.o_rank),
     ]
-    if ratio:
-        weights += _compressor(c, f"{prefix}.compressor", "compressor", ratio, c.head_dim)
-    if ratio == 4:
+    if kind.ratio:
+        weights += _compressor(c, f"{prefix}.compressor", "compressor", kind, c.head_dim)
+    if kind.indexed:
         index = f"{prefix}.indexer"
         weights += [
             _coded(c, f"{index}.wq_b.weight", "indexer", "fp8", (c.index_heads * c.index_dim, c.q_rank)),
             _bf16(f"{index}.weights_proj.weight", "indexer", c.index_heads, c.hidden_size),
-            *_compressor(c, f"{index}.compressor", "compressor", ratio, c.index_dim),
+            *_compressor(c, f"{index}.compressor", "compressor", kind, c.index_dim),
         ]
     return weights
 
 
-def _compressor(c: ModelConfig, prefix: str, part: Part, ratio: int, width: int) -> list[Weight]:
-    rows = 2 * width if ratio == 4 else width  # ratio 4 pools overlapping windows: two halves
+def _compressor(c: ModelConfig, prefix: str, part: Part, kind: LayerKind, width: int) -> list[Weight]:
+    rows = kind.halves * width
     return [
-        _f32(f"{prefix}.ape", part, ratio, rows),
+        _f32(f"{prefix}.ape", part, kind.ratio, rows),
         _bf16(f"{prefix}.wkv.weight", part, rows, c.hidden_size),
         _bf16(f"{prefix}.wgate.weight", part, rows, c.hidden_size),
         _bf16(f"{prefix}.norm.weight", "norm", width),

@@ -34,7 +34,7 @@ ALIGNMENT = 16 * 1024  # Apple silicon's page: a record can be mapped or read wi
 
 
 @dataclass(frozen=True)
-class TensorRecord:
+class ManifestTensor:
     """One tensor of the model. `shape` is the logical shape [out, in], whatever the codes' packing.
 
     `format` is "raw" (stored as the official dtype), "mxfp8", "mxfp4" or "affine4".
@@ -115,7 +115,7 @@ class Manifest:
     recipe: str
     checkpoint: str  # "april" or "0731": decides effort words and drafters
     source: dict[str, Any]  # identity of the official checkpoint: see checkpoint/identity.py
-    tensors: dict[str, TensorRecord]
+    tensors: dict[str, ManifestTensor]
     experts: dict[str, ExpertTable]  # by block prefix: "layers.0", ..., "mtp.0"
     files: dict[str, int]  # every file of the folder but this one -> bytes
     format: int = FORMAT
@@ -176,8 +176,8 @@ def _checkpoint(name: object) -> str:
     return str(name)
 
 
-def _tensor(raw: dict[str, Any]) -> TensorRecord:
-    return TensorRecord(
+def _tensor(raw: dict[str, Any]) -> ManifestTensor:
+    return ManifestTensor(
         _inside(raw["file"]), str(raw["format"]), tuple(raw["shape"]), _texts(raw["parts"]),
         _texts(raw["digests"]),
     )  # fmt: skip

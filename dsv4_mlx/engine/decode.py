@@ -1,25 +1,22 @@
-"""The decode loop: a prompt goes in, events come out.
+"""The decode loop as a conversation: it asks for rows and is given tokens; events come out.
 
     PrefillProgress*  Token*  Finished       in this order; whatever happens, one Finished, and it is the last
 
-A PrefillProgress with done == total comes once: the prompt is in.
+A PrefillProgress with done == total comes once: the prompt is in. Whoever answers the requests may compute
+rows of several sessions together, draft tokens and verify them, or run ahead: the tokens are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
-import numpy as np
-
-from dsv4_mlx.engine.constraint import Constraint
-from dsv4_mlx.engine.sampler import Floats, Sampler, SamplingOptions
-from dsv4_mlx.tokenizer.template import Markers
+from dsv4_mlx.engine.chooser import Chooser, Top, likelihood
+from dsv4_mlx.engine.sampler import Floats
 
 Ended = Literal["stop", "length"]
 Reason = Literal[Ended, "cancelled", "error"]
-Top = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -56,113 +53,56 @@ class Finished:
 Event = PrefillProgress | Token | Finished
 
 
-class TokenSequence(Protocol):
-    """What the decode loop needs of a session; as in Session."""
+@dataclass(frozen=True)
+class Rows:
+    """A request: take `tokens` in at `position`, and choose up to `count` tokens that follow.
 
-    tokens: list[int]
-    markers: Markers
+    At position 0 they are the prompt, of which a session may hold something already. Elsewhere they follow
+    what was given before; who has gone further goes back to `position` first. `logits`: whether the rows'
+    logits must come to the host, for the loop or for `choose`.
+    """
 
-    @property
-    def vocabulary(self) -> int: ...
-
-    @property
-    def logits(self) -> Floats: ...
-
-    def room_after(self, tokens: Sequence[int]) -> int: ...
-
-    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]: ...
-
-    def advance(self, token: int) -> Floats: ...
+    tokens: Sequence[int]
+    position: int
+    count: int
+    choose: Chooser
+    logits: bool
 
 
 @dataclass(frozen=True)
-class GenerationLimits:
-    """What an answer must be, beside how its tokens are drawn.
+class Drawn:
+    """The answer: 1 to `count` tokens in order, none for a count of 0; all by `choose`, which a stop ends.
 
-    `max_tokens` None: what the context leaves. `logprobs`: so many alternatives beside each token, of the
-    model's own distribution (before bias, penalties, constraint, temperature). `think_budget`: tokens of
-    thinking before its end is forced. A `constraint` is used up: it is left where the answer ends.
+    `logits`: where asked for, float32 [V] that each was drawn from. The last token has not been taken in,
+    the others have; rows of refused drafts, and of what was run ahead of a stop, are taken back.
     """
 
-    max_tokens: int | None = None
-    constraint: Constraint | None = None
-    logprobs: int | None = None
-    think_budget: int | None = None
+    tokens: Sequence[int]
+    logits: Sequence[Floats] | None = None
 
 
 def decode(
-    session: TokenSequence, prompt: Sequence[int], options: SamplingOptions, wanted: GenerationLimits
-) -> Generator[PrefillProgress | Token, None, Ended]:
-    """The one loop: prefill cut by cut, then token by token; returns what ended it.
+    choose: Chooser, room: int, logprobs: int | None = None
+) -> Generator[Rows | Token, Drawn | None, Ended]:
+    """The one loop: yields requests, each to be sent its answer, and tokens; returns what ended it.
 
-    It may be left or paused at any yield; the session then holds what was computed. The stopping token is
-    not yielded, and the session does not take it in. Raises DoesNotFit for a prompt longer than the
-    context, InputError and UsageError for ids that the model has not.
+    `room`: tokens of the answer at most. `logprobs`: so many alternatives beside each token's own. It may be
+    left at any yield. The stopping token is not yielded.
     """
-    options.check(session.vocabulary)
-    constraint = wanted.constraint
-    room = session.room_after(prompt)
-    room = room if wanted.max_tokens is None else min(wanted.max_tokens, room)
-    sampler = Sampler(options, prompt=len(prompt))
-    thinking = ThinkingBudget(prompt, session.markers, wanted.think_budget)
-    yield from session.prefill(prompt)
-    for _ in range(room):
-        logits = session.logits
-        token = thinking.forced
-        if token is None:
-            token = sampler(logits if constraint is None else constraint.allow(logits), session.tokens)
-        if token == session.markers.end or token in options.stop_ids:
-            return "stop"
-        thinking.accept(token)
-        if constraint is not None:
-            constraint.accept(token)
-        if wanted.logprobs is None:
-            yield Token(token)
-        else:
-            yield Token(token, *likelihood(logits, token, wanted.logprobs))
-        session.advance(token)
-    return "length"
-
-
-def likelihood(logits: Floats, token: int, count: int) -> tuple[float, Top]:
-    """logits float32 [V] -> natural log probability of `token`, and of the `count` likeliest, best first.
-
-    A tie goes to the smaller id.
-    """
-    values = logits.astype(np.float64)
-    values -= values.max()
-    values -= np.log(np.exp(values).sum())
-    count = min(count, len(values))
-    if count == 0:
-        return float(values[token]), ()
-    edge = np.partition(values, -count)[-count]
-    candidates = np.flatnonzero(values >= edge)
-    best = candidates[np.argsort(-values[candidates], kind="stable")][:count]
-    return float(values[token]), tuple((int(i), float(values[i])) for i in best)
-
-
-class ThinkingBudget:
-    """Follows one turn. `budget`: tokens of thinking before its end is forced; None: as many as it likes."""
-
-    def __init__(self, prompt: Sequence[int], markers: Markers, budget: int | None) -> None:
-        self._end, self._left = markers.end_think, budget
-        self._open = thinks(prompt, markers)
-
-    @property
-    def forced(self) -> int | None:
-        """The token that must come next; None leaves the choice."""
-        return self._end if self._open and self._left is not None and self._left <= 0 else None
-
-    def accept(self, token: int) -> None:
-        """The turn goes on with `token`."""
-        self._open = self._open and token != self._end
-        if self._left is not None:
-            self._left -= 1
-
-
-def thinks(prompt: Sequence[int], markers: Markers) -> bool:
-    """Whether `prompt` ends inside the thinking of an assistant's turn."""
-    for token in reversed(prompt):
-        if token in (markers.think, markers.end_think, markers.assistant):
-            return token == markers.think
-    return False
+    logits = choose.on_host or logprobs is not None
+    rows = Rows(tuple(choose.tokens), 0, room, choose, logits)
+    while True:
+        drawn = yield rows
+        if drawn is None:
+            raise RuntimeError("a request for rows wants an answer")
+        for i, token in enumerate(drawn.tokens):
+            if token in choose.stops:
+                return "stop"
+            if logprobs is None or drawn.logits is None:
+                yield Token(token)
+            else:
+                yield Token(token, *likelihood(drawn.logits[i], token, logprobs))
+        room -= len(drawn.tokens)
+        if room <= 0:
+            return "length"
+        rows = Rows(drawn.tokens[-1:], len(choose.tokens) - 1, room, choose, logits)

@@ -1,34 +1,82 @@
 """THE MAIN PATH: prompt -> tokens -> prefill -> decode -> text. Start reading here.
 
     messages --Prompts.encode--> ids                                     tokenizer/template.py
-        ids --session.prefill--> logits after the prompt  prefill        engine/session.py
-     logits --Constraint.allow--> logits         where one is given      engine/constraint.py
-     logits --sample--> id                                               engine/sampler.py
-         id --session.advance--> logits                   decode         engine/session.py
-         id --TextParser.push--> pieces of thinking and answer           tokenizer/output_parser.py
+        ids --decode--> Rows --SessionRows--> Drawn --> Token, Token ...  engine/decode.py
+
+    What answers a request for rows, engine/session.py:
+        ids --Session.prefill--> logits after the prompt
+         id --Session.advance--> logits
+     logits --Chooser.draw--> id                                         engine/chooser.py
+
+    id --TextParser.push-->   pieces of thinking and answer              tokenizer/output_parser.py
 
 `prefill` and `advance` run the same forward pass, model/transformer.py, over more rows or one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
+from dsv4_mlx.engine.chooser import Chooser, GenerationLimits
 from dsv4_mlx.engine.constraint import Constraint
-from dsv4_mlx.engine.decode import Ended, Event, Finished, GenerationLimits, Token, TokenSequence, decode
+from dsv4_mlx.engine.decode import Drawn, Ended, Event, Finished, PrefillProgress, Rows, Token, decode
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.sampler import SamplingOptions
-from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.session import Session, SessionRows, TokenSequence
 from dsv4_mlx.tokenizer.output_parser import Piece, TextParser
 from dsv4_mlx.tokenizer.template import Think
 
+Answerer = Callable[[Rows], Generator[PrefillProgress, None, Drawn]]
+
+
+def run(
+    rows: SessionRows,
+    prompt: Sequence[int],
+    options: SamplingOptions,
+    wanted: GenerationLimits,
+    answer: Answerer | None = None,
+) -> Generator[PrefillProgress | Token, None, Ended]:
+    """The decode loop over one session, prompt cut by cut and then token by token; returns what ended it.
+
+    `answer` answers in place of `rows`, by the same session.
+
+    It may be left or paused at any yield; the session then holds what was computed, and never what stopped
+    it. Raises DoesNotFit for a prompt longer than the context, InputError and UsageError for ids that the
+    model has not.
+    """
+    session = rows.session
+    options.check(session.vocabulary)
+    room = session.room_after(prompt)
+    room = room if wanted.max_tokens is None else min(wanted.max_tokens, room)
+    choose = Chooser(prompt, session.markers, options, wanted)
+    return (yield from drive(decode(choose, room, wanted.logprobs), answer or rows))
+
+
+def drive(
+    loop: Generator[Rows | Token, Drawn | None, Ended],
+    answer: Answerer,
+) -> Generator[PrefillProgress | Token, None, Ended]:
+    """`loop`, its requests answered: what is left are its tokens, and what is said of the prompt."""
+    drawn: Drawn | None = None
+    while True:
+        try:
+            step = loop.send(drawn)
+        except StopIteration as end:
+            ended: Ended = end.value
+            return ended
+        drawn = None
+        if isinstance(step, Rows):
+            drawn = yield from answer(step)
+        else:
+            yield step
+
 
 def stream(
-    session: TokenSequence, prompt: Sequence[int], options: SamplingOptions, wanted: GenerationLimits
+    rows: SessionRows, prompt: Sequence[int], options: SamplingOptions, wanted: GenerationLimits
 ) -> Iterator[Event]:
-    """The events of one answer, Finished the last of them. Raises as `decode`."""
-    yield Finished((yield from decode(session, prompt, options, wanted)))
+    """The events of one answer, Finished the last of them. Raises as `run`."""
+    yield Finished((yield from run(rows, prompt, options, wanted)))
 
 
 def generate(
@@ -41,9 +89,9 @@ def generate(
 ) -> Iterator[int]:
     """Yield token ids until one that stops, `max_tokens`, the end of the context, or the caller is done.
 
-    The stopping token is not yielded. Stop strings are the caller's: see `answer`. Raises as `decode`.
+    The stopping token is not yielded. Stop strings are the caller's: see `answer`. Raises as `run`.
     """
-    for event in decode(session, prompt, options, GenerationLimits(max_tokens, constraint)):
+    for event in run(SessionRows(session), prompt, options, GenerationLimits(max_tokens, constraint)):
         if isinstance(event, Token):
             yield event.id
 
@@ -68,10 +116,10 @@ def answer(
     conversation = engine.prompts.ask(text, think, schema)
     prompt = engine.prompts.encode(conversation)
     session.leave_room(prompt)
-    options = options.without(engine.prompts.spelling.dsml)  # no tools, so no call of one
     parser = TextParser(conversation, engine.prompts.spelling, options.stop_strings)
-    events = stream(session, prompt, options, GenerationLimits(max_tokens, constraint))
-    return (yield from read_answer(events, parser))
+    options = options.without(engine.prompts.spelling.dsml)  # no tools, so no call of one
+    limits = GenerationLimits(max_tokens, constraint)
+    return (yield from read_answer(stream(SessionRows(session), prompt, options, limits), parser))
 
 
 def complete(
@@ -83,15 +131,15 @@ def complete(
     max_tokens: int | None = None,
     constraint: Constraint | None = None,
 ) -> Generator[Piece, None, Ended]:
-    """What follows `text`, without a template, for base models. Markers in the text count as text; those
-    that the model writes are left out. Raises as `answer`.
+    """What follows `text`, without a template. Markers in it count as text; those that the model writes are
+    left out. Raises as `answer`.
     """
     spelling = engine.prompts.spelling
     prompt = spelling.begun(text)
     session.leave_room(prompt)
     parser, options = TextParser(None, spelling, options.stop_strings), options.without(spelling.dsml)
-    events = stream(session, prompt, options, GenerationLimits(max_tokens, constraint))
-    return (yield from read_answer(events, parser))
+    limits = GenerationLimits(max_tokens, constraint)
+    return (yield from read_answer(stream(SessionRows(session), prompt, options, limits), parser))
 
 
 def read_answer(events: Iterator[Event], parser: TextParser) -> Generator[Piece, None, Ended]:

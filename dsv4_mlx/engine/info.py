@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dsv4_mlx.config import CSA, HCA, WINDOW
 from dsv4_mlx.engine.memory import DRAFT, component_bytes, repeated_scales, state_bytes
 from dsv4_mlx.weights.load import activation_dtype, find_model
 
@@ -38,9 +39,9 @@ def facts(folder: Path) -> dict[str, Any]:
         "recipe": manifest.recipe,
         "architecture": {
             "layers": config.layers,
-            "window_only": config.ratios.count(0),
-            "csa": config.ratios.count(4),
-            "hca": config.ratios.count(128),
+            "window_only": config.kinds.count(WINDOW),
+            "csa": config.kinds.count(CSA),
+            "hca": config.kinds.count(HCA),
             "draft_blocks": config.mtp_layers,
             "hidden_size": config.hidden_size,
             "vocab_size": config.vocab_size,

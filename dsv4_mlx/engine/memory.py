@@ -41,14 +41,13 @@ def state_bytes(config: ModelConfig, tokens: int, element: int, growth: int = GR
     fixed = rows = 0
     per_token = 0.0
     for layer in range(config.layers + config.draft_blocks):
-        ratio = config.ratio(layer)
+        kind = config.kind(layer)
         fixed += (config.window + SLACK) * config.head_dim * element
-        if ratio:
-            overlap = ratio == 4
-            width = config.head_dim + overlap * config.index_dim
-            fixed += ((1 + overlap) * ratio + SLACK) * 2 * (1 + overlap) * width * 4
-            rows += capacity // ratio * width * element
-            per_token += width * element / ratio
+        if kind.ratio:
+            width = config.head_dim + kind.indexed * config.index_dim
+            fixed += (kind.halves * kind.ratio + SLACK) * 2 * kind.halves * width * 4
+            rows += capacity // kind.ratio * width * element
+            per_token += width * element / kind.ratio
     return StateBytes(fixed, rows, per_token)
 
 
@@ -70,7 +69,7 @@ def repeated_scales(manifest: Manifest) -> int:
     """Bytes of the scales that are repeated in memory when an official folder is read; no file has them."""
     if manifest.recipe != OFFICIAL:
         return 0
-    dense = [record.shape for record in manifest.tensors.values() if record.format == "mxfp8"]
+    dense = [tensor.shape for tensor in manifest.tensors.values() if tensor.format == "mxfp8"]
     tables = [table for table in manifest.experts.values() if table.format == "mxfp8"]
     experts = sum(t.count * s.bytes for t in tables for s in t.segments if s.dtype == "U8")
     group = PACKINGS["mxfp8"].group
@@ -131,10 +130,10 @@ def touched_state(config: ModelConfig, context: int, element: int) -> int:
     """Bytes of the state that one token reads after `context` tokens, rows of `element`-byte numbers."""
     total = 0
     for layer in range(config.layers):
-        ratio = config.ratio(layer)
+        kind = config.kind(layer)
         total += min(context, config.window) * config.head_dim * element
-        rows = context // ratio if ratio else 0
-        if ratio == 4 and rows > config.index_topk:
+        rows = context // kind.ratio if kind.ratio else 0
+        if kind.indexed and rows > config.index_topk:
             total += rows * config.index_dim * element
             rows = config.index_topk
         total += rows * config.head_dim * element

@@ -14,19 +14,20 @@ To keep two branches at once, fork.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.chunking import chunk_ends
-from dsv4_mlx.engine.decode import PrefillProgress
+from dsv4_mlx.engine.decode import Drawn, PrefillProgress, Rows
 from dsv4_mlx.engine.memory import RESTART_POINTS
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, Progress, UsageError
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
-from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.tokenizer.template import Markers
 
 LATEST = 4  # of the restart points, those of the latest cuts are kept whatever lies before
@@ -43,17 +44,36 @@ class SessionSnapshot:
     logits: Logits | None
 
 
+class LanguageModel(Protocol):
+    """What a session needs of a model; as in model.transformer.Transformer."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def dtype(self) -> mx.Dtype: ...
+
+    @property
+    def chunks_per_step(self) -> int: ...
+
+    def new_state(self, *, growth: int) -> ModelState: ...
+
+    def streams_of(
+        self, chunks: Sequence[mx.array], state: ModelState, check_cancelled: Callable[[], None] = ...
+    ) -> tuple[list[mx.array], list[Snapshot]]: ...
+
+    def logits(self, streams: mx.array, *, last: bool) -> mx.array: ...
+
+
 class Session:
     """Hand it the whole token sequence; it computes what it has not seen. Not for use by two threads.
 
     `growth`: tokens by which the state's row buffers grow.
     """
 
-    def __init__(self, model: Transformer, context: int, markers: Markers, growth: int = GROWTH) -> None:
+    def __init__(self, model: LanguageModel, context: int, markers: Markers, growth: int = GROWTH) -> None:
         self.model, self.context, self.markers, self.growth = model, context, markers, growth
         self.tokens: list[int] = []
-        self.together: int | None = None  # chunks in a step of `prefill` at most; None: the model says
-        self.between: Callable[[], None] = lambda: None  # called between layers of a prefill; may raise
         self.cached = 0  # tokens of the last `sync` that needed no computation
         self._state: ModelState = model.new_state(growth=growth)
         self._restart: list[Snapshot] = []
@@ -92,13 +112,19 @@ class Session:
                 progress(step.done, step.total)
         return self.logits
 
-    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]:
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        *,
+        chunks_per_step: Callable[[], int | None] = lambda: None,
+        check_cancelled: Callable[[], None] = lambda: None,
+    ) -> Iterator[PrefillProgress]:
         """`sync` step by step: yields how far it is, first with 0 done, then at cuts.
 
-        A step is as many chunks as the model takes at once, `together` at most. The caller may stop after
-        any: the session is then as far as it got, and a later `sync` goes on from there, cut alike. What
-        `between` raises comes out here, and the session is where the step began. At the
-        end `logits` are those of the last token.
+        A step is as many chunks as the model takes at once; `chunks_per_step`, asked before each, may allow
+        fewer. The caller may stop after any: the session is then as far as it got, and a later `sync` goes on
+        from there, cut alike. `check_cancelled` is called between layers: what it raises comes out here, and
+        the session is where the step began. At the end `logits` are those of the last token.
         """
         tokens = [int(token) for token in tokens]
         check_tokens(tokens, self.vocabulary, self.context)
@@ -109,11 +135,11 @@ class Session:
             return  # all of it was known
         ends = [*(cut for cut in marks if start < cut < len(tokens)), len(tokens)]
         while ends:
-            together = self.model.loop.together
-            count = together if self.together is None else min(self.together, together)
+            most, allowed = self.model.chunks_per_step, chunks_per_step()
+            count = most if allowed is None else min(allowed, most)
             group, ends = ends[:count], ends[count:]
             starts = [len(self.tokens), *group]
-            points = self._step([tokens[a:b] for a, b in zip(starts, group, strict=False)])
+            points = self._step([tokens[a:b] for a, b in zip(starts, group, strict=False)], check_cancelled)
             end = group[-1]
             if end < len(tokens) or (marks and end == marks[-1]):
                 points = [*points, self._state.snapshot()]
@@ -184,6 +210,11 @@ class Session:
         self._restart = list(snapshot.restart)
         self._logits = snapshot.logits
 
+    def adopt(self, tokens: list[int], state: ModelState) -> None:
+        """Become the sequence `tokens`, after which `state` is; it has no logits until more is added."""
+        self._state, self.tokens, self._logits = state, tokens, None
+        self._restart = [state.snapshot()]
+
     def fork(self) -> Session:
         """An independent session that has seen the same tokens."""
         twin = Session(self.model, self.context, self.markers, self.growth)
@@ -191,7 +222,9 @@ class Session:
         twin._state, twin._restart = self._state.fork(), list(self._restart)
         return twin
 
-    def _step(self, chunks: Sequence[list[int]]) -> list[Snapshot]:
+    def _step(
+        self, chunks: Sequence[list[int]], check_cancelled: Callable[[], None] = lambda: None
+    ) -> list[Snapshot]:
         """Take consecutive chunks in; snapshots after each but the last."""
         decoding = len(chunks) == 1 and len(chunks[0]) == 1
         start = None if decoding else self._state.snapshot()
@@ -200,7 +233,7 @@ class Session:
         def between() -> None:
             nonlocal left
             try:
-                self.between()
+                check_cancelled()
             except BaseException as error:
                 left = error
                 raise
@@ -254,6 +287,58 @@ class Session:
     def _cut_to(self, length: int) -> None:
         del self.tokens[length:]
         self._restart = [point for point in self._restart if point.length <= length]
+
+
+class TokenSequence(Protocol):
+    """What the plain answerer needs of a session; as in Session."""
+
+    tokens: list[int]
+    markers: Markers
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def logits(self) -> Logits: ...
+
+    def room_after(self, tokens: Sequence[int]) -> int: ...
+
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        *,
+        chunks_per_step: Callable[[], int | None] = ...,
+        check_cancelled: Callable[[], None] = ...,
+    ) -> Iterator[PrefillProgress]: ...
+
+    def advance(self, token: int) -> Logits: ...
+
+
+@dataclass(frozen=True)
+class SessionRows:
+    """Answers the decode loop the plain way: one session, one row, one token at a time."""
+
+    session: TokenSequence
+    chunks_per_step: Callable[[], int | None] = lambda: None  # this and the next: as in Session.prefill
+    check_cancelled: Callable[[], None] = lambda: None
+
+    def take_in(self, rows: Rows) -> Generator[PrefillProgress, None, None]:
+        """Their tokens. Raises as Session.prefill and Session.advance."""
+        if rows.position == 0:
+            yield from self.session.prefill(
+                rows.tokens, chunks_per_step=self.chunks_per_step, check_cancelled=self.check_cancelled
+            )
+            return
+        for token in rows.tokens:
+            self.session.advance(token)
+
+    def __call__(self, rows: Rows) -> Generator[PrefillProgress, None, Drawn]:
+        """Their tokens, and the one that follows. Raises as `take_in`."""
+        yield from self.take_in(rows)
+        if not rows.count:
+            return Drawn(())
+        logits = self.session.logits
+        return Drawn((rows.choose.draw(logits),), (logits,) if rows.logits else None)
 
 
 def check_tokens(tokens: Sequence[int], vocabulary: int, context: int) -> None:

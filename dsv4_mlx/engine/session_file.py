@@ -100,8 +100,7 @@ def load(session: Session, path: Path, who: str) -> int:
             buffer.write(arrays[name], 0)
     mx.eval(state.arrays())
     state.length = state.reached = len(tokens)
-    session._state, session.tokens, session._logits = state, tokens, None
-    session._restart = [state.snapshot()]
+    session.adopt(tokens, state)
     return len(tokens)
 
 
@@ -127,7 +126,7 @@ def _buffers(state: ModelState) -> Iterator[tuple[str, Ring | RowBuffer, int]]:
     """Every buffer with a name and its layer's ratio, rings in the order of a snapshot."""
     for i, layer in enumerate(state.layers):
         for j, buffer in enumerate(layer.buffers()):
-            yield f"{i}.{j}", buffer, layer.ratio
+            yield f"{i}.{j}", buffer, layer.kind.ratio
 
 
 def _fits(state: ModelState, arrays: dict[str, mx.array], length: int) -> bool:

@@ -56,7 +56,7 @@ def layers(stored: StoredModel, ops: Ops, numbers: Sequence[int] | None, bar: Ba
 
 def sample(config: ModelConfig) -> list[int]:
     """One layer of each kind, and the last."""
-    kinds = {(config.ratio(i), config.hashed(i)): i for i in reversed(range(config.layers))}
+    kinds = {(config.kind(i), config.hashed(i)): i for i in reversed(range(config.layers))}
     return sorted({*kinds.values(), config.layers - 1})
 
 
@@ -82,10 +82,10 @@ def _outputs(stored: StoredModel, number: int, ops: Ops, dtype: mx.Dtype) -> lis
 
 
 def _state(config: ModelConfig, number: int, dtype: mx.Dtype) -> LayerState:
-    state = LayerState(config, config.ratio(number), 1, dtype)
+    state = LayerState(config, config.kind(number), 1, dtype)
     for rows in (state.rows, state.index_rows):
         if rows is not None:
-            rows.grow(PREFILL // state.ratio + 1)
+            rows.grow(PREFILL // state.kind.ratio + 1)
     return state
 
 

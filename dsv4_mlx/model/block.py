@@ -39,7 +39,7 @@ class HyperConnection(Module):
         self.norm = source.vector(f"{prefix}.{norm}.weight", (config.hidden_size,))
 
     def pre(self, streams: Streams) -> BlockInput:
-        """Mix in what is pending and begin a sublayer."""
+        """Mix in what is pending in streams [B, T, C, D] and begin a sublayer, whose input is [B, T, D]."""
         return self.ops.hc_pre(
             streams, self.fn, self.base, self.norm,
             iterations=self.iterations, hc_eps=self.hc_eps, norm_eps=self.norm_eps, dtype=self.dtype,
@@ -62,26 +62,26 @@ class Block(Module):
     ) -> None:
         super().__init__()
         self.attn_hc = HyperConnection(config, prefix, "hc_attn", "attn_norm", source, ops)
-        self.attn = Attention(config, config.ratio(index), f"{prefix}.attn", source, ops, numerics)
+        self.attn = Attention(config, config.kind(index), f"{prefix}.attn", source, ops, numerics)
         self.ffn_hc = HyperConnection(config, prefix, "hc_ffn", "ffn_norm", source, ops)
         self.ffn = MoE(config, config.hashed(index), prefix, source, ops)
 
     def __call__(self, streams: Streams, tokens: mx.array, state: LayerState, plan: ChunkPlan) -> Streams:
         """tokens [B, T]. The experts' output is left pending: whoever comes next mixes it in."""
-        return self.several([Chunk(streams, tokens, plan)], state, lambda i: None)[0]
+        return self.forward_chunks([Chunk(streams, tokens, plan)], state, lambda i: None)[0]
 
-    def several(
-        self, chunks: Sequence[Chunk], state: LayerState, taken: Callable[[int], None]
+    def forward_chunks(
+        self, chunks: Sequence[Chunk], state: LayerState, on_layer: Callable[[int], None]
     ) -> list[Streams]:
-        """Consecutive chunks: attention one after the other, the experts of all together.
+        """Consecutive chunks, streams [B, T, C, D] each: attention one by one, the experts of all together.
 
-        `taken(i)` is called when the state has taken chunk i in and not yet the next.
+        `on_layer(i)` is called when the state has taken chunk i in and not yet the next.
         """
         entries = []
         for i, (streams, _, plan) in enumerate(chunks):
             entry = self.attn_hc.pre(streams)
             out = self.attn(entry, state, plan)
-            taken(i)
-            entries.append(self.ffn_hc.pre(Streams(entry.x, out, entry.mix)))
-        outs = self.ffn.several(entries, [chunk.tokens for chunk in chunks])
-        return [Streams(entry.x, out, entry.mix) for entry, out in zip(entries, outs, strict=True)]
+            on_layer(i)
+            entries.append(self.ffn_hc.pre(Streams(entry.streams, out, entry.mix)))
+        outs = self.ffn.forward_chunks(entries, [chunk.tokens for chunk in chunks])
+        return [Streams(entry.streams, out, entry.mix) for entry, out in zip(entries, outs, strict=True)]

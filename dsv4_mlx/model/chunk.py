@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.config import LayerKind, ModelConfig
 from dsv4_mlx.model.rope import compressed_table, plain_table
 from dsv4_mlx.model.state import SLACK
 
@@ -27,16 +27,15 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Emission:
-    """What one compression ratio does in this chunk."""
+    """The compressed rows that layers of one kind emit in this chunk."""
 
-    ratio: int
-    first: int  # rows first .. end - 1 are emitted
-    end: int  # rows 0 .. end - 1 exist after this chunk
-    needed: int  # first position pooled, the previous window included where there is one
-    opening: bool  # the first emitted row has no previous window (row 0)
-    table: mx.array | None  # rotation of the emitted rows, complex64 [end - first, K / 2]
-    mask: mx.array | None  # float32 [T, end]: -inf where a query doesn't see a row; None where all see all
-    seen: mx.array | None  # int32 [T]: rows visible to each query; None with `mask`
+    start: int  # rows start .. stop - 1 are emitted
+    stop: int  # rows 0 .. stop - 1 exist after this chunk
+    pool_from: int  # first position pooled, the previous group included where there is one
+    is_first: bool  # the first emitted row has no previous group (row 0)
+    table: mx.array | None  # rotation of the emitted rows, complex64 [stop - start, K / 2]
+    mask: mx.array | None  # float32 [T, N], N = stop: -inf where a query doesn't see a row; None: all see all
+    visible: mx.array | None  # int32 [T]: rows visible to each query; None with `mask`
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class ChunkPlan:
     window: mx.array | None  # float32 [T, S], 0 or -inf, over the filled ring, or over history + chunk
     plain: Rotation
     compressed: Rotation
-    groups: dict[int, Emission]
+    emissions: dict[LayerKind, Emission]  # of every kind that the model has and that compresses
 
 
 class ChunkPlanner:
@@ -59,7 +58,7 @@ class ChunkPlanner:
 
     def __init__(self, config: ModelConfig) -> None:
         self.window = config.window
-        self.ratios = sorted({r for r in config.ratios if r})
+        self.kinds = sorted({kind for kind in config.kinds if kind.ratio}, key=lambda kind: kind.ratio)
         self._plain, self._compressed = plain_table(config), compressed_table(config)
         self._ring_masks: dict[int, mx.array] = {}  # by rows, of which there are SLACK + 1
 
@@ -76,7 +75,7 @@ class ChunkPlanner:
             window=mask,
             plain=Rotation(*self._plain.rows(start, rows)),
             compressed=Rotation(*self._compressed.rows(start, rows)),
-            groups={ratio: self._groups(ratio, start, rows) for ratio in self.ratios},
+            emissions={kind: self._emission(kind, start, rows) for kind in self.kinds},
         )
 
     def _ring_mask(self, start: int, rows: int) -> mx.array | None:
@@ -99,42 +98,43 @@ class ChunkPlanner:
             0
         )  # a view, where [at] would be a copy
 
-    def _groups(self, ratio: int, start: int, rows: int) -> Emission:
-        first, end = start // ratio, (start + rows) // ratio
-        overlap = ratio == 4
-        opening = first == 0
-        mask = seen = None
+    def _emission(self, kind: LayerKind, start: int, rows: int) -> Emission:
+        ratio = kind.ratio
+        first, stop = start // ratio, (start + rows) // ratio
+        is_first = first == 0
+        mask = visible = None
         if rows > 1:
             counts = (np.arange(start, start + rows) + 1) // ratio
-            seen = mx.array(counts.astype(np.int32))
-            mask = _mask(np.arange(end)[None, :] < counts[:, None])
+            visible = mx.array(counts.astype(np.int32))
+            mask = _mask(np.arange(stop)[None, :] < counts[:, None])
         return Emission(
-            ratio=ratio,
-            first=first,
-            end=end,
-            needed=(first - (overlap and not opening)) * ratio,
-            opening=opening,
-            table=self._compressed.at(np.arange(first, end) * ratio) if end > first else None,
+            start=first,
+            stop=stop,
+            pool_from=(first - (kind.indexed and not is_first)) * ratio,
+            is_first=is_first,
+            table=self._compressed.at(np.arange(first, stop) * ratio) if stop > first else None,
             mask=mask,
-            seen=seen,
+            visible=visible,
         )
 
 
 def _ring_mask(start: int, rows: int, window: int, ring: int) -> mx.array:
-    """Slot s holds the last position = s mod ring."""
+    """float32 [T, ring]. Slot s holds the last position = s mod ring."""
     last = start + rows - 1
     positions = last - (last - np.arange(ring)) % ring
     return _seen(start, rows, positions, window)
 
 
 def _band_mask(start: int, rows: int, history: int, window: int) -> mx.array:
+    """float32 [T, S] over the positions from `history` to the end of the chunk."""
     return _seen(start, rows, np.arange(history, start + rows), window)
 
 
 def _seen(start: int, rows: int, positions: np.ndarray, window: int) -> mx.array:
+    """positions [S] -> float32 [T, S]: a query sees itself and window - 1 positions before."""
     queries = np.arange(start, start + rows)[:, None]
     return _mask((positions >= 0) & (positions <= queries) & (positions > queries - window))
 
 
-def _mask(seen: npt.NDArray[np.bool_]) -> mx.array:
+def _mask(seen: npt.NDArray[np.bool_]) -> mx.array:  # [T, S] -> the same shape
     return mx.array(np.where(seen, np.float32(0), np.float32(-np.inf)))

@@ -21,7 +21,7 @@ class MoE(Module):
         self.ops, self.limit, self.scale = ops, config.swiglu_limit, config.routed_scale
         self.count, self.hashed = config.experts_per_token, hashed
         prefix, hidden, width = f"{block}.ffn", config.hidden_size, config.expert_width
-        self.gate = ops.hold(source.float_linear(f"{prefix}.gate", (config.experts, hidden)).weight)
+        self.gate = ops.as_weight(source.float_linear(f"{prefix}.gate", (config.experts, hidden)).weight)
         if hashed:
             # Not a parameter: integers have no gradient.
             self._experts_of = source.table(f"{prefix}.gate.tid2eid", (config.vocab_size, self.count))
@@ -33,24 +33,30 @@ class MoE(Module):
         self.shared_down = source.linear(f"{prefix}.shared_experts.w2", (hidden, width))
         self.experts: ExpertSource = source.experts(block)
 
+    @property
+    def experts_by_token(self) -> mx.array:
+        """int32 [V, A]: the experts of each token id, where `hashed`."""
+        return self._experts_of
+
     def __call__(self, entry: BlockInput, tokens: mx.array) -> mx.array:
         """From the normed input [B, T, D] and tokens [B, T] (read by hash layers) to [B, T, D] float32."""
-        return self.several([entry], [tokens])[0]
+        return self.forward_chunks([entry], [tokens])[0]
 
-    def several(self, entries: Sequence[BlockInput], tokens: Sequence[mx.array]) -> list[mx.array]:
-        """Chunks that may go through the experts together."""
+    def forward_chunks(self, entries: Sequence[BlockInput], tokens: Sequence[mx.array]) -> list[mx.array]:
+        """Chunks [B, T, D], tokens [B, T] that go through the experts together -> float32 [B, T, D] each."""
         chunks = [self._route(entry, ids) for entry, ids in zip(entries, tokens, strict=True)]
         return self.experts.routed(self._product, chunks)
 
     def _route(self, entry: BlockInput, tokens: mx.array) -> Routed:
+        """x [B, T, D] of the input, ids and weights [B, T, A], the shared expert's output [B, T, D]."""
         if self.hashed:
             ids = self._experts_of[tokens]
-            ids, weights = self.ops.route_hashed(entry.full, self.gate, ids, scale=self.scale)
+            ids, weights = self.ops.route_hashed(entry.x_f32, self.gate, ids, scale=self.scale)
         else:
             ids, weights = self.ops.route(
-                entry.full, self.gate, self.bias, count=self.count, scale=self.scale
+                entry.x_f32, self.gate, self.bias, count=self.count, scale=self.scale
             )
-        x = entry.rounded
+        x = entry.x
         shared = self.ops.shared_ffn(x, self.shared_gate_up.bank(), self.shared_down.bank(), self.limit)
         return Routed(x, ids, weights, shared)
 
@@ -64,4 +70,5 @@ class MoE(Module):
         down: Bank,
         start: mx.array | None,
     ) -> mx.array:
+        """A model.tensors.ExpertProduct: x [B, T, D] -> float32 [B, T, D]."""
         return self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit, start, chunk=chunk)

@@ -41,18 +41,18 @@ class RopeTable:
     Blocks of positions are kept on the host: nothing that lives longer than a step takes MLX's memory.
     """
 
-    def __init__(self, freqs: npt.NDArray[np.float32], width: int) -> None:
+    def __init__(self, freqs: npt.NDArray[np.float32], width: int) -> None:  # [pairs rotated]
         self.freqs, self.width = freqs, width
         self._blocks: OrderedDict[int, npt.NDArray[np.complex64]] = OrderedDict()
 
     def rows(self, start: int, count: int) -> tuple[mx.array, mx.array]:
-        """Positions start, start + 1, ..., forward and inverse: from a kept block where they lie in one."""
+        """Positions start, start + 1, ...: forward and inverse [T, K / 2], from kept blocks if it can."""
         block, offset = divmod(start, _BLOCK)
         if offset + count > _BLOCK:
-            table = self._turns(np.arange(start, start + count))
+            table = self._factors(np.arange(start, start + count))
         else:
             if block not in self._blocks:
-                self._blocks[block] = self._turns(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
+                self._blocks[block] = self._factors(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
                 if len(self._blocks) > _KEPT:
                     self._blocks.popitem(last=False)
             self._blocks.move_to_end(block)
@@ -60,11 +60,11 @@ class RopeTable:
         return mx.array(table), mx.array(table.conj())
 
     def at(self, positions: npt.NDArray[np.int64]) -> mx.array:
-        """Any positions, forward."""
-        return mx.array(self._turns(positions))
+        """Any positions, forward: complex64 [T, K / 2]."""
+        return mx.array(self._factors(positions))
 
-    def _turns(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.complex64]:
-        """The angle is a float32 product, as the model was trained; its cosine is exact."""
+    def _factors(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.complex64]:
+        """complex64 [T, K / 2]. The angle is a float32 product, as in training; its cosine is exact."""
         angles = (positions.astype(np.float32)[:, None] * self.freqs).astype(np.float64)
         table = np.ones((len(positions), self.width // 2), np.complex64)
         table[:, -len(self.freqs) :] = np.cos(angles) + 1j * np.sin(angles)

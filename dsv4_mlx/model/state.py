@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 import mlx.core as mx
 
-from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.config import LayerKind, ModelConfig
 
 SLACK = 8  # tokens that can be taken back
 GROWTH = 16_384  # tokens by which row buffers grow
@@ -32,7 +32,10 @@ class Ring:
         return self.buffer.shape[1]
 
     def write(self, rows: mx.array, start: int) -> None:
-        """Store rows [B, T, width] of positions start .. start + T - 1; only the last `size` can be kept."""
+        """Store rows [B, T, K] of positions start .. start + T - 1; only the last `size` can be kept.
+
+        Changes the ring; written twice at one position, the later stays.
+        """
         count = rows.shape[1]
         if count > self.size:
             rows, start, count = rows[:, count - self.size :], start + count - self.size, self.size
@@ -43,11 +46,14 @@ class Ring:
             self.buffer[:, : count - whole] = rows[:, whole:]
 
     def filled(self, count: int) -> mx.array:
-        """The rows that hold a position, while no more than `count` were written: [B, count, width]."""
+        """The rows that hold a position, while no more than `count` were written: [B, count, K].
+
+        Changes nothing; valid until the next write, so to be dropped before it.
+        """
         return self.buffer if count == self.size else self.buffer[:, :count]
 
     def read(self, start: int, end: int) -> mx.array:
-        """Rows [B, end - start, width] of positions start .. end - 1, in order."""
+        """Rows [B, end - start, K] of positions start .. end - 1. Changes nothing; valid as `filled`."""
         at, count = start % self.size, end - start
         whole = min(count, self.size - at)
         if whole == count:
@@ -62,6 +68,7 @@ class RowBuffer:
         self.buffer = mx.zeros((batch, 0, width), dtype)
 
     def grow(self, capacity: int) -> None:
+        """Make room for `capacity` rows in all: changes the buffer, never its rows."""
         missing = capacity - self.buffer.shape[1]
         if missing > 0:
             batch, _, width = self.buffer.shape
@@ -69,31 +76,32 @@ class RowBuffer:
             self.buffer = mx.concatenate([self.buffer, empty], axis=1)
 
     def shrink(self, capacity: int) -> None:
+        """Keep the first `capacity` rows, in less memory: changes the buffer, which is copied."""
         self.buffer = mx.contiguous(self.buffer[:, :capacity])
 
     def write(self, rows: mx.array, start: int) -> None:
+        """Store rows [B, T, K] at start, start + 1, ...: changes the buffer, which has room (`grow`)."""
         self.buffer[:, start : start + rows.shape[1]] = rows
 
     def read(self, count: int) -> mx.array:
-        """The first `count` rows: a view, to be dropped before the next write."""
+        """The first `count` rows [B, count, K]. Changes nothing; a view: drop it before the next write."""
         return self.buffer[:, :count]
 
 
 class LayerState:
     """One layer's memory: the window ring; with compression, the open group and the compressed rows."""
 
-    def __init__(self, config: ModelConfig, ratio: int, batch: int, dtype: mx.Dtype) -> None:
-        self.ratio = ratio
+    def __init__(self, config: ModelConfig, kind: LayerKind, batch: int, dtype: mx.Dtype) -> None:
+        self.kind = kind
         self.window = Ring(batch, config.window + SLACK, config.head_dim, dtype)
         self.group: Ring | None = None
         self.rows: RowBuffer | None = None
         self.index_rows: RowBuffer | None = None
-        if ratio:
-            overlap = ratio == 4
-            width = 2 * (1 + overlap) * (config.head_dim + overlap * config.index_dim)
-            self.group = Ring(batch, (1 + overlap) * ratio + SLACK, width, mx.float32)
+        if kind.ratio:
+            width = 2 * kind.halves * (config.head_dim + kind.indexed * config.index_dim)
+            self.group = Ring(batch, kind.halves * kind.ratio + SLACK, width, mx.float32)
             self.rows = RowBuffer(batch, config.head_dim, dtype)
-            if overlap:
+            if kind.indexed:
                 self.index_rows = RowBuffer(batch, config.index_dim, dtype)
 
     @property
@@ -104,10 +112,11 @@ class LayerState:
         return self.group, self.rows
 
     def rings(self) -> list[mx.array]:
-        """The rings as they are now: values, which the next write copies."""
+        """The rings [B, S, K] as they are now: values that stay valid, for the next write copies them."""
         return [mx.array(b.buffer) for b in self.buffers() if isinstance(b, Ring)]
 
     def buffers(self) -> list[Ring | RowBuffer]:
+        """Those this layer has, in the order of a snapshot. The same objects as long as the state lives."""
         return [b for b in (self.window, self.group, self.rows, self.index_rows) if b is not None]
 
 
@@ -130,10 +139,10 @@ class ModelState:
     """
 
     def __init__(self, config: ModelConfig, dtype: mx.Dtype, batch: int = 1, growth: int = GROWTH) -> None:
-        if growth < 1 or growth % max(1, *config.ratios):
+        if growth < 1 or growth % max(1, *(kind.ratio for kind in config.kinds)):
             raise ValueError(f"growth is {growth}, expected a multiple of every compression ratio")
         blocks = config.layers + config.draft_blocks
-        self.layers = [LayerState(config, config.ratio(i), batch, dtype) for i in range(blocks)]
+        self.layers = [LayerState(config, config.kind(i), batch, dtype) for i in range(blocks)]
         self.growth = growth
         self.length = 0
         self.reached = 0  # the furthest length since the rings were last replaced
@@ -141,14 +150,14 @@ class ModelState:
         self._holding: WeakSet[Snapshot] = WeakSet()  # snapshots whose rows are still here
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` tokens in all, in steps of `growth`."""
+        """Make room for `tokens` tokens in all, in steps of `growth`; the rows and `length` stay."""
         if tokens <= self.capacity:
             return
         self.capacity = -(-tokens // self.growth) * self.growth
         for layer in self.layers:
             for rows in (layer.rows, layer.index_rows):
                 if rows is not None:
-                    rows.grow(self.capacity // layer.ratio)
+                    rows.grow(self.capacity // layer.kind.ratio)
 
     def shrink(self) -> None:
         """Give back what `reserve` made beyond the present length; a buffer that shrinks is copied."""
@@ -158,16 +167,20 @@ class ModelState:
             for layer in self.layers:
                 for rows in (layer.rows, layer.index_rows):
                     if rows is not None:
-                        rows.shrink(capacity // layer.ratio)
+                        rows.shrink(capacity // layer.kind.ratio)
 
     def arrays(self) -> list[mx.array]:
-        """Every array of the state: evaluate them each step, or lazy graphs pile up."""
+        """Every array of the state, [B, S or N, K]: evaluate them each step, or lazy graphs pile up.
+
+        Valid until the next write; one that is kept makes that write copy its whole buffer.
+        """
         return [b.buffer for layer in self.layers for b in layer.buffers()]
 
     def snapshot(self, taken: dict[int, list[mx.array]] | None = None) -> Snapshot:
-        """Remember this point. Rings are values: the next write copies the one that is shared.
+        """Remember this point; changes nothing. Valid until a row below its length is written (`holds`).
 
-        `taken`: the rings of layers that have gone on since, as LayerState.rings gave them at this point.
+        Rings are values: the next write copies the one that is shared. `taken`: the rings [B, S, K] of layers
+        that have gone on since, as LayerState.rings gave them at this point.
         """
         found = [
             layer.rings() if taken is None or i not in taken else taken[i]
@@ -240,7 +253,7 @@ class ModelState:
 
 def _copied(layer: LayerState) -> LayerState:
     twin = object.__new__(LayerState)
-    twin.ratio = layer.ratio
+    twin.kind = layer.kind
     for name in ("window", "group", "rows", "index_rows"):
         buffer = getattr(layer, name)
         if buffer is not None:

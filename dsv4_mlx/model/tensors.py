@@ -32,6 +32,7 @@ class Linear(Module):
         self.group = group
 
     def __call__(self, x: mx.array) -> mx.array:
+        """x [..., in] -> [..., out]."""
         if not self.mode:
             return x @ self.weight.swapaxes(-1, -2)
         if self.mode == "mxfp8" and x.dtype == mx.float32 and x.shape[-2] > 1:
@@ -42,19 +43,19 @@ class Linear(Module):
         )  # fmt: skip
 
     def _decoded(self) -> mx.array:
-        """The matrix in float32. Float32 activations are the CPU's, whose product with mxfp8 codes decodes
-        them again for each row: decoding once is faster from the second row on (bench/LOG.md).
+        """The matrix [out, in] in float32. Float32 activations are the CPU's, whose product with mxfp8 codes
+        decodes them again for each row: decoding once is faster from the second row on (bench/LOG.md).
         """
         return mx.dequantize(
             self.weight, self.scales, group_size=self.group, bits=self.bits, mode=self.mode, dtype=mx.float32
         )
 
     def parts(self) -> dict[str, mx.array]:
-        """weight and, where the format has them, scales and biases."""
+        """weight [out, in or packed] and, where the format has them, scales and biases [out, in / group]."""
         return {name: self[name] for name in ("weight", "scales", "biases") if name in self}
 
     def like(self, **parts: mx.array) -> Linear:
-        """A Linear of the same format with other arrays."""
+        """A Linear of the same format with other arrays: [out, in], packed as this one's."""
         return Linear(**parts, mode=self.mode, bits=self.bits, group=self.group)
 
     def grouped(self, groups: int) -> Linear:
@@ -62,7 +63,7 @@ class Linear(Module):
         return self.like(**{name: a.reshape(groups, -1, a.shape[-1]) for name, a in self.parts().items()})
 
     def bank(self) -> Bank:
-        """The weight as ops take it."""
+        """The weight [out, in] as ops take it."""
         return Bank(self.weight, self.get("scales"), self.get("biases"), self.mode, self.bits, self.group)
 
     @staticmethod
@@ -84,6 +85,7 @@ class Embedding(Module):
         self.dtype = dtype
 
     def __call__(self, tokens: mx.array) -> mx.array:
+        """tokens [B, T] -> [B, T, D]."""
         table = self.table
         rows = {name: a[tokens] for name, a in table.parts().items()}
         if not table.mode:
@@ -102,13 +104,13 @@ ExpertProduct = Callable[[int, mx.array, mx.array, mx.array, Bank, Bank, mx.arra
 class Routed(NamedTuple):
     """A chunk on its way through the experts: x [B, T, D], their ids and weights [B, T, A].
 
-    `beside` float32 [B, T, D] is what the experts' outputs are added to: the shared expert's.
+    `shared` float32 [B, T, D] is what the experts' outputs are added to: the shared expert's.
     """
 
     x: mx.array
     ids: mx.array
     weights: mx.array
-    beside: mx.array
+    shared: mx.array
 
     @property
     def rows(self) -> int:
@@ -120,9 +122,9 @@ class ExpertSource(Protocol):
     """Where the routed experts of a layer live: in memory or paged, which is not the model's matter."""
 
     def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
-        """For each chunk the sum of its experts' outputs and `beside`, float32 [B, T, D].
+        """For each chunk the sum of its experts' outputs and `shared`, float32 [B, T, D].
 
-        `beside` needs no routed expert: it may be computed while they come.
+        `shared` needs no routed expert: it may be computed while they come.
         """
 
 
@@ -140,13 +142,13 @@ class TensorSource(Protocol):
         """A matrix whose product must be float32 whatever the activations are: plain floats, as stored."""
 
     def vector(self, name: str, shape: tuple[int, ...]) -> mx.array:
-        """The tensor `name`, as float32."""
+        """The tensor `name`, as float32, [shape]."""
 
     def norm(self, name: str, size: int) -> mx.array:
-        """The weight of a norm over activations, in their dtype: a wider one would widen the result."""
+        """The weight [size] of a norm over activations, in their dtype, lest it widen the result."""
 
     def table(self, name: str, shape: tuple[int, ...]) -> mx.array:
-        """An integer tensor, as int32."""
+        """An integer tensor, as int32 [shape]."""
 
     def experts(self, block: str) -> ExpertSource:
         """The routed experts of a block: "layers.3", "mtp.0"."""

@@ -30,6 +30,7 @@ class OutputHead(Module):
         self.norm = source.vector(f"{prefix}norm.weight", (config.hidden_size,))
 
     def __call__(self, x: mx.array) -> mx.array:
+        """x [B, T, C, D] -> [B, T, D], normed."""
         return self.ops.hc_head(x, self.fn, self.base, self.norm, hc_eps=self.hc_eps, norm_eps=self.norm_eps)
 
 
@@ -57,41 +58,42 @@ class DraftBlock(Module):
         self, x: mx.array, embedded: mx.array, tokens: mx.array, state: ModelState, plan: ChunkPlan
     ) -> mx.array:
         """Streams x [B, T, C, D] of positions t, embedded [B, T, D] and tokens [B, T] of t + 1 -> streams."""
-        near = self.e_proj(mx.fast.rms_norm(embedded, self.enorm, self.eps).astype(self.dtype))
-        far = self.h_proj(mx.fast.rms_norm(x, self.hnorm, self.eps).astype(self.dtype))
-        x = (far + near[..., None, :]).astype(mx.float32)
+        embedding = self.e_proj(mx.fast.rms_norm(embedded, self.enorm, self.eps).astype(self.dtype))
+        hidden = self.h_proj(mx.fast.rms_norm(x, self.hnorm, self.eps).astype(self.dtype))
+        x = (hidden + embedding[..., None, :]).astype(mx.float32)
         return self.ops.hc_post(self.block(Streams(x), tokens, state.layers[self.index], plan))
 
 
-Taken = Callable[[int, int], None]  # (chunk, layer): this layer's state has taken this chunk in, no later one
+# (chunk, layer): this layer's state has taken this chunk in, and no later one
+OnLayer = Callable[[int, int], None]
 
 
 class LayerSchedule(Protocol):
     """How consecutive chunks go through the layers. Whoever pages experts brings another of the same bits."""
 
     @property
-    def together(self) -> int:
+    def chunks_per_step(self) -> int:
         """How many chunks of a prefill may be handed over at once."""
 
     def __call__(
-        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
+        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, on_layer: OnLayer
     ) -> list[Streams]:
-        """The streams of each chunk after the last block."""
+        """The streams [B, T, C, D] of each chunk after the last block."""
 
 
 class ChunkMajor:
     """A chunk through all blocks, then the next."""
 
-    together = 1
+    chunks_per_step = 1
 
     def __call__(
-        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
-    ) -> list[Streams]:
+        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, on_layer: OnLayer
+    ) -> list[Streams]:  # [B, T, C, D] of each chunk
         found = []
         for i, (streams, tokens, plan) in enumerate(chunks):
             for layer, block in enumerate(blocks):
                 streams = block(streams, tokens, state.layers[layer], plan)
-                taken(i, layer)
+                on_layer(i, layer)
             found.append(streams)
         return found
 
@@ -112,7 +114,16 @@ class Transformer(Module):
             for i in range(config.draft_blocks)
         ]
         self.planner = ChunkPlanner(config)
-        self.loop: LayerSchedule = ChunkMajor()
+        self.schedule: LayerSchedule = ChunkMajor()
+
+    def use(self, schedule: LayerSchedule) -> None:
+        """Chunks go through the layers by `schedule` from now on: other times, the same bits."""
+        self.schedule = schedule
+
+    @property
+    def chunks_per_step(self) -> int:
+        """How many chunks of a prefill may be handed over at once."""
+        return self.schedule.chunks_per_step
 
     def new_state(self, batch: int = 1, growth: int = GROWTH) -> ModelState:
         """The state before the first token; its row buffers grow by `growth` tokens."""
@@ -130,12 +141,16 @@ class Transformer(Module):
         return self.streams_of([tokens], state)[0][0]
 
     def streams_of(
-        self, chunks: Sequence[mx.array], state: ModelState, between: Callable[[], None] = lambda: None
+        self,
+        chunks: Sequence[mx.array],
+        state: ModelState,
+        check_cancelled: Callable[[], None] = lambda: None,
     ) -> tuple[list[mx.array], list[Snapshot]]:
         """Consecutive chunks of tokens [B, T] -> the streams of each, and a snapshot after each but the last.
 
-        As `streams` of one after the other, to the bit; at most `loop.together` of them. `between` is called
-        between layers. If it raises, the state is to be given back to where it was (ModelState.abandon).
+        As `streams` of one after the other, to the bit; at most `chunks_per_step` of them. `check_cancelled`
+        is called between layers. If it raises, the state is to be given back to where it was
+        (ModelState.abandon).
         """
         start = state.length
         state.reserve(start + sum(tokens.shape[1] for tokens in chunks))
@@ -147,12 +162,12 @@ class Transformer(Module):
             start += tokens.shape[1]
         rings: list[dict[int, list[mx.array]]] = [{} for _ in chunks[1:]]
 
-        def taken(chunk: int, layer: int) -> None:
-            between()
+        def on_layer(chunk: int, layer: int) -> None:
+            check_cancelled()
             if chunk < len(rings):
                 rings[chunk][layer] = state.layers[layer].rings()
 
-        left = self.loop(self.blocks, entering, state, taken)
+        left = self.schedule(self.blocks, entering, state, on_layer)
         points = []
         for i, tokens in enumerate(chunks):
             state.advance(tokens.shape[1])
@@ -164,7 +179,7 @@ class Transformer(Module):
         """Streams [B, T, C, D] float32 -> float32 logits of every row, or of the last."""
         return self._vocabulary(self.head(streams[:, -1:] if last else streams))
 
-    def _vocabulary(self, rows: mx.array) -> mx.array:
+    def _vocabulary(self, rows: mx.array) -> mx.array:  # [B, T, D] -> [B, T, V]
         return self.vocabulary(rows.astype(self.dtype)).astype(mx.float32)
 
     def draft(

@@ -31,7 +31,7 @@ NUMERIC_VERSION = 1
 sum above all, raises it: a state that was saved under another is not exact and is computed again."""
 
 
-def _float32(x: mx.array) -> mx.array:
+def _float32(x: mx.array) -> mx.array:  # [...]
     return x.astype(mx.float32)
 
 
@@ -39,7 +39,7 @@ def _float32(x: mx.array) -> mx.array:
 class Ops:
     """Every op by name; each entry has the signature and the meaning of its reference.
 
-    `hold`: how a weight of `project` and the router is kept in memory, given as it is stored.
+    `as_weight`: how a weight of `project` and the router is kept in memory, given as it is stored.
     """
 
     hc_pre: Callable[..., BlockInput] = hc_pre
@@ -57,7 +57,7 @@ class Ops:
     route_hashed: Callable[..., tuple[mx.array, mx.array]] = route_hashed
     expert_ffn: Callable[..., mx.array] = expert_ffn
     shared_ffn: Callable[[mx.array, Bank, Bank, float], mx.array] = shared_ffn
-    hold: Callable[[mx.array], mx.array] = _float32
+    as_weight: Callable[[mx.array], mx.array] = _float32
     name: str = field(default="reference")
 
     def identity(self) -> str:
@@ -90,11 +90,11 @@ def with_kernels(launcher: Launcher, without: Collection[str] = ()) -> Ops:
         for op in kernels.ALL
         if op.name not in without
     }
-    hold = _as_stored if "project" in chosen else REFERENCE.hold
-    return replace(REFERENCE, **chosen, hold=hold, name="kernels" if chosen else REFERENCE.name)
+    as_weight = _as_stored if "project" in chosen else REFERENCE.as_weight
+    return replace(REFERENCE, **chosen, as_weight=as_weight, name="kernels" if chosen else REFERENCE.name)
 
 
-def _as_stored(x: mx.array) -> mx.array:
+def _as_stored(x: mx.array) -> mx.array:  # [...] as given
     return x
 
 

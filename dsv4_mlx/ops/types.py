@@ -1,6 +1,6 @@
 """Named groups of arrays that ops take and give: what a reference and a kernel must agree on.
 
-Shapes: B batch, T rows of this chunk, S window rows, N compressed rows, H heads, K head width, C streams.
+Letters of shapes are those of ops/reference/__init__.py.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ class StreamMix(NamedTuple):
 
 
 class Streams(NamedTuple):
-    """The C streams x [B, T, C, D] float32; `out` [B, T, D] of the last sublayer, where not yet mixed in."""
+    """The C streams x [B, T, C, D] float32; `pending` [B, T, D] is the last sublayer's output where it is not
+    mixed in yet, and `mix` says how.
+    """
 
     x: mx.array
-    out: mx.array | None = None
+    pending: mx.array | None = None
     mix: StreamMix | None = None
 
 
 class BlockInput(NamedTuple):
-    """What a sublayer starts from: the streams x with nothing pending, its normed input `full` [B, T, D] as
-    float32 and `rounded` to the activations' dtype, and how to mix its output back.
+    """What a sublayer starts from: the `streams` [B, T, C, D] with nothing pending, its normed input
+    [B, T, D] as float32 (`x_f32`) and in the activations' dtype (`x`), and how to mix its output back.
     """
 
+    streams: mx.array
+    x_f32: mx.array
     x: mx.array
-    full: mx.array
-    rounded: mx.array
     mix: StreamMix
 
 
@@ -48,16 +50,16 @@ class Rounding(NamedTuple):
     block: int = 0
 
 
-class CompressedRows(NamedTuple):
-    """Key/value rows and who sees them. rows [B, S, K]; mask float32 [T, S], added to scores: 0 where a query
-    sees a row and -inf where not; None where all see all.
+class AttendedRows(NamedTuple):
+    """Key/value rows and who sees them. Of the window: rows [B, S, K]; mask float32 [T, S], added to scores:
+    0 where a query sees a row and -inf where not; None where all see all. Compressed: N in place of S.
 
-    With `picks` [B, T, k] a query attends to those rows only, and `mask` is [B, T, k] over them.
+    With `indices` [B, T, J] a query attends to those rows only, and `mask` is [B, T, J] over them.
     """
 
     rows: mx.array
     mask: mx.array | None
-    picks: mx.array | None = None
+    indices: mx.array | None = None
 
 
 class Bank(NamedTuple):

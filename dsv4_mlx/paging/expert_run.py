@@ -2,12 +2,12 @@
 
 The driver asks and reports in any order that events come:
 
-    turn = Turn(table, policy, experts)     the experts this run needs, in the order of the disk
-    turn.reads()                            begin to read each of these
-    table.filled(e), table.failed(e)        a read ended; a failed one may be asked for again: turn.again(e)
-    turn.group()                            loaded experts to compute with now; none: wait for a read first
-    turn.blocked                            experts have no slot yet: finish what was computed, then reads()
-    turn.done                               every expert has been computed with
+    run = ExpertRun(table, policy, experts) the experts this run needs, in the order of the disk
+    run.reads()                             begin to read each of these
+    table.filled(e), table.failed(e)        a read ended; a failed one may be asked for again: run.again(e)
+    run.group()                             loaded experts to compute with now; none: wait for a read first
+    run.blocked                             experts have no slot yet: finish what was computed, then reads()
+    run.done                                every expert has been computed with
 
 With fewer slots than experts the run goes through them in groups. It always ends: a slot is held by an
 expert being read, by one waiting to be computed, or by work that finishes, and each of these passes.

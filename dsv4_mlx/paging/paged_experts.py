@@ -1,7 +1,7 @@
 """The experts of one layer, read into slots when they are needed: an ExpertSource.
 
 One run: the routed ids come to the host, misses are asked for at once and in the order of the disk, what
-needs no expert and what needs loaded ones is computed meanwhile, the rest when it is there (groups.Groups).
+needs no expert and what needs loaded ones is computed meanwhile, the rest when it is there (ExpertRun).
 
 A chunk computed a group of experts at a time, to the same bits as all at once.
 
@@ -43,7 +43,7 @@ class GroupedRows:
         self._shape, self._experts = wanted.shape, wanted.reshape(-1)
         self._x = chunk.x.reshape(-1, chunk.x.shape[-1])
         self._chunk = chunk.rows
-        self._weights, self._beside = chunk.weights.reshape(-1), chunk.beside
+        self._weights, self._shared = chunk.weights.reshape(-1), chunk.shared
         self._rows: list[Ids] = []
         self._outs: list[mx.array] = []
 
@@ -68,14 +68,14 @@ class GroupedRows:
         place = np.empty(self._experts.size, np.int64)
         place[np.concatenate(self._rows)] = np.arange(self._experts.size)
         rows = mx.concatenate(self._outs)[mx.array(place)]
-        return add_in_order(rows.reshape(*self._shape, -1)) + self._beside
+        return add_in_order(rows.reshape(*self._shape, -1)) + self._shared
 
 
 FEW_ROWS = 16  # up to so many tokens a run's output is kept until its slots are needed, else computed at once
 GROUP = 8  # experts computed together while others are still being read, in a run of many rows
 
 
-class Lookahead(Protocol):
+class Predictor(Protocol):
     """Says early what another layer will need."""
 
     def predict(self, x: mx.array) -> mx.array | None:
@@ -94,7 +94,7 @@ class OptimisticRun:
 
 
 class PagedExperts:
-    """`records` in `slots` slots. While `guesses` is a list, runs don't wait, and add to it instead."""
+    """`records` in `slots` slots. While `optimistic` is a list, runs don't wait, and add to it instead."""
 
     def __init__(
         self, records: RecordMap, slots: int, policy: Policy, pool: ReaderPool, dtype: mx.Dtype
@@ -103,9 +103,9 @@ class PagedExperts:
         self.bank = SlotBank(records, slots, dtype)
         self.table = SlotTable(slots, records.count)
         self.stats = LayerStats()
-        self.lookahead: Lookahead | None = None
+        self.predictor: Predictor | None = None
         self.on_need: Callable[[set[int]], None] = lambda needed: None  # told what each run needs
-        self.guesses: list[OptimisticRun] | None = None
+        self.optimistic: list[OptimisticRun] | None = None
         self._on_device: mx.array | None = None  # uint32 [experts]: slots of loaded experts, 0 of others
         self._reads: dict[int, Future[None]] = {}  # by expert: asked for and not reported to the table
         self._advised: set[int] = set()
@@ -118,41 +118,41 @@ class PagedExperts:
 
         Raises Dsv4Error when a record can't be read.
         """
-        if self.guesses is not None:
-            return [self._guess(self.guesses, product, chunk) for chunk in chunks]
+        if self.optimistic is not None:
+            return [self._run_optimistically(self.optimistic, product, chunk) for chunk in chunks]
         few = sum(chunk.ids[..., 0].size for chunk in chunks) <= FEW_ROWS
-        predicted = self.lookahead.predict(chunks[0].x) if few and self.lookahead is not None else None
+        predicted = self.predictor.predict(chunks[0].x) if few and self.predictor is not None else None
         mx.eval([chunk.ids for chunk in chunks], [] if predicted is None else predicted)
         wanted = [np.array(chunk.ids) for chunk in chunks]
         self._collect()
         self._finish()  # of the last run: done long ago, unless the caller has not evaluated it
-        turn = ExpertRun(self.table, self.policy, self.records.disk_order(_distinct(wanted)))
-        self._count(turn)
-        self.on_need({*turn.hits, *turn.early, *turn.misses})
-        self._give_up_advice(turn)
-        self._begin(turn)
-        if predicted is not None and self.lookahead is not None:
-            self.lookahead.advise(np.array(predicted))
-        if not turn.misses and not turn.early:
-            outs = self._together(product, chunks, wanted, turn)
+        run = ExpertRun(self.table, self.policy, self.records.disk_order(_distinct(wanted)))
+        self._count(run)
+        self.on_need({*run.hits, *run.early, *run.misses})
+        self._give_up_advice(run)
+        self._begin(run)
+        if predicted is not None and self.predictor is not None:
+            self.predictor.advise(np.array(predicted))
+        if not run.misses and not run.early:
+            outs = self._together(product, chunks, wanted, run)
         else:
-            outs = self._in_groups(product, chunks, wanted, turn, GROUP if not few else turn.size)
+            outs = self._in_groups(product, chunks, wanted, run, GROUP if not few else run.size)
         if not few:
             self._finish()
         return outs
 
     def holds(self, experts: Collection[int]) -> bool:
-        """Whether all these were loaded when a guess was made; nothing was read since."""
+        """Whether all these were loaded when an optimistic run began; nothing was read since."""
         return all(self.table.ready(expert) for expert in experts)
 
     def confirm(self, experts: Collection[int], out: mx.array | None = None) -> None:
-        """A guess was right: its experts count as used. `out` reads them and may not be computed yet."""
+        """An optimistic run was right: its experts count as used. `out` reads them, perhaps not computed."""
         self.on_need(set(experts))
         self.policy.step(experts)
         self.stats.runs += 1
         self.stats.hits += len(experts)
         if out is not None:
-            self._finish()  # of the last guess: done, unless the caller has not evaluated it
+            self._finish()  # of the last such run: done, unless the caller has not evaluated it
             self._queued.append((self.table.use(experts), [out]))
 
     def advise(self, experts: Iterable[int]) -> None:
@@ -196,32 +196,34 @@ class PagedExperts:
         self._collect()
         self._finish()
 
-    def _guess(self, guesses: list[OptimisticRun], product: ExpertProduct, chunk: Routed) -> mx.array:
+    def _run_optimistically(
+        self, optimistic: list[OptimisticRun], product: ExpertProduct, chunk: Routed
+    ) -> mx.array:
         """No word from the host: what is not loaded is computed with another slot's bytes.
 
-        Whoever collects the guesses evaluates them before a slot is written again, and asks whether they
-        were right.
+        Whoever collects these runs evaluates them before a slot is written again, and asks whether they were
+        right.
         """
         if self._on_device is None:
             table = [slot if self.table.ready(e) else 0 for e, slot in enumerate(self.table.slot_of)]
             self._on_device = mx.array(np.array(table, np.uint32))
-        guesses.append(OptimisticRun(self, chunk.ids))
+        optimistic.append(OptimisticRun(self, chunk.ids))
         slots = self._on_device[chunk.ids]
-        return product(chunk.rows, chunk.x, slots, chunk.weights, *self.bank.banks(), chunk.beside)
+        return product(chunk.rows, chunk.x, slots, chunk.weights, *self.bank.banks(), chunk.shared)
 
-    def _begin(self, turn: ExpertRun) -> None:
-        for expert in turn.reads():
+    def _begin(self, run: ExpertRun) -> None:
+        for expert in run.reads():
             self._read(expert)
 
     def _together(
-        self, product: ExpertProduct, chunks: Sequence[Routed], wanted: Sequence[Ids], turn: ExpertRun
+        self, product: ExpertProduct, chunks: Sequence[Routed], wanted: Sequence[Ids], run: ExpertRun
     ) -> list[mx.array]:
         """Every expert is loaded: one product a chunk, as with all experts in memory."""
-        epoch, slot_of, banks = self.table.use(turn.group()), self._slot_of(), self.bank.banks()
+        epoch, slot_of, banks = self.table.use(run.group()), self._slot_of(), self.bank.banks()
         outs = []
         for chunk, ids in zip(chunks, wanted, strict=True):
             slots = mx.array(slot_of[ids].astype(np.uint32))
-            outs.append(product(chunk.rows, chunk.x, slots, chunk.weights, *banks, chunk.beside))
+            outs.append(product(chunk.rows, chunk.x, slots, chunk.weights, *banks, chunk.shared))
         self._queued.append((epoch, outs))
         return outs
 
@@ -230,7 +232,7 @@ class PagedExperts:
         product: ExpertProduct,
         chunks: Sequence[Routed],
         wanted: Sequence[Ids],
-        turn: ExpertRun,
+        run: ExpertRun,
         worth: int,
     ) -> list[mx.array]:
         """Groups of experts as they come; `worth` of them are worth a product while others are read."""
@@ -239,24 +241,24 @@ class PagedExperts:
             return product(chunk, x, slots, weights, *self.bank.banks(), None)
 
         parts = [GroupedRows(chunk, ids) for chunk, ids in zip(chunks, wanted, strict=True)]
-        beside = [chunk.beside for chunk in chunks]
-        mx.async_eval(beside)  # type: ignore[no-untyped-call]
-        while not turn.done:
-            self._begin(turn)
-            group = turn.group(worth)
+        shared = [chunk.shared for chunk in chunks]
+        mx.async_eval(shared)  # type: ignore[no-untyped-call]
+        while not run.done:
+            self._begin(run)
+            group = run.group(worth)
             if not group:
-                if turn.blocked and self._queued and not turn.reading:
+                if run.blocked and self._queued and not run.reading:
                     self._finish()
                 else:
-                    self._wait(turn, beside)
+                    self._wait(run, shared)
                 continue
             epoch, slot_of = self.table.use(group), self._slot_of()
             outs = [part.compute(group, slot_of, rows) for part in parts]
             queued = [out for out in outs if out is not None]
             self._queued.append((epoch, queued))
-            if turn.blocked:
+            if run.blocked:
                 self._finish()
-            elif not turn.done:
+            elif not run.done:
                 mx.async_eval(queued)  # type: ignore[no-untyped-call]
         return [part.result() for part in parts]
 
@@ -269,22 +271,22 @@ class PagedExperts:
         self.stats.bytes += self.records.read_bytes
         self._reads[expert] = self._pool.submit(self.records, expert, self.bank.memory(slot))
 
-    def _wait(self, turn: ExpertRun, beside: list[mx.array]) -> None:
+    def _wait(self, run: ExpertRun, shared: list[mx.array]) -> None:
         """Until one more expert is here. Raises the error of a read that failed for this run.
 
         What can be computed is computed first; the time after that is lost.
         """
-        waiting = [self._reads[e] for e in turn.reading] or list(self._reads.values())
+        waiting = [self._reads[e] for e in run.reading] or list(self._reads.values())
         if not waiting:
             raise RuntimeError("a run of a layer waits for nothing")
         if not any(future.done() for future in waiting):
-            mx.eval(beside)
+            mx.eval(shared)
             self._finish()
             started = time.perf_counter()
             wait(waiting, return_when=FIRST_COMPLETED)
             self.stats.stall += time.perf_counter() - started
-        for expert, error in self._collect_for(turn):
-            if expert in turn.misses:
+        for expert, error in self._collect_for(run):
+            if expert in run.misses:
                 raise error
 
     def _collect(self) -> list[tuple[int, Dsv4Error]]:
@@ -303,19 +305,19 @@ class PagedExperts:
                 failed.append((expert, error))
         return failed
 
-    def _give_up_advice(self, turn: ExpertRun) -> None:
+    def _give_up_advice(self, run: ExpertRun) -> None:
         """Reads that were advised, have not begun and are not needed would only be in the way."""
-        for expert in self._advised - set(turn.early):
+        for expert in self._advised - set(run.early):
             self._reads[expert].cancel()
-        self._collect_for(turn)
+        self._collect_for(run)
 
-    def _collect_for(self, turn: ExpertRun) -> list[tuple[int, Dsv4Error]]:
+    def _collect_for(self, run: ExpertRun) -> list[tuple[int, Dsv4Error]]:
         """As _collect. What failed as advice and is needed after all is read once more in its own name."""
         failed = self._collect()
         for expert, _ in failed:
-            if expert in turn.early:
-                turn.again(expert)
-        return [one for one in failed if one[0] not in turn.early]
+            if expert in run.early:
+                run.again(expert)
+        return [one for one in failed if one[0] not in run.early]
 
     def _finish(self) -> None:
         """Compute what is queued, so that its slots may be written."""
@@ -324,11 +326,11 @@ class PagedExperts:
             self.table.finish(self._queued[-1][0])
             self._queued.clear()
 
-    def _count(self, turn: ExpertRun) -> None:
+    def _count(self, run: ExpertRun) -> None:
         self.stats.runs += 1
-        self.stats.hits += len(turn.hits)
-        self.stats.early += len(turn.early)
-        self.stats.misses += len(turn.misses)
+        self.stats.hits += len(run.hits)
+        self.stats.early += len(run.early)
+        self.stats.misses += len(run.misses)
 
 
 def _distinct(wanted: Sequence[Ids]) -> list[int]:

@@ -12,9 +12,9 @@ import mlx.core as mx
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.machine.limits import Pressure
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.paging.lookahead import HashLayers, look_ahead
 from dsv4_mlx.paging.paged_experts import PagedExperts
 from dsv4_mlx.paging.policy import DuelPolicy
+from dsv4_mlx.paging.predictor import HashLayers, predictor_of
 from dsv4_mlx.paging.pressure import PressureController
 from dsv4_mlx.paging.reading import DiskReader, Files, ReaderPool
 from dsv4_mlx.paging.schedule import PagedSchedule
@@ -49,7 +49,7 @@ class Pager:
         self.files = Files()
         self.pool = ReaderPool(DiskReader(self.files, verify=verify), threads or THREADS)
         self.layers: dict[str, PagedExperts] = {}
-        self.governor, self.sense, self.clock = PressureController(memory.slots), sense, time.monotonic
+        self.controller, self.sense, self.clock = PressureController(memory.slots), sense, time.monotonic
         self.resized: Callable[[], None] = lambda: None  # told once when banks have changed
         self._steps = 0
         self._seen: list[LayerStats] = []
@@ -69,35 +69,35 @@ class Pager:
         return layer
 
     def attach(self, model: Transformer) -> None:
-        """The model is open: its layers hear advice, and its steps choose their form."""
+        """The model is open: its layers hear advice, and its steps choose their strategy."""
         layers = [self.layers[f"layers.{i}"] for i in range(len(model.blocks))]
         hashed = [i for i, block in enumerate(model.blocks) if block.ffn.hashed]
         known = HashLayers([model.blocks[i] for i in hashed], [layers[i] for i in hashed])
         for i, block in enumerate(model.blocks):
             if i and not block.ffn.hashed:
-                layers[i - 1].lookahead = look_ahead(block, layers[i])
+                layers[i - 1].predictor = predictor_of(block, layers[i])
 
         def before(tokens: Sequence[mx.array]) -> None:
             self._steps += 1
             if self._steps % FREE_EVERY == 0:
                 mx.clear_cache()
-            self.govern()
+            self.follow_pressure()
             known.advise(tokens)
 
-        model.loop = PagedSchedule(layers, before, self._together(model))
+        model.use(PagedSchedule(layers, before, self._chunks_per_step(model)))
 
-    def _together(self, model: Transformer) -> int:
+    def _chunks_per_step(self, model: Transformer) -> int:
         """Chunks that go through a layer together: as many as their activations leave room for."""
         config = model.config
         values = config.hidden_size * (2 * config.streams + 2 * config.experts_per_token + 4)
         return max(1, min(MOST_CHUNKS, CHUNKS_MEMORY // (CHUNK * values * 4)))
 
-    def govern(self) -> None:
+    def follow_pressure(self) -> None:
         """Give memory back under pressure, take it again slowly. Between steps only: no work is queued."""
         now = self.clock()
-        if not self.governor.due(now):
+        if not self.controller.due(now):
             return
-        slots = self.governor.decide(self.sense(), now)
+        slots = self.controller.decide(self.sense(), now)
         changed = False
         for block, layer in self.layers.items():
             if layer.bank.slots != (wanted := min(slots, self.memory.slots_of(block))):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dsv4_mlx.errors import Dsv4Error, InputError, MachineError
-from dsv4_mlx.weights.records import Range, RecordMap, finish, joined
+from dsv4_mlx.weights.records import Range, RecordMap, joined
 
 PAUSES = (0.05, 0.25)  # seconds before a failed read is tried again, and again
 VERIFY = "check the model: dsv4-mlx verify MODEL"
@@ -102,8 +102,7 @@ class DiskReader:
         runs = joined(records.ranges[expert])
         for run in runs:
             self._run(records, expert, run, into)
-        if records.scales:
-            finish(records, expert, into)
+        records.finish(expert, into)
         if self._verify:
             found = hashlib.sha256(into).hexdigest()
             if found != records.layout.digests[expert]:

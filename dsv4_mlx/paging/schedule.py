@@ -1,9 +1,9 @@
-"""How a chunk goes through paged layers: reading at every layer, or guessing that nothing must be read.
+"""How a chunk goes through paged layers: reading at every layer, or in the hope that nothing must be.
 
 *Read per layer*: each learned layer's ids come to the host before its experts run. *Optimistic*: nothing
 comes to the host inside the step; every layer computes with what is loaded, and its ids are looked at when
 all is done. If a layer lacked an expert, the step goes on from that layer's input as read per layer: the
-state's writes are addressed by position, so what the guess wrote is written again. Same bits either way.
+state's writes are addressed by position, so what was written in hope is written again. Same bits either way.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 
 from dsv4_mlx.model.block import Block, Chunk
 from dsv4_mlx.model.state import ModelState
-from dsv4_mlx.model.transformer import Taken
+from dsv4_mlx.model.transformer import OnLayer
 from dsv4_mlx.ops.types import Streams
 from dsv4_mlx.paging.paged_experts import FEW_ROWS, OptimisticRun, PagedExperts
 
-GUESS_BELOW, READ_ABOVE = 0.25, 0.75  # layers per token that lack an expert
+OPTIMISTIC_BELOW, READ_ABOVE = 0.25, 0.75  # layers per token that lack an expert
 MEMORY = 0.9  # per token: about the last ten count
 
 
 class StrategySwitch:
-    """Which form the next step takes: the running number of layers that lack an expert decides. Pure."""
+    """Which strategy the next step takes: the running number of layers that lack an expert decides. Pure."""
 
     def __init__(self) -> None:
         self.lacking = 1.0
@@ -34,77 +34,80 @@ class StrategySwitch:
     def learn(self, layers: int) -> None:
         """In a step, `layers` layers lacked an expert."""
         self.lacking = MEMORY * self.lacking + (1 - MEMORY) * layers
-        if self.lacking < GUESS_BELOW:
+        if self.lacking < OPTIMISTIC_BELOW:
             self.optimistic = True
         elif self.lacking > READ_ABOVE:
             self.optimistic = False
 
 
 class PagedSchedule:
-    """A model.transformer.LayerLoop. `before(tokens)`, of each chunk, is called when a step begins.
+    """A model.transformer.LayerSchedule. `before(tokens)`, of each chunk, is called when a step begins.
 
-    Up to `together` chunks of a prefill go through a layer before any goes to the next: attention one after
-    the other, the experts of all of them read once.
+    Up to `chunks_per_step` chunks of a prefill go through a layer before any goes to the next: attention one
+    after the other, the experts of all of them read once.
     """
 
     def __init__(
-        self, layers: Sequence[PagedExperts], before: Callable[[Sequence[mx.array]], None], together: int
+        self,
+        layers: Sequence[PagedExperts],
+        before: Callable[[Sequence[mx.array]], None],
+        chunks_per_step: int,
     ) -> None:
-        self._layers, self._before, self.together = layers, before, together
-        self.form = StrategySwitch()
+        self._layers, self._before, self.chunks_per_step = layers, before, chunks_per_step
+        self.strategy = StrategySwitch()
 
     def __call__(
-        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
+        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, on_layer: OnLayer
     ) -> list[Streams]:
         self._before([chunk.tokens for chunk in chunks])
         rows = sum(chunk.tokens.size for chunk in chunks)
-        if rows <= FEW_ROWS and len(chunks) == 1 and self.form.optimistic:
-            return [self._guess(blocks, chunks[0], state)]
+        if rows <= FEW_ROWS and len(chunks) == 1 and self.strategy.optimistic:
+            return [self._run_optimistically(blocks, chunks[0], state)]
         before = [layer.stats.misses for layer in self._layers]
-        found = _read_per_layer(blocks, chunks, state, taken, 0)
+        found = _read_per_layer(blocks, chunks, state, on_layer, 0)
         if rows <= FEW_ROWS:
-            self.form.learn(
+            self.strategy.learn(
                 sum(layer.stats.misses > n for layer, n in zip(self._layers, before, strict=True))
             )
         return found
 
-    def _guess(self, blocks: Sequence[Block], chunk: Chunk, state: ModelState) -> Streams:
-        guesses: list[OptimisticRun] = []
+    def _run_optimistically(self, blocks: Sequence[Block], chunk: Chunk, state: ModelState) -> Streams:
+        optimistic: list[OptimisticRun] = []
         entered, streams = [], chunk.streams
         for layer in self._layers:
-            layer.guesses = guesses
+            layer.optimistic = optimistic
         try:
             for block, memory in zip(blocks, state.layers, strict=False):
                 entered.append(streams)
                 streams = block(streams, chunk.tokens, memory, chunk.plan)
             # The last layer's experts go on running while the host looks at the ids.
-            mx.async_eval(entered[-1], [guess.ids for guess in guesses])  # type: ignore[no-untyped-call]
+            mx.async_eval(entered[-1], [run.ids for run in optimistic])  # type: ignore[no-untyped-call]
             mx.async_eval(streams)  # type: ignore[no-untyped-call]
             mx.eval(entered[-1])
         finally:
             for layer in self._layers:
-                layer.guesses = None
-        used = [set(np.array(guess.ids).ravel().tolist()) for guess in guesses]
-        lacking = [i for i, guess in enumerate(guesses) if not guess.layer.holds(used[i])]
-        first = lacking[0] if lacking else len(guesses)
-        for i, guess in enumerate(guesses[:first]):
-            guess.layer.confirm(used[i], streams.out if i == len(guesses) - 1 else None)
-        self.form.learn(len(lacking))
-        if first < len(guesses):
+                layer.optimistic = None
+        used = [set(np.array(run.ids).ravel().tolist()) for run in optimistic]
+        lacking = [i for i, run in enumerate(optimistic) if not run.layer.holds(used[i])]
+        first = lacking[0] if lacking else len(optimistic)
+        for i, run in enumerate(optimistic[:first]):
+            run.layer.confirm(used[i], streams.pending if i == len(optimistic) - 1 else None)
+        self.strategy.learn(len(lacking))
+        if first < len(optimistic):
             again = chunk._replace(streams=entered[first])
             (streams,) = _read_per_layer(blocks, [again], state, lambda i, layer: None, first)
         return streams
 
 
 def _read_per_layer(
-    blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken, first: int
+    blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, on_layer: OnLayer, first: int
 ) -> list[Streams]:
     """From block `first` on, whose input the chunks hold."""
     for layer in range(first, len(blocks)):
-        left = blocks[layer].several(chunks, state.layers[layer], partial(_swapped, taken, layer))
+        left = blocks[layer].forward_chunks(chunks, state.layers[layer], partial(_swapped, on_layer, layer))
         chunks = [chunk._replace(streams=one) for chunk, one in zip(chunks, left, strict=True)]
     return [chunk.streams for chunk in chunks]
 
 
-def _swapped(taken: Taken, layer: int, chunk: int) -> None:
-    taken(chunk, layer)
+def _swapped(on_layer: OnLayer, layer: int, chunk: int) -> None:
+    on_layer(chunk, layer)

@@ -24,7 +24,11 @@ EMPTY = -1
 
 
 class SlotTable:
-    """`slots` slots for the experts 0 .. experts - 1. Not for use by two threads."""
+    """`slots` slots for the experts 0 .. experts - 1. Not for use by two threads.
+
+    `claim`, `filled`, `failed`, `use` and `finish` change the table. What others answer is valid until the
+    next of these; an expert that `use` was told of stays in its slot until `finish` of that epoch.
+    """
 
     def __init__(self, slots: int, experts: int) -> None:
         if slots < 1:
@@ -44,6 +48,7 @@ class SlotTable:
         return slot != EMPTY and self._ready[slot]
 
     def reading(self, expert: int) -> bool:
+        """Whether the expert has a slot whose bytes are not all there yet."""
         slot = self.slot_of[expert]
         return slot != EMPTY and not self._ready[slot]
 
@@ -70,7 +75,10 @@ class SlotTable:
         )
 
     def claim(self, expert: int, victim: int | None = None) -> int:
-        """A slot to read `expert` into: an empty one, or that of `victim`, which is given up."""
+        """A slot to read `expert` into: an empty one, or that of `victim`, which is given up at once.
+
+        The expert's until it is given up itself, or its reading `failed`.
+        """
         if self.slot_of[expert] != EMPTY:
             raise RuntimeError(f"expert {expert} has a slot already")
         if victim is None:
@@ -88,7 +96,7 @@ class SlotTable:
         return slot
 
     def filled(self, expert: int) -> None:
-        """The expert's bytes are in its slot."""
+        """The expert's bytes are in its slot: it is ready until it is given up."""
         slot = self._reading(expert)
         self._ready[slot] = True
 
@@ -99,7 +107,10 @@ class SlotTable:
         self._free.append(slot)
 
     def use(self, experts: Iterable[int]) -> int:
-        """Work that reads these experts is being queued; the epoch to `finish` when it is done."""
+        """Work that reads these experts is being queued: the epoch to `finish` when it is done.
+
+        Until then none of them can be given up.
+        """
         self.epoch += 1
         for expert in experts:
             slot = self.slot_of[expert]
@@ -109,7 +120,7 @@ class SlotTable:
         return self.epoch
 
     def finish(self, epoch: int) -> None:
-        """All work of this epoch and of those before it is done."""
+        """All work of this epoch and of those before it is done: their experts may be given up."""
         if epoch > self.epoch:
             raise RuntimeError(f"epoch {epoch} has not begun, the last is {self.epoch}")
         self.finished = max(self.finished, epoch)
@@ -141,11 +152,14 @@ class SlotBank:
         return self.slots * self.record_bytes
 
     def memory(self, slot: int) -> memoryview:
-        """The bytes of one slot, writable."""
+        """The bytes of one slot, writable: what is written changes what the views show."""
         return self._bytes[slot * self.record_bytes : (slot + 1) * self.record_bytes]
 
     def banks(self) -> tuple[Bank, Bank]:
-        """gate|up and down over all slots, as the model multiplies with them."""
+        """gate|up [slots, 2 I, D] and down [slots, D, I], as the model multiplies with them.
+
+        Valid as long as the bank, except with scales that are cast: those are a copy, made at every call.
+        """
         if self._views is None:
             views = ResidentExperts(self._array, self._layout, self._dtype)
             banks = views.gate_up, views.down

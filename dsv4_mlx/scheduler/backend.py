@@ -10,10 +10,12 @@ from typing import Protocol
 import mlx.core as mx
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.decode import Ended, GenerationLimits, PrefillProgress, Token, TokenSequence, decode
+from dsv4_mlx.engine.chooser import GenerationLimits
+from dsv4_mlx.engine.decode import Ended, PrefillProgress, Token
 from dsv4_mlx.engine.engine import Engine, EngineOptions, weight_bytes
+from dsv4_mlx.engine.generate import run
 from dsv4_mlx.engine.memory import state_bytes, workspace
-from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.session import Session, SessionRows
 from dsv4_mlx.engine.session_file import identity
 from dsv4_mlx.errors import Progress
 from dsv4_mlx.machine.limits import memory_limit
@@ -58,8 +60,8 @@ class Backend(Protocol):
 
     def session(self) -> Reusable: ...
 
-    def run(self, session: Reusable, job: GenerationRequest) -> Run:
-        """The job's steps, as engine.decode.decode."""
+    def run(self, rows: SessionRows, job: GenerationRequest) -> Run:
+        """The job's steps, as engine.generate.run; `rows` answer for a session of `session`."""
 
     def memory(self) -> dict[str, int]:
         """Bytes in use, by kind. Any thread."""
@@ -114,8 +116,8 @@ class ModelBackend:
     def session(self) -> Session:
         return self.engine.session(GROWTH)
 
-    def run(self, session: TokenSequence, job: GenerationRequest) -> Run:
-        return (yield from decode(session, job.prompt, job.sampling, wanted(job)))
+    def run(self, rows: SessionRows, job: GenerationRequest) -> Run:
+        return run(rows, job.prompt, job.sampling, wanted(job))
 
     def memory(self) -> dict[str, int]:
         return {

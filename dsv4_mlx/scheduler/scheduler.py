@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from dsv4_mlx.engine.decode import Event, Finished, Reason, Token
+from dsv4_mlx.engine.session import SessionRows
 from dsv4_mlx.errors import DoesNotFit, UsageError
 from dsv4_mlx.scheduler.admission import FairShare, Waiting
 from dsv4_mlx.scheduler.backend import Backend, Pause, Run
@@ -139,8 +140,13 @@ class Scheduler:
         most = room if entry.job.max_tokens is None else min(room, entry.job.max_tokens)
         entry.lease = self.pool.acquire(prompt, most)
         if entry.lease is not None:
-            entry.run = self.backend.run(entry.lease.session, entry.job)
+            rows = SessionRows(entry.lease.session, self._chunks_per_step, entry.check)
+            entry.run = self.backend.run(rows, entry.job)
         return entry.lease is not None
+
+    def _chunks_per_step(self) -> int | None:
+        """Alone, a prefill takes its chunks as the model likes them best; others should not wait for it."""
+        return 1 if len(self.active) > 1 else None
 
     def _advance(self, entry: RunningSequence) -> None:
         """One step of one job, whatever comes of it."""
@@ -150,9 +156,6 @@ class Scheduler:
         if not self.pool.may_go_on(lease):
             entry.blocked = True
             return
-        # Alone, a prefill may take its chunks as the model likes them best; others should not wait for it.
-        lease.session.together = 1 if len(self.active) > 1 else None
-        lease.session.between = entry.check
         begun = self.clock()
         try:
             step = next(run)

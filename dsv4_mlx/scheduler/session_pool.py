@@ -6,15 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
-from dsv4_mlx.engine.decode import TokenSequence
+from dsv4_mlx.engine.session import TokenSequence
 from dsv4_mlx.scheduler.session_policy import SMALL, CachedSession, SessionLimits, growth, plan
 
 
 class Reusable(TokenSequence, Protocol):
     """A session that the pool can keep; as in engine.Session."""
-
-    together: int | None
-    between: Callable[[], None]
 
     @property
     def capacity(self) -> int: ...

@@ -1,1 +1,1 @@
-"""Files -> arrays: a converted folder as a source of tensors, and a model opened from it."""
+"""Files -> arrays: a converted or an official folder as a source of tensors, and a model opened from it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from dsv4_mlx.checkpoint.manifest import TensorRecord
+from dsv4_mlx.checkpoint.manifest import ManifestTensor
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.model.tensors import ExpertSource, Linear
 from dsv4_mlx.weights.converted import CONVERT_AGAIN
@@ -79,29 +79,29 @@ class StoredTensors:
             )
 
     def _linear(self, name: str, shape: tuple[int, int], dtype: mx.Dtype | None) -> Linear:
-        record = self._record(f"{name}.weight", shape)
-        parts = {part: self._array(record.file, key) for part, key in record.parts.items()}
-        if record.format != "raw" and record.format not in QUANTISED:
-            raise self._bad(f"{name} has format {record.format!r}, expected raw or {sorted(QUANTISED)}")
-        if record.format == "raw":
-            self._check_raw(name, parts["weight"], shape, FLOATS, record.file)
+        tensor = self._tensor(f"{name}.weight", shape)
+        parts = {part: self._array(tensor.file, key) for part, key in tensor.parts.items()}
+        if tensor.format != "raw" and tensor.format not in QUANTISED:
+            raise self._bad(f"{name} has format {tensor.format!r}, expected raw or {sorted(QUANTISED)}")
+        if tensor.format == "raw":
+            self._check_raw(name, parts["weight"], shape, FLOATS, tensor.file)
             return Linear(parts["weight"] if dtype is None else parts["weight"].astype(dtype))
         found = {part: (array.dtype, array.shape) for part, array in parts.items()}
-        if found != layout(record.format, *shape):
-            raise self._bad(f"{name} is stored as {found}, which is not {record.format}", record.file)
+        if found != layout(tensor.format, *shape):
+            raise self._bad(f"{name} is stored as {found}, which is not {tensor.format}", tensor.file)
         if dtype is None:
-            raise self._bad(f"{name} has format {record.format!r}, expected raw: its product must be float32")
-        mode, bits, group = QUANTISED[record.format]
+            raise self._bad(f"{name} has format {tensor.format!r}, expected raw: its product must be float32")
+        mode, bits, group = QUANTISED[tensor.format]
         if mode == "affine":
             parts |= {part: parts[part].astype(dtype) for part in ("scales", "biases")}
         return Linear(**parts, mode=mode, bits=bits, group=group)
 
     def _raw(self, name: str, shape: tuple[int, ...], dtypes: tuple[mx.Dtype, ...] = FLOATS) -> mx.array:
-        record = self._record(name, shape)
-        if record.format != "raw":
-            raise self._bad(f"{name} has format {record.format!r}, expected raw")
-        array = self._array(record.file, record.parts["weight"])
-        self._check_raw(name, array, shape, dtypes, record.file)
+        tensor = self._tensor(name, shape)
+        if tensor.format != "raw":
+            raise self._bad(f"{name} has format {tensor.format!r}, expected raw")
+        array = self._array(tensor.file, tensor.parts["weight"])
+        self._check_raw(name, array, shape, dtypes, tensor.file)
         return array
 
     def _check_raw(
@@ -111,14 +111,14 @@ class StoredTensors:
             found = f"{array.dtype} {list(array.shape)}"
             raise self._bad(f"{name} is {found}, expected {dtypes[0]} {list(shape)}", file)
 
-    def _record(self, name: str, shape: tuple[int, ...]) -> TensorRecord:
-        record = self.manifest.tensors.get(name)
-        if record is None:
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> ManifestTensor:
+        tensor = self.manifest.tensors.get(name)
+        if tensor is None:
             raise self._bad(f"the manifest has no tensor {name}, which config.json asks for")
-        if record.shape != shape:
-            raise self._bad(f"{name} has shape {list(record.shape)}, config.json asks for {list(shape)}")
+        if tensor.shape != shape:
+            raise self._bad(f"{name} has shape {list(tensor.shape)}, config.json asks for {list(shape)}")
         self._left.discard(name)
-        return record
+        return tensor
 
     def _array(self, file: str, key: str) -> mx.array:
         array = self._arrays.array(file, key)

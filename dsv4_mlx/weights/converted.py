@@ -60,15 +60,15 @@ class ConvertedModel:
     def tensor_bytes(self) -> dict[str, int]:
         headers: dict[str, dict[str, mx.array]] = {}
         sizes = {}
-        for name, record in self.manifest.tensors.items():
-            if record.file not in headers:
-                headers[record.file] = open_shard(self.folder, record.file, self.manifest)
+        for name, tensor in self.manifest.tensors.items():
+            if tensor.file not in headers:
+                headers[tensor.file] = open_shard(self.folder, tensor.file, self.manifest)
             try:
-                sizes[name] = sum(headers[record.file][key].nbytes for key in record.parts.values())
+                sizes[name] = sum(headers[tensor.file][key].nbytes for key in tensor.parts.values())
             except KeyError as error:
                 raise InputError(
                     f"tensor {error} is not in the file",
-                    where=self.folder / record.file,
+                    where=self.folder / tensor.file,
                     next=CONVERT_AGAIN,
                 ) from None
         return sizes

@@ -17,7 +17,7 @@ import dsv4_mlx
 from dsv4_mlx.checkpoint.check import check_bytes, scale_bytes
 from dsv4_mlx.checkpoint.identity import identify
 from dsv4_mlx.checkpoint.inventory import BlockTensors, Inventory, Weight
-from dsv4_mlx.checkpoint.manifest import OFFICIAL, ExpertTable, Manifest, TensorRecord
+from dsv4_mlx.checkpoint.manifest import OFFICIAL, ExpertTable, Manifest, ManifestTensor
 from dsv4_mlx.checkpoint.match import match
 from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.record import (
@@ -30,7 +30,7 @@ from dsv4_mlx.checkpoint.record import (
 from dsv4_mlx.checkpoint.source import Source, open_source
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.weights.records import Range, RecordMap, repeat_scales
+from dsv4_mlx.weights.records import OfficialRecordMap, Range, repeat_scales
 from dsv4_mlx.weights.resident_experts import room
 from dsv4_mlx.weights.stored import Advance
 
@@ -62,7 +62,7 @@ class OfficialModel:
             recipe=OFFICIAL,
             checkpoint=source.config.checkpoint,
             source=identify(source),
-            tensors={weight.name: _tensor_record(source, weight) for weight in _dense(self.table)},
+            tensors={weight.name: _manifest_tensor(source, weight) for weight in _dense(self.table)},
             experts={block.prefix: _expert_table(source, block) for block in self.table.blocks},
             files=texts | {name: header.size for name, header in source.shards.items()},
             made_by=f"dsv4-mlx {dsv4_mlx.__version__}",
@@ -71,7 +71,7 @@ class OfficialModel:
     def tensor_bytes(self) -> dict[str, int]:
         return {weight.name: self.stored_bytes(weight) for weight in _dense(self.table)}
 
-    def record_map(self, block: str) -> RecordMap:
+    def record_map(self, block: str) -> OfficialRecordMap:
         layout, experts = self.manifest.experts[block], self.block(block).experts
         where = self.source.where
         shards = sorted({where[_tensor(e, s.name)] for e in experts for s in layout.segments})
@@ -86,9 +86,9 @@ class OfficialModel:
         )
         paths = tuple(self.folder / shard for shard in shards)
         sizes = tuple(self.source.shards[shard].size for shard in shards)
-        return RecordMap(paths, sizes, layout, ranges, self.scales(block))
+        return OfficialRecordMap(paths, sizes, layout, ranges, self.scales_dtype(block))
 
-    def scales(self, block: str) -> str:
+    def scales_dtype(self, block: str) -> str:
         """The dtype of the scales of a block's experts. Raises InputError if they have several."""
         experts = self.block(block).experts
         found = {self.source.entry(w.scale_name).dtype for expert in experts for w in expert}
@@ -201,11 +201,11 @@ def _place(part: Range) -> tuple[int, int]:
     return part.file, part.offset
 
 
-def _tensor_record(source: Source, weight: Weight) -> TensorRecord:
+def _manifest_tensor(source: Source, weight: Weight) -> ManifestTensor:
     parts = {"weight": weight.name}
     if weight.form == "fp8":
         parts["scales"] = weight.scale_name
-    return TensorRecord(source.where[weight.name], NATIVE[weight.form], weight.shape, parts, {})
+    return ManifestTensor(source.where[weight.name], NATIVE[weight.form], weight.shape, parts, {})
 
 
 def _expert_table(source: Source, block: BlockTensors) -> ExpertTable:

@@ -38,16 +38,17 @@ class RecordMap:
 
     `files` are the paths that Range.file counts; `sizes` what each must be long. An expert's ranges are in
     the order of the disk and none overlap. Bytes of a record that no range fills are padding.
-    `layout.digests` may be empty: then reads can't be verified. Where the ranges are those of an official
-    checkpoint, `scales` is the dtype its scales have: no converter has looked at them, and a record must be
-    `finished` before it is used. Scales of blocks are read to where the repeated ones will begin.
+    `layout.digests` may be empty: then reads can't be verified. A value: no method changes it, and what they
+    return holds as long as the files do. `finish` alone writes, to the memory it is given.
     """
 
     files: tuple[Path, ...]
     sizes: tuple[int, ...]
     layout: ExpertTable
     ranges: tuple[tuple[Range, ...], ...]
-    scales: str = ""
+
+    def finish(self, expert: int, record: memoryview) -> None:
+        """Make the expert's record, in place, of the bytes of its ranges. Here they are one already."""
 
     @property
     def count(self) -> int:
@@ -72,6 +73,40 @@ class RecordMap:
         return sorted(experts, key=lambda e: (self.ranges[e][0].file, self.ranges[e][0].offset))
 
 
+@dataclass(frozen=True)
+class OfficialRecordMap(RecordMap):
+    """Records of an official checkpoint, whose scales no converter has looked at or repeated.
+
+    Scales of blocks are read to where the repeated ones begin. `scales_dtype`: how they are stored.
+    """
+
+    scales_dtype: str
+
+    def finish(self, expert: int, record: memoryview) -> None:
+        """Check codes and scales, and repeat the scales of blocks.
+
+        Raises InputError if they can't be computed with: a scale that is no power of two, a code that is no
+        number.
+        """
+        blocks = self.layout.format == "mxfp8"  # a scale covers 128 rows and columns
+        for segment in self.layout.segments:
+            place = np.frombuffer(record, np.uint8, segment.bytes, segment.offset)
+            try:
+                if segment.dtype == "U8" and blocks:
+                    read = place[: math.prod(_grid(segment)) * ITEM_BYTES[self.scales_dtype]]
+                    repeat_scales(exponents(read, self.scales_dtype), segment, record)
+                elif segment.dtype == "U8":
+                    exponents(place, self.scales_dtype)
+                elif blocks:
+                    check_codes(place)
+            except ValueError as error:
+                raise InputError(
+                    f"{segment.name} of expert {expert} hold {error}",
+                    where=self.files[self.ranges[expert][0].file],
+                    next="download this file again",
+                ) from None
+
+
 def converted_records(folder: Path, table: ExpertTable, size: int) -> RecordMap:
     """One range per expert. `size`: bytes of the file, whose only tensor ends it. Raises InputError."""
     path = folder / table.file
@@ -84,30 +119,6 @@ def converted_records(folder: Path, table: ExpertTable, size: int) -> RecordMap:
         )
     ranges = [(Range(0, start + e * table.record_bytes, table.record_bytes, 0),) for e in range(table.count)]
     return RecordMap((path,), (size,), table, tuple(ranges))
-
-
-def finish(records: RecordMap, expert: int, record: memoryview) -> None:
-    """Make a record, in place, of what was read into it from an official checkpoint.
-
-    Raises InputError if it can't be computed with: a scale that is no power of two, a code that is no number.
-    """
-    blocks = records.layout.format == "mxfp8"  # a scale covers 128 rows and columns
-    for segment in records.layout.segments:
-        place = np.frombuffer(record, np.uint8, segment.bytes, segment.offset)
-        try:
-            if segment.dtype == "U8" and blocks:
-                read = place[: math.prod(_grid(segment)) * ITEM_BYTES[records.scales]]
-                repeat_scales(exponents(read, records.scales), segment, record)
-            elif segment.dtype == "U8":
-                exponents(place, records.scales)
-            elif blocks:
-                check_codes(place)
-        except ValueError as error:
-            raise InputError(
-                f"{segment.name} of expert {expert} hold {error}",
-                where=records.files[records.ranges[expert][0].file],
-                next="download this file again",
-            ) from None
 
 
 def repeat_scales(scales: Bytes, segment: Segment, record: memoryview) -> None:

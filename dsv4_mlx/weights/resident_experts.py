@@ -56,7 +56,7 @@ class ResidentExperts:
         self.down = _bank(records, table, ("down",), dtype)
 
     def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
-        return [product(c.rows, c.x, c.ids, c.weights, self.gate_up, self.down, c.beside) for c in chunks]
+        return [product(c.rows, c.x, c.ids, c.weights, self.gate_up, self.down, c.shared) for c in chunks]
 
 
 class FloatExperts(Module):
@@ -68,7 +68,7 @@ class FloatExperts(Module):
 
     def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
         gate_up, down = Bank(self.gate_up), Bank(self.down)
-        return [product(c.rows, c.x, c.ids, c.weights, gate_up, down, c.beside) for c in chunks]
+        return [product(c.rows, c.x, c.ids, c.weights, gate_up, down, c.shared) for c in chunks]
 
 
 def _bank(records: mx.array, table: ExpertTable, names: tuple[str, ...], dtype: mx.Dtype) -> Bank:

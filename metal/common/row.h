@@ -12,7 +12,7 @@ float row_scale(thread const float* v, int width, float eps) {
 
 // Neighbouring channels (2i, 2i + 1) are a complex number, multiplied by (factors[2i], factors[2i + 1]).
 template <int E>
-void row_turn(thread float* v, const device float* factors) {
+void row_rotate(thread float* v, const device float* factors) {
   for (int i = 0; i < E; i += 2) {
     const float a = v[i];
     const float b = v[i + 1];

@@ -51,12 +51,12 @@ def test_made_up_numbers_can_be_run(name: str, decode: dict[str, Launch]) -> Non
 def test_made_up_indices_stay_inside(decode: dict[str, Launch]) -> None:
     launch = kernels.filled(decode["attend"])
     inputs = dict(zip(launch.kernel.inputs, launch.inputs, strict=True))
-    assert int(np.array(inputs["picks"]).max()) < inputs["far"].shape[1]
+    assert int(np.array(inputs["indices"]).max()) < inputs["compressed"].shape[1]
 
 
 @pytest.mark.parametrize("name", ["compress", "project", "hc_pre_mix"])
 def test_numbers_of_a_call_are_its_own(name: str) -> None:
     """Lengths and places are never made up: they would point anywhere."""
     launch = kernels.examples(4096, "prefill").get(name) or kernels.examples(4096, "decode")[name]
-    at = launch.kernel.inputs.index("numbers")
+    at = launch.kernel.inputs.index("uniforms")
     assert kernels.filled(launch).inputs[at] is launch.inputs[at]

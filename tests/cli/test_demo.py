@@ -11,7 +11,7 @@ from deepseek_recipe import Conversation, ToolDefinition, UserMessage
 from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.cli.demo import MODEL_ID, SHIPPED, build
 from dsv4_mlx.cli.models import model_folder
-from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.config import CSA, HCA, WINDOW, ModelConfig
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.engine.generate import answer, generate
 from dsv4_mlx.engine.sampler import SamplingOptions
@@ -47,7 +47,7 @@ def test_damage_is_found_and_repaired(tmp_path: Path) -> None:
 
 def test_the_shipped_checkpoint_has_the_whole_architecture_in_eight_megabytes() -> None:
     config = ModelConfig.read(SHIPPED)
-    assert {0, 4, 128} == set(config.ratios) and config.mtp_layers == 1
+    assert {WINDOW, CSA, HCA} == set(config.kinds) and config.mtp_layers == 1
     assert 0 < config.hash_layers < config.layers and config.streams == 4
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) <= 8_000_000
 

@@ -10,11 +10,12 @@ from checkpoints import Checkpoints
 from small_model import MARKERS, new_session, tiny_model, token_ids
 from tokenizers import Tokenizer
 
-from dsv4_mlx.engine.decode import Ended, Finished, GenerationLimits, PrefillProgress, Token
+from dsv4_mlx.engine.chooser import GenerationLimits
+from dsv4_mlx.engine.decode import Ended, Finished, PrefillProgress, Token
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.generate import answer, complete, generate, stream
 from dsv4_mlx.engine.sampler import SamplingOptions
-from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.session import Session, SessionRows
 from dsv4_mlx.errors import DoesNotFit
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.tokenizer.markers import Spelling
@@ -80,7 +81,7 @@ def test_the_events_of_an_answer(model: Transformer, bias: float, most: int | No
     session = new_session(model, context=50)
     session.sync(PROMPT[:30])
     options = SamplingOptions(temperature=0, logit_bias={MARKERS.end: bias})
-    *events, last = stream(session, PROMPT, options, GenerationLimits(most))
+    *events, last = stream(SessionRows(session), PROMPT, options, GenerationLimits(most))
     said = {"stop": 0, "length": 10 if most is None else most}[reason]
     assert events[:2] == [PrefillProgress(0, 10, 30), PrefillProgress(10, 10, 30)]
     assert [type(event) for event in events[2:]] == [Token] * said

@@ -20,6 +20,7 @@ from checkpoints import Checkpoints
 from evaluation.acceptance_helpers import accepted, data_begin, digest_anew, offset_of, overwrite, quiet
 
 from dsv4_mlx.checkpoint.manifest import read_manifest
+from dsv4_mlx.config import CSA, HCA, WINDOW
 from dsv4_mlx.evaluation.file_checks import files, hub_digest, numbers
 from dsv4_mlx.evaluation.layers import layers, sample
 from dsv4_mlx.evaluation.report import AcceptanceStep
@@ -129,7 +130,7 @@ def test_a_wrong_kernel(checkpoints: Checkpoints) -> None:
 def test_each_kind_of_layer_is_in_the_sample(checkpoints: Checkpoints) -> None:
     config = checkpoints.parsed("flash")
     chosen = sample(config)
-    assert {config.ratio(i) for i in chosen} == {0, 4, 128}
+    assert {config.kind(i) for i in chosen} == {WINDOW, CSA, HCA}
     assert {config.hashed(i) for i in chosen} == {True, False}
     assert config.layers - 1 in chosen
 

@@ -7,17 +7,23 @@ import pytest
 from checkpoints import Checkpoints, decode, run
 from compare import LOGITS, PARTITION, assert_close
 
+from dsv4_mlx.config import HCA, WINDOW
 from dsv4_mlx.ops.table import EXACT, REFERENCE
 from dsv4_mlx.weights.load import find_model, open_model
 
-LAYERS = {"flash": (43, 0), "base": (43, 0), "pro": (61, 128), "0731": (43, 0)}  # and the first layer's ratio
+LAYERS = {
+    "flash": (43, WINDOW),
+    "base": (43, WINDOW),
+    "pro": (61, HCA),
+    "0731": (43, WINDOW),
+}  # and the first
 
 
 @pytest.mark.parametrize("release", LAYERS)
 def test_every_release_runs(checkpoints: Checkpoints, release: str) -> None:
     opened = open_model(find_model(checkpoints.converted(release)), REFERENCE, EXACT)
-    layers, ratio = LAYERS[release]
-    assert (opened.config.layers, opened.config.ratio(0)) == (layers, ratio)
+    layers, kind = LAYERS[release]
+    assert (opened.config.layers, opened.config.kind(0)) == (layers, kind)
     assert (
         opened.config.checkpoint == opened.manifest.checkpoint == ("0731" if release == "0731" else "april")
     )

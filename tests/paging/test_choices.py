@@ -1,4 +1,4 @@
-"""The pure parts that choose: which form a step takes, whether advice is worth a read, how many threads."""
+"""The pure parts that choose: the strategy of a step, whether advice is worth a read, how many threads."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import time
 
 from paging.paged_model import Model
 
-from dsv4_mlx.paging.lookahead import Trust
 from dsv4_mlx.paging.pager import CANDIDATES
+from dsv4_mlx.paging.predictor import Trust
 from dsv4_mlx.paging.schedule import StrategySwitch
 from dsv4_mlx.weights.records import RecordMap
 
 
 def test_the_form_follows_the_misses_with_hysteresis() -> None:
-    form = StrategySwitch()
-    assert not form.optimistic
+    strategy = StrategySwitch()
+    assert not strategy.optimistic
     for _ in range(40):
-        form.learn(0)
-    assert form.optimistic
-    form.learn(3)  # one bad token is no reason to change
-    assert form.optimistic
+        strategy.learn(0)
+    assert strategy.optimistic
+    strategy.learn(3)  # one bad token is no reason to change
+    assert strategy.optimistic
     for _ in range(20):
-        form.learn(2)
-    assert not form.optimistic
-    while form.lacking > 0.5:
-        form.learn(0)
-    assert not form.optimistic  # between the two thresholds it stays what it is
+        strategy.learn(2)
+    assert not strategy.optimistic
+    while strategy.lacking > 0.5:
+        strategy.learn(0)
+    assert not strategy.optimistic  # between the two thresholds it stays what it is
 
 
 def test_advice_that_is_wrong_is_not_followed_until_it_is_right_again() -> None:

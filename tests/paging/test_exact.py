@@ -85,17 +85,17 @@ def test_reads_may_end_in_any_order_and_advice_may_be_anything(model: Model, mem
             return mx.sum(x)
 
         def advise(self, predicted: object) -> None:
-            others = [other for other in layers(engine) if other.lookahead is not self]
+            others = [other for other in layers(engine) if other.predictor is not self]
             chance.choice(others).advise(chance.sample(range(EXPERTS), chance.randrange(EXPERTS)))
 
     for layer in layers(engine):
-        layer.lookahead = Anything()
+        layer.predictor = Anything()
     assert np.array_equal(model.score(engine, chunk=30), model.score(model.open("100%"), chunk=30))
     assert total([layer.stats for layer in layers(engine)]).advised > 0
 
 
 class Always:
-    """A form that is never left, and how often a guess was short of experts."""
+    """A strategy that is never left, and how often a run was short of experts."""
 
     optimistic = True
 
@@ -110,19 +110,19 @@ class Always:
 def test_guessing_gives_the_same_bits(model: Model, memory: str, right: bool) -> None:
     """Steps that were right to read nothing, and steps repaired from the first layer that was not."""
     engine = model.open(memory)
-    engine.model.loop.form = form = Always()  # type: ignore[attr-defined]
+    engine.model.schedule.strategy = strategy = Always()  # type: ignore[attr-defined]
     session, whole = engine.session(), model.open("100%").session()
     for count in (30, *range(31, 61)):
         assert np.array_equal(session.sync(model.tokens[:count]), whole.sync(model.tokens[:count]))
-    assert len(form.lacking) == 30
-    assert any(form.lacking)
-    assert (0 in form.lacking) == right
+    assert len(strategy.lacking) == 30
+    assert any(strategy.lacking)
+    assert (0 in strategy.lacking) == right
 
 
 def test_a_read_that_fails_in_a_repair_leaves_the_program_usable(model: Model) -> None:
     engine = model.open("3x")
     assert engine.pager is not None
-    engine.model.loop.form = Always()  # type: ignore[attr-defined]
+    engine.model.schedule.strategy = Always()  # type: ignore[attr-defined]
     reader = engine.pager.pool.reader
     session = engine.session()
     first = session.sync(model.tokens[:20])

@@ -33,18 +33,18 @@ def step_graph(model: Model, slots: int) -> Graph:
     engine = model.open(f"{slots}x", expert_threads=1)
     assert engine.pager is not None
     net, paged = engine.model, list(engine.pager.layers.values())
-    net.loop = ChunkMajor()
+    net.use(ChunkMajor())
     state = net.new_state()
     mx.eval(net(mx.array([model.tokens[:9]], mx.int32), state), state.arrays())
-    guesses: list[OptimisticRun] = []
+    optimistic: list[OptimisticRun] = []
     for layer in paged:
-        layer.guesses = guesses
+        layer.optimistic = optimistic
 
     def step(tokens: mx.array, *banks: mx.array) -> list[mx.array]:
         for layer, array in zip(paged, banks, strict=True):
             layer.bank._array, layer.bank._views = array, None
             layer.bank.banks = views(layer)  # type: ignore[method-assign]
-        return [net(tokens, state, last=True), *(guess.ids for guess in guesses)]
+        return [net(tokens, state, last=True), *(run.ids for run in optimistic)]
 
     return trace(step, [mx.array([[5]], mx.int32), *(layer.bank._array for layer in paged)])
 

@@ -20,7 +20,7 @@ def opened(model: Model, memory: str, together: int = 1) -> Engine:
         EngineOptions(context=2048, numerics="exact", expert_memory=memory, expert_threads=3),
     )
     if engine.pager is not None:
-        engine.model.loop.together = together  # type: ignore[misc]
+        engine.model.schedule.chunks_per_step = together  # type: ignore[misc]
     return engine
 
 
@@ -66,7 +66,7 @@ def test_experts_are_read_once_for_chunks_together(model: Model, tokens: list[in
 
 def test_small_models_take_as_many_chunks_as_allowed(model: Model) -> None:
     engine = Engine.open(model.folder, EngineOptions(context=512, expert_memory="5x"))
-    assert engine.model.loop.together == 8
+    assert engine.model.schedule.chunks_per_step == 8
 
 
 class Enough(Exception):
@@ -94,11 +94,9 @@ def test_left_between_layers(model: Model, tokens: list[int], moment: int) -> No
         if passed == moment:
             raise Enough
 
-    session.between = between
     with pytest.raises(Enough):
-        session.sync(asked)
+        list(session.prefill(asked, check_cancelled=between))
     assert session.tokens == known
     assert not session.holds(further), "the pass that was left may have written over its rows"
-    session.between = lambda: None
     assert np.array_equal(session.sync(asked), calm.sync(asked))
     assert session.cached == len(known)

@@ -17,10 +17,10 @@ from dsv4_mlx.paging.pressure import CALM, GROW_EVERY, SHRINK_EVERY, PressureCon
 def test_slots_stay_between_one_and_what_was_announced(
     most: int, samples: list[tuple[Pressure, float]]
 ) -> None:
-    governor, now = PressureController(most), 0.0
+    controller, now = PressureController(most), 0.0
     for pressure, passed in samples:
-        before, now = governor.slots, now + passed
-        after = governor.decide(pressure, now)
+        before, now = controller.slots, now + passed
+        after = controller.decide(pressure, now)
         assert 1 <= after <= most
         if pressure == Pressure.NORMAL:
             assert before <= after <= before + max(1, most // 16)
@@ -29,20 +29,20 @@ def test_slots_stay_between_one_and_what_was_announced(
 
 
 def test_it_shrinks_at_once_and_grows_after_a_calm() -> None:
-    governor = PressureController(64)
-    assert governor.decide(Pressure.CRITICAL, 10.0) == 32
-    assert governor.decide(Pressure.CRITICAL, 10.1) == 32  # what was given back has yet to show
-    assert governor.decide(Pressure.WARNING, 10.0 + SHRINK_EVERY) == 24
+    controller = PressureController(64)
+    assert controller.decide(Pressure.CRITICAL, 10.0) == 32
+    assert controller.decide(Pressure.CRITICAL, 10.1) == 32  # what was given back has yet to show
+    assert controller.decide(Pressure.WARNING, 10.0 + SHRINK_EVERY) == 24
     now = 10.0 + SHRINK_EVERY
-    assert governor.decide(Pressure.NORMAL, now + CALM - 1) == 24
-    assert governor.decide(Pressure.NORMAL, now + CALM) == 28
-    assert governor.decide(Pressure.NORMAL, now + CALM + 1) == 28
-    assert governor.decide(Pressure.NORMAL, now + CALM + GROW_EVERY) == 32
+    assert controller.decide(Pressure.NORMAL, now + CALM - 1) == 24
+    assert controller.decide(Pressure.NORMAL, now + CALM) == 28
+    assert controller.decide(Pressure.NORMAL, now + CALM + 1) == 28
+    assert controller.decide(Pressure.NORMAL, now + CALM + GROW_EVERY) == 32
     for step in range(2, 20):
-        governor.decide(Pressure.NORMAL, now + CALM + step * GROW_EVERY)
-    assert governor.slots == 64
-    governor.decide(Pressure.NORMAL, 10_000.0)
-    assert governor.slots == 64
+        controller.decide(Pressure.NORMAL, now + CALM + step * GROW_EVERY)
+    assert controller.slots == 64
+    controller.decide(Pressure.NORMAL, 10_000.0)
+    assert controller.slots == 64
 
 
 def test_pressure_in_the_middle_of_an_answer(model: Model) -> None:

@@ -87,10 +87,10 @@ def test_once_for_a_layout_of_banks_and_never_for_an_answer(
     assert answer() == answer() == 1
     pager.sense = lambda: Pressure.CRITICAL
     assert answer() == 2
-    slots["shrunk"] = pager.governor.slots
+    slots["shrunk"] = pager.controller.slots
     pager.sense = lambda: Pressure.NORMAL
     assert answer() == 3
-    slots["grown"] = pager.governor.slots
+    slots["grown"] = pager.controller.slots
     assert slots == {"shrunk": 8, "grown": 9}
     assert mac.wired[1] < mac.wired[2] < mac.wired[0]
 

@@ -8,53 +8,51 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
 from dsv4_mlx.cli.main import run
-from dsv4_mlx.engine.decode import PrefillProgress
+from dsv4_mlx.engine import generate
+from dsv4_mlx.engine.decode import Drawn, PrefillProgress, Rows
 from dsv4_mlx.engine.engine import Engine, EngineOptions
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
-from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.session import Session, SessionRows
 from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.scheduler import backend
-from dsv4_mlx.scheduler.replay import ReplayBackend, ScriptedModel, ScriptedTurn
+from dsv4_mlx.scheduler.replay import ReplayBackend, ScriptedRows, ScriptedTurn, SilentModel
 from dsv4_mlx.tokenizer.template import Prompts
 from dsv4_mlx.weights.load import find_model
 
 
-class ScriptedSession(Session):
-    """Its model says `script` after any prompt."""
+@dataclass(frozen=True)
+class ScriptedAnswer(SessionRows):
+    """Answers each prompt of its session with `script`."""
 
     script: Sequence[int] = ()
+    answers: list[ScriptedRows] = field(default_factory=list)
 
-    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]:
-        model = ScriptedModel(self.model.config, self.script, len(tokens), self.markers.end)
-        self.model = cast(Transformer, model)
-        yield from super().prefill(tokens)
+    def __call__(self, rows: Rows) -> Generator[PrefillProgress, None, Drawn]:
+        if rows.position == 0:
+            self.answers.append(ScriptedRows(self, self.script, self.session.markers.end))
+        return self.answers[-1](rows)
 
 
 class ScriptedEngine(Engine):
     """An Engine without weights."""
 
-    script: Sequence[int] = ()
-
     def session(self, growth: int = GROWTH) -> Session:
-        session = ScriptedSession(self.model, self.context, self.prompts.markers, growth)
-        session.script = self.script
-        return session
+        return Session(SilentModel(self.config), self.context, self.prompts.markers, growth)
 
 
-def engine(folder: Path, script: Sequence[int], context: int | None) -> Engine:
+def engine(folder: Path, context: int | None) -> Engine:
     stored = find_model(folder)
     prompts = Prompts(folder, stored.manifest.checkpoint)
-    model = cast(Transformer, ScriptedModel(stored.config, [], 0, prompts.markers.end))
-    opened = ScriptedEngine(stored.config, stored.manifest, model, prompts, context or DEFAULT_CONTEXT)
-    opened.script = script
-    return opened
+    no_model = cast(Transformer, None)
+    return ScriptedEngine(stored.config, stored.manifest, no_model, prompts, context or DEFAULT_CONTEXT)
 
 
 def run_scripted(scripts: Sequence[Sequence[int]], arguments: list[str]) -> int:
@@ -65,9 +63,16 @@ def run_scripted(scripts: Sequence[Sequence[int]], arguments: list[str]) -> int:
         return ReplayBackend(folder, turns, options.context)
 
     def opened(folder: Path, options: EngineOptions, progress: Any = None) -> Engine:
-        return engine(folder, scripts[0], options.context)
+        return engine(folder, options.context)
 
-    with patch.object(Engine, "open", opened), patch.object(backend, "ModelBackend", scripted_backend):
+    def answer(session: Session) -> SessionRows:
+        return ScriptedAnswer(session, script=scripts[0])
+
+    with (
+        patch.object(backend, "ModelBackend", scripted_backend),
+        patch.object(Engine, "open", opened),
+        patch.object(generate, "SessionRows", answer),
+    ):
         return run(arguments)
 
 

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from dsv4_mlx.checkpoint.inventory import inventory
-from dsv4_mlx.config import ModelConfig, parse_config
+from dsv4_mlx.config import CSA, HCA, WINDOW, ModelConfig, parse_config
 from dsv4_mlx.errors import InputError, UsageError
 from dsv4_mlx.synthetic import cut, release_config, small_config, write_checkpoint
 from dsv4_mlx.synthetic.__main__ import main
@@ -72,7 +72,7 @@ def test_published_totals() -> None:
 def test_small_is_small_and_has_everything(small: Path) -> None:
     assert sum(path.stat().st_size for path in small.iterdir()) < 15e6
     config = ModelConfig.read(small)
-    assert set(config.ratios) == {0, 4, 128}
+    assert set(config.kinds) == {WINDOW, CSA, HCA}
     assert 0 < config.hash_layers < config.layers and config.extra_blocks == 1
     assert config.index_heads >= 16 and config.index_topk < 100 // 4
     tensors = raw(small)
@@ -161,12 +161,12 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 def test_releases_parse(release: Any, true_size: bool) -> None:
     config = parsed(release_config(release, true_size=true_size))
     pattern = {
-        "flash": (43, (0, 0, 4), "april"),
-        "pro": (61, (128, 128, 4), "april"),
-        "0731": (43, (0, 0, 4), "0731"),
+        "flash": (43, (WINDOW, WINDOW, CSA), "april"),
+        "pro": (61, (HCA, HCA, CSA), "april"),
+        "0731": (43, (WINDOW, WINDOW, CSA), "0731"),
     }[release]
-    assert (config.layers, config.ratios[:3], config.checkpoint) == pattern
-    assert config.ratios[-1] == 4 and config.hash_layers == 3
+    assert (config.layers, config.kinds[:3], config.checkpoint) == pattern
+    assert config.kinds[-1] == CSA and config.hash_layers == 3
     assert (config.hidden_size > 1000) == true_size
     if release == "0731":
         assert config.drafter is not None and config.extra_blocks == 3
@@ -176,7 +176,7 @@ def test_releases_parse(release: Any, true_size: bool) -> None:
 def test_cut(tmp_path: Path) -> None:
     config = cut(release_config("0731"), layers=5, experts=6)
     model = write_checkpoint(tmp_path / "x", config)
-    assert (model.layers, model.experts, model.ratios) == (5, 6, (0, 0, 4, 128, 4))
+    assert (model.layers, model.experts, model.kinds) == (5, 6, (WINDOW, WINDOW, CSA, HCA, CSA))
     assert model.drafter is not None and model.drafter.target_layers == (2, 3, 4)
     with pytest.raises(UsageError, match="expected 1 to 43"):
         cut(config | {"num_hidden_layers": 43}, layers=44)

@@ -10,37 +10,37 @@ import mlx.core as mx
 
 from dsv4_mlx.ops.kernels.launch import Launch, Launcher, Template, kernel, run
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
-from dsv4_mlx.ops.types import CompressedRows
+from dsv4_mlx.ops.types import AttendedRows
 
 FEW = 16  # tokens, in all; more make enough threadgroups without splits
 SPLIT_ROWS = 128  # of a split, as long as there are no more than
 MOST_SPLITS = 16
 FLOATS = (mx.float32, mx.bfloat16, mx.float16)
 
-_INPUTS = ("q", "window", "window_mask", "far", "far_mask", "picks", "sinks", "turn")
+_INPUTS = ("q", "window", "window_mask", "compressed", "compressed_mask", "indices", "sinks", "table")
 
 
 def attend(
     launcher: Launcher,
     q: mx.array,
-    window: CompressedRows,
-    compressed: CompressedRows | None,
+    window: AttendedRows,
+    compressed: AttendedRows | None,
     sinks: mx.array,
     inverse: mx.array,
 ) -> mx.array:
     """As the reference: q [B, T, H, K] float32, rows [B, S, K] of any float dtype -> [B, T, H, K]."""
     batch, tokens, heads, width = q.shape
     many = batch * tokens > FEW
-    count = window.rows.shape[1] + _far_rows(compressed)
+    count = window.rows.shape[1] + _compressed_count(compressed)
     splits = 1 if many else min(MOST_SPLITS, -(-count // SPLIT_ROWS))
-    turn = inverse.view(mx.float32)
+    table = inverse.view(mx.float32)
     slices, streams, tiles = _arrangement(width, many)
     threads = 32 * slices * streams
     out = (batch, tokens, heads, width)
-    far, far_mask, picks = _far(window, compressed)
+    rows, mask, indices = _inputs(window, compressed)
     launch = Launch(
         kernel("attend", "attend", _INPUTS, ("out", "stats")),
-        (q, window.rows, sinks if window.mask is None else window.mask, far, far_mask, picks, sinks, turn),
+        (q, window.rows, sinks if window.mask is None else window.mask, rows, mask, indices, sinks, table),
         grid=(splits * threads, -(-heads // (8 * tiles)), batch * tokens),
         threadgroup=(threads, 1, 1),
         shapes=(out if many else (splits, *out), (splits, batch, tokens, heads, 2)),
@@ -55,20 +55,20 @@ def attend(
             ("DIRECT", many),
             *_seen(window, compressed),
         ),
-        loads=_loads(window, compressed, turn, width, many),
+        bytes_read=_bytes_read(window, compressed, table, width, many),
     )
     sums, stats = run(launcher, launch)
     if many:
         return sums
     join = Launch(
-        kernel("attend", "join", ("sums", "stats", "sinks", "turn"), ("out",)),
-        (sums, stats, sinks, turn),
+        kernel("attend", "join", ("sums", "stats", "sinks", "table"), ("out",)),
+        (sums, stats, sinks, table),
         grid=(width // 2, heads, batch * tokens),
         threadgroup=(min(width // 2, 256), 1, 1),
         shapes=(out,),
         dtypes=(window.rows.dtype,),
         template=(("O", window.rows.dtype),),
-        loads={"turn": turn.shape[0] * width * 4},
+        bytes_read={"table": table.shape[0] * width * 4},
     )
     return run(launcher, join)[0]
 
@@ -80,48 +80,52 @@ def _arrangement(width: int, many: bool) -> tuple[int, int, int]:
     return (slices, 1, 2) if many else (slices, 2, 1)
 
 
-def _far_rows(compressed: CompressedRows | None) -> int:
+def _compressed_count(compressed: AttendedRows | None) -> int:
+    """Of rows [B, N, K] as many as a query attends to: N, or J of indices [B, T, J]."""
     if compressed is None:
         return 0
-    return compressed.rows.shape[1] if compressed.picks is None else compressed.picks.shape[2]
+    return compressed.rows.shape[1] if compressed.indices is None else compressed.indices.shape[2]
 
 
-def _far(window: CompressedRows, compressed: CompressedRows | None) -> tuple[mx.array, mx.array, mx.array]:
-    """Rows, mask, picks; in the place of one that there isn't, some array that is not read."""
+def _inputs(window: AttendedRows, compressed: AttendedRows | None) -> tuple[mx.array, mx.array, mx.array]:
+    """Rows [B, N, K], mask, indices [B, T, J]; where there is none, some array that is not read."""
     if compressed is None:
         return window.rows, window.rows, window.rows
-    rows, mask, picks = compressed
-    return rows, rows if mask is None else mask, rows if picks is None else picks
+    rows, mask, indices = compressed
+    return rows, rows if mask is None else mask, rows if indices is None else indices
 
 
-def _seen(window: CompressedRows, compressed: CompressedRows | None) -> Template:
-    far = 0 if compressed is None else 1 if compressed.picks is None else 2
+def _seen(window: AttendedRows, compressed: AttendedRows | None) -> Template:
+    """Which of rows [B, S, K] and [B, N, K] there are, and which have masks."""
+    kind = 0 if compressed is None else 1 if compressed.indices is None else 2
     masked = compressed is not None and compressed.mask is not None
-    return (("WINDOW_MASKED", window.mask is not None), ("FAR", far), ("FAR_MASKED", masked))
+    return (("WINDOW_MASKED", window.mask is not None), ("COMPRESSED", kind), ("COMPRESSED_MASKED", masked))
 
 
-def _loads(
-    window: CompressedRows, compressed: CompressedRows | None, turn: mx.array, width: int, many: bool
+def _bytes_read(
+    window: AttendedRows, compressed: AttendedRows | None, table: mx.array, width: int, many: bool
 ) -> dict[str, int]:
-    """Of picked rows as many as there are picks, or all: which of them are the same is not known here, nor
-    which eight rows in a row no token sees.
+    """Of table [T, K] and the rows [B, S, K], [B, N, K]; of indexed rows as many as there are indices.
+
+    Or all: which of them are the same is not known here, nor which eight rows in a row no token sees.
     """
-    loads = {"turn": turn.shape[0] * width * 4 if many else 0}
+    found = {"table": table.shape[0] * width * 4 if many else 0}
     if window.mask is None:
-        loads["window_mask"] = 0
+        found["window_mask"] = 0
     if compressed is None:
-        return loads | {"far": 0, "far_mask": 0, "picks": 0}
+        return found | {"compressed": 0, "compressed_mask": 0, "indices": 0}
     if compressed.mask is None:
-        loads["far_mask"] = 0
-    if compressed.picks is None:
-        return loads | {"picks": 0}
+        found["compressed_mask"] = 0
+    if compressed.indices is None:
+        return found | {"indices": 0}
     size = compressed.rows.dtype.size * width
-    return loads | {"far": min(compressed.picks.size, compressed.rows.size // width) * size}
+    return found | {"compressed": min(compressed.indices.size, compressed.rows.size // width) * size}
 
 
 def refuses(
-    q: mx.array, window: CompressedRows, compressed: CompressedRows | None, sinks: mx.array, inverse: mx.array
+    q: mx.array, window: AttendedRows, compressed: AttendedRows | None, sinks: mx.array, inverse: mx.array
 ) -> str | None:
+    """As `attend`: q [B, T, H, K]."""
     width = q.shape[3]
     if q.dtype != mx.float32 or sinks.dtype != mx.float32 or inverse.dtype != mx.complex64:
         return (
@@ -133,38 +137,38 @@ def refuses(
         return f"heads have {width} channels, expected 32, 64, 96, 128 or a multiple of 128 up to 512"
     if inverse.shape[0] != q.shape[1] or inverse.shape[1] * 2 < width:
         return f"inverse has shape {inverse.shape}, expected a row for each of {q.shape[1]} tokens"
-    if not window.rows.shape[1] or (compressed is not None and not _far_rows(compressed)):
+    if not window.rows.shape[1] or (compressed is not None and not _compressed_count(compressed)):
         return "there are no rows"
     masks = [window.mask, None if compressed is None else compressed.mask]
     if any(mask is not None and mask.dtype != mx.float32 for mask in masks):
         return "a mask is not float32"
-    if compressed is not None and compressed.picks is not None and compressed.picks.dtype != mx.uint32:
-        return f"picks are {compressed.picks.dtype}, expected uint32"
+    if compressed is not None and compressed.indices is not None and compressed.indices.dtype != mx.uint32:
+        return f"indices are {compressed.indices.dtype}, expected uint32"
     return None
 
 
 def cases() -> list[Case]:
-    plain, far, picked = (0, 0), (33, 0), (40, 17)
+    plain, compressed, indexed = (0, 0), (33, 0), (40, 17)
     made = [
-        # batch, tokens, heads, width, window, (compressed, picks), dtype, size of scores
+        # batch, tokens, heads, width, window, (compressed, indices), dtype, size of scores
         ("31 rows", _arguments(1, 1, 8, 64, 31, plain, mx.float32, 1.0)),
         ("32 rows, two heads", _arguments(1, 2, 2, 32, 32, plain, mx.float32, 1.0)),
         ("33 rows, nine heads", _arguments(2, 2, 9, 64, 33, plain, mx.float32, 1.0)),
         ("127 rows", _arguments(1, 1, 8, 128, 127, plain, mx.bfloat16, 1.0)),
-        ("128 rows in all", _arguments(1, 1, 8, 64, 95, far, mx.float16, 1.0)),
-        ("129 rows in two splits", _arguments(1, 3, 8, 64, 96, far, mx.float32, 1.0)),
-        ("picked rows", _arguments(2, 2, 8, 64, 31, picked, mx.bfloat16, 1.0)),
+        ("128 rows in all", _arguments(1, 1, 8, 64, 95, compressed, mx.float16, 1.0)),
+        ("129 rows in two splits", _arguments(1, 3, 8, 64, 96, compressed, mx.float32, 1.0)),
+        ("indexed rows", _arguments(2, 2, 8, 64, 31, indexed, mx.bfloat16, 1.0)),
         ("512 channels", _arguments(1, 1, 8, 512, 33, plain, mx.bfloat16, 1.0)),
-        ("large scores", _arguments(1, 1, 8, 64, 33, far, mx.float32, 1e4)),
-        ("tiny scores", _arguments(1, 1, 8, 64, 33, far, mx.float32, 1e-38)),
-        ("many tokens", _arguments(1, 17, 9, 64, 33, far, mx.float32, 1.0)),
-        ("many tokens, picked rows", _arguments(1, 17, 8, 64, 40, (40, 16), mx.bfloat16, 1.0)),
+        ("large scores", _arguments(1, 1, 8, 64, 33, compressed, mx.float32, 1e4)),
+        ("tiny scores", _arguments(1, 1, 8, 64, 33, compressed, mx.float32, 1e-38)),
+        ("many tokens", _arguments(1, 17, 9, 64, 33, compressed, mx.float32, 1.0)),
+        ("many tokens, indexed rows", _arguments(1, 17, 8, 64, 40, (40, 16), mx.bfloat16, 1.0)),
         ("many tokens, window only", _arguments(2, 9, 17, 128, 31, plain, mx.float16, 1.0)),
         ("no tokens", _arguments(1, 0, 8, 64, 32, plain, mx.float32, 1.0)),
     ]
     found = [Case(name, given, tolerance=_TOLERANCES[given[1].rows.dtype]) for name, given in made]
-    hidden = _arguments(1, 2, 8, 64, 33, picked, mx.float32, 1.0, seen=0.0)
-    everything = _arguments(1, 1, 8, 64, 33, far, mx.float32, 1.0, seen=None)
+    hidden = _arguments(1, 2, 8, 64, 33, indexed, mx.float32, 1.0, seen=0.0)
+    everything = _arguments(1, 1, 8, 64, 33, compressed, mx.float32, 1.0, seen=None)
     return [
         *found,
         Case("every row hidden", hidden),
@@ -182,34 +186,35 @@ _TOLERANCES = {
 
 
 def _arguments(
-    batch: int, tokens: int, heads: int, width: int, near: int, far: tuple[int, int], dtype: mx.Dtype,
-    size: float, seen: float | None = 0.7,
-) -> tuple[mx.array, CompressedRows, CompressedRows | None, mx.array, mx.array]:  # fmt: skip
-    keys = iter(mx.random.split(mx.random.key(near + width), 9))
+    batch: int, tokens: int, heads: int, width: int, recent: int, compressed: tuple[int, int],
+    dtype: mx.Dtype, size: float, seen: float | None = 0.7,
+) -> tuple[mx.array, AttendedRows, AttendedRows | None, mx.array, mx.array]:  # fmt: skip
+    """q [B, T, H, K], rows [B, S, K], compressed rows [B, N, K] or None, sinks [H], inverse [T, K / 2]."""
+    keys = iter(mx.random.split(mx.random.key(recent + width), 9))
 
-    def mask(*shape: int) -> mx.array | None:
+    def mask(*shape: int) -> mx.array | None:  # [T, S], or None
         if seen is None:
             return None
         return mx.where(mx.random.uniform(shape=shape, key=next(keys)) < seen, 0.0, -mx.inf)
 
     q = mx.random.normal((batch, tokens, heads, width), key=next(keys)) * (size * width**-0.5)
-    window = CompressedRows(
-        mx.random.normal((batch, near, width), key=next(keys)).astype(dtype), mask(tokens, near)
+    window = AttendedRows(
+        mx.random.normal((batch, recent, width), key=next(keys)).astype(dtype), mask(tokens, recent)
     )
     sinks = mx.random.normal((heads,), key=next(keys))
     angles = mx.random.uniform(0, 6, (tokens, width // 2), key=next(keys))
     inverse = mx.cos(angles) + 1j * mx.sin(angles)
-    count, picked = far
+    count, indexed = compressed
     if not count:
         return q, window, None, sinks, inverse
     rows = mx.random.normal((batch, count, width), key=next(keys)).astype(dtype)
-    if not picked:
-        return q, window, CompressedRows(rows, mask(tokens, count)), sinks, inverse
-    # Of few tokens no two pick the same row, so that the bytes loaded are known.
+    if not indexed:
+        return q, window, AttendedRows(rows, mask(tokens, count)), sinks, inverse
+    # Of few tokens no two choose the same row, so that the bytes loaded are known.
     order = mx.argsort(mx.random.uniform(shape=(batch, count), key=next(keys)), axis=-1)
-    places = mx.arange(tokens * picked) % count
-    picks = mx.take(order, places, axis=1).reshape(batch, tokens, picked).astype(mx.uint32)
-    return q, window, CompressedRows(rows, mask(batch, tokens, picked), picks), sinks, inverse
+    places = mx.arange(tokens * indexed) % count
+    indices = mx.take(order, places, axis=1).reshape(batch, tokens, indexed).astype(mx.uint32)
+    return q, window, AttendedRows(rows, mask(batch, tokens, indexed), indices), sinks, inverse
 
 
 OP = KernelOp("attend", attend, refuses, cases)

@@ -18,13 +18,13 @@ _GROUPS = {"mxfp4": (32,), "mxfp8": (32,), "affine": (32, 64, 128)}
 
 
 def bank_inputs(bank: Bank) -> tuple[mx.array, mx.array, mx.array]:
-    """codes, scales, biases; formats without biases have scales in their place, which are not read."""
+    """codes, scales, biases [E, out, ...]; a format without biases has scales there, which are not read."""
     if bank.scales is None:
         raise ValueError("a bank of plain floats has no codes")
     return bank.codes, bank.scales, bank.scales if bank.biases is None else bank.biases
 
 
-def bank_template(bank: Bank) -> Template:
+def bank_template(bank: Bank) -> Template:  # [E, out, in]
     if bank.scales is None:
         raise ValueError("a bank of plain floats has no codes")
     return (
@@ -35,8 +35,8 @@ def bank_template(bank: Bank) -> Template:
     )
 
 
-def bank_loads(bank: Bank, matrices: int) -> dict[str, int]:
-    """Bytes of `matrices` different matrices."""
+def bank_bytes(bank: Bank, matrices: int) -> dict[str, int]:
+    """Bytes of `matrices` different matrices of [E, out, in]."""
     parts = zip(INPUTS, (bank.codes, bank.scales, bank.biases), strict=True)
     return {name: 0 if a is None else matrices * math.prod(a.shape[-2:]) * a.dtype.size for name, a in parts}
 

@@ -15,16 +15,16 @@ FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 
 def normal(shape: tuple[int, ...], seed: int) -> mx.array:
-    """Normally distributed float32."""
+    """Normally distributed float32 [shape]."""
     return mx.array(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
 
 def uniform(shape: tuple[int, ...], seed: int) -> mx.array:
-    """float32 in [0, 1)."""
+    """float32 [shape] in [0, 1)."""
     return mx.array(np.random.default_rng(seed).random(shape, np.float32))
 
 
-def turns(rows: int, width: int, plain: int) -> mx.array:
+def rope_table(rows: int, width: int, plain: int) -> mx.array:
     """A rotation table complex64 [rows, width / 2] whose first `plain` factors are 1."""
     angles = np.random.default_rng(rows).uniform(0, 6, (rows, width // 2))
     angles[:, :plain] = 0
@@ -91,7 +91,10 @@ def cases() -> list[Case]:
 def routed(
     tokens: int, experts: int, chosen: int, width: int, inner: int, name: str, size: float
 ) -> tuple[mx.array, mx.array, mx.array, Bank, Bank, float]:
-    """Tokens that go to different experts as long as there are enough, so that the bytes read are known."""
+    """x [1, T, D], ids and weights [1, T, A], gate|up bank [E, 2 I, D], down bank [E, D, I], limit.
+
+    Tokens go to different experts as long as there are enough, so that the bytes read are known.
+    """
     keys = mx.random.split(mx.random.key(tokens + width), 4)
     x = mx.random.normal((1, tokens, width), key=keys[0]) * size
     ids = (mx.arange(tokens * chosen, dtype=mx.uint32) * 7 % experts).reshape(1, tokens, chosen)
@@ -101,7 +104,7 @@ def routed(
     )  # fmt: skip
 
 
-def bank(experts: int, rows: int, columns: int, name: str, seed: int) -> Bank:
+def bank(experts: int, rows: int, columns: int, name: str, seed: int) -> Bank:  # [E, out, in]
     mode, bits, group = FORMATS[name]
     weight = mx.random.normal((experts, rows, columns), key=mx.random.key(seed)) * columns**-0.5
     codes, scales, *biases = mx.quantize(weight, group_size=group, bits=bits, mode=mode)
@@ -111,12 +114,12 @@ def bank(experts: int, rows: int, columns: int, name: str, seed: int) -> Bank:
 def narrow(
     arguments: tuple[mx.array, mx.array, mx.array, Bank, Bank, float], dtype: mx.Dtype
 ) -> tuple[mx.array, mx.array, mx.array, Bank, Bank, float]:
-    """The same with activations of that type, and with it the scales and biases of affine matrices."""
+    """The same, x [1, T, D] of that type, and with it the scales and biases of affine matrices."""
     x, ids, weights, gate_up, down, limit = arguments
     return x.astype(dtype), ids, weights, narrow_bank(gate_up, dtype), narrow_bank(down, dtype), limit
 
 
-def narrow_bank(bank: Bank, dtype: mx.Dtype) -> Bank:
+def narrow_bank(bank: Bank, dtype: mx.Dtype) -> Bank:  # [E, out, in]
     if bank.scales is None or bank.biases is None:
         return bank
     return bank._replace(scales=bank.scales.astype(dtype), biases=bank.biases.astype(dtype))
@@ -125,13 +128,13 @@ def narrow_bank(bank: Bank, dtype: mx.Dtype) -> Bank:
 def strided(
     arguments: tuple[mx.array, mx.array, mx.array, Bank, Bank, float],
 ) -> tuple[mx.array, mx.array, mx.array, Bank, Bank, float]:
-    """The same, with each bank's matrices apart from each other, as in records."""
+    """The same, with each bank's matrices [E, out, in] apart from each other, as in records."""
     x, ids, weights, gate_up, down, limit = arguments
     return x, ids, weights, _apart(gate_up), _apart(down), limit
 
 
-def _apart(bank: Bank) -> Bank:
-    def spread(array: mx.array | None) -> mx.array | None:
+def _apart(bank: Bank) -> Bank:  # [E, out, in]
+    def spread(array: mx.array | None) -> mx.array | None:  # [E, out, in]
         if array is None:
             return None
         experts, rows, columns = array.shape

@@ -5,12 +5,12 @@ from __future__ import annotations
 import mlx.core as mx
 
 from dsv4_mlx.ops.kernels import row
-from dsv4_mlx.ops.kernels.cases import FLOATS, normal, turns
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, numbers, run, scalars
+from dsv4_mlx.ops.kernels.cases import FLOATS, normal, rope_table
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, constants, kernel, run, uniforms
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
 from dsv4_mlx.ops.types import Rounding
 
-_INPUTS = ("source", "weight", "table", "numbers", "scalars")
+_INPUTS = ("source", "weight", "table", "uniforms", "constants")
 
 
 def compress(
@@ -38,8 +38,8 @@ def compress(
             source,
             weight,
             row.floats(table),
-            numbers(places, offset, rows, int(overlap and not first)),
-            scalars(eps),
+            uniforms(places, offset, rows, int(overlap and not first)),
+            constants(eps),
         ),
         grid=(threads * batch * rows, 1, 1),
         threadgroup=(threads, 1, 1),
@@ -49,7 +49,7 @@ def compress(
             ("T", dtype), ("WIDTH", columns), ("AT", at), ("P", ratio), ("OVERLAP", overlap),
             *row.template(width, table, rounding),
         ),
-        loads={"source": batch * pooled * ratio * 2 * width * 4, "table": rows * width * 4},
+        bytes_read={"source": batch * pooled * ratio * 2 * width * 4, "table": rows * width * 4},
     )  # fmt: skip
     return run(launcher, launch)[0]
 
@@ -68,6 +68,7 @@ def refuses(
     rounding: Rounding,
     dtype: mx.Dtype,
 ) -> str | None:
+    """As `compress`: source [B, S, W]."""
     if source.dtype != mx.float32 or weight.dtype != mx.float32 or dtype not in FLOATS:
         return f"tokens are {source.dtype}, the weight {weight.dtype}, rows {dtype}; the first two float32"
     if table.shape[0] < 1:
@@ -77,24 +78,25 @@ def refuses(
 
 def cases() -> list[Case]:
     q8, q4 = Rounding("q8", 48, 16), Rounding("q4", 32, 32)
+    csa, hca = (4, True), (128, False)  # ratio, overlap
     made = [
-        ("csa, one row across the ring's end", (1, 16, 12, 1), 4, 64, False, Rounding(), mx.float32),
-        ("csa, first row, q8", (1, 16, 0, 1), 4, 64, True, q8, mx.float32),
-        ("csa, index rows of a chunk, q4", (1, 36, 0, 8), 4, 32, False, q4, mx.bfloat16),
-        ("csa, two sequences", (2, 32, 0, 8), 4, 32, True, Rounding(), mx.float32),
-        ("csa, true widths", (1, 16, 8, 1), 4, 512, False, Rounding("q8", 448, 64), mx.bfloat16),
-        ("hca, one row across the ring's end", (1, 136, 16, 1), 128, 64, False, q8, mx.bfloat16),
-        ("hca, 33 rows", (1, 33 * 2, 0, 33), 2, 32, True, Rounding(), mx.float16),
+        ("csa, one row across the ring's end", (1, 16, 12, 1), csa, 64, False, Rounding(), mx.float32),
+        ("csa, first row, q8", (1, 16, 0, 1), csa, 64, True, q8, mx.float32),
+        ("csa, index rows of a chunk, q4", (1, 36, 0, 8), csa, 32, False, q4, mx.bfloat16),
+        ("csa, two sequences", (2, 32, 0, 8), csa, 32, True, Rounding(), mx.float32),
+        ("csa, true widths", (1, 16, 8, 1), csa, 512, False, Rounding("q8", 448, 64), mx.bfloat16),
+        ("hca, one row across the ring's end", (1, 136, 16, 1), hca, 64, False, q8, mx.bfloat16),
+        ("hca, 33 rows", (1, 33 * 2, 0, 33), (2, False), 32, True, Rounding(), mx.float16),
     ]
     plain = [_case(*one) for one in made]
-    far = _case("hca, gates far apart", (1, 136, 0, 1), 128, 32, True, Rounding(), mx.float32, gates=300.0)
+    far = _case("hca, gates far apart", (1, 136, 0, 1), hca, 32, True, Rounding(), mx.float32, gates=300.0)
     return [*plain, far]
 
 
 def _case(
     name: str,
     shape: tuple[int, int, int, int],
-    ratio: int,
+    kind: tuple[int, bool],
     width: int,
     first: bool,
     rounding: Rounding,
@@ -102,11 +104,11 @@ def _case(
     gates: float = 3.0,
 ) -> Case:
     batch, places, offset, rows = shape
-    overlap = ratio == 4
+    ratio, overlap = kind
     spread = width * (1 + overlap)
     parts = [normal((batch, places, n), seed) for seed, n in enumerate((6, spread, spread, 5))]
     source = mx.concatenate([parts[0], parts[1], gates * parts[2], parts[3]], axis=-1)
-    table = turns(rows, width + 16, 8)
+    table = rope_table(rows, width + 16, 8)
     relative = {mx.float32: 1e-5, mx.float16: 1e-3, mx.bfloat16: 8e-3}[dtype]
     step = {"none": 0.0, "q8": 0.13, "q4": 0.5}[rounding.kind]
     options = {

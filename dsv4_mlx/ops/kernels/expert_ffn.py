@@ -12,9 +12,9 @@ from functools import cache
 
 import mlx.core as mx
 
-from dsv4_mlx.ops.kernels.banks import FLOATS, INPUTS, bank_inputs, bank_loads, bank_refuses, bank_template
+from dsv4_mlx.ops.kernels.banks import FLOATS, INPUTS, bank_bytes, bank_inputs, bank_refuses, bank_template
 from dsv4_mlx.ops.kernels.cases import cases
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, numbers, run
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, run, uniforms
 from dsv4_mlx.ops.kernels.op import KernelOp
 from dsv4_mlx.ops.types import Bank
 
@@ -46,6 +46,7 @@ def _few(
     launcher: Launcher, x: mx.array, ids: mx.array, weights: mx.array, gate_up: Bank, down: Bank,
     limit: float, start: mx.array | None,
 ) -> mx.array:  # fmt: skip
+    """x [B, T, D] of few tokens, ids and weights [B, T, A] -> float32 [B, T, D]."""
     width, inner = x.shape[2], gate_up.codes.shape[1] // 2
     tokens, pairs = x.shape[0] * x.shape[1], ids.size
     first = Launch(
@@ -56,7 +57,7 @@ def _few(
         shapes=((*ids.shape, inner),),
         dtypes=(x.dtype,),
         template=(("X", x.dtype), ("CHANNELS", CHANNELS), *bank_template(gate_up)),
-        loads=bank_loads(gate_up, min(pairs, gate_up.codes.shape[0])),
+        bytes_read=bank_bytes(gate_up, min(pairs, gate_up.codes.shape[0])),
     )
     hidden = run(launcher, first)[0]
     second = Launch(
@@ -67,7 +68,7 @@ def _few(
         shapes=(x.shape,),
         dtypes=(mx.float32,),
         template=(("CHANNELS", CHANNELS), ("START", start is not None), *bank_template(down)),
-        loads=bank_loads(down, min(pairs, down.codes.shape[0])) | _unread("start", start),
+        bytes_read=bank_bytes(down, min(pairs, down.codes.shape[0])) | _unread("start", start),
     )
     return run(launcher, second)[0]
 
@@ -93,7 +94,7 @@ def many(
         shapes=((pairs, inner),),
         dtypes=(x.dtype,),
         template=(("X", x.dtype), *bank_template(gate_up)),
-        loads=bank_loads(gate_up, min(pairs, gate_up.codes.shape[0])) | {"ids": 0},
+        bytes_read=bank_bytes(gate_up, min(pairs, gate_up.codes.shape[0])) | {"ids": 0},
     )  # fmt: skip
     second = Launch(
         kernel("expert_ffn", "sorted_down", ("hidden", *INPUTS, "order", "tiles"), ("out",), strided=True),
@@ -103,7 +104,7 @@ def many(
         shapes=((rows.shape[0], chosen, width),),
         dtypes=(mx.float32,),
         template=(("X", x.dtype), *bank_template(down)),
-        loads=bank_loads(down, min(pairs, down.codes.shape[0])),
+        bytes_read=bank_bytes(down, min(pairs, down.codes.shape[0])),
     )
     parts = run(launcher, second)[0]
     total = Launch(
@@ -114,17 +115,20 @@ def many(
         shapes=(x.shape,),
         dtypes=(mx.float32,),
         template=(("START", start is not None),),
-        loads=_unread("start", start),
+        bytes_read=_unread("start", start),
     )
     return run(launcher, total)[0]
 
 
 def _sorted(launcher: Launcher, ids: mx.array, experts: int) -> tuple[mx.array, mx.array]:
-    """Pairs in the order of their experts, and tiles of them, of which no more than these can be needed."""
+    """The pairs of ids [B T A] in the order of their experts, and tiles [n, 3] of them.
+
+    No more than these can be needed.
+    """
     tiles = max(3, ids.size // TILE + min(ids.size, experts))
     launch = Launch(
         kernel("expert_ffn", "order", ("ids", "tile_count"), ("order", "tiles")),
-        (ids, numbers(tiles)),
+        (ids, uniforms(tiles)),
         grid=(256, 1, 1),
         threadgroup=(256, 1, 1),
         shapes=((ids.size,), (tiles, 3)),
@@ -140,16 +144,16 @@ def _simdgroups(channels: int) -> int:
     return 64 * -(-channels // (2 * CHANNELS))
 
 
-def _or(start: mx.array | None, other: mx.array) -> mx.array:
+def _or(start: mx.array | None, other: mx.array) -> mx.array:  # [B, T, D]
     return other if start is None else mx.contiguous(start)
 
 
-def _unread(name: str, array: mx.array | None) -> dict[str, int]:
+def _unread(name: str, array: mx.array | None) -> dict[str, int]:  # [B, T, D]
     return {name: 0} if array is None else {}
 
 
 @cache
-def _float(value: float) -> mx.array:
+def _float(value: float) -> mx.array:  # [1]
     return mx.array([value], mx.float32)
 
 
@@ -157,6 +161,7 @@ def refuses(
     x: mx.array, ids: mx.array, weights: mx.array, gate_up: Bank, down: Bank, limit: float,
     start: mx.array | None = None, *, chunk: int | None = None,
 ) -> str | None:  # fmt: skip
+    """As `expert_ffn`: x [B, T, D]."""
     width, inner = x.shape[2], gate_up.codes.shape[-2] // 2
     if x.dtype not in FLOATS or weights.dtype != mx.float32:
         return f"x is {x.dtype} and weights {weights.dtype}, expected one of {FLOATS} and float32"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from dsv4_mlx.ops.kernels.banks import FLOATS, INPUTS, bank_inputs, bank_loads, bank_refuses, bank_template
+from dsv4_mlx.ops.kernels.banks import FLOATS, INPUTS, bank_bytes, bank_inputs, bank_refuses, bank_template
 from dsv4_mlx.ops.kernels.cases import HALF, narrow_bank
 from dsv4_mlx.ops.kernels.cases import bank as made_bank
 from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, run
@@ -17,7 +17,7 @@ TILE = 32
 
 
 def group_project(launcher: Launcher, x: mx.array, bank: Bank) -> mx.array:
-    """As the reference: x [B, T, H, K] -> [B, T, G * R] in x's dtype. The number of rows chooses the body."""
+    """As the reference: x [B, T, H, K] -> [B, T, G * L] in x's dtype. The number of rows chooses the body."""
     batch, tokens, heads, width = x.shape
     groups, rank, _ = bank.codes.shape
     rows = batch * tokens
@@ -34,12 +34,12 @@ def group_project(launcher: Launcher, x: mx.array, bank: Bank) -> mx.array:
         shapes=((batch, tokens, groups * rank),),
         dtypes=(x.dtype,),
         template=(("X", x.dtype), *((("CHANNELS", CHANNELS),) if few else ()), *bank_template(bank)),
-        loads=bank_loads(bank, groups),
+        bytes_read=bank_bytes(bank, groups),
     )
     return run(launcher, launch)[0]
 
 
-def refuses(x: mx.array, bank: Bank) -> str | None:
+def refuses(x: mx.array, bank: Bank) -> str | None:  # [B, T, H, K]
     if x.dtype not in FLOATS:
         return f"x is {x.dtype}, expected one of {FLOATS}"
     if bank.codes.ndim != 3:
@@ -74,6 +74,7 @@ def cases() -> list[Case]:
 def _arguments(
     batch: int, tokens: int, heads: int, width: int, groups: int, rank: int, name: str
 ) -> tuple[mx.array, Bank]:
+    """x [B, T, H, K] and a bank [G, L, H / G * K]."""
     x = mx.random.normal((batch, tokens, heads, width), key=mx.random.key(tokens + rank))
     return x, made_bank(groups, rank, heads // groups * width, name, 5)
 

@@ -6,11 +6,11 @@ import mlx.core as mx
 
 from dsv4_mlx.ops.kernels import hc_pre
 from dsv4_mlx.ops.kernels.cases import normal
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, numbers, run, scalars
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, constants, kernel, run, uniforms
 from dsv4_mlx.ops.kernels.op import Case, KernelOp
 from dsv4_mlx.ops.types import Streams
 
-_INPUTS = ("x", "partial", "base", "weight", "numbers", "scalars")
+_INPUTS = ("x", "partial", "base", "weight", "uniforms", "constants")
 
 
 def hc_head(
@@ -29,7 +29,7 @@ def hc_head(
     threads = hc_pre.threads_of(width)
     launch = Launch(
         kernel("hc_head", "hc_head", _INPUTS, ("y",)),
-        (x, partial, base, weight, numbers(partial.shape[-1]), scalars(hc_eps, norm_eps)),
+        (x, partial, base, weight, uniforms(partial.shape[-1]), constants(hc_eps, norm_eps)),
         grid=(threads * batch * rows, 1, 1),
         threadgroup=(threads, 1, 1),
         shapes=((batch, rows, width),),
@@ -42,6 +42,7 @@ def hc_head(
 def refuses(
     x: mx.array, fn: mx.array, base: mx.array, weight: mx.array, *, hc_eps: float, norm_eps: float
 ) -> str | None:
+    """As `hc_head`: x [B, T, C, D]."""
     return hc_pre.refuses_streams(Streams(x), fn, base, weight)
 
 

@@ -30,7 +30,7 @@ def hc_post(launcher: Launcher, streams: Streams) -> mx.array:
     return run(launcher, launch)[0]
 
 
-def refuses(streams: Streams) -> str | None:
+def refuses(streams: Streams) -> str | None:  # [B, T, C, D]
     x, out, mix = streams
     if out is None or mix is None:
         return None
@@ -66,7 +66,7 @@ def cases() -> list[Case]:
     ]
 
 
-def _streams(rows: int, width: int, streams: int, dtype: mx.Dtype, size: float) -> Streams:
+def _streams(rows: int, width: int, streams: int, dtype: mx.Dtype, size: float) -> Streams:  # [1, T, C, D]
     keys = mx.random.split(mx.random.key(width), 4)
     x = mx.random.normal((1, rows, streams, width), key=keys[0]) * size
     out = (mx.random.normal((1, rows, width), key=keys[1]) * size).astype(dtype)

@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from dsv4_mlx.ops.kernels.cases import FLOATS, normal, uniform
 from dsv4_mlx.ops.kernels.hc_post import OUT, STREAMS
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, numbers, run, scalars
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, constants, kernel, run, uniforms
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
 from dsv4_mlx.ops.types import BlockInput, StreamMix, Streams
 
@@ -14,8 +14,8 @@ PART = 64  # channels a threadgroup of the first launch takes
 LEAST = 8  # elements: fewer would arrive in another address space
 _ROWS = 4  # rows it takes of a chunk, so that `fn` is read a quarter as often
 _MOST_THREADS = 512
-_MIX = ("x", "out", "half_post", "comb", "fn", "numbers")
-_FINISH = ("x", "partial", "base", "weight", "numbers", "scalars")
+_MIX = ("x", "out", "half_post", "comb", "fn", "uniforms")
+_FINISH = ("x", "partial", "base", "weight", "uniforms", "constants")
 
 
 def hc_pre(
@@ -35,8 +35,8 @@ def hc_pre(
     (*at, count, width) = x.shape
     threads = threads_of(width)
     launch = Launch(
-        kernel("hc_pre", "finish", _FINISH, ("full", "rounded", "half_post", "comb")),
-        (x, partial, base, weight, numbers(partial.shape[-1]), scalars(hc_eps, norm_eps)),
+        kernel("hc_pre", "finish", _FINISH, ("normed_f32", "normed", "half_post", "comb")),
+        (x, partial, base, weight, uniforms(partial.shape[-1]), constants(hc_eps, norm_eps)),
         grid=(threads * at[0] * at[1], 1, 1),
         threadgroup=(threads, 1, 1),
         shapes=((*at, width), (*at, width), (*at, count), (*at, count, count)),
@@ -46,8 +46,8 @@ def hc_pre(
             ("ITERATIONS", iterations),
         ),
     )  # fmt: skip
-    full, rounded, half_post, comb = run(launcher, launch)
-    return BlockInput(x, full, rounded, StreamMix(half_post, comb))
+    normed_f32, normed, half_post, comb = run(launcher, launch)
+    return BlockInput(x, normed_f32, normed, StreamMix(half_post, comb))
 
 
 def mixed(launcher: Launcher, streams: Streams, fn: mx.array) -> tuple[mx.array, mx.array]:
@@ -60,7 +60,7 @@ def mixed(launcher: Launcher, streams: Streams, fn: mx.array) -> tuple[mx.array,
     total, parts = batch * rows, -(-width // PART)
     step = 1 if total == 1 else _ROWS
     pending = out is not None and mix is not None
-    nothing = scalars(0.0)
+    nothing = constants(0.0)
     launch = Launch(
         kernel("hc_pre", "mix", _MIX, ("y", "partial")),
         (
@@ -69,7 +69,7 @@ def mixed(launcher: Launcher, streams: Streams, fn: mx.array) -> tuple[mx.array,
             nothing if mix is None else mix.half_post,
             nothing if mix is None else mix.comb,
             fn,
-            numbers(max(total, 1)),
+            uniforms(max(total, 1)),
         ),
         grid=(PART * parts, -(-total // step), 1),
         threadgroup=(PART, 1, 1),
@@ -78,7 +78,7 @@ def mixed(launcher: Launcher, streams: Streams, fn: mx.array) -> tuple[mx.array,
         template=(
             ("C", count), ("D", width), ("M", fn.shape[0]), ("ROWS", step), ("PENDING", pending),
         ),
-        loads={} if pending else {"out": 0, "half_post": 0, "comb": 0},
+        bytes_read={} if pending else {"out": 0, "half_post": 0, "comb": 0},
     )  # fmt: skip
     y, partial = run(launcher, launch)
     return y, partial
@@ -100,12 +100,14 @@ def refuses(
     norm_eps: float,
     dtype: mx.Dtype,
 ) -> str | None:
+    """As `hc_pre`: streams [B, T, C, D]."""
     if dtype not in FLOATS or iterations < 1:
         return f"activations are {dtype} after {iterations} iterations, expected one of {FLOATS}, and some"
     return refuses_streams(streams, fn, base, weight)
 
 
 def refuses_streams(streams: Streams, fn: mx.array, base: mx.array, weight: mx.array) -> str | None:
+    """Of streams [B, T, C, D], fn [M, C * D], base [M] and weight [D], as `hc_head` asks too."""
     x, out, mix = streams
     if any(array.dtype != mx.float32 for array in (x, fn, base, weight)):
         return f"streams are {x.dtype}, fn {fn.dtype}, weight {weight.dtype}; expected float32"
@@ -163,6 +165,7 @@ def _case(
 
 
 def pending_streams(shape: tuple[int, int, int, int], pending: mx.Dtype | None, size: float) -> Streams:
+    """Streams [B, T, C, D], with an output pending where `pending` is its dtype."""
     batch, rows, count, width = shape
     x = normal(shape, 1) * size
     if pending is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, numbers, run
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, run, uniforms
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
 
 FLOATS = (mx.float32, mx.bfloat16, mx.float16)
@@ -18,19 +18,20 @@ WIDTHS = (32, 64, 128)
 def index_select(
     launcher: Launcher, q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int
 ) -> mx.array:
-    """As the reference, the picks of a query in ascending order: uint32 [B, T, count]."""
+    """As the reference, the indices of a query in ascending order: uint32 [B, T, count]."""
     tokens = q.shape[1]
     step = max(1, BLOCK // (q.shape[0] * keys.shape[1]))
-    picks = []
+    indices = []
     for a in range(0, max(1, tokens), step):
         seen = None if mask is None else mask[a : a + step]
-        picks.append(_block(launcher, q[:, a : a + step], weights[:, a : a + step], keys, seen, count))
-    return picks[0] if len(picks) == 1 else mx.concatenate(picks, axis=1)
+        indices.append(_block(launcher, q[:, a : a + step], weights[:, a : a + step], keys, seen, count))
+    return indices[0] if len(indices) == 1 else mx.concatenate(indices, axis=1)
 
 
 def _block(
     launcher: Launcher, q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int
 ) -> mx.array:
+    """A block of queries [B, T, H, K] -> uint32 [B, T, J]."""
     batch, tokens, heads, width = q.shape
     rows = keys.shape[1]
     simdgroups = min(4, heads // 8)
@@ -49,12 +50,12 @@ def _block(
             ("TILES", heads // 8 // simdgroups),
             ("MASKED", mask is not None),
         ),
-        loads={} if mask is not None else {"mask": 0},
+        bytes_read={} if mask is not None else {"mask": 0},
     )
     scores = run(launcher, score)[0].reshape(batch * tokens, rows)
     best = Launch(
-        kernel("index_select", "best", ("scores", "wanted"), ("picks",)),
-        (scores, numbers(count)),
+        kernel("index_select", "best", ("scores", "wanted"), ("indices",)),
+        (scores, uniforms(count)),
         grid=(THREADS, batch * tokens, 1),
         threadgroup=(THREADS, 1, 1),
         shapes=((batch * tokens, count),),
@@ -64,6 +65,7 @@ def _block(
 
 
 def refuses(q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int) -> str | None:
+    """As `index_select`: q [B, T, H, K]."""
     heads, width = q.shape[2:]
     if q.dtype != mx.float32 or weights.dtype != mx.float32 or keys.dtype not in FLOATS:
         return f"q is {q.dtype}, weights {weights.dtype}, keys {keys.dtype}: not float32, float32, a float"
@@ -72,13 +74,13 @@ def refuses(q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | Non
     if heads not in HEADS or width not in WIDTHS:
         return f"there are {heads} heads of {width}, expected {HEADS} of {WIDTHS}"
     if not 1 <= count <= keys.shape[1]:
-        return f"{count} picks are wanted of {keys.shape[1]} rows"
+        return f"{count} indices are wanted of {keys.shape[1]} rows"
     return None
 
 
 def cases() -> list[Case]:
     made = [
-        # batch, tokens, heads, width, rows, picks, dtype, queries see
+        # batch, tokens, heads, width, rows, indices, dtype, queries see
         ("31 rows", _arguments(1, 1, 8, 32, 31, 16, mx.float32, None)),
         ("32 rows, all wanted", _arguments(1, 1, 16, 32, 32, 32, mx.float32, None)),
         ("33 rows", _arguments(2, 2, 16, 32, 33, 16, mx.bfloat16, None)),
@@ -110,7 +112,10 @@ def _arguments(
     batch: int, tokens: int, heads: int, width: int, rows: int, count: int, dtype: mx.Dtype,
     seen: tuple[int, ...] | None,
 ) -> tuple[mx.array, mx.array, mx.array, mx.array | None, int]:  # fmt: skip
-    """Quarters and eighths, of which sums are exact: a score is the same number whatever the order."""
+    """q [B, T, H, K], weights [B, T, H], keys [B, N, K], mask [T, N], J.
+
+    Quarters and eighths, of which sums are exact: a score is the same number whatever the order.
+    """
     keys = mx.random.split(mx.random.key(rows), 3)
     q = mx.random.randint(-8, 9, (batch, tokens, heads, width), key=keys[0]) * 0.25
     weights = mx.random.randint(-32, 33, (batch, tokens, heads), key=keys[1]) * 0.125

@@ -5,12 +5,12 @@ from __future__ import annotations
 import mlx.core as mx
 
 from dsv4_mlx.ops.kernels import row
-from dsv4_mlx.ops.kernels.cases import FLOATS, normal, turns
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, numbers, run, scalars
+from dsv4_mlx.ops.kernels.cases import FLOATS, normal, rope_table
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, constants, kernel, run, uniforms
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
 from dsv4_mlx.ops.types import Rounding
 
-_INPUTS = ("low", "q_norm", "kv_norm", "table", "numbers", "scalars")
+_INPUTS = ("low", "q_norm", "kv_norm", "table", "uniforms", "constants")
 
 
 def latents(
@@ -27,13 +27,13 @@ def latents(
     (batch, rows), rank, width = low.shape[:2], q_norm.shape[0], kv_norm.shape[0]
     launch = Launch(
         kernel("latents", "latents", _INPUTS, ("qr", "kv")),
-        (low, q_norm, kv_norm, row.floats(table), numbers(max(rows, 1)), scalars(eps)),
+        (low, q_norm, kv_norm, row.floats(table), uniforms(max(rows, 1)), constants(eps)),
         grid=(2 * row.LANES, batch * rows, 1),
         threadgroup=(2 * row.LANES, 1, 1),
         shapes=((batch, rows, rank), (batch, rows, width)),
         dtypes=(low.dtype, low.dtype),
         template=(("T", low.dtype), ("Q", rank), *row.template(width, table, rounding)),
-        loads={"table": rows * width * 4},
+        bytes_read={"table": rows * width * 4},
     )
     qr, kv = run(launcher, launch)
     return qr, kv
@@ -42,6 +42,7 @@ def latents(
 def refuses(
     low: mx.array, q_norm: mx.array, kv_norm: mx.array, table: mx.array, *, eps: float, rounding: Rounding
 ) -> str | None:
+    """As `latents`: low [B, T, Q + K]."""
     if low.dtype not in FLOATS or q_norm.dtype != low.dtype or kv_norm.dtype != mx.float32:
         return f"rows are {low.dtype}, norms {q_norm.dtype} and {kv_norm.dtype}: two alike, then float32"
     if q_norm.shape[0] < 8:
@@ -82,7 +83,7 @@ def _case(
     relative = {mx.float32: 1e-5, mx.float16: 1e-3, mx.bfloat16: 8e-3}[dtype]
     tolerance = Tolerance(relative) if rounding.kind == "none" else Tolerance(relative, 0.01, 0.13)
     options = {"eps": 1e-6, "rounding": rounding}
-    return Case(name, (low, q_norm, kv_norm, turns(rows[1], width, width // 4)), options, tolerance)
+    return Case(name, (low, q_norm, kv_norm, rope_table(rows[1], width, width // 4)), options, tolerance)
 
 
 OP = KernelOp("latents", latents, refuses, cases)

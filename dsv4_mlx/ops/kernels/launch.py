@@ -41,7 +41,7 @@ class Kernel:
 class Launch:
     """One call. Grid and threadgroup are in threads. Outputs are written whole.
 
-    `loads`: distinct bytes read of an input, where a call doesn't read all of it.
+    `bytes_read`: distinct bytes read of an input, where a call doesn't read all of it.
     """
 
     kernel: Kernel
@@ -51,12 +51,12 @@ class Launch:
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[mx.Dtype, ...]
     template: Template = ()
-    loads: Mapping[str, int] = field(default_factory=dict)
+    bytes_read: Mapping[str, int] = field(default_factory=dict)
 
     def loaded(self) -> dict[str, int]:
         """Distinct bytes read, by input."""
         pairs = zip(self.kernel.inputs, self.inputs, strict=True)
-        return {name: self.loads.get(name, array.nbytes) for name, array in pairs}
+        return {name: self.bytes_read.get(name, array.nbytes) for name, array in pairs}
 
     def stored(self) -> dict[str, int]:
         """Bytes written, by output."""
@@ -76,14 +76,14 @@ def size(shape: Sequence[int]) -> int:
 
 
 def run(launcher: Launcher, launch: Launch) -> Sequence[mx.array]:
-    """Run a launch; one without threads (no rows) has empty outputs and is not launched."""
+    """Outputs [shapes] of a launch; one without threads (no rows) has empty ones and is not launched."""
     if 0 in launch.grid:
         return [mx.zeros(shape, dtype) for shape, dtype in zip(launch.shapes, launch.dtypes, strict=True)]
     return launcher(launch)
 
 
 def metal(launch: Launch) -> Sequence[mx.array]:
-    """The launcher of a Mac."""
+    """The launcher of a Mac: outputs [shapes]."""
     outputs: Sequence[mx.array] = _compiled(launch.kernel)(
         inputs=list(launch.inputs),
         template=list(launch.template),
@@ -143,12 +143,12 @@ def _text(name: str) -> str:
 
 
 @lru_cache(maxsize=512)
-def numbers(*values: int) -> mx.array:
+def uniforms(*values: int) -> mx.array:
     """uint32 [n], n >= 1: numbers that change from call to call, which no template argument may carry."""
     return mx.array(values, mx.uint32)
 
 
 @cache
-def scalars(*values: float) -> mx.array:
+def constants(*values: float) -> mx.array:
     """float32 [n], n >= 1: the model's constants, which are too few to change and no integers."""
     return mx.array(values, mx.float32)

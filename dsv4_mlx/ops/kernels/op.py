@@ -80,14 +80,14 @@ def disagreement(found: Any, expected: Any, tolerance: Tolerance) -> str | None:
     return None
 
 
-def _leaves(tree: Any) -> list[mx.array]:
+def _leaves(tree: Any) -> list[mx.array]:  # [...] each
     if isinstance(tree, mx.array):
         return [tree]
     pairs: list[tuple[str, Any]] = tree_flatten(tree)  # type: ignore[assignment]
     return [leaf for _, leaf in pairs if leaf is not None]
 
 
-def _wrong(found: mx.array, expected: mx.array, tolerance: Tolerance) -> str | None:
+def _wrong(found: mx.array, expected: mx.array, tolerance: Tolerance) -> str | None:  # [...] both
     if found.size == 0:
         return None
     if not mx.issubdtype(found.dtype, mx.floating):
@@ -111,5 +111,5 @@ def _wrong(found: mx.array, expected: mx.array, tolerance: Tolerance) -> str | N
     return None
 
 
-def _number(x: mx.array) -> float:
+def _number(x: mx.array) -> float:  # []
     return float(np.array(x))

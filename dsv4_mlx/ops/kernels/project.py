@@ -5,26 +5,26 @@ from __future__ import annotations
 import mlx.core as mx
 
 from dsv4_mlx.ops.kernels.cases import FLOATS, normal
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, numbers, run, scalars
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, constants, kernel, run, uniforms
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
 
 # Beyond, a matrix product that uses each weight for many rows at once is better: the reference's.
 MOST_ROWS = 16
-_INPUTS = ("x", "weight", "bias", "numbers")
+_INPUTS = ("x", "weight", "bias", "uniforms")
 _THREADS = 64
 
 
 def project(
     launcher: Launcher, x: mx.array, weight: mx.array, bias: mx.array | None = None, phase: int = 0
 ) -> mx.array:
-    """As the reference: x float32 [B, T, D], weight [N, D] -> [B, T, N] float32."""
+    """As the reference: x float32 [B, T, D], weight [W, D] -> [B, T, W] float32."""
     batch, rows, width = x.shape
     columns = weight.shape[0]
     step = 4 if columns >= 1024 else 1  # few columns: more simdgroups instead
     period = 1 if bias is None else bias.shape[0]
     launch = Launch(
         kernel("project", "project", _INPUTS, ("y",)),
-        (x, weight, scalars(0.0) if bias is None else bias, numbers(max(rows, 1), period, phase)),
+        (x, weight, constants(0.0) if bias is None else bias, uniforms(max(rows, 1), period, phase)),
         grid=(32 * -(-columns // step), batch * rows, 1),
         threadgroup=(_THREADS, 1, 1),
         shapes=((batch, rows, columns),),
@@ -32,15 +32,16 @@ def project(
         template=(
             ("T", weight.dtype), ("N", columns), ("D", width), ("COLUMNS", step), ("BIAS", bias is not None),
         ),
-        loads={
+        bytes_read={
             "bias": 0 if bias is None else min(rows, period) * columns * 4,
-            "numbers": 0 if bias is None else 12,
+            "uniforms": 0 if bias is None else 12,
         },
     )  # fmt: skip
     return run(launcher, launch)[0]
 
 
 def refuses(x: mx.array, weight: mx.array, bias: mx.array | None = None, phase: int = 0) -> str | None:
+    """As `project`: x [B, T, D]."""
     if x.dtype != mx.float32 or weight.dtype not in FLOATS or (bias is not None and bias.dtype != mx.float32):
         return f"x is {x.dtype}, the weight {weight.dtype}; expected float32 and one of {FLOATS}"
     if x.shape[2] % 4 or x.shape[2] < 8:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 
 from dsv4_mlx.ops.kernels import row
-from dsv4_mlx.ops.kernels.cases import FLOATS, normal, turns
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, numbers, run, scalars
+from dsv4_mlx.ops.kernels.cases import FLOATS, normal, rope_table
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, constants, kernel, run, uniforms
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
 from dsv4_mlx.ops.types import Rounding
 
@@ -19,8 +19,8 @@ def query_heads(
     """As the reference: q [B, T, H * K] -> [B, T, H, K] float32."""
     batch, rows, width = *q.shape[:2], q.shape[2] // heads
     launch = Launch(
-        kernel("query_heads", "query_heads", ("q", "table", "numbers", "scalars"), ("y",)),
-        (q, row.floats(table), numbers(max(rows, 1)), scalars(eps or 0.0)),
+        kernel("query_heads", "query_heads", ("q", "table", "uniforms", "constants"), ("y",)),
+        (q, row.floats(table), uniforms(max(rows, 1)), constants(eps or 0.0)),
         grid=(row.LANES, heads, batch * rows),
         threadgroup=(row.LANES, _HEADS_A_GROUP, 1),
         shapes=((batch, rows, heads, width),),
@@ -31,12 +31,13 @@ def query_heads(
             ("NORM", eps is not None),
             *row.template(width, table, rounding),
         ),
-        loads={"table": rows * width * 4, "scalars": 0 if eps is None else 4},
+        bytes_read={"table": rows * width * 4, "constants": 0 if eps is None else 4},
     )
     return run(launcher, launch)[0]
 
 
 def refuses(q: mx.array, table: mx.array, *, heads: int, eps: float | None, rounding: Rounding) -> str | None:
+    """As `query_heads`: q [B, T, H * K]."""
     if q.dtype not in FLOATS:
         return f"queries are {q.dtype}, expected one of {FLOATS}"
     return row.refuses(q.shape[2] // heads, table, rounding)
@@ -72,7 +73,7 @@ def _case(
     # With rounding, a value on an edge may go either way: by one step of the format.
     steps = {"none": Tolerance(), "q8": Tolerance(1e-5, 0.01, 0.13), "q4": Tolerance(1e-5, 0.01, 0.5)}
     options = {"heads": heads, "eps": eps, "rounding": rounding}
-    return Case(name, (q, turns(rows, width + 32, 8)), options, steps[rounding.kind])
+    return Case(name, (q, rope_table(rows, width + 32, 8)), options, steps[rounding.kind])
 
 
 OP = KernelOp("query_heads", query_heads, refuses, cases)

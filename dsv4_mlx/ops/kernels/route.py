@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from dsv4_mlx.ops.kernels import project as products
 from dsv4_mlx.ops.kernels.cases import FLOATS, normal
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, kernel, run, scalars
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, constants, kernel, run
 from dsv4_mlx.ops.kernels.op import Case, KernelOp
 
 MOST_EXPERTS = 1024
@@ -19,8 +19,8 @@ def route(
     """As the reference: x [B, T, D] float32 -> (ids uint32, weights float32), each [B, T, A]."""
     shape, experts = (*x.shape[:2], count), gate.shape[0]
     launch = Launch(
-        kernel("route", "route", ("logits", "bias", "scalars"), ("ids", "weights")),
-        (_logits(launcher, x, gate), bias, scalars(scale)),
+        kernel("route", "route", ("logits", "bias", "constants"), ("ids", "weights")),
+        (_logits(launcher, x, gate), bias, constants(scale)),
         grid=(32, shape[0] * shape[1], 1),
         threadgroup=(32, 1, 1),
         shapes=(shape, shape),
@@ -38,38 +38,40 @@ def route_hashed(
     experts, count = gate.shape[0], ids.shape[-1]
     rows = ids.shape[0] * ids.shape[1]
     launch = Launch(
-        kernel("route", "hashed", ("logits", "given", "scalars"), ("weights",)),
-        (_logits(launcher, x, gate), ids, scalars(scale)),
+        kernel("route", "hashed", ("logits", "given", "constants"), ("weights",)),
+        (_logits(launcher, x, gate), ids, constants(scale)),
         grid=(32, rows, 1),
         threadgroup=(32, 1, 1),
         shapes=(ids.shape,),
         dtypes=(mx.float32,),
         template=(("N", experts), ("A", count)),
-        loads={"logits": rows * count * 4},
+        bytes_read={"logits": rows * count * 4},
     )
     return ids, run(launcher, launch)[0]
 
 
 def _logits(launcher: Launcher, x: mx.array, gate: mx.array) -> mx.array:
-    """Few rows by the kernel of `project`, many by a matrix product: both float32."""
+    """x [B, T, D] -> float32 [B, T, E]: few rows by the kernel of `project`, many by a matrix product."""
     if products.refuses(x, gate) is None:
         return products.project(launcher, x, gate)
     return x @ gate.astype(mx.float32).T
 
 
 def refuses(x: mx.array, gate: mx.array, bias: mx.array, *, count: int, scale: float) -> str | None:
+    """As `route`: x [B, T, D]."""
     if bias.dtype != mx.float32:
         return f"the bias is {bias.dtype}, expected float32"
     return _refuses(x, gate, count)
 
 
 def refuses_hashed(x: mx.array, gate: mx.array, ids: mx.array, *, scale: float) -> str | None:
+    """As `route_hashed`: x [B, T, D], ids [B, T, A]."""
     if ids.dtype not in IDS:
         return f"ids are {ids.dtype}, expected one of {IDS}"
     return _refuses(x, gate, ids.shape[-1])
 
 
-def _refuses(x: mx.array, gate: mx.array, count: int) -> str | None:
+def _refuses(x: mx.array, gate: mx.array, count: int) -> str | None:  # [B, T, D], [E, D]
     experts = gate.shape[0]
     if x.dtype != mx.float32 or gate.dtype not in FLOATS:
         return f"x is {x.dtype}, the gate {gate.dtype}; expected float32 and one of {FLOATS}"
@@ -110,7 +112,7 @@ def _case(
 
 
 def _inputs(rows: tuple[int, int], experts: int, width: int, size: float) -> tuple[mx.array, mx.array]:
-    """Negative `size`: all logits around -40 at size -2."""
+    """x [B, T, D], gate [E, D]. Negative `size`: all logits around -40 at size -2."""
     x, gate = normal((*rows, width), 3), normal((experts, width), 4) / 8
     if size < 0:
         return mx.ones((*rows, width)), gate / 8 + 10 * size / width

@@ -29,7 +29,7 @@ def template(width: int, table: mx.array, rounding: Rounding) -> Template:
     )
 
 
-def refuses(width: int, table: mx.array, rounding: Rounding) -> str | None:
+def refuses(width: int, table: mx.array, rounding: Rounding) -> str | None:  # table [T, W / 2]
     lane = channels_a_lane(width)
     if width % lane or not 8 <= width <= WIDEST:
         return f"a row has {width} channels, expected a multiple of {lane} from 8 to {WIDEST}"

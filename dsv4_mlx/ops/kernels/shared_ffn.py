@@ -25,7 +25,7 @@ def shared_ffn(launcher: Launcher, x: mx.array, gate_up: Bank, down: Bank, limit
 
 @lru_cache(maxsize=16)
 def _everyone(batch: int, tokens: int) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """Ids and weights by which all tokens go to expert 0, and the order and tiles of these pairs."""
+    """Ids and weights [B, T, 1] by which all go to expert 0; order [B T] and tiles [n, 3] of these pairs."""
     count = batch * tokens
     first = mx.arange(0, max(count, 1), expert_ffn.TILE, dtype=mx.uint32)
     tiles = mx.stack([mx.zeros_like(first), first, mx.minimum(first + expert_ffn.TILE, count)], axis=1)
@@ -37,7 +37,7 @@ def _everyone(batch: int, tokens: int) -> tuple[mx.array, mx.array, mx.array, mx
 
 
 def _bank(bank: Bank) -> Bank:
-    """A single matrix as a bank of one."""
+    """A single matrix [out, in] as a bank of one."""
     scales = None if bank.scales is None else bank.scales[None]
     return bank._replace(
         codes=bank.codes[None], scales=scales, biases=None if bank.biases is None else bank.biases[None]
@@ -45,6 +45,7 @@ def _bank(bank: Bank) -> Bank:
 
 
 def refuses(x: mx.array, gate_up: Bank, down: Bank, limit: float) -> str | None:
+    """As `shared_ffn`: x [B, T, D]."""
     if gate_up.codes.ndim != 2 or down.codes.ndim != 2:
         return f"the banks have shapes {gate_up.codes.shape} and {down.codes.shape}, expected single matrices"
     ids, weights, _, _ = _everyone(x.shape[0], x.shape[1])
@@ -63,9 +64,10 @@ def cases() -> list[Case]:
 
 
 def _arguments(tokens: int, width: int, inner: int, name: str) -> tuple[mx.array, Bank, Bank, float]:
+    """x [1, T, D], gate|up [2 I, D], down [D, I], limit."""
     x = mx.random.normal((1, tokens, width), key=mx.random.key(tokens))
 
-    def single(rows: int, columns: int, seed: int) -> Bank:
+    def single(rows: int, columns: int, seed: int) -> Bank:  # [out, in]
         bank = made_bank(1, rows, columns, name, seed)
         scales = None if bank.scales is None else bank.scales[0]
         biases = None if bank.biases is None else bank.biases[0]

@@ -1,5 +1,8 @@
 """Ops in pure MLX: right on every device, and the CPU path. One op per file, written for truth first.
 
-Shapes: B batch, T rows of this chunk, S window rows, N compressed rows, H heads, K head width, R rotated
-channels, D model width, C hyper-connection streams, E experts, A experts per token, V vocabulary.
+Shapes: B batch, T tokens of this chunk, R rows of all sequences (B T), S window rows or those of a ring,
+N compressed rows, J of them that an index chose, P tokens of a group, G groups (of tokens, of heads; G' those
+that emit a row), H heads, K channels of a head or row, Q rank of the queries' latent, L rank of a group of
+heads' output, D model width, C hyper-connection streams, M products that mix them, (2 + C) C, W columns of a
+ring row or a rope table, E experts, A experts per token, I width inside an expert, V vocabulary.
 """

@@ -43,6 +43,7 @@ def compress(
 
 
 def _span(source: mx.array, offset: int, count: int) -> mx.array:
+    """`count` rows of a ring [B, S, W] from `offset` on, in order."""
     whole = min(count, source.shape[1] - offset)
     if whole == count:
         return source[:, offset : offset + count]
@@ -58,7 +59,7 @@ def pool_groups(
     overlap: bool,
     first: bool,
     eps: float,
-    turn: Callable[[mx.array, mx.array], mx.array] = rotate,
+    rotate: Callable[[mx.array, mx.array], mx.array] = rotate,
 ) -> mx.array:
     """Pool, norm and rotate whole groups (docs/model.md 3.4).
 
@@ -76,10 +77,11 @@ def pool_groups(
         gates = _overlapped(gates, width, first, -mx.inf)
     pooled = mx.sum(values * mx.softmax(gates, axis=2), axis=2)
     rows = mx.fast.rms_norm(pooled, weight, eps)
-    return turn(rows, table)
+    return rotate(rows, table)
 
 
 def _overlapped(x: mx.array, width: int, first: bool, fill: float) -> mx.array:
+    """[B, G, P, 2 K] -> [B, G', 2 P, K]: the group before by its first K channels, this one by its last."""
     previous, current = x[..., :width], x[..., width:]
     if first:
         nothing = mx.full((x.shape[0], 1, x.shape[2], width), fill, x.dtype)

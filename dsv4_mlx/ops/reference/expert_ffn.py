@@ -78,5 +78,5 @@ def _bank_product(x: mx.array, bank: Bank, ids: mx.array) -> mx.array:
 
 
 @lru_cache(maxsize=16)
-def _numbered(shape: tuple[int, ...]) -> mx.array:
+def _numbered(shape: tuple[int, ...]) -> mx.array:  # 0, 1, ... [shape]
     return mx.array(np.arange(math.prod(shape), dtype=np.uint32).reshape(shape))

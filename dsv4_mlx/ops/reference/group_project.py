@@ -9,7 +9,7 @@ from dsv4_mlx.ops.types import Bank
 
 
 def group_project(x: mx.array, bank: Bank) -> mx.array:
-    """x [B, T, H, K], bank of G matrices [R, H / G * K] -> [B, T, G * R] in x's dtype (docs/model.md 3.3, 7).
+    """x [B, T, H, K], bank of G matrices [L, H / G * K] -> [B, T, G * L] in x's dtype (docs/model.md 3.3, 7).
 
     Group g is heads g * H / G and on; its matrix is number g, and its results stand together.
     """

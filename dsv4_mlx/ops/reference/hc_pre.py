@@ -61,7 +61,7 @@ def sinkhorn(scores: mx.array, streams: int, iterations: int, eps: float) -> mx.
 
 @cache
 def _sums(streams: int, eps: float) -> tuple[mx.array, ...]:
-    """How the one is put behind (factor and summand); sums of rows, of columns, of the last columns."""
+    """How the one is put behind (factor [C C, C C + 1], summand); sums of rows, of columns, the last."""
     squared = streams * streams
     ones, eye = np.ones((streams, streams), np.float32), np.eye(streams, dtype=np.float32)
     offset = np.full((1, squared + 1), eps, np.float32)

@@ -26,15 +26,15 @@ def index_select(
 
     mask: float32 [T, N], 0 where a query sees a row and -inf where not, or None where all see all. A tie goes
     to the smaller index (the sort is stable). A query that sees fewer than `count` rows gets invisible ones
-    after them: the caller masks picks at or beyond the visible number.
+    after them: the caller masks indices at or beyond the visible number.
     """
     rows, heads = q.shape[1:3]
     step = max(1, _BLOCK // (heads * keys.shape[1]))
-    picks = []
+    indices = []
     for a in range(0, max(1, rows), step):
         b = min(rows, a + step)
         scores = index_scores(q[:, a:b], weights[:, a:b], keys)
         if mask is not None:
             scores = scores + mask[a:b]
-        picks.append(mx.argsort(-scores, axis=-1)[..., :count])
-    return picks[0] if len(picks) == 1 else mx.concatenate(picks, axis=1)
+        indices.append(mx.argsort(-scores, axis=-1)[..., :count])
+    return indices[0] if len(indices) == 1 else mx.concatenate(indices, axis=1)

@@ -19,7 +19,7 @@ def latents(
     *,
     eps: float,
     rounding: Rounding,
-    turn: Callable[[mx.array, mx.array], mx.array] = rotate,
+    rotate: Callable[[mx.array, mx.array], mx.array] = rotate,
     round: Callable[[mx.array, Rounding], mx.array] = rounded,
 ) -> tuple[mx.array, mx.array]:
     """low [B, T, Q + K] -> (normed latent [B, T, Q], key/value row [B, T, K] normed, rotated and rounded).
@@ -30,4 +30,4 @@ def latents(
     rank = q_norm.shape[0]
     qr = mx.fast.rms_norm(low[..., :rank], q_norm, eps)
     kv = mx.fast.rms_norm(low[..., rank:].astype(mx.float32), kv_norm, eps)
-    return qr, round(turn(kv, table), rounding).astype(low.dtype)
+    return qr, round(rotate(kv, table), rounding).astype(low.dtype)

@@ -9,9 +9,9 @@ import numpy as np
 
 
 def project(x: mx.array, weight: mx.array, bias: mx.array | None = None, phase: int = 0) -> mx.array:
-    """x [B, T, D] float32, weight [N, D] of any float dtype -> `x @ weight^T` [B, T, N], float32.
+    """x [B, T, D] float32, weight [W, D] of any float dtype -> `x @ weight^T` [B, T, W], float32.
 
-    bias float32 [P, N], 0 <= phase < P: row (phase + t) mod P is added to token t.
+    bias float32 [P, W], 0 <= phase < P: row (phase + t) mod P is added to token t.
     """
     weight = weight.astype(mx.float32)
     if bias is None:
@@ -23,5 +23,5 @@ def project(x: mx.array, weight: mx.array, bias: mx.array | None = None, phase: 
 
 
 @lru_cache(maxsize=16)
-def _phases(phase: int, rows: int, period: int) -> mx.array:
+def _phases(phase: int, rows: int, period: int) -> mx.array:  # [T]
     return mx.array((phase + np.arange(rows)) % period)

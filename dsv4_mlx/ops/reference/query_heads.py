@@ -20,7 +20,7 @@ def query_heads(
     heads: int,
     eps: float | None,
     rounding: Rounding,
-    turn: Callable[[mx.array, mx.array], mx.array] = rotate,
+    rotate: Callable[[mx.array, mx.array], mx.array] = rotate,
     round: Callable[[mx.array, Rounding], mx.array] = rounded,
 ) -> mx.array:
     """q [B, T, H * K] -> [B, T, H, K] float32, rotated by table complex64 [T, >= K / 2], then rounded.
@@ -31,9 +31,9 @@ def query_heads(
     q = q.astype(mx.float32).reshape(*q.shape[:2], heads, q.shape[2] // heads)
     if eps is not None:
         q = mx.fast.rms_norm(q, _scale(q.shape[-1]), eps)
-    return round(turn(q, table[:, None]), rounding)
+    return round(rotate(q, table[:, None]), rounding)
 
 
 @cache
-def _scale(width: int) -> mx.array:
+def _scale(width: int) -> mx.array:  # [K]
     return mx.array(np.full(width, width**-0.5, np.float32))

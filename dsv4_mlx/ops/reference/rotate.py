@@ -6,7 +6,7 @@ import mlx.core as mx
 
 
 def rotate(x: mx.array, table: mx.array) -> mx.array:
-    """x [..., K], table complex64 broadcastable to [..., >= K / 2] -> x with its last channels turned.
+    """x [..., K], table complex64 broadcastable to [..., >= K / 2] -> x with its last channels rotated.
 
     Neighbouring channels (2i, 2i + 1) are one complex number, and the last K / 2 columns of the table its
     factors: 1 for channels that are not rotated, so that one product does a whole row and nothing is cut or

@@ -64,5 +64,5 @@ def _scaled(x: mx.array, block: int, tiny: float, carry: int, exponent: int) -> 
 
 
 @cache
-def _first(channels: int, width: int) -> mx.array:
+def _first(channels: int, width: int) -> mx.array:  # bool [K]
     return mx.array(np.arange(width) < channels)

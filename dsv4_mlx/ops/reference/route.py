@@ -25,10 +25,10 @@ def route_hashed(x: mx.array, gate: mx.array, ids: mx.array, *, scale: float) ->
     return ids, _weights(_scores(x, gate), ids, scale)
 
 
-def _scores(x: mx.array, gate: mx.array) -> mx.array:
+def _scores(x: mx.array, gate: mx.array) -> mx.array:  # [B, T, E]
     return mx.sqrt(mx.logaddexp(project(x.astype(mx.float32), gate), 0.0))
 
 
-def _weights(p: mx.array, ids: mx.array, scale: float) -> mx.array:
+def _weights(p: mx.array, ids: mx.array, scale: float) -> mx.array:  # [B, T, A]
     chosen = mx.take_along_axis(p, ids, axis=-1)
     return chosen * (scale / mx.sum(chosen, axis=-1, keepdims=True))

@@ -1,6 +1,6 @@
 """Ops with a derivative, for training, where the reference's shortest form has none. The same bits.
 
-MLX can't differentiate a view (rotation), nor a gather by computed indices (experts, picked rows). Inference
+MLX can't differentiate a view (rotation), nor a gather by computed indices (experts, indexed rows). Inference
 keeps the shorter forms: each of these costs something per call.
 """
 
@@ -20,13 +20,13 @@ from dsv4_mlx.ops.reference import route as routing
 
 
 def rotate(x: mx.array, table: mx.array) -> mx.array:
-    """As the reference."""
+    """As the reference: x [..., K]."""
     turned: mx.array = _rotated(x, table)  # type: ignore[assignment]
     return turned
 
 
 @mx.custom_function
-def _rotated(x: mx.array, table: mx.array) -> mx.array:
+def _rotated(x: mx.array, table: mx.array) -> mx.array:  # [..., K]
     return rotating.rotate(x, table)
 
 
@@ -34,44 +34,44 @@ def _rotated(x: mx.array, table: mx.array) -> mx.array:
 def _rotated_back(
     primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """The derivative of a rotation is the rotation back; the table is a constant."""
+    """The derivative [..., K] of a rotation is the rotation back; the table is a constant."""
     table = primals[1]
     return rotating.rotate(cotangent, mx.conjugate(table)), mx.zeros_like(table)
 
 
 def attend(*arguments: Any) -> mx.array:
-    """As the reference."""
-    return attending.attend(*arguments, turn=rotate)
+    """As the reference: q [B, T, H, K]."""
+    return attending.attend(*arguments, rotate=rotate)
 
 
 def latents(*arrays: mx.array, **options: Any) -> tuple[mx.array, mx.array]:
-    """As the reference."""
-    return lowering.latents(*arrays, **options, turn=rotate)
+    """As the reference: low [B, T, Q + K]."""
+    return lowering.latents(*arrays, **options, rotate=rotate)
 
 
 def query_heads(*arrays: mx.array, **options: Any) -> mx.array:
-    """As the reference."""
-    return querying.query_heads(*arrays, **options, turn=rotate)
+    """As the reference: q [B, T, H * K]."""
+    return querying.query_heads(*arrays, **options, rotate=rotate)
 
 
 def compress(*arguments: Any, **options: Any) -> mx.array:
-    """As the reference."""
+    """As the reference: source [B, S, W]."""
     return compressing.compress(*arguments, **{"pool": pool_groups, **options})
 
 
 def pool_groups(*arrays: mx.array, **options: Any) -> mx.array:
-    """As the reference."""
-    return compressing.pool_groups(*arrays, **options, turn=rotate)
+    """As the reference: values and gates [B, G, P, c * K]."""
+    return compressing.pool_groups(*arrays, **options, rotate=rotate)
 
 
 def index_select(*arrays: Any) -> mx.array:
-    """As the reference: a choice, which has no slope."""
+    """As the reference, uint32 [B, T, J]: a choice, which has no slope."""
     return mx.stop_gradient(selecting.index_select(*arrays))
 
 
 def route(
     x: mx.array, gate: mx.array, bias: mx.array, *, count: int, scale: float
 ) -> tuple[mx.array, mx.array]:
-    """As the reference; the weights have a slope, the choice has none."""
+    """As the reference, ids and weights [B, T, A]; the weights have a slope, the choice has none."""
     ids, _ = routing.route(x, gate, bias, count=count, scale=scale)
     return routing.route_hashed(x, gate, mx.stop_gradient(ids), scale=scale)

@@ -87,7 +87,7 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 
 def arrays(tree: Any) -> list[mx.array]:
-    """The arrays of a result, however it is nested."""
+    """The arrays [...] of a result, however it is nested."""
     if isinstance(tree, mx.array):
         return [tree]
     pairs: list[tuple[str, Any]] = tree_flatten(tree)  # type: ignore[assignment]

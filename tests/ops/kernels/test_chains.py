@@ -12,7 +12,7 @@ import pytest
 from ops.kernels.proven import Proven
 
 from dsv4_mlx.ops.kernels import compress, hc_head, hc_post, hc_pre, latents, project, query_heads, route
-from dsv4_mlx.ops.kernels.cases import normal, turns
+from dsv4_mlx.ops.kernels.cases import normal, rope_table
 from dsv4_mlx.ops.kernels.hc_pre import pending_streams
 from dsv4_mlx.ops.kernels.launch import Launch
 from dsv4_mlx.ops.kernels.op import KernelOp, disagreement
@@ -45,10 +45,10 @@ ON_ROWS: dict[str, Callable[[Any, slice], Any]] = {
         streams(at).x, normal((4, 384), 1), normal((4,), 2), normal((96,), 3), **EPS
     ),
     "latents": lambda ops, at: ops.latents(
-        rows(164, at), normal((100,), 1), normal((64,), 2), turns(ROWS, 64, 4)[at], eps=1e-6, rounding=Q8
+        rows(164, at), normal((100,), 1), normal((64,), 2), rope_table(ROWS, 64, 4)[at], eps=1e-6, rounding=Q8
     ),
     "query_heads": lambda ops, at: ops.query_heads(
-        rows(192, at), turns(ROWS, 64, 4)[at], heads=3, eps=None, rounding=Q4
+        rows(192, at), rope_table(ROWS, 64, 4)[at], heads=3, eps=None, rounding=Q4
     ),
     "project": lambda ops, at: ops.project(
         rows(64, at), normal((33, 64), 1).astype(mx.bfloat16), normal((8, 33), 2), at.start
@@ -84,7 +84,7 @@ def test_a_row_alone_is_what_it_is_in_a_batch(name: str) -> None:
 
 def test_a_group_alone_is_what_it_is_in_a_chunk() -> None:
     ops = with_kernels(Proven(check=False))
-    ring, weight, table = normal((1, 20, 272), 1), normal((64,), 2), turns(5, 64, 4)
+    ring, weight, table = normal((1, 20, 272), 1), normal((64,), 2), rope_table(5, 64, 4)
     options = {"ratio": 4, "at": 8, "overlap": True, "eps": 1e-6, "rounding": Q8, "dtype": mx.bfloat16}
     together = ops.compress(ring, 0, weight, table, first=True, **options)
     for group in range(1, 5):
@@ -114,25 +114,25 @@ REFUSED: list[tuple[KernelOp, tuple[Any, ...], dict[str, Any], str]] = [
     ),
     (
         latents.OP,
-        (rows(164, slice(0, 1)), normal((100,), 1), normal((64,), 2), turns(1, 32, 4)),
+        (rows(164, slice(0, 1)), normal((100,), 1), normal((64,), 2), rope_table(1, 32, 4)),
         {"eps": 1e-6, "rounding": Q8},
         "complex64 [1, 16]",
     ),
     (
         query_heads.OP,
-        (rows(66 * 2, slice(0, 1)), turns(1, 66, 4)),
+        (rows(66 * 2, slice(0, 1)), rope_table(1, 66, 4)),
         {"heads": 2, "eps": None, "rounding": Rounding()},
         "66 channels",
     ),
     (
         query_heads.OP,
-        (rows(96, slice(0, 1)), turns(1, 96, 4)),
+        (rows(96, slice(0, 1)), rope_table(1, 96, 4)),
         {"heads": 1, "eps": None, "rounding": Rounding("q4", 96, 32)},
         "power of two",
     ),
     (
         query_heads.OP,
-        (rows(512, slice(0, 1)), turns(1, 512, 4)),
+        (rows(512, slice(0, 1)), rope_table(1, 512, 4)),
         {"heads": 1, "eps": None, "rounding": Rounding("q8", 448, 8)},
         "blocks",
     ),
@@ -152,7 +152,7 @@ REFUSED: list[tuple[KernelOp, tuple[Any, ...], dict[str, Any], str]] = [
     ),
     (
         compress.OP,
-        (normal((1, 8, 128), 1), 0, normal((64,), 2), turns(0, 64, 4)),
+        (normal((1, 8, 128), 1), 0, normal((64,), 2), rope_table(0, 64, 4)),
         {
             "ratio": 8, "at": 0, "overlap": False, "first": True, "eps": 1e-6, "rounding": Rounding(),
             "dtype": mx.float32,

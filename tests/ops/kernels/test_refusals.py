@@ -13,30 +13,30 @@ from dsv4_mlx.ops.kernels import attend, expert_ffn, group_project, index_select
 from dsv4_mlx.ops.kernels.cases import bank, routed
 from dsv4_mlx.ops.kernels.op import KernelOp
 from dsv4_mlx.ops.table import REFERENCE
-from dsv4_mlx.ops.types import Bank, CompressedRows
+from dsv4_mlx.ops.types import AttendedRows, Bank
 
 X, IDS, WEIGHTS, GATE_UP, DOWN, LIMIT = routed(1, 4, 2, 64, 64, "mxfp4", 1.0)
 Q, ROWS, SINKS, TURN = (
     mx.ones((1, 1, 8, 64)),
-    CompressedRows(mx.ones((1, 9, 64)), None),
+    AttendedRows(mx.ones((1, 9, 64)), None),
     mx.ones(8),
     mx.ones((1, 32), mx.complex64),
 )
-HALF = CompressedRows(mx.ones((1, 9, 64), mx.float16), None)
+HALF = AttendedRows(mx.ones((1, 9, 64), mx.float16), None)
 PLAIN = Bank(mx.ones((4, 128, 64)))
 
 REFUSED: list[tuple[KernelOp, tuple[Any, ...], str]] = [
     (attend.OP, (Q.astype(mx.float16), ROWS, None, SINKS, TURN), "q is mlx.core.float16"),
     (attend.OP, (Q, ROWS, HALF, SINKS, TURN), "compressed rows alike"),
-    (attend.OP, (Q[..., :40], CompressedRows(ROWS.rows[..., :40], None), None, SINKS, TURN), "40 channels"),
-    (attend.OP, (Q, CompressedRows(ROWS.rows[:, :0], None), None, SINKS, TURN), "no rows"),
+    (attend.OP, (Q[..., :40], AttendedRows(ROWS.rows[..., :40], None), None, SINKS, TURN), "40 channels"),
+    (attend.OP, (Q, AttendedRows(ROWS.rows[:, :0], None), None, SINKS, TURN), "no rows"),
     (attend.OP, (Q, ROWS, None, SINKS, mx.ones((2, 32), mx.complex64)), "inverse has shape"),
     (
         attend.OP,
-        (Q, CompressedRows(ROWS.rows, mx.ones((1, 9), mx.bool_)), None, SINKS, TURN),
+        (Q, AttendedRows(ROWS.rows, mx.ones((1, 9), mx.bool_)), None, SINKS, TURN),
         "mask is not float32",
     ),
-    (index_select.OP, (Q, mx.ones((1, 1, 8)), mx.ones((1, 9, 64)), None, 10), "10 picks are wanted of 9"),
+    (index_select.OP, (Q, mx.ones((1, 1, 8)), mx.ones((1, 9, 64)), None, 10), "10 indices are wanted of 9"),
     (index_select.OP, (Q[:, :, :5], mx.ones((1, 1, 5)), mx.ones((1, 9, 64)), None, 3), "5 heads of 64"),
     (index_select.OP, (Q, mx.ones((1, 1, 8), mx.int32), mx.ones((1, 9, 64)), None, 3), "mlx.core.int32"),
     (expert_ffn.OP, (X, IDS, WEIGHTS, PLAIN, DOWN, LIMIT), "plain floats"),

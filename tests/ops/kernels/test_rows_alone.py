@@ -9,7 +9,7 @@ from ops.kernels.proven import Proven
 
 from dsv4_mlx.ops.kernels import attend, expert_ffn, group_project, index_select
 from dsv4_mlx.ops.kernels.cases import bank, routed
-from dsv4_mlx.ops.types import CompressedRows
+from dsv4_mlx.ops.types import AttendedRows
 
 FAST = Proven(check=False)  # cases have checked these kernels
 
@@ -61,16 +61,16 @@ def test_grouped_projection(tokens: int) -> None:
 def test_attention(tokens: int) -> None:
     keys = mx.random.split(mx.random.key(2), 4)
     q = mx.random.normal((1, tokens, 8, 64), key=keys[0])
-    near, far = (
-        CompressedRows(mx.random.normal((1, 40, 64), key=keys[1]), None),
+    window, rows = (
+        AttendedRows(mx.random.normal((1, 40, 64), key=keys[1]), None),
         mx.random.normal((1, 50, 64), key=keys[2]),
     )
-    picks = mx.stack([(mx.arange(30) * 7 + t) % 50 for t in range(tokens)]).astype(mx.uint32)[None]
-    sinks, turn = mx.zeros(8), mx.ones((tokens, 32), mx.complex64)
-    whole = bits(attend.attend(FAST, q, near, CompressedRows(far, None, picks), sinks, turn))
+    indices = mx.stack([(mx.arange(30) * 7 + t) % 50 for t in range(tokens)]).astype(mx.uint32)[None]
+    sinks, table = mx.zeros(8), mx.ones((tokens, 32), mx.complex64)
+    whole = bits(attend.attend(FAST, q, window, AttendedRows(rows, None, indices), sinks, table))
     part = slice(1, 2) if tokens == 3 else slice(2, 19)
     alone = attend.attend(
-        FAST, q[:, part], near, CompressedRows(far, None, picks[:, part]), sinks, turn[part]
+        FAST, q[:, part], window, AttendedRows(rows, None, indices[:, part]), sinks, table[part]
     )
     assert np.array_equal(bits(alone), whole[:, part])
 

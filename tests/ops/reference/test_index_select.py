@@ -50,9 +50,9 @@ def test_relu_is_per_head_and_weights_are_signed() -> None:
 @pytest.mark.parametrize("count", [1, 8, 45])
 def test_best_rows_first(rng: np.random.Generator, count: int) -> None:
     q, weights, keys = case(rng, 2, 9, 16, 32, 45)
-    picks = index_select(mx.array(q), mx.array(weights), mx.array(keys), None, count)
+    indices = index_select(mx.array(q), mx.array(weights), mx.array(keys), None, count)
     expected = np.argsort(-scores(q, weights, keys), axis=-1, kind="stable")[..., :count]
-    assert np.array_equal(np.array(picks), expected)
+    assert np.array_equal(np.array(indices), expected)
 
 
 @pytest.mark.parametrize("keys", [3, 64, 257, 3000])
@@ -60,14 +60,14 @@ def test_a_tie_goes_to_the_smaller_index(rng: np.random.Generator, keys: int) ->
     levels = rng.integers(-1, 3, keys).astype(np.float32)  # zero and below: relu makes them equal
     q, weights = mx.ones((1, 5, 4, 1)), mx.ones((1, 5, 4))
     count = max(1, keys // 2)
-    picks = index_select(q, weights, mx.array(levels[None, :, None]), None, count)
+    indices = index_select(q, weights, mx.array(levels[None, :, None]), None, count)
     expected = np.argsort(-np.maximum(levels, 0), kind="stable")[:count]
-    assert (np.array(picks) == expected).all()
+    assert (np.array(indices) == expected).all()
 
 
 def test_all_scores_equal_takes_the_first_rows() -> None:
-    picks = index_select(mx.zeros((1, 2, 4, 8)), mx.ones((1, 2, 4)), mx.ones((1, 1000, 8)), None, 16)
-    assert (np.array(picks) == np.arange(16)).all()
+    indices = index_select(mx.zeros((1, 2, 4, 8)), mx.ones((1, 2, 4)), mx.ones((1, 1000, 8)), None, 16)
+    assert (np.array(indices) == np.arange(16)).all()
 
 
 def test_invisible_rows_come_last(rng: np.random.Generator) -> None:
@@ -76,13 +76,13 @@ def test_invisible_rows_come_last(rng: np.random.Generator) -> None:
     weights = -np.abs(weights)
     seen = np.array([0, 1, 3, 7, 12, 20])
     visible = np.arange(20) < seen[:, None]
-    picks = np.array(index_select(mx.array(q), mx.array(weights), mx.array(keys), hidden(visible), 7))
+    indices = np.array(index_select(mx.array(q), mx.array(weights), mx.array(keys), hidden(visible), 7))
     expected = scores(q, weights, keys)[0]
     for t, number in enumerate(seen):
         kept = min(7, number)
         best = np.argsort(-expected[t, :number], kind="stable")[:kept]
-        assert np.array_equal(picks[0, t, :kept], best)
-        assert (picks[0, t, kept:] >= number).all()
+        assert np.array_equal(indices[0, t, :kept], best)
+        assert (indices[0, t, kept:] >= number).all()
 
 
 def test_blocks_of_queries_change_nothing(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

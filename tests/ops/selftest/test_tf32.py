@@ -1,6 +1,6 @@
 """MLX's switch for float32 products: set in time, kept where the user set it, part of every verdict's key.
 
-What it does to kernels on an M5 is in kernels/test_kernels.py, which has compiled them.
+What it does to kernels on an M5 is in tests/ops/kernels/test_kernels.py, which has compiled them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Advice: which experts a layer will need before it says so. A wrong one costs a read, never a bit."""
+"""Which experts a layer will need, before it says so. A wrong prediction costs a read, never a bit."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class NextLayer:
         self._predicted = set()
 
 
-def look_ahead(block: Block, following: PagedExperts) -> NextLayer:
+def predictor_of(block: Block, following: PagedExperts) -> NextLayer:
     """Advice for `following`, the experts of `block`, which is not a hash layer."""
     moe = block.ffn
 
@@ -73,7 +73,8 @@ class HashLayers:
 
     def __init__(self, blocks: list[Block], experts: list[PagedExperts]) -> None:
         self._tables = [
-            (np.array(block.ffn._experts_of), paged) for block, paged in zip(blocks, experts, strict=True)
+            (np.array(block.ffn.experts_by_token), paged)
+            for block, paged in zip(blocks, experts, strict=True)
         ]
 
     def advise(self, tokens: Sequence[mx.array]) -> None:
