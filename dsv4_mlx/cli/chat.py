@@ -68,31 +68,33 @@ def chat(
 
     asked = question(prompt) if prompt is not None or is_piped() else None
     folder = model_folder(model)
-    from dsv4_mlx.cli.chat_engine import SessionChatEngine
+    from dsv4_mlx.cli.chat_engine import ThreadChatEngine
     from dsv4_mlx.engine.engine import EngineOptions
     from dsv4_mlx.engine.info import check
     from dsv4_mlx.engine.sampler import SamplingOptions
     from dsv4_mlx.engine.wiring import prepare
+    from dsv4_mlx.scheduler.backend import ModelBackend
 
     check(folder)  # a model that is missing or unfinished is said before anything is drawn
     prepare(wire.value)  # and what it has to warn of
 
-    speaker = SessionChatEngine(
-        folder,
-        EngineOptions(
-            context=context,
-            numerics=numerics.value,
-            ops=chosen(ops),
-            expert_memory=expert_memory,
-            expert_threads=expert_threads,
-            verify_reads=verify_reads,
-            wire=wire.value,
-        ),
+    opened = EngineOptions(
+        context=context,
+        numerics=numerics.value,
+        ops=chosen(ops),
+        expert_memory=expert_memory,
+        expert_threads=expert_threads,
+        verify_reads=verify_reads,
+        wire=wire.value,
+    )
+    engine = ThreadChatEngine(
+        ModelBackend(folder, opened),
+        folder.name,
         SamplingOptions(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p),
         max_tokens,
         data_folder() / "states",
     )
     options = ChatOptions(str(folder), system, think.value, seed, resume, write_crash_log)
-    code = talk(speaker, data_folder(), options, terminal_environment(), question=asked, plain=plain)
+    code = talk(engine, data_folder(), options, terminal_environment(), question=asked, plain=plain)
     if code:
         raise typer.Exit(code)

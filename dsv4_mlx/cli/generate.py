@@ -101,7 +101,6 @@ def generate(
     from dsv4_mlx.engine.info import vocabulary
     from dsv4_mlx.engine.sampler import SamplingOptions
     from dsv4_mlx.machine.awake import Awake
-    from dsv4_mlx.tokenizer.markers import Spelling
 
     think = _no_thinking(call, think) if complete else think
     asked = question(prompt, exact=complete)
@@ -125,7 +124,7 @@ def generate(
         held = form(engine, folder, rule, thinking=think is not ThinkMode.OFF)
         session = engine.session()
         if complete:
-            of = session, Spelling(folder), asked, sampling
+            of = engine, session, asked, sampling
             _say(go_on(*of, max_tokens=max_tokens, constraint=held["constraint"]))
         else:
             _say(answer(engine, session, asked, think.value, sampling, max_tokens=max_tokens, **held))

@@ -8,7 +8,7 @@
          id --Session.advance--> logits
      logits --Chooser.draw--> id                                         engine/chooser.py
 
-    id --AnswerParser.push--> pieces of thinking and answer              tokenizer/output_parser.py
+    id --TextParser.push-->   pieces of thinking and answer              tokenizer/output_parser.py
 
 `prefill` and `advance` run the same forward pass, model/transformer.py, over more rows or one.
 """
@@ -24,8 +24,7 @@ from dsv4_mlx.engine.decode import Drawn, Ended, Event, Finished, PrefillProgres
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Session, SessionRows, TokenSequence
-from dsv4_mlx.tokenizer.markers import PlainText, Spelling
-from dsv4_mlx.tokenizer.output_parser import AnswerParser, Piece
+from dsv4_mlx.tokenizer.output_parser import Piece, TextParser
 from dsv4_mlx.tokenizer.template import Think
 
 Answerer = Callable[[Rows], Generator[PrefillProgress, None, Drawn]]
@@ -107,8 +106,9 @@ def answer(
     max_tokens: int | None = None,
     constraint: Constraint | None = None,
     schema: Any = None,
-) -> Iterator[Piece]:
-    """One question, one answer: yields pieces of thinking and answer as the model says them.
+) -> Generator[Piece, None, Ended]:
+    """One question, one answer: yields pieces of thinking and answer as the model says them, and returns
+    what ended it.
 
     schema: what the prompt asks for; `constraint` is what holds the answer to it. Raises as `generate`, and
     DoesNotFit for a prompt that leaves no room for an answer.
@@ -116,35 +116,41 @@ def answer(
     conversation = engine.prompts.ask(text, think, schema)
     prompt = engine.prompts.encode(conversation)
     session.leave_room(prompt)
-    parser = AnswerParser(conversation, engine.prompts.tokenizer, list(options.stop_strings))
-    for event in stream(SessionRows(session), prompt, options, GenerationLimits(max_tokens, constraint)):
-        if isinstance(event, Token):
-            yield from parser.push(event.id)
-            if parser.stopped:
-                return
-        elif isinstance(event, Finished):
-            yield from parser.finish(length=event.reason == "length")
+    parser = TextParser(conversation, engine.prompts.spelling, options.stop_strings)
+    options = options.without(engine.prompts.spelling.dsml)  # no tools, so no call of one
+    limits = GenerationLimits(max_tokens, constraint)
+    return (yield from read_answer(stream(SessionRows(session), prompt, options, limits), parser))
 
 
 def complete(
+    engine: Engine,
     session: Session,
-    spelling: Spelling,
     text: str,
     options: SamplingOptions,
     *,
     max_tokens: int | None = None,
     constraint: Constraint | None = None,
-) -> Iterator[Piece]:
-    """What follows `text`, which is not yielded. Markers in it are text; those that the model writes come as
-    the checkpoint spells them. Raises as `answer`.
+) -> Generator[Piece, None, Ended]:
+    """What follows `text`, without a template. Markers in it count as text; those that the model writes are
+    left out. Raises as `answer`.
     """
+    spelling = engine.prompts.spelling
     prompt = spelling.begun(text)
     session.leave_room(prompt)
-    decoder, done = PlainText(spelling, list(options.stop_strings)), 0
-    for token in generate(session, prompt, options, max_tokens=max_tokens, constraint=constraint):
-        decoder.push([token])
-        yield Piece("answer", spelling.original(decoder.text[done:]))
-        done = len(decoder.text)
-        if decoder.stopped:
-            return
-    yield Piece("answer", spelling.original(decoder.whole()[done:]))
+    parser, options = TextParser(None, spelling, options.stop_strings), options.without(spelling.dsml)
+    limits = GenerationLimits(max_tokens, constraint)
+    return (yield from read_answer(stream(SessionRows(session), prompt, options, limits), parser))
+
+
+def read_answer(events: Iterator[Event], parser: TextParser) -> Generator[Piece, None, Ended]:
+    """The events of one answer -> what it says; returns what ended it, the model, its text or a limit."""
+    length = False
+    for event in events:
+        if isinstance(event, Token):
+            yield from parser.push(event.id)
+            if parser.over:
+                break
+        elif isinstance(event, Finished):
+            length = event.reason == "length"
+    yield from parser.finish(length=length)
+    return parser.reason

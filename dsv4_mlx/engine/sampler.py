@@ -6,7 +6,7 @@ A draw depends on (seed, position) and the logits, on nothing else: what other r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from dsv4_mlx.errors import UsageError
 
 Floats = npt.NDArray[np.float32]
+NEVER = -1000.0  # added to a logit: the token can't be drawn
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class SamplingOptions:
         for name, ids in (("logit-bias", self.logit_bias), ("stop-id", self.stop_ids)):
             for token in sorted(ids):
                 _require(0 <= token < vocabulary, name, f"for token {token}", f"an id below {vocabulary}")
+
+    def without(self, token: int) -> SamplingOptions:
+        """The same, but `token` is never drawn; a negative id names none."""
+        return self if token < 0 else replace(self, logit_bias={**self.logit_bias, token: NEVER})
 
 
 class Sampler:

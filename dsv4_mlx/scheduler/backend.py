@@ -16,6 +16,7 @@ from dsv4_mlx.engine.engine import Engine, EngineOptions, weight_bytes
 from dsv4_mlx.engine.generate import run
 from dsv4_mlx.engine.memory import state_bytes, workspace
 from dsv4_mlx.engine.session import Session, SessionRows
+from dsv4_mlx.engine.session_file import identity
 from dsv4_mlx.errors import Progress
 from dsv4_mlx.machine.limits import memory_limit
 from dsv4_mlx.scheduler.request import GenerationRequest
@@ -128,6 +129,20 @@ class ModelBackend:
     def paging(self) -> dict[str, float]:
         pager = None if self._engine is None else self._engine.pager
         return {} if pager is None else pager.sums()
+
+    @property
+    def notice(self) -> str:
+        """How many experts are in memory and why, for people; "" where all are."""
+        return self.engine.expert_memory
+
+    def recently(self) -> str:
+        """How paged experts did since the last call, for people; "" where all are in memory."""
+        pager = self.engine.pager
+        return "" if pager is None else pager.recently()
+
+    def identity(self) -> str:
+        """What a saved state must have been computed with to be taken up here."""
+        return identity(self.engine.manifest, self._options, self.session())
 
     def recover(self) -> None:
         mx.clear_cache()

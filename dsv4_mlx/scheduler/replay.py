@@ -65,6 +65,7 @@ class ScriptedTurn:
     content: str = ""
     calls: tuple[ScriptedCall, ...] = ()
     raw: str | None = None
+    ids: tuple[int, ...] | None = None  # instead of all text: the tokens
     finish: Literal["stop", "length"] = "stop"
     tokens_per_second: float = 0.0
     error: str | None = None
@@ -298,6 +299,14 @@ class ReplayBackend:
     def paging(self) -> dict[str, float]:
         return {}
 
+    notice = ""
+
+    def recently(self) -> str:
+        return ""
+
+    def identity(self) -> str:
+        return ""  # there is no state to save
+
     def recover(self) -> None:
         pass
 
@@ -311,6 +320,8 @@ def script_ids(prompts: Prompts, turn: ScriptedTurn, think: bool) -> list[int]:
     Where it does not think, the turn's reasoning is left out.
     """
     try:
+        if turn.ids is not None:
+            return list(turn.ids)
         if turn.raw is not None:
             return prompts.tokenizer.encode(turn.raw)
         calls = [ToolCall(str(i), call.name, call.arguments) for i, call in enumerate(turn.calls)]

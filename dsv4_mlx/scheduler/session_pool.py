@@ -46,6 +46,19 @@ class SessionPool:
     def held(self) -> list[CachedSession]:
         return list(self._held.values())
 
+    @property
+    def idle(self) -> list[Reusable]:
+        """Sessions in which no job runs."""
+        return [self._sessions[one.key] for one in self.held if one.idle]
+
+    def adopt(self, session: Reusable) -> None:
+        """Keep a session that was made elsewhere, for the prompt that goes on from it."""
+        self._clock += 1
+        key, tokens, size = self._clock, len(session.tokens), self.limits.cost(session.capacity)
+        self._sessions[key] = session
+        self._held[key] = CachedSession(key, tokens, tokens, size, self._clock)
+        self._evict(growth(self.held, key, size, self.limits) or ())
+
     def acquire(self, prompt: Sequence[int], max_tokens: int) -> Lease | None:
         """A session for `prompt`, to be released or dropped; None while active jobs need the memory."""
         tokens = list(prompt)

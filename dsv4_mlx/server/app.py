@@ -32,7 +32,6 @@ from dsv4_mlx.server.protocols.request import ParsedRequest, ProtocolName, Serve
 from dsv4_mlx.server.service import EngineService
 from dsv4_mlx.server.streaming import Endpoint, ServerContext, body_of
 from dsv4_mlx.server.translate import Translator
-from dsv4_mlx.tokenizer.markers import Spelling
 from dsv4_mlx.tokenizer.template import LEVELS, Prompts
 from dsv4_mlx.weights.load import find_model
 
@@ -186,5 +185,5 @@ def make_app(
     """The application; reads tokenizer and template, which takes a second at full size. Raises InputError."""
     prompts = Prompts(folder, find_model(folder).manifest.checkpoint)
     grammars = Grammars(folder, facts.vocabulary, prompts.markers)
-    intake = Translator(facts, Spelling(folder), grammars, TurnCache(prompts))
+    intake = Translator(facts, prompts.spelling, grammars, TurnCache(prompts))
     return App(ServerContext(intake, worker, threads, facts.options.limits, Metrics(), crash))

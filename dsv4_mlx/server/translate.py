@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 
@@ -22,7 +21,6 @@ from dsv4_mlx.server.protocols.stream import StreamEncoder
 from dsv4_mlx.tokenizer.markers import Spelling
 
 log = logging.getLogger("dsv4_mlx.server")
-NEVER = -1000.0  # added to a logit: the token can't be drawn
 
 WIRES: dict[ProtocolName, type[StreamEncoder]] = {
     "chat": ChatEncoder,
@@ -86,10 +84,7 @@ class Translator:
                 constraint = self.grammars.constraint(ask.rule, thinking=thinking)
             except InputError as error:
                 raise invalid(error.message, "tools" if ask.tools.offered else "response_format") from None
-        sampling = ask.sampling
-        if not ask.tools.offered and self.spelling.dsml >= 0:
-            bias = {**sampling.logit_bias, self.spelling.dsml: NEVER}
-            sampling = dataclasses.replace(sampling, logit_bias=bias)
+        sampling = ask.sampling if ask.tools.offered else ask.sampling.without(self.spelling.dsml)
         return GenerationRequest(
             prompt=ids,
             sampling=sampling,

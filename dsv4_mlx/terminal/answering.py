@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from dsv4_mlx.terminal.chat_thread import AnswerPiece, Counted, Ended, Prefilling
+from dsv4_mlx.terminal.chat_engine import AnswerPiece, Counted, Ended, Prefilling
 from dsv4_mlx.terminal.conversation import Message
 
 ENDINGS = {
@@ -69,7 +69,7 @@ def stats(answering: AnswerInProgress) -> str:
 
 @dataclass
 class AnswerInProgress:
-    """Takes in the worker's events. Times are of the monotonic clock; `context` includes the prompt."""
+    """Takes in the engine's events. Times are of the monotonic clock; `context` includes the prompt."""
 
     question: str
     prompt_tokens: int

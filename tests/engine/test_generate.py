@@ -11,7 +11,7 @@ from small_model import MARKERS, new_session, tiny_model, token_ids
 from tokenizers import Tokenizer
 
 from dsv4_mlx.engine.chooser import GenerationLimits
-from dsv4_mlx.engine.decode import Finished, PrefillProgress, Token
+from dsv4_mlx.engine.decode import Ended, Finished, PrefillProgress, Token
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.generate import answer, complete, generate, stream
 from dsv4_mlx.engine.sampler import SamplingOptions
@@ -19,7 +19,7 @@ from dsv4_mlx.engine.session import Session, SessionRows
 from dsv4_mlx.errors import DoesNotFit
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.tokenizer.markers import Spelling
-from dsv4_mlx.tokenizer.output_parser import AnswerParser, Piece
+from dsv4_mlx.tokenizer.output_parser import Piece
 from dsv4_mlx.tokenizer.template import THINK, Think
 
 PROMPT = token_ids(np.random.default_rng(9), 40)
@@ -89,23 +89,19 @@ def test_the_events_of_an_answer(model: Transformer, bias: float, most: int | No
 
 
 @pytest.mark.parametrize("most", [5, None])
-def test_an_answer_that_a_limit_cut_is_told_so(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, most: int | None
-) -> None:
+def test_an_answer_tells_whether_a_limit_cut_it(engine: Engine, most: int | None) -> None:
     """By max_tokens or by the context."""
-    told: list[bool] = []
+    told: list[Ended] = []
 
-    def finish(parser: AnswerParser, *, length: bool) -> Iterator[Piece]:
-        told.append(length)
-        yield from ()
-
-    monkeypatch.setattr(AnswerParser, "finish", finish)
-    markers = engine.prompts.markers
-    for bias in (-900.0, 900.0):
+    def ask(bias: float) -> Iterator[Piece]:
         session = Session(engine.model, 64, markers)
         options = SamplingOptions(seed=1, logit_bias={markers.end: bias})
-        list(answer(engine, session, "Why?", "off", options, max_tokens=most))
-    assert told == [True, False]
+        told.append((yield from answer(engine, session, "Why?", "off", options, max_tokens=most)))
+
+    markers = engine.prompts.markers
+    for bias in (-900.0, 900.0):
+        list(ask(bias))
+    assert told == ["length", "stop"]
 
 
 def test_the_caller_can_stop(model: Transformer) -> None:
@@ -122,11 +118,12 @@ def test_an_answer_says_what_the_tokens_say(checkpoints: Checkpoints, engine: En
     options = SamplingOptions(seed=2)
     pieces = list(answer(engine, engine.session(), "Why?", think, options, max_tokens=30))
     prompt = engine.prompts.encode(engine.prompts.ask("Why?", think))
-    ids = list(generate(engine.session(), prompt, options, max_tokens=30))
+    undrawn = options.without(engine.prompts.spelling.dsml)
+    ids = list(generate(engine.session(), prompt, undrawn, max_tokens=30))
     assert pieces and pieces[0].kind == ("answer" if think == "off" else "thinking")
     said = "".join(piece.text for piece in pieces)
     whole = Tokenizer.from_file(str(checkpoints.converted("small") / "tokenizer.json"))
-    markers = {engine.prompts.markers.end_think, engine.prompts.markers.think}
+    markers = {engine.prompts.markers.end_think, *engine.prompts.spelling.control}
     expected = whole.decode([i for i in ids if i not in markers], skip_special_tokens=False)
     assert said.replace("\ufffd", "") == expected.replace("\ufffd", "")
 
@@ -139,14 +136,17 @@ def test_a_text_is_gone_on_with(checkpoints: Checkpoints, engine: Engine) -> Non
     assert prompt[1:] == spelling.encode(text) and spelling.decode(prompt[1:]) == text
     assert prompt[0] == spelling.id("<｜begin▁of▁sentence｜>")
     assert spelling.id("<｜User｜>") not in prompt
-    said = [piece.text for piece in complete(engine.session(), spelling, text, options, max_tokens=30)]
-    ids = list(generate(engine.session(), prompt, options, max_tokens=30))
+    said = [piece.text for piece in complete(engine, engine.session(), text, options, max_tokens=30)]
+    undrawn = options.without(spelling.dsml)
+    ids = [
+        id for id in generate(engine.session(), prompt, undrawn, max_tokens=30) if id not in spelling.control
+    ]
     whole = "".join(said)
     assert len(said) > 10 and whole == spelling.decode(ids)
     stop = whole[len(whole) // 2 :][:2]
     stopping = SamplingOptions(seed=3, stop_strings=(stop,))
     assert (
-        "".join(p.text for p in complete(engine.session(), spelling, text, stopping, max_tokens=30))
+        "".join(p.text for p in complete(engine, engine.session(), text, stopping, max_tokens=30))
         == whole.partition(stop)[0]
     )
 
@@ -154,18 +154,18 @@ def test_a_text_is_gone_on_with(checkpoints: Checkpoints, engine: Engine) -> Non
 @pytest.mark.parametrize(
     ("token", "stop", "expected"),
     [
-        (None, (), "｜DSML｜" * 3),  # as the checkpoint spells it
+        (None, (), ""),  # a marker is no text
         ("a", ("ab",), "aaa"),  # the last might have begun the stop string
         ("a", ("aa",), ""),
     ],
 )
-def test_nothing_of_a_text_is_kept_back_or_respelt(
+def test_nothing_of_a_text_is_kept_back_and_no_marker_is_in_it(
     token: str | None, stop: tuple[str, ...], expected: str, checkpoints: Checkpoints, engine: Engine
 ) -> None:
     spelling = Spelling(checkpoints.converted("small"))
-    (id,) = [spelling.dsml] if token is None else spelling.encode(token)
+    (id,) = [spelling.id("<｜User｜>")] if token is None else spelling.encode(token)
     options = SamplingOptions(temperature=0, logit_bias={id: 100.0}, stop_strings=stop)
-    said = [piece.text for piece in complete(engine.session(), spelling, "Once", options, max_tokens=3)]
+    said = [piece.text for piece in complete(engine, engine.session(), "Once", options, max_tokens=3)]
     assert "".join(said) == expected
 
 
@@ -175,4 +175,4 @@ def test_a_text_that_fills_the_context(checkpoints: Checkpoints, engine: Engine)
     while len(spelling.begun(text)) < engine.context:
         text += "b"
     with pytest.raises(DoesNotFit, match="an answer has no room"):
-        list(complete(engine.session(), spelling, text, SamplingOptions()))
+        list(complete(engine, engine.session(), text, SamplingOptions()))

@@ -64,8 +64,12 @@ class Cutter:
                 try:
                     out += self.spelling.encode(piece.decode())
                 except UnicodeDecodeError:
-                    out += [self._bytes[byte] for byte in piece]
+                    out += [self.byte(byte) for byte in piece]
         return out
+
+    def byte(self, value: int) -> int:
+        """The token of one byte."""
+        return self._bytes[value]
 
 
 def _byte_characters() -> list[str]:
