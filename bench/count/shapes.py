@@ -31,7 +31,7 @@ class BlankExperts:
     down: Bank
 
     def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
-        return [product(c.rows, c.x, c.ids, c.weights, self.gate_up, self.down, c.beside) for c in chunks]
+        return [product(c.rows, c.x, c.ids, c.weights, self.gate_up, self.down, c.shared) for c in chunks]
 
 
 @dataclass
