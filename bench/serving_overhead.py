@@ -44,12 +44,10 @@ class Still:
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self.markers, self.vocabulary, self.capacity = MARKERS, VOCABULARY, 1 << 20
+        self.markers, self.vocabulary = MARKERS, VOCABULARY
+        self.context = self.capacity = 1 << 20
         self.logits: Logits = np.zeros(VOCABULARY, np.float32)
         self.logits[9] = 1
-
-    def room_after(self, tokens: Sequence[int]) -> int:
-        return self.capacity - len(tokens)
 
     def prefill(
         self,

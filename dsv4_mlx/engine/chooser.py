@@ -9,9 +9,11 @@ import numpy as np
 
 from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.sampler import Floats, Sampler, SamplingOptions
+from dsv4_mlx.errors import UsageError
 from dsv4_mlx.tokenizer.template import Markers
 
 Top = tuple[tuple[int, float], ...]
+MOST_LOGPROBS = 20  # alternatives of a token
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,20 @@ class GenerationLimits:
 
     `max_tokens` None: what the context leaves. `logprobs`: so many alternatives beside each token, of the
     model's own distribution (before bias, penalties, constraint, temperature). `think_budget`: tokens of
-    thinking before its end is forced. A `constraint` is used up: it is left where the answer ends.
+    thinking before its end is forced. A `constraint` is used up: it is left where the answer ends. Raises
+    UsageError.
     """
 
     max_tokens: int | None = None
     constraint: Constraint | None = None
     logprobs: int | None = None
     think_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, most in (("max_tokens", None), ("logprobs", MOST_LOGPROBS), ("think_budget", None)):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= (value if most is None else most):
+                raise UsageError(f"{name} is {value}, expected 0 {f'to {most}' if most else 'or more'}")
 
 
 class Chooser:

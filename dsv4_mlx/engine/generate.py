@@ -23,7 +23,7 @@ from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.decode import Drawn, Ended, Event, Finished, PrefillProgress, Rows, Token, decode
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.sampler import SamplingOptions
-from dsv4_mlx.engine.session import Session, SessionRows, TokenSequence
+from dsv4_mlx.engine.session import Session, SessionRows, TokenSequence, check_prompt, room_for_answer
 from dsv4_mlx.tokenizer.output_parser import Piece, TextParser
 from dsv4_mlx.tokenizer.template import Think
 
@@ -47,8 +47,7 @@ def run(
     """
     session = rows.session
     options.check(session.vocabulary)
-    room = session.room_after(prompt)
-    room = room if wanted.max_tokens is None else min(wanted.max_tokens, room)
+    room = room_for_answer(len(prompt), session.context, wanted.max_tokens)
     choose = Chooser(prompt, session.markers, options, wanted)
     return (yield from drive(decode(choose, room, wanted.logprobs), answer or rows))
 
@@ -115,7 +114,7 @@ def answer(
     """
     conversation = engine.prompts.ask(text, think, schema)
     prompt = engine.prompts.encode(conversation)
-    session.leave_room(prompt)
+    check_prompt(prompt, session.vocabulary, session.context)
     parser = TextParser(conversation, engine.prompts.spelling, options.stop_strings)
     options = options.without(engine.prompts.spelling.dsml)  # no tools, so no call of one
     limits = GenerationLimits(max_tokens, constraint)
@@ -136,7 +135,7 @@ def complete(
     """
     spelling = engine.prompts.spelling
     prompt = spelling.begun(text)
-    session.leave_room(prompt)
+    check_prompt(prompt, session.vocabulary, session.context)
     parser, options = TextParser(None, spelling, options.stop_strings), options.without(spelling.dsml)
     limits = GenerationLimits(max_tokens, constraint)
     return (yield from read_answer(stream(SessionRows(session), prompt, options, limits), parser))

@@ -79,18 +79,6 @@ class Session:
         self._restart: list[Snapshot] = []
         self._logits: Logits | None = None
 
-    def room_after(self, tokens: Sequence[int]) -> int:
-        """Tokens that can follow `tokens`."""
-        return max(0, self.context - len(tokens))
-
-    def leave_room(self, prompt: Sequence[int]) -> None:
-        """Raises DoesNotFit for a prompt that just fills the context; longer ones `prefill` refuses."""
-        if len(prompt) == self.context:
-            raise DoesNotFit(
-                f"the prompt has {len(prompt)} tokens and fills the context: an answer has no room",
-                next="shorten the prompt, or give a larger --context",
-            )
-
     @property
     def vocabulary(self) -> int:
         """Token ids are below this."""
@@ -294,14 +282,13 @@ class TokenSequence(Protocol):
 
     tokens: list[int]
     markers: Markers
+    context: int
 
     @property
     def vocabulary(self) -> int: ...
 
     @property
     def logits(self) -> Logits: ...
-
-    def room_after(self, tokens: Sequence[int]) -> int: ...
 
     def prefill(
         self,
@@ -351,6 +338,22 @@ def check_tokens(tokens: Sequence[int], vocabulary: int, context: int) -> None:
     if len(tokens) > context:
         raise DoesNotFit(
             f"the prompt has {len(tokens)} tokens, the context holds {context}",
+            next="shorten the prompt, or give a larger --context",
+        )
+
+
+def room_for_answer(prompt: int, context: int, max_tokens: int | None = None) -> int:
+    """Tokens that an answer to `prompt` tokens may have: what the context leaves, at most `max_tokens`."""
+    room = max(0, context - prompt)
+    return room if max_tokens is None else min(room, max_tokens)
+
+
+def check_prompt(prompt: Sequence[int], vocabulary: int, context: int) -> None:
+    """As check_tokens; DoesNotFit also for a prompt that leaves no room for an answer."""
+    check_tokens(prompt, vocabulary, context)
+    if not room_for_answer(len(prompt), context):
+        raise DoesNotFit(
+            f"the prompt has {len(prompt)} tokens and fills the context: an answer has no room",
             next="shorten the prompt, or give a larger --context",
         )
 

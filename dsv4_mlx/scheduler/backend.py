@@ -153,6 +153,7 @@ class ModelBackend:
 
 
 def wanted(job: GenerationRequest) -> GenerationLimits:
+    """Raises UsageError."""
     return GenerationLimits(job.max_tokens, job.constraint, job.logprobs, job.think_budget)
 
 

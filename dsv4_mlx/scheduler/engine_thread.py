@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from dsv4_mlx.engine.decode import Reason
-from dsv4_mlx.engine.session import check_tokens
-from dsv4_mlx.errors import DoesNotFit, UsageError
-from dsv4_mlx.scheduler.backend import Backend
+from dsv4_mlx.engine.session import check_prompt
+from dsv4_mlx.scheduler.backend import Backend, wanted
 from dsv4_mlx.scheduler.linger import Linger
 from dsv4_mlx.scheduler.request import Emit, GenerationRequest, QueueFull, Unavailable
 from dsv4_mlx.scheduler.scheduler import Counts, RunningSequence, Scheduler, SchedulerOptions
@@ -24,7 +23,6 @@ from dsv4_mlx.scheduler.session_pool import SessionPool
 T = TypeVar("T")
 State = Literal["loading", "ready", "unhealthy", "closed"]
 STALLED = 120.0  # seconds without progress while jobs are active: then something hangs
-TOP = 20  # most alternatives of a token
 DESCRIBED: dict[State, str] = {
     "loading": "still loading",
     "ready": "ready",
@@ -222,19 +220,10 @@ class EngineThread:
         self._wake.notify()
 
     def _check(self, job: GenerationRequest) -> None:
-        context, vocabulary = self.backend.context, self.backend.vocabulary
-        check_tokens(job.prompt, vocabulary, context)
-        if len(job.prompt) == context:
-            raise DoesNotFit(
-                f"the prompt has {len(job.prompt)} tokens and fills the context: an answer has no room",
-                next="shorten the prompt, or give a larger --context",
-            )
+        vocabulary = self.backend.vocabulary
+        check_prompt(job.prompt, vocabulary, self.backend.context)
         job.sampling.check(vocabulary)
-        limits = {"max_tokens": job.max_tokens, "logprobs": job.logprobs, "think_budget": job.think_budget}
-        for name, value in limits.items():
-            most = TOP if name == "logprobs" else None
-            if value is not None and (value < 0 or (most is not None and value > most)):
-                raise UsageError(f"{name} is {value}, expected 0 {f'to {most}' if most else 'or more'}")
+        wanted(job)
 
     # From here on: the engine's thread.
 

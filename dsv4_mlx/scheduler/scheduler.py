@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from dsv4_mlx.engine.decode import Event, Finished, Reason, Token
-from dsv4_mlx.engine.session import SessionRows
+from dsv4_mlx.engine.session import SessionRows, room_for_answer
 from dsv4_mlx.errors import DoesNotFit, UsageError
 from dsv4_mlx.scheduler.admission import FairShare, Waiting
 from dsv4_mlx.scheduler.backend import Backend, Pause, Run
@@ -136,8 +136,8 @@ class Scheduler:
             self.progress = self.clock()
 
     def _fits(self, entry: RunningSequence) -> bool:
-        prompt, room = entry.job.prompt, self.backend.context - len(entry.job.prompt)
-        most = room if entry.job.max_tokens is None else min(room, entry.job.max_tokens)
+        prompt = entry.job.prompt
+        most = room_for_answer(len(prompt), self.backend.context, entry.job.max_tokens)
         entry.lease = self.pool.acquire(prompt, most)
         if entry.lease is not None:
             rows = SessionRows(entry.lease.session, self._chunks_per_step, entry.check)

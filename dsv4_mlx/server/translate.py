@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
+from dsv4_mlx.engine.session import room_for_answer
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.grammar.grammars import Grammars
 from dsv4_mlx.scheduler.request import GenerationRequest
@@ -69,7 +70,7 @@ class Translator:
     def prompt(self, ask: ParsedRequest) -> tuple[int, ...]:
         """The prompt's ids. Raises Refusal if they leave no room for an answer."""
         ids = self.rendered(ask)
-        if len(ids) >= self.facts.context:
+        if not room_for_answer(len(ids), self.facts.context):
             raise too_long(len(ids), self.facts.context, PROMPT_PARAM[ask.protocol])
         return ids
 

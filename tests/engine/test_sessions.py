@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -11,15 +12,18 @@ from checkpoints import run
 from compare import PARTITION, assert_bits, assert_close
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
+import dsv4_mlx
+from dsv4_mlx.engine.chooser import GenerationLimits
 from dsv4_mlx.engine.chunking import chunk_ends
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.memory import RESTART_POINTS, state_bytes
-from dsv4_mlx.engine.session import Session, check_logits, common_prefix
-from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError
+from dsv4_mlx.engine.session import Session, check_logits, check_prompt, common_prefix, room_for_answer
+from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, UsageError
 from dsv4_mlx.evaluation.score import score
 from dsv4_mlx.model.transformer import Transformer
 
 TOKENS = token_ids(np.random.default_rng(1), 1300)
+PACKAGE = Path(dsv4_mlx.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +118,6 @@ def test_bad_tokens_are_refused_before_anything_changes(model: Transformer, wron
 
 def test_the_context_is_a_limit(model: Transformer) -> None:
     session = new_session(model, context=30)
-    assert session.room_after(TOKENS[:28]) == 2 and session.room_after(TOKENS[:40]) == 0
     with pytest.raises(DoesNotFit, match="31 tokens, the context holds 30"):
         session.sync(TOKENS[:31])
     session.sync(TOKENS[:29])
@@ -171,3 +174,30 @@ def test_a_session_costs_what_the_limits_count() -> None:
     counted = state_bytes(model.config, len(session.tokens), 4, 512)
     assert len(session._restart) == RESTART_POINTS
     assert 0.9 * counted.session < sum(held.values()) <= counted.session
+
+
+@pytest.mark.parametrize(
+    ("prompt", "most", "room"), [(28, None, 2), (28, 1, 1), (28, 9, 2), (30, None, 0), (40, 3, 0), (5, 0, 0)]
+)
+def test_room_for_an_answer(prompt: int, most: int | None, room: int) -> None:
+    assert room_for_answer(prompt, 30, most) == room
+
+
+def test_one_place_says_that_an_answer_has_no_room(model: Transformer) -> None:
+    check_prompt(TOKENS[:29], 384, 30)
+    with pytest.raises(DoesNotFit, match="30 tokens and fills the context"):
+        check_prompt(TOKENS[:30], 384, 30)
+    with pytest.raises(DoesNotFit, match="31 tokens, the context holds 30"):
+        check_prompt(TOKENS[:31], 384, 30)
+    with pytest.raises(InputError):
+        check_prompt([], 384, 30)
+    said = [path for path in PACKAGE.rglob("*.py") if "an answer has no room" in path.read_text("utf-8")]
+    assert said == [PACKAGE / "engine/session.py"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_tokens": -1}, {"logprobs": 21}, {"logprobs": -1}, {"think_budget": -2}]
+)
+def test_limits_that_cannot_be_are_refused_where_they_are_made(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}, expected 0"):
+        GenerationLimits(**wrong)
