@@ -63,10 +63,10 @@ class Still:
         self.tokens.append(token)
         return self.logits
 
-    def keeps(self, tokens: Sequence[int]) -> int:
+    def cached_prefix(self, tokens: Sequence[int]) -> int:
         return 0
 
-    def branch(self, tokens: Sequence[int]) -> Self:
+    def fork_at(self, tokens: Sequence[int]) -> Self:
         raise NotImplementedError
 
 

@@ -144,7 +144,7 @@ class ThreadChatEngine:
             tokens = 0
             if self._states is not None and who and isinstance(session, Session):
                 tokens = session_file.load(session, self._states / f"{key}.safetensors", who)
-            known = max((one.keeps([*session.tokens, 0]) for one in pool.idle), default=0)
+            known = max((one.cached_prefix([*session.tokens, 0]) for one in pool.idle), default=0)
             if tokens > known:
                 pool.adopt(session)
             self.events.put(Recalled(tokens if tokens > known else 0))

@@ -5,7 +5,7 @@ A session only goes on: `sync` and `advance` add tokens. Three ways lead back.
     take_back(k)          the last k tokens, at most SLACK (8), are forgotten; costs nothing
     snapshot, restore     any number of tokens; a snapshot costs a copy of the rings (18 MB at full size)
     fork                  a second session from here; whichever writes first copies the rows
-    branch(tokens)        a second session, of what can be kept of this one for another sequence
+    fork_at(tokens)       a second session, of what can be kept of this one for another sequence
 
 A snapshot leaves the compressed rows where they are, in the session. It holds while the session writes
 beyond it only; once the session has gone back before it and written something else, `restore` refuses.
@@ -68,6 +68,8 @@ class LanguageModel(Protocol):
 class Session:
     """Hand it the whole token sequence; it computes what it has not seen. Not for use by two threads.
 
+    What changes the cache (the state and the tokens it holds) says so; everything else leaves it as it is.
+    Logits are copies of their own: valid for ever.
     `growth`: tokens by which the state's row buffers grow.
     """
 
@@ -90,7 +92,7 @@ class Session:
         return self._state.capacity
 
     def sync(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
-        """Make `tokens` the sequence; float32 logits [V] after its last token.
+        """Make `tokens` the sequence; float32 logits [V] after its last token. Changes the cache.
 
         What the session has in common with it is kept: all of it where the sequence is only longer, else
         up to the last restart point, which lies at a cut. Raises as check_tokens.
@@ -107,7 +109,8 @@ class Session:
         chunks_per_step: Callable[[], int | None] = lambda: None,
         check_cancelled: Callable[[], None] = lambda: None,
     ) -> Iterator[PrefillProgress]:
-        """`sync` step by step: yields how far it is, first with 0 done, then at cuts.
+        """`sync` step by step: yields how far it is, first with 0 done, then at cuts. Changes the cache, with
+        the first yield and with each step; nothing else may change it before the end.
 
         A step is as many chunks as the model takes at once; `chunks_per_step`, asked before each, may allow
         fewer. The caller may stop after any: the session is then as far as it got, and a later `sync` goes on
@@ -131,29 +134,35 @@ class Session:
             end = group[-1]
             if end < len(tokens) or (marks and end == marks[-1]):
                 points = [*points, self._state.snapshot()]
-            self._restart = thinned([*self._restart, *points])
+            self._restart = spread_restart_points([*self._restart, *points])
             yield PrefillProgress(end - start, len(tokens) - start, start)
 
     @property
     def logits(self) -> Logits:
-        """float32 [V] after the last token; read-only. Raises UsageError when empty, or after `take_back`."""
+        """float32 [V] after the last token; read-only. Raises UsageError when empty, or after `take_back`.
+
+        The array stays valid when the session goes on; this property is then another's.
+        """
         if self._logits is None:
             raise UsageError("there are no logits here", next="sync or advance first")
         return self._logits
 
-    def keeps(self, tokens: Sequence[int]) -> int:
-        """How many of `tokens` a `sync` of them would not compute."""
+    def cached_prefix(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens` a `sync` of them would not compute; true until the cache changes."""
         return self._keepable(tokens)[0]
 
-    def branch(self, tokens: Sequence[int]) -> Session:
-        """An independent session that holds what this one could keep of `tokens`, and no rows beyond it."""
+    def fork_at(self, tokens: Sequence[int]) -> Session:
+        """An independent session that holds what this one could keep of `tokens`, and no rows beyond it.
+
+        This one's cache is not changed: rows are copied when either writes.
+        """
         twin = self.fork()
         twin._keep(list(tokens))
         twin._state.shrink()
         return twin
 
     def advance(self, token: int) -> Logits:
-        """Append one token; float32 logits [V] after it. Raises InputError, DoesNotFit."""
+        """Append one token; float32 logits [V] after it. Changes the cache. Raises InputError, DoesNotFit."""
         if not 0 <= token < self.model.config.vocab_size:
             raise InputError(f"token {token} is not an id from 0 to {self.model.config.vocab_size - 1}")
         if len(self.tokens) >= self.context:
@@ -162,7 +171,10 @@ class Session:
         return self.logits
 
     def take_back(self, count: int) -> None:
-        """Forget the last `count` tokens. Raises UsageError beyond model.state.SLACK (8)."""
+        """Forget the last `count` tokens. Changes the cache, and leaves no logits.
+
+        Raises UsageError beyond model.state.SLACK (8).
+        """
         if not 0 <= count <= self._state.retractable:
             raise UsageError(
                 f"can't take back {count} tokens, expected 0 to {self._state.retractable} here",
@@ -174,15 +186,16 @@ class Session:
             self._logits = None
 
     def snapshot(self) -> SessionSnapshot:
-        """Remember this point for `restore`."""
+        """Remember this point for `restore`: valid until the session has gone back before it and written."""
         return SessionSnapshot(tuple(self.tokens), self._state.snapshot(), tuple(self._restart), self._logits)
 
     def holds(self, snapshot: SessionSnapshot) -> bool:
-        """Whether `restore(snapshot)` would be accepted."""
+        """Whether `restore(snapshot)` would be accepted; true until the cache changes."""
         return self._state.holds(snapshot.point)
 
     def restore(self, snapshot: SessionSnapshot) -> None:
         """Return to a snapshot of this session, or of the one it was forked from, taken before the fork.
+        Changes the cache.
 
         Raises UsageError if the session has since gone back before it and continued from there, or if it is
         another session's: the rows it stands on are not here.
@@ -199,12 +212,14 @@ class Session:
         self._logits = snapshot.logits
 
     def adopt(self, tokens: list[int], state: ModelState) -> None:
-        """Become the sequence `tokens`, after which `state` is; it has no logits until more is added."""
+        """Become the sequence `tokens`, after which `state` is. Replaces the cache: `state` is the session's
+        from here on. There are no logits until more is added.
+        """
         self._state, self.tokens, self._logits = state, tokens, None
         self._restart = [state.snapshot()]
 
     def fork(self) -> Session:
-        """An independent session that has seen the same tokens."""
+        """An independent session that has seen the same tokens: neither's changes reach the other."""
         twin = Session(self.model, self.context, self.markers, self.growth)
         twin.cached, twin.tokens, twin._logits = self.cached, list(self.tokens), self._logits
         twin._state, twin._restart = self._state.fork(), list(self._restart)
@@ -358,7 +373,7 @@ def check_prompt(prompt: Sequence[int], vocabulary: int, context: int) -> None:
         )
 
 
-def thinned(points: Sequence[Snapshot]) -> list[Snapshot]:
+def spread_restart_points(points: Sequence[Snapshot]) -> list[Snapshot]:
     """At most RESTART_POINTS of `points`, in order: the latest, and before them about evenly spread ones.
 
     A later prompt may share any part of this one, such as an agent's instructions.
