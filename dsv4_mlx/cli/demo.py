@@ -73,11 +73,11 @@ def build(folder: Path) -> Demo:
 
     Raises InputError rather than touch a folder of that name that it has not made.
     """
-    from dsv4_mlx.convert.run import convert
-
     model, record = folder / MODEL_ID, folder / RECORD
     if _intact(SHIPPED, model, record):
         return Demo(SHIPPED, model, reused=True)
+    from dsv4_mlx.convert.run import convert
+
     try:
         _clear(folder, model)
         record.write_text("{}\n", encoding="utf-8")  # from here on the folder is ours to delete

@@ -64,7 +64,7 @@ def model() -> Transformer:
 
 def ended(events: Generator[PrefillProgress | Token, None, Ended]) -> tuple[list[Token], Ended]:
     """The tokens, and what ended them."""
-    said = []
+    said: list[Token] = []
     while True:
         try:
             event = next(events)

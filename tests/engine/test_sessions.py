@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -198,6 +199,6 @@ def test_one_place_says_that_an_answer_has_no_room(model: Transformer) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"max_tokens": -1}, {"logprobs": 21}, {"logprobs": -1}, {"think_budget": -2}]
 )
-def test_limits_that_cannot_be_are_refused_where_they_are_made(wrong: dict[str, int]) -> None:
+def test_limits_that_cannot_be_are_refused_where_they_are_made(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}, expected 0"):
         GenerationLimits(**wrong)
