@@ -1,14 +1,17 @@
 """HTTP in front of the engine thread: four protocols, one model, loopback by default.
 
-    body.py, fields.py      bytes -> a checked JSON object; its values -> typed ones, or a Refusal
-    chat.py, messages.py, responses.py, completions.py      a body -> Ask: what one protocol wants
-    turn.py                 Ask -> prompt ids and a Job
-    parse.py, wire.py       sampled tokens -> the protocol's events, and its whole answer
-    guard.py                who may ask at all: Host, Origin, key, content type, sizes
-    gate.py, app.py         Starlette: what stands around every route, and the routes
-    deliver.py, feed.py     a turn over HTTP: streams, keep-alives, disconnects
-    crowd.py                connections at once: who is served, who is refused, what is accepted at all
-    run.py                  uvicorn, signals, shutdown
+    protocols/          one file a protocol: a body -> ParsedRequest, and its StreamEncoder: tokens -> events
+    translate.py        bytes of a request -> ParsedRequest -> prompt ids and a GenerationRequest
+    options.py          what the server was told: addresses, keys, limits
+    api_errors.py       what went wrong -> a status and a body in the words of its protocol
+    openapi.py          the description of all this, and what is said of the model
 
-Only the last four lines know of Starlette and uvicorn. Nothing here touches MLX: dsv4_mlx.scheduler does.
+    middleware.py       what stands around every route: who may ask at all, sizes, headers, errors
+    app.py              the routes
+    streaming.py        one exchange over HTTP: events of the engine thread -> a stream or one answer
+    metrics.py          what is counted, and its page; a line of log per request
+    crowd.py            connections at once: who is served, who is refused, what is accepted at all
+    lifecycle.py        uvicorn, signals, shutdown
+
+Only the second group knows of Starlette and uvicorn. Nothing here touches MLX: dsv4_mlx.scheduler does.
 """

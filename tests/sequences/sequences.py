@@ -74,8 +74,12 @@ def prompt_length(text: str, *, think: bool) -> int:
 
 def read_table() -> list[Sequence]:
     lines = Path(__file__).with_name("sequences.jsonl").read_text("utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return [Sequence(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows]
+    return [_sequence(json.loads(line)) for line in lines]
+
+
+def _sequence(row: dict[str, Any]) -> Sequence:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    return Sequence(**values)
 
 
 TABLE = read_table()

@@ -104,13 +104,13 @@ class Scripted:
                 self._put(Loading((step + 1) * 10**9, self.load_steps * 10**9))
             if self.load_error is not None:
                 raise self.load_error
-        except BaseException as error:
-            self.events.put(Failed(None if isinstance(error, Stopped) else error))
+        except BaseException as raised:
+            self.events.put(Failed(None if isinstance(raised, Stopped) else raised))
             return
         self.events.put(EngineOpened(EngineInfo("scripted", self.context)))
         while (asked := self._orders.get()) is not None:
             how: Ending = "error"
-            error = None
+            error: BaseException | None = None
             try:
                 how = self._reply(asked)
             except Stopped:

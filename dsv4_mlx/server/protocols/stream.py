@@ -65,7 +65,7 @@ class StreamEncoder(ABC):
         """The library's whole answer -> ours."""
 
     @abstractmethod
-    def said(self) -> Completion:
+    def completion(self) -> Completion:
         """What the client was told, for the turn to be recognised when it comes back."""
 
     def open(self, cached: int) -> list[str]:
