@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import progress, size, table
+from dsv4_mlx.cli.console import progress, table
 from dsv4_mlx.cli.options import JsonOption, cache_folder, verdicts_file
+from dsv4_mlx.machine.units import size, speed
 
 if TYPE_CHECKING:
     from dsv4_mlx.ops.selftest.verdicts import Verdict
@@ -58,8 +59,8 @@ def show_examination(found: Examination) -> None:
     print(f"system  {m.system}, MLX {m.mlx}, Python {m.python}")
     print(f"product MLX_ENABLE_TF32={found.tf32}: {_products(found.tf32)}")
     device = "GPU" if m.metal else "CPU"
-    print(f"copy    {size(found.copy)}/s read and written by the {device}")
-    read = f"read at {size(found.read)}/s" if found.read is not None else "read speed not measured"
+    print(f"copy    {speed(found.copy)} read and written by the {device}")
+    read = f"read at {speed(found.read)}" if found.read is not None else "read speed not measured"
     print(f"disk    {size(found.free)} free, {read} ({found.folder})")
     if found.kernels:
         table(
@@ -87,9 +88,9 @@ def _products(setting: str) -> str:
 def _kernel(verdict: Verdict) -> tuple[str, ...]:
     if verdict.seconds is None or verdict.reference_seconds is None or verdict.bytes is None:
         return verdict.kernel, verdict.sentence(), "", "", ""
-    speed = f"{size(verdict.bytes / verdict.seconds)}/s"
+    moved = speed(verdict.bytes / verdict.seconds)
     times = f"{verdict.seconds * 1e6:.0f} us", f"{verdict.reference_seconds * 1e6:.0f} us"
-    return verdict.kernel, verdict.sentence(), *times, speed
+    return verdict.kernel, verdict.sentence(), *times, moved
 
 
 def _fit(fit: Fit) -> tuple[str, ...]:

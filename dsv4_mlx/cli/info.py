@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from dsv4_mlx.cli.console import size, table
+from dsv4_mlx.cli.console import table
 from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
+from dsv4_mlx.machine.units import size
 
 
 def info(model: ModelArgument, as_json: JsonOption = False) -> None:

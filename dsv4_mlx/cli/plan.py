@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import duration, size, table, tell
+from dsv4_mlx.cli.console import table, tell
 from dsv4_mlx.cli.disk_work import existing, name_disk
 from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.cli.options import JsonOption
 from dsv4_mlx.errors import InputError, UsageError
+from dsv4_mlx.machine.units import duration, parse_memory, parse_speed, size
 
 if TYPE_CHECKING:
     from dsv4_mlx.convert.trial import Pace
     from dsv4_mlx.planning.plan import ModelPlan, Option
     from dsv4_mlx.planning.speed import Speeds
-
-UNITS = {"MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": 1 << 30, "TB": 10**12, "TIB": 1 << 40}
 
 
 def plan(
@@ -60,7 +58,7 @@ def plan(
 
     folder = model_folder(model) if model else None
     ways, config = ways_of(folder)
-    speeds = Speeds(*(_bytes(text, name) for text, name in zip(
+    speeds = Speeds(*(_speed(text, name) for text, name in zip(
         (bandwidth, disk, network), ("--bandwidth", "--disk", "--network"), strict=True)))  # fmt: skip
     pace: Pace | str = "for another machine"
     if memory is None:
@@ -71,9 +69,10 @@ def plan(
         limit, element, speeds = this_machine(speeds, here)
         pace = _pace(folder, here) if ways[0].shards else "nothing is converted"
     else:
-        # Memory is sold in binary units: a Mac of 64 GB has 64 GiB.
-        binary = re.sub(r"(?i)(?<=[MGT])B", "iB", memory)
-        limit, element = default_gpu_limit(int(_bytes(binary, "--for") or 0)), 2
+        installed = parse_memory(memory)
+        if not installed:
+            raise UsageError(f"--for is {memory!r}, expected a Mac's memory such as 64GB")
+        limit, element = default_gpu_limit(installed), 2
     known = None if isinstance(pace, str) else pace
     found = make(
         ways, config, limit, element, speeds, str(folder or ""), pace=known, place=place.rstrip("/") or "/"
@@ -93,13 +92,11 @@ def _pace(folder: Path | None, here: Path) -> Pace | str:
     return pace_here(folder, here, program="dsv4_mlx.cli.main")
 
 
-def _bytes(text: str | None, name: str) -> float | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]I?B)(?:/S)?", text.strip().upper())
-    if found is None or found[2] not in UNITS or float(found[1]) == 0:
-        raise UsageError(f"{name} is {text!r}, expected a size such as 64GB or 16GiB")
-    return float(found[1]) * UNITS[found[2]]
+def _speed(text: str | None, option: str) -> float | None:
+    found = None if text is None else parse_speed(text)
+    if text is not None and not found:
+        raise UsageError(f"{option} is {text!r}, expected a speed such as 5GB/s or 100Mbit/s")
+    return found
 
 
 def show(found: ModelPlan, speeds: Speeds, pace: Pace | str) -> None:

@@ -17,6 +17,7 @@ from dsv4_mlx.engine.wiring import prepare
 from dsv4_mlx.errors import DoesNotFit, UsageError
 from dsv4_mlx.machine.limits import memory_limit, memory_pressure, page_cache_share
 from dsv4_mlx.machine.support import check_supported
+from dsv4_mlx.machine.units import size
 from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops.table import NUMERICS, REFERENCE, Ops
@@ -135,8 +136,8 @@ def fitting(
     need = least + workspace(least) + state_bytes(config, max(context, 1), element).session
     if context == 0 or need > limit:
         raise DoesNotFit(
-            f"the model needs {need / 1e9:.1f} GB with a context of {max(context, 1)} tokens, "
-            f"this machine allows {limit / 1e9:.1f} GB",
+            f"the model needs {size(need)} with a context of {max(context, 1)} tokens, "
+            f"this machine allows {size(limit)}",
             next="use a smaller --context or a machine with more memory",
         )
     weights = min(limit, others + experts.bytes(experts.count))

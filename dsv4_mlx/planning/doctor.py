@@ -15,8 +15,9 @@ from typing import Any
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.wiring import most
 from dsv4_mlx.machine import mlx_switches, wire_guard
+from dsv4_mlx.machine.disks import free_bytes
 from dsv4_mlx.machine.facts import Machine, this_machine
-from dsv4_mlx.machine.measure import copy_bandwidth, free_bytes, read_speed
+from dsv4_mlx.machine.measure import copy_bandwidth, read_speed
 from dsv4_mlx.ops.kernels import ALL
 from dsv4_mlx.ops.selftest.choose import judged
 from dsv4_mlx.ops.selftest.supervisor import Progress

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import dsv4_mlx
 from dsv4_mlx.convert.recipe import RECIPES
 from dsv4_mlx.convert.trial import Pace, Trial
-from dsv4_mlx.machine.measure import free_bytes
+from dsv4_mlx.machine.disks import free_bytes
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
 SECONDS = 5.0

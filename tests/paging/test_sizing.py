@@ -34,7 +34,7 @@ def test_spellings(text: str, asked: MemoryRequest) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "24", "24TB", "-3x", "1.5x", "101%", "x", "auto6x", "nan%", "٣x", "1e3MB"]
+    "text", ["", "24", "24XB", "-3x", "1.5x", "101%", "x", "auto6x", "nan%", "٣x", "1e3MB"]
 )
 def test_what_is_no_spelling_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--expert-memory"):
