@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from dsv4_mlx.checkpoint.manifest import Manifest
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.memory import largest_context, repeated_scales, state_bytes, workspace
+from dsv4_mlx.engine.memory import expert_room, largest_context, repeated_scales, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.engine.wiring import prepare
 from dsv4_mlx.errors import DoesNotFit, UsageError
@@ -140,10 +140,8 @@ def fitting(
             f"this machine allows {size(limit)}",
             next="use a smaller --context or a machine with more memory",
         )
-    weights = min(limit, others + experts.bytes(experts.count))
-    state = state_bytes(config, context, element).session
-    room = limit - others - workspace(weights) - state
-    return context, choose(wanted, experts, max(room, limit - need + experts.bytes(1)), page_cache_share())
+    room = expert_room(config, others, limit, context, element)
+    return context, choose(wanted, experts, room, page_cache_share())
 
 
 def routed_experts(config: ModelConfig, manifest: Manifest) -> Experts:

@@ -22,7 +22,7 @@ def parse_size(text: str) -> float | None:
 
 def parse_memory(text: str) -> int | None:
     """Bytes of a machine's memory, which is sold in binary units: a Mac of "64GB" has 64 GiB."""
-    size = parse_size(re.sub(r"(?i)(?<=[KMGT])B\s*$", "iB", text))
+    size = None if _GUESS.search(text) else parse_size(re.sub(r"(?i)(?<=[KMGT])B\s*$", "iB", text))
     return None if size is None else int(size)
 
 

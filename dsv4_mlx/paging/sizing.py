@@ -72,6 +72,13 @@ class Experts:
             slots -= 1
         return slots
 
+    def auto_slots(self, room: int, reserve: int = 0) -> int:
+        """What `--expert-memory auto` takes of `room` bytes: all experts, or else what `reserve` of them, for
+        the page cache, leaves, but one at least. 0 if none fits."""
+        if self.bytes(self.count) <= room:
+            return self.count
+        return self.slots(max(room - reserve, self.bytes(1))) if self.bytes(1) <= room else 0
+
 
 @dataclass(frozen=True)
 class ExpertMemory:
@@ -110,16 +117,15 @@ def choose(asked: MemoryRequest, experts: Experts, room: int, reserve: int = 0) 
     """
     least = experts.bytes(1)
     if asked.kind == "auto":
-        if experts.bytes(experts.count) <= room:
-            return ExpertMemory(experts, experts.count, f"auto: {size(room)} are left for them")
-        if least > room:
+        slots = experts.auto_slots(room, reserve)
+        if not slots:
             raise DoesNotFit(
                 f"this machine has {size(max(0, room))} left for routed experts, "
                 f"the least is one per layer: {size(least)}",
                 next="use a smaller --context, close other programs, or use a machine with more memory",
             )
-        slots = experts.slots(max(room - reserve, least))
-        kept = f", {size(reserve)} of it kept for the page cache" if reserve else ""
+        some = slots < experts.count
+        kept = f", {size(reserve)} of it kept for the page cache" if reserve and some else ""
         return ExpertMemory(experts, slots, f"auto: {size(room)} are left for them{kept}")
     if asked.kind == "slots":
         slots = int(asked.amount)

@@ -42,7 +42,7 @@ def test_what_is_no_speed(text: str) -> None:
 
 def test_memory_is_sold_in_binary_units() -> None:
     assert parse_memory("64GB") == parse_memory("64gib") == 64 << 30
-    assert parse_memory("64") is None
+    assert parse_memory("64") is None and parse_memory("64Gb") is None
 
 
 @pytest.mark.parametrize(
