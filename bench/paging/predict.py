@@ -53,12 +53,17 @@ def predictions(mac: Mac, native: Candidate, config: ModelConfig) -> dict[str, A
     slow, fast = (at(disk, "kernels") for disk in mac.disk)
     return {
         "machine": mac.name, "bandwidth": mac.bandwidth, "disk": list(mac.disk), "limit": budget.limit,
-        "limit_macos_26": default_gpu_limit(mac.memory, macos=26),
-        "slots": found.slots, "hits": round(hits, 3),
-        "cached": round((1 - hits) * caught, 3), "missed_bytes_per_token": slow.missed[1],
-        "tokens_per_second": {name: [at(disk, name).high for disk in mac.disk] for name in PATHS},
-        "bound": [slow.bound, fast.bound], "prefill": [slow.prefill, fast.prefill], "others": OTHERS[mac.gib],
+        "limit_macos_26": default_gpu_limit(mac.memory, macos=26), "slots": found.slots, "hits": round(hits,
+        3), "cached": round((1 - hits) * caught, 3), "missed_bytes_per_token": slow.missed[1],
+        "tokens_per_second": {name: rounded(*(at(disk, name).high for disk in mac.disk)) for name in PATHS},
+        "bound": rounded(slow.bound, fast.bound), "prefill": rounded(slow.prefill, fast.prefill), "others":
+        OTHERS[mac.gib],
     }  # fmt: skip
+
+
+def rounded(*values: float | None) -> list[float]:
+    """For a file that is the same wherever it was computed."""
+    return [round(value, 2) for value in values if value is not None]
 
 
 def table(found: list[dict[str, Any]]) -> str:

@@ -198,8 +198,8 @@ def test_simulated_shares_are_the_simulators() -> None:
 
 def test_a_row_of_the_simulators_table() -> None:
     """Simulated again, over fewer layers: the recorded rows are within what a few layers differ."""
-    known = [False] * 4
-    layers = [drawn(SKEWED, 1400, 4).layer(number) for number in range(4)]
+    trace, known = drawn(SKEWED, 1400, 4), [False] * 4
+    layers = [trace.layer(number) for number in range(4)]
     for slots in (8, 64):
         found = simulated_row(slots, layers, known)
         recorded = next(one for one in HITS if one[0] == slots)
@@ -227,5 +227,5 @@ def test_the_page_of_predictions_is_computed_and_says_what_plan_says() -> None:
             speeds = Speeds(mac.bandwidth, disk)
             said = plan(FLASH, CONFIG, budget_of_mac(mac.memory), speeds).options[1]
             assert said.prediction is not None and said.fit.slots == row["slots"]
-            assert said.prediction.high == row["tokens_per_second"]["kernels"][number]
-            assert said.prediction.bound == row["bound"][number]
+            assert round(said.prediction.high or 0, 2) == row["tokens_per_second"]["kernels"][number]
+            assert round(said.prediction.bound or 0, 2) == row["bound"][number]
