@@ -116,9 +116,9 @@ def full_at_every_write(job: Job, official: Path, wanted: Path, home: Path, step
                 break
             message = str(error)
             assert error.exit_code == 3, message
-            found = re.search(r"the disk is full: ([0-9.,]+) (bytes|kB|MB) are missing", message)
+            found = re.search(r"the disk is full: ([0-9.,]+) (B|kB|MB) are missing", message)
             assert found is not None, (last, message)
-            told.append(float(found[1].replace(",", "")) * {"bytes": 1, "kB": 1000, "MB": 10**6}[found[2]])
+            told.append(float(found[1].replace(",", "")) * {"B": 1, "kB": 1000, "MB": 10**6}[found[2]])
             assert error.next is not None and error.next.startswith("free "), message
             job(hub, place, True)
             assert same(place / "out", wanted)
