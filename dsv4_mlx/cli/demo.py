@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from dsv4_mlx.cli.console import progress
-from dsv4_mlx.cli.ops_option import chosen
-from dsv4_mlx.cli.options import OpsMode, cache_folder
+from dsv4_mlx.cli.option_groups import trusted
+from dsv4_mlx.cli.options import cache_folder
 from dsv4_mlx.errors import InputError, MachineError
 
 PROMPT = "What is the sliding window?"
@@ -44,16 +44,16 @@ def demo(
 
     Example: dsv4-mlx demo --dir /tmp/dsv4-demo
     """
-    from dsv4_mlx.engine.engine import Engine, EngineOptions
+    from dsv4_mlx.engine.engine import Engine
+    from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
     from dsv4_mlx.engine.generate import answer
-    from dsv4_mlx.engine.sampler import SamplingOptions
     from dsv4_mlx.tokenizer.template import THINK
 
     built = build(folder if folder is not None else cache_folder() / "demo")
     note = "  (reused)" if built.reused else ""
     print(f"official checkpoint  {built.checkpoint}")
     print(f"converted model      {built.model}{note}")
-    ops = chosen(OpsMode.AUTO)
+    ops = trusted()
     with progress("loading") as loading:
         engine = Engine.open(built.model, EngineOptions(ops=ops), loading)
     print(f"\n{PROMPT}")

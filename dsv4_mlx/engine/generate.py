@@ -18,7 +18,8 @@ from typing import Any, Literal
 from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.decode import GenerationLimits, PrefillProgress, Sampled, ThinkingBudget, likelihood
 from dsv4_mlx.engine.engine import Engine
-from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
+from dsv4_mlx.engine.engine_options import SamplingOptions
+from dsv4_mlx.engine.sampler import Sampler
 from dsv4_mlx.engine.session import Session, TokenSequence
 from dsv4_mlx.tokenizer.output_parser import AnswerParser, Piece
 from dsv4_mlx.tokenizer.template import Think

@@ -12,9 +12,9 @@ from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.cli.demo import MODEL_ID, SHIPPED, build
 from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.engine.generate import answer, generate
-from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.tokenizer.output_parser import AnswerParser, Piece
 
 QUESTION = "What is the sliding window?"
