@@ -17,8 +17,7 @@ ADVICE = "check the disk and the file; an interrupted conversion continues with 
 class ShardSource(Protocol):
     """Shards, and what is told about them. `facts` are those of checkpoint.identity.identify."""
 
-    @property
-    def source(self) -> Source: ...
+    source: Source
 
     @property
     def facts(self) -> dict[str, Any]: ...
@@ -33,8 +32,8 @@ class ShardSource(Protocol):
         """That file of the plan is on disk for good."""
 
 
-class LocalShards:
-    """A complete checkpoint."""
+class LocalShards(ShardSource):
+    """A complete checkpoint: nothing to do before or after a file."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -43,14 +42,8 @@ class LocalShards:
     def facts(self) -> dict[str, Any]:
         return identify(self.source)
 
-    def begin(self, plan: ConversionPlan, kept: Set[str]) -> None:
-        """Nothing to do: everything is there."""
-
     def reader(self) -> SourceReader:
         return SourceReader(self.source, ADVICE)
-
-    def finished(self, file: str) -> None:
-        """Nothing to do: everything stays."""
 
 
 def shards_of(file: FilePlan, source: Source) -> set[str]:

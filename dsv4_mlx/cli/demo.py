@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shlex
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -65,7 +68,22 @@ def demo(
         for kind, text in said.items():
             if text:
                 print(f"  {kind}: {text}")
-    print(f"\nnext: dsv4-mlx info {built.model}", flush=True)
+    model = "demo" if folder is None else shlex.quote(str(built.model))
+    print(f"\nnext: {program()} chat {model}", flush=True)
+
+
+def program() -> str:
+    """This command as it can be typed again: by its name where the shell finds it, else by its path.
+
+    `make demo` installs into an environment that nobody has activated.
+    """
+    name = "dsv4-mlx"
+    called = Path(sys.argv[0])
+    if called.name != name:
+        return f"{shlex.quote(sys.executable)} -m dsv4_mlx"
+    found = shutil.which(name)
+    same = found is not None and called.exists() and os.path.samefile(found, called)
+    return name if same else shlex.quote(str(called))
 
 
 def build(folder: Path) -> Demo:
@@ -73,11 +91,11 @@ def build(folder: Path) -> Demo:
 
     Raises InputError rather than touch a folder of that name that it has not made.
     """
-    from dsv4_mlx.convert.run import convert
-
     model, record = folder / MODEL_ID, folder / RECORD
     if _intact(SHIPPED, model, record):
         return Demo(SHIPPED, model, reused=True)
+    from dsv4_mlx.convert.run import convert  # not before: the demo is mostly there
+
     try:
         _clear(folder, model)
         record.write_text("{}\n", encoding="utf-8")  # from here on the folder is ours to delete

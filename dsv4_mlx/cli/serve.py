@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,6 +25,8 @@ from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.server.options import ServerOptions
 
 if TYPE_CHECKING:
+    import logging
+
     from dsv4_mlx.scheduler.engine_thread import EngineThread
 
 
@@ -120,6 +120,8 @@ def _serve(
     limits: SchedulerOptions,
     replay: Path | None,
 ) -> int:
+    from concurrent.futures import ThreadPoolExecutor
+
     from dsv4_mlx.cli.console import write_crash_log
     from dsv4_mlx.cli.demo import MODEL_ID as DEMO
     from dsv4_mlx.machine.awake import Awake
@@ -165,6 +167,8 @@ def _serve(
 
 
 def _log() -> logging.Logger:
+    import logging
+
     log = logging.getLogger("dsv4_mlx.server")
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
