@@ -1,11 +1,11 @@
 """THE MAIN PATH: prompt -> tokens -> prefill -> decode -> text. Start reading here.
 
-    messages --Prompts.encode--> ids                                     chat/prompt.py
+    messages --Prompts.encode--> ids                                     tokenizer/template.py
         ids --session.prefill--> logits after the prompt  prefill        engine/session.py
      logits --Constraint.allow--> logits         where one is given      engine/constraint.py
      logits --sample--> id                                               engine/sampler.py
          id --session.advance--> logits                   decode         engine/session.py
-         id --Answer.push--> pieces of thinking and answer               chat/answer.py
+         id --Answer.push--> pieces of thinking and answer               tokenizer/output_parser.py
 
 `prefill` and `advance` run the same forward pass, model/transformer.py, over more rows or one.
 """

@@ -1,6 +1,6 @@
 """The one thread that owns the engine. MLX's streams belong to a thread, so all of its work happens here.
 
-What the thread does with jobs is runner.py's; here is what other threads may call.
+What the thread does with jobs is scheduler.py's; here is what other threads may call.
 """
 
 from __future__ import annotations

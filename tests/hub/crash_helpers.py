@@ -1,6 +1,6 @@
 """A conversion from the Hub that is killed at its Nth event: a piece that came, a step, a rename.
 
-python killed.py ENDPOINT TARGET N
+python crash_helpers.py ENDPOINT TARGET N
 """
 
 from __future__ import annotations
