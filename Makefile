@@ -45,7 +45,7 @@ check: $(READY)
 	"$(BIN)/ruff" check .
 	"$(BIN)/mypy" -p dsv4_mlx
 	MYPYPATH=".:tests" "$(BIN)/mypy" --explicit-package-bases tests
-	"$(BIN)/python" -m pytest -q tests/test_architecture.py tests/test_sizes.py tests/test_docs.py tests/test_package.py
+	"$(BIN)/python" -m pytest -q tests/test_architecture.py tests/test_names.py tests/test_sizes.py tests/test_docs.py tests/test_package.py
 
 docs: $(READY)
 	"$(BIN)/python" tests/generated_docs.py

@@ -1,4 +1,4 @@
-"""A decode step with paged experts as a sequence of waits: the timeline of `paging/paged_experts.py`, no work.
+"""A decode step with paged experts as a row of waits: the timeline of `paging/paged_experts.py`, no work.
 
 A layer computes its attention and router, hands the routed ids to the host, and asks for what is missing.
 While that is read the shared expert and the loaded experts are computed; then the experts that came. One disk
