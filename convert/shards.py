@@ -24,12 +24,14 @@ class ShardSource(Protocol):
 
     def begin(self, plan: ConversionPlan, kept: Set[str]) -> None:
         """The files of `plan` will be made in this order, but for those in `kept`."""
+        return None
 
     def reader(self) -> SourceReader:
         """Reads shards; it may wait for one."""
 
     def finished(self, file: str) -> None:
         """That file of the plan is on disk for good."""
+        return None
 
 
 class LocalShards(ShardSource):
