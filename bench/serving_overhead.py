@@ -20,13 +20,13 @@ from typing import Self
 import numpy as np
 
 from dsv4_mlx.engine.decode import GenerationLimits
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import steps
-from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Logits
+from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.backend import Progress, Run, wanted
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.request import Event, Finished, GenerationRequest
-from dsv4_mlx.scheduler.scheduler import SchedulerOptions
 from dsv4_mlx.scheduler.session_policy import SessionLimits
 from dsv4_mlx.scheduler.session_pool import Reusable
 from dsv4_mlx.tokenizer.template import Markers, Prompts

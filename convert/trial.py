@@ -88,10 +88,10 @@ def rehearse(folder: Path, place: Path, seconds: float, recipe: str) -> Trial:
     `place`: the folder that gets the scratch file. Raises InputError, MachineError, OSError.
     """
     started = time.perf_counter()
-    supply = LocalShards(open_source(folder))
-    source = supply.source
+    shards = LocalShards(open_source(folder))
+    source = shards.source
     plan = make_plan(match(source), RECIPES[recipe], lambda w: source.entry(w.name).dtype)
-    _ = supply.facts
+    _ = shards.facts
     opening = time.perf_counter() - started
 
     copied = list(_steps(plan, source, lambda form: form != "affine4"))
@@ -161,8 +161,8 @@ class _Moved:
     base: int
 
     @property
-    def alone(self) -> bool:
-        return self.step.alone
+    def own_digest(self) -> bool:
+        return self.step.own_digest
 
     def run(self, reader: SourceReader, buffer: memoryview) -> list[OutputSlice]:
         at, moved = self.base, []

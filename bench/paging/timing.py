@@ -30,7 +30,8 @@ import numpy.typing as npt
 
 from bench.paging.record import Recorded
 from bench.paging.replay import reads
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.machine.limits import description
 from dsv4_mlx.model.tensors import Routed
 from dsv4_mlx.paging.policy import DuelPolicy

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from dsv4_mlx.engine import session_file as saved
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.engine.generate import generate
-from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import Dsv4Error
 from dsv4_mlx.machine.limits import memory_in_use

@@ -116,5 +116,5 @@ def _from_hub(
     with filling("downloading and converting", [target, source_folder(target)], exclude) as show:
         return convert_from_hub(
             source, target, recipe, delete=delete, resume=resume, revision=revision,
-            patience=Retry(tell=tell), progress=stages(show),
+            retry=Retry(tell=tell), progress=stages(show),
         )  # fmt: skip

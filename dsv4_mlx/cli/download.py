@@ -37,7 +37,7 @@ def download(
     from dsv4_mlx.hub.remote import Retry
 
     with filling("downloading", [target], exclude) as show:
-        source = run(repository, target, revision=revision, patience=Retry(tell=tell), progress=stages(show))
+        source = run(repository, target, revision=revision, retry=Retry(tell=tell), progress=stages(show))
     total = sum(header.size for header in source.shards.values())
     print(f"{len(source.shards)} files with {size(total)} of weights are in {target}")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dsv4_mlx.engine.constraint import Constraint
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import generate
-from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.tokenizer.markers import PlainText, Spelling
 from dsv4_mlx.tokenizer.output_parser import Piece

@@ -1,11 +1,11 @@
 """THE MAIN PATH: prompt -> tokens -> prefill -> decode -> text. Start reading here.
 
-    messages --Prompts.encode--> ids                                     chat/prompt.py
+    messages --Prompts.encode--> ids                                     tokenizer/template.py
         ids --session.prefill--> logits after the prompt  prefill        engine/session.py
      logits --Constraint.allow--> logits         where one is given      engine/constraint.py
      logits --sample--> id                                               engine/sampler.py
          id --session.advance--> logits                   decode         engine/session.py
-         id --Answer.push--> pieces of thinking and answer               chat/answer.py
+         id --Answer.push--> pieces of thinking and answer               tokenizer/output_parser.py
 
 `prefill` and `advance` run the same forward pass, model/transformer.py, over more rows or one.
 """
@@ -18,7 +18,8 @@ from typing import Any, Literal
 from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.decode import GenerationLimits, PrefillProgress, Sampled, ThinkingBudget, likelihood
 from dsv4_mlx.engine.engine import Engine
-from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
+from dsv4_mlx.engine.engine_options import SamplingOptions
+from dsv4_mlx.engine.sampler import Sampler
 from dsv4_mlx.engine.session import Session, TokenSequence
 from dsv4_mlx.tokenizer.output_parser import AnswerParser, Piece
 from dsv4_mlx.tokenizer.template import Think

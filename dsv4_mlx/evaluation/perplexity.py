@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.chunking import chunk_ends
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.session import check_logits
 from dsv4_mlx.errors import DoesNotFit, InputError, MachineError
 from dsv4_mlx.evaluation.intervals import (

@@ -1,6 +1,6 @@
 """The one thread that owns the engine. MLX's streams belong to a thread, so all of its work happens here.
 
-What the thread does with jobs is runner.py's; here is what other threads may call.
+What the thread does with jobs is scheduler.py's; here is what other threads may call.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Literal
 
 from dsv4_mlx.engine.session import check_tokens
 from dsv4_mlx.errors import DoesNotFit, UsageError
+from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.backend import Backend
 from dsv4_mlx.scheduler.linger import Linger
 from dsv4_mlx.scheduler.request import Emit, GenerationRequest, QueueFull, Reason, Unavailable
-from dsv4_mlx.scheduler.scheduler import Counts, RunningSequence, Scheduler, SchedulerOptions
+from dsv4_mlx.scheduler.scheduler import Counts, RunningSequence, Scheduler
 
 State = Literal["loading", "ready", "unhealthy", "closed"]
 STALLED = 120.0  # seconds without progress while jobs are active: then something hangs

@@ -1,4 +1,4 @@
-"""The live sessions. Used in the worker's thread only; what it decides is policy.py's."""
+"""The live sessions. Used in the worker's thread only; what it decides is session_policy.py's."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class Endpoint:
         turn = Exchange(counter, ask, job, wire, visit, send)
         try:
             ticket = counter.worker.submit(job, turn.feed.emit)
-        except Exception as error:  # what each kind means to a client: refusal.py
+        except Exception as error:  # what each kind means to a client: api_errors.py
             raise _told(error, counter) from None
         watch = asyncio.create_task(_watch(receive, turn.feed))
         try:

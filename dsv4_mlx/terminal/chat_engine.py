@@ -1,4 +1,4 @@
-"""What the chat asks of an engine. The real one is in cli/speaker.py; tests bring a scripted one."""
+"""What the chat asks of an engine. The real one is in cli/chat_engine.py; tests bring a scripted one."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 
 from dsv4_mlx.engine.complete import complete
 from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import answer, generate
-from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import DoesNotFit
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.tokenizer.markers import Spelling

@@ -20,7 +20,8 @@ from checkpoints import Checkpoints
 from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.cli.evaluate import _read
 from dsv4_mlx.convert.run import convert
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import DoesNotFit, InputError, MachineError
 from dsv4_mlx.evaluation.perplexity import Evaluation, evaluate
 from dsv4_mlx.evaluation.score import score

@@ -47,7 +47,7 @@ convert_from_hub(
     delete=True,
     resume=True,
     endpoint=sys.argv[1],
-    patience=Retry(first=0.1),
+    retry=Retry(first=0.1),
     progress=event,
 )
 print(left)

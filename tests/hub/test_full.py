@@ -69,17 +69,17 @@ def from_folder(hub: Hub, place: Path, resume: bool) -> object:
 
 
 def from_hub(hub: Hub, place: Path, resume: bool) -> object:
-    return convert_from_hub(REPOSITORY, place / "out", resume=resume, endpoint=hub.endpoint, patience=QUICK)
+    return convert_from_hub(REPOSITORY, place / "out", resume=resume, endpoint=hub.endpoint, retry=QUICK)
 
 
 def deleting(hub: Hub, place: Path, resume: bool) -> object:
     return convert_from_hub(
-        REPOSITORY, place / "out", resume=resume, delete=True, endpoint=hub.endpoint, patience=QUICK
+        REPOSITORY, place / "out", resume=resume, delete=True, endpoint=hub.endpoint, retry=QUICK
     )
 
 
 def only_download(hub: Hub, place: Path, resume: bool) -> object:
-    return download(REPOSITORY, place / "out", endpoint=hub.endpoint, patience=QUICK)
+    return download(REPOSITORY, place / "out", endpoint=hub.endpoint, retry=QUICK)
 
 
 JOBS: dict[str, Job] = {

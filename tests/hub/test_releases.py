@@ -43,9 +43,9 @@ def test_a_release(name: str, tmp_path: Path) -> None:
     official, target = tmp_path / "official", tmp_path / "out"
     write_checkpoint(official, make(), 3)
     with serving(Hub(official, redirect=True)) as hub:
-        download(REPOSITORY, tmp_path / "files", endpoint=hub.endpoint, patience=QUICK)
+        download(REPOSITORY, tmp_path / "files", endpoint=hub.endpoint, retry=QUICK)
         assert same(tmp_path / "files", official)
-        summary = convert_from_hub(REPOSITORY, target, delete=True, endpoint=hub.endpoint, patience=QUICK)
+        summary = convert_from_hub(REPOSITORY, target, delete=True, endpoint=hub.endpoint, retry=QUICK)
     report = verify(target, official)
     assert report.ok and report.lossless and summary.tensors > 0
     assert {f"mtp.{number}" for number in range(blocks)} <= read_manifest(target).experts.keys()
@@ -80,7 +80,7 @@ def test_a_shard_of_copies_only(delete: bool, tmp_path: Path) -> None:
     steps: list[DownloadStep] = []
     with serving(Hub(official)) as hub:
         summary = convert_from_hub(
-            REPOSITORY, target, delete=delete, endpoint=hub.endpoint, patience=QUICK, progress=steps.append
+            REPOSITORY, target, delete=delete, endpoint=hub.endpoint, retry=QUICK, progress=steps.append
         )
     done = [step.done for step in steps if step.stage == "downloading"]
     total = sum(path.stat().st_size for path in official.glob("*.safetensors"))

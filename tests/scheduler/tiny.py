@@ -10,14 +10,15 @@ from typing import Any, cast
 import numpy as np
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import generate, steps
-from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.backend import Progress, Run, session_limits, wanted
 from dsv4_mlx.scheduler.replay import ScriptedModel
 from dsv4_mlx.scheduler.request import Event, Finished, GenerationRequest, Prefill, Token
-from dsv4_mlx.scheduler.scheduler import RunningSequence, Scheduler, SchedulerOptions
+from dsv4_mlx.scheduler.scheduler import RunningSequence, Scheduler
 from dsv4_mlx.scheduler.session_policy import SessionLimits
 from dsv4_mlx.scheduler.session_pool import Reusable
 from dsv4_mlx.tokenizer.template import Prompts

@@ -11,8 +11,7 @@ import pytest
 
 from dsv4_mlx.cli.chat_engine import SessionChatEngine
 from dsv4_mlx.convert.run import convert
-from dsv4_mlx.engine.engine import EngineOptions
-from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.synthetic import small_config, write_checkpoint
 from dsv4_mlx.terminal.chat_engine import AnswerStopped, ChatMessage, ChatRequest, Kind
 from terminal.screens import CTRL_C, CTRL_D, Person
