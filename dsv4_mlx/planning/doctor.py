@@ -17,7 +17,6 @@ from dsv4_mlx.machine.limits import page_cache_share
 from dsv4_mlx.machine.macs import find_mac, highest_gpu_limit, page_cache_room
 from dsv4_mlx.machine.measure import copy_bandwidth, read_speed
 from dsv4_mlx.machine.units import size
-from dsv4_mlx.ops.kernels import ALL
 from dsv4_mlx.ops.selftest.choose import judged
 from dsv4_mlx.ops.selftest.supervisor import Progress
 from dsv4_mlx.ops.selftest.verdicts import CheckLimits, Metal, Verdict, this_metal
@@ -157,12 +156,11 @@ def examine(
     """
     metal, machine = metal or this_metal(), machine or this_machine()
     unchecked = []
-    names = [op.name for op in ALL] if kernels is None else list(kernels)
     found: list[Verdict] = []
     if metal is None:
         unchecked.append(NO_METAL)
     else:
-        found = judged(verdicts, metal, names, limits or CheckLimits(), progress, again=True)
+        found = judged(verdicts, metal, kernels, limits or CheckLimits(), progress, again=True)
     try:
         free = free_bytes(folder)
         read = read_speed(folder, measured)
