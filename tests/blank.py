@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from dsv4_mlx.checkpoint.inventory import Inventory, Weight, inventory
-from dsv4_mlx.checkpoint.manifest import OFFICIAL, ExpertTable, Manifest, TensorRecord, packed
+from dsv4_mlx.checkpoint.manifest import OFFICIAL, ExpertTable, Manifest, ManifestTensor, packed
 from dsv4_mlx.checkpoint.record import NATIVE, record_bytes, record_segments
 from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.config import ModelConfig, parse_config
@@ -127,6 +127,6 @@ def _as_published(config: ModelConfig, table: Inventory) -> Manifest:
     )
 
 
-def _record(weight: Weight) -> TensorRecord:
+def _record(weight: Weight) -> ManifestTensor:
     parts = {"weight": weight.name} | ({"scales": weight.scale_name} if weight.form == "fp8" else {})
-    return TensorRecord("", NATIVE[weight.form], weight.shape, parts, {})
+    return ManifestTensor("", NATIVE[weight.form], weight.shape, parts, {})
