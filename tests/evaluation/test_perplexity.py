@@ -97,7 +97,7 @@ def test_a_disk_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
     with pytest.raises(
-        MachineError, match=r"temporary file of 0\.00 GB can't be written: 0\.00 GB are missing"
+        MachineError, match=r"temporary file of [0-9.]+ [kM]?B can't be written: [0-9.]+ [kM]?B are missing"
     ):
         run(SHIPPED, None, 40)
 
