@@ -54,10 +54,10 @@ class ResidentExperts:
         self, records: mx.array, table: ExpertTable, dtype: mx.Dtype, product: ExpertProduct
     ) -> None:
         self.records, self._product = records, product
-        self._banks = expert_banks(records, table, dtype)
+        self.gate_up, self.down = expert_banks(records, table, dtype)
 
     def routed(self, chunks: Sequence[Routed]) -> list[mx.array]:
-        return [self._product(chunk, *self._banks) for chunk in chunks]
+        return [self._product(chunk, self.gate_up, self.down) for chunk in chunks]
 
 
 def expert_banks(records: mx.array, table: ExpertTable, dtype: mx.Dtype) -> tuple[Bank, Bank]:

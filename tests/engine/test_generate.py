@@ -164,6 +164,7 @@ def test_nothing_of_a_text_is_kept_back_and_no_marker_is_in_it(
 ) -> None:
     spelling = Spelling(checkpoints.converted("small"))
     (id,) = [spelling.id("<｜User｜>")] if token is None else spelling.encode(token)
+    assert id is not None
     options = SamplingOptions(temperature=0, logit_bias={id: 100.0}, stop_strings=stop)
     said = [piece.text for piece in complete(engine, engine.session(), "Once", options, max_tokens=3)]
     assert "".join(said) == expected
