@@ -234,10 +234,8 @@ def test_the_readme_says_of_each_mac_what_plan_says(memory: str, how: str, disk:
     assert (ways["native"]["fit"]["how"] == "too large") == ("`4bit` only" in how)
     assert (way["fit"]["how"] == "resident") == how.startswith("all experts")
     assert math.ceil(way["disk"]["kept"] / 1e9) == int(disk)
-    if share := re.match(r"(\d+)%", how):
-        assert abs(100 * way["fit"]["slots"] / 256 - int(share[1])) <= 4
-    else:
-        assert not 0.02 < way["fit"]["slots"] / 256 < 1
+    share = re.search(r"(\d+)%", how)
+    assert round(100 * way["fit"]["slots"] / 256) == (int(share[1]) if share else 100)
 
 
 def test_the_readme_is_short() -> None:
