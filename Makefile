@@ -7,12 +7,13 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 WHEEL = build/wheel
 
-.PHONY: help dev demo test test-long check wheel clean
+.PHONY: help dev demo test test-long check docs wheel clean
 
 help:
 	@echo "make demo        install into $(VENV) and run the main job on a small checkpoint"
 	@echo "make test        the test suite"
 	@echo "make test-long   the tests that take minutes; writes tests/LONG_RESULTS.md"
+	@echo "make docs        docs/commands.md and the outputs that documents show, anew"
 	@echo "make check       format, lint, types, import rules"
 	@echo "make clean       delete what the others made"
 
@@ -44,7 +45,10 @@ check: $(READY)
 	"$(BIN)/ruff" check .
 	"$(BIN)/mypy" -p dsv4_mlx
 	MYPYPATH=".:tests" "$(BIN)/mypy" --explicit-package-bases tests
-	"$(BIN)/python" -m pytest -q tests/test_architecture.py tests/test_sizes.py tests/test_docs.py tests/test_package.py
+	"$(BIN)/python" -m pytest -q tests/test_architecture.py tests/test_names.py tests/test_sizes.py tests/test_docs.py tests/test_package.py
+
+docs: $(READY)
+	"$(BIN)/python" tests/generated_docs.py
 
 wheel: $(READY)
 	@rm -rf $(WHEEL)

@@ -1,4 +1,4 @@
-"""What the engine thread adds to a token: jobs through serving.Worker beside a bare decode loop.
+"""What the engine thread adds to a token: requests through the engine thread beside a bare decode loop.
 
     python -m bench.serving_overhead [--tokens 3000] [--passes 7]
 

@@ -241,3 +241,22 @@ def test_table_finds_a_wrong_import(tmp_path: Path) -> None:
         "def f():\n    from dsv4_mlx import weights\n    import torch\n    import dsv4_mlx.cli.main\n"
     )
     assert imports(file) == {"dsv4_mlx.weights", "torch", "dsv4_mlx.cli.main"}
+
+
+def page() -> str:
+    return (ROOT / "docs" / "architecture.md").read_text("utf-8")
+
+
+def test_the_page_says_a_sentence_about_every_part_once() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \| (.+) \|$", page(), re.M)
+    assert sorted(name for name, _ in rows) == sorted(PARTS), "docs/architecture.md, Rooms: one row a part"
+    assert all(len(sentence) > 20 for _, sentence in rows)
+
+
+def test_the_page_draws_every_arrow_downwards() -> None:
+    drawing = next(block for block in re.findall(r"```\n(.*?)```", page(), re.S) if block.startswith("cli\n"))
+    floor = [(part, row) for row, line in enumerate(drawing.splitlines()) for part in line.split()]
+    assert sorted(part for part, _ in floor) == sorted(PARTS), "docs/architecture.md, the drawing"
+    row = dict(floor)
+    up = [f"{part} -> {below}" for part, all in PARTS.items() for below in all if row[below] <= row[part]]
+    assert not up, f"docs/architecture.md draws these beside or above: {up}"

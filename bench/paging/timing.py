@@ -36,7 +36,7 @@ from dsv4_mlx.model.tensors import Routed
 from dsv4_mlx.paging.policy import DuelPolicy
 from dsv4_mlx.paging.reading import RecordReader
 from dsv4_mlx.paging.stats import total
-from dsv4_mlx.planning.timeline import Costs, DiskSpeed, Need, token_seconds
+from dsv4_mlx.planning.speed import Costs, DiskSpeed, Need, token_seconds
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 from dsv4_mlx.weights.records import RecordMap
 

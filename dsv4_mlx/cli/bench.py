@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dsv4_mlx.cli.console import progress, size, table
+from dsv4_mlx.cli.console import progress, table
 from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.cli.ops_option import chosen
 from dsv4_mlx.cli.options import (
@@ -25,6 +25,7 @@ from dsv4_mlx.cli.options import (
     WireOption,
 )
 from dsv4_mlx.errors import InputError, MachineError, UsageError
+from dsv4_mlx.machine.units import size
 
 
 def bench(

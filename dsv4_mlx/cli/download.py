@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import Progress, size, tell
+from dsv4_mlx.cli.console import Progress, tell
 from dsv4_mlx.cli.disk_work import ExcludeOption, filling
+from dsv4_mlx.machine.units import size
 
 if TYPE_CHECKING:
     from dsv4_mlx.hub.download import DownloadStep

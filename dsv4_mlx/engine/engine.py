@@ -11,12 +11,13 @@ import mlx.core as mx
 
 from dsv4_mlx.checkpoint.manifest import Manifest
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.memory import largest_context, repeated_scales, state_bytes, workspace
+from dsv4_mlx.engine.memory import expert_room, largest_context, repeated_scales, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.engine.wiring import prepare
 from dsv4_mlx.errors import DoesNotFit, UsageError
 from dsv4_mlx.machine.limits import memory_limit, memory_pressure, page_cache_share
 from dsv4_mlx.machine.support import check_supported
+from dsv4_mlx.machine.units import size
 from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops.table import NUMERICS, REFERENCE, Ops
@@ -135,14 +136,12 @@ def fitting(
     need = least + workspace(least) + state_bytes(config, max(context, 1), element).session
     if context == 0 or need > limit:
         raise DoesNotFit(
-            f"the model needs {need / 1e9:.1f} GB with a context of {max(context, 1)} tokens, "
-            f"this machine allows {limit / 1e9:.1f} GB",
+            f"the model needs {size(need)} with a context of {max(context, 1)} tokens, "
+            f"this machine allows {size(limit)}",
             next="use a smaller --context or a machine with more memory",
         )
-    weights = min(limit, others + experts.bytes(experts.count))
-    state = state_bytes(config, context, element).session
-    room = limit - others - workspace(weights) - state
-    return context, choose(wanted, experts, max(room, limit - need + experts.bytes(1)), page_cache_share())
+    room = expert_room(config, others, limit, context, element)
+    return context, choose(wanted, experts, room, page_cache_share())
 
 
 def routed_experts(config: ModelConfig, manifest: Manifest) -> Experts:

@@ -1,4 +1,4 @@
-"""The demo model as a Mac would run it: bfloat16 activations, every kernel executed by the proof machine."""
+"""The demo model as a Mac would run it: bfloat16 activations, every kernel executed by the emulator."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.convert.verify import verify
 from dsv4_mlx.hub.download import DownloadStep, convert_from_hub, download, source_folder
-from dsv4_mlx.planning.candidates import ways_of
+from dsv4_mlx.planning.candidates import candidates_for
+from dsv4_mlx.planning.fit import MemoryBudget
 from dsv4_mlx.planning.plan import plan
 from dsv4_mlx.planning.speed import Speeds
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
@@ -51,10 +52,11 @@ def test_a_release(name: str, tmp_path: Path) -> None:
     assert summary.extra == tuple(f"mtp.{number}" for number in range(blocks))
     convert(tmp_path / "files", tmp_path / "again")
     assert same(target, tmp_path / "again")
-    ways, config = ways_of(official)
-    native = next(o for o in plan(ways, config, 1 << 36, 4, Speeds(), "here").options if o.name == "native")
+    ways, config = candidates_for(official)
+    options = plan(ways, config, MemoryBudget(1 << 36, 4), Speeds(), "here").options
+    native = next(option for option in options if option.name == "native")
     assert native.disk.kept == sum(path.stat().st_size for path in target.iterdir())
-    assert native.fit.how == "resident"
+    assert native.fit.placement == "resident"
 
 
 @pytest.mark.parametrize("delete", [False, True])

@@ -1,4 +1,4 @@
-"""The proof machine: executes, checks and parses Metal kernels on a Linux CPU. See README.md here."""
+"""The emulator: executes, checks and parses Metal kernels on a Linux CPU. See README.md here."""
 
 from metal_proof.arrays import Array, BFloat16, Dtype, from_mlx, to_mlx
 from metal_proof.build import BuildError, cache_folder

@@ -1,4 +1,4 @@
-"""Ways to break a kernel, one place at a time: the proof machine must notice every one of them.
+"""Ways to break a kernel, one place at a time: the emulator must notice every one of them.
 
 Each function yields mutants of a text (a body or a header). A mutant that could not be noticed, because the
 kernel is still right, would show that a barrier or a qualifier was not needed.

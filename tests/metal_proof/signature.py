@@ -1,7 +1,7 @@
 """The Metal source that `mx.fast.metal_kernel` would compile, character for character.
 
 MLX writes the function's signature itself, from the shapes and types of the call. The rules here are
-held to MLX's own output by a test, because everything the proof machine says about a kernel is said
+held to MLX's own output by a test, because everything the emulator says about a kernel is said
 about this text.
 """
 

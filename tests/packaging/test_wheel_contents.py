@@ -71,7 +71,7 @@ def test_wheel_says_what_it_needs(wheel: ZipFile) -> None:
     # An Intel Mac must be able to install it, to be told by it that it can't run.
     for name in ("mlx-lm", "deepseek-recipe"):
         assert any(key.startswith(name) and "arm64" in need for key, need in needs.items())
-    assert b"dsv4-mlx = dsv4_mlx.cli:main" in metadata(wheel, "entry_points.txt")
+    assert b"dsv4-mlx = dsv4_mlx.cli.main:main" in metadata(wheel, "entry_points.txt")
     assert b"Root-Is-Purelib: true" in metadata(wheel, "WHEEL")
 
 

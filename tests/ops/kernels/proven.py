@@ -1,4 +1,4 @@
-"""The launcher of machines without Metal: the proof machine executes every launch."""
+"""The launcher of machines without Metal: the emulator executes every launch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsv4_mlx.ops.kernels.launch import Launch
 class Proven:
     """Runs launches, with every access judged (`check`) or only executed, and may remember what they were.
 
-    A checked launch fails with everything the proof machine found.
+    A checked launch fails with everything the emulator found.
     """
 
     check: bool = True
@@ -48,7 +48,7 @@ class Proven:
 
 
 def machine_kernel(launch: Launch) -> proof.Kernel:
-    """A launch's kernel as the proof machine takes it."""
+    """A launch's kernel as the emulator takes it."""
     kernel = launch.kernel
     return proof.Kernel(kernel.name, kernel.source, kernel.header, kernel.inputs, kernel.outputs)
 

@@ -1,4 +1,4 @@
-"""Every kernel against its reference, on the proof machine: values, accesses, address spaces, bytes."""
+"""Every kernel against its reference, on the emulator: values, accesses, address spaces, bytes."""
 
 from __future__ import annotations
 

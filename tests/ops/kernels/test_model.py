@@ -1,4 +1,4 @@
-"""The whole model with every kernel executed by the proof machine, prefill and decode."""
+"""The whole model with every kernel executed by the emulator, prefill and decode."""
 
 from __future__ import annotations
 

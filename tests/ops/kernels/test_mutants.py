@@ -1,4 +1,4 @@
-"""Every kernel with something taken away: the proof machine must notice."""
+"""Every kernel with something taken away: the emulator must notice."""
 
 from __future__ import annotations
 

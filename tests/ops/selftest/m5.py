@@ -1,4 +1,4 @@
-"""An M5 for machines without one: MLX's float32 products there, kernels on the proof machine.
+"""An M5 for machines without one: MLX's float32 products there, kernels on the emulator.
 
 Named by `Metal.launcher` as "ops.selftest.m5:launch". Importing it changes MLX, in that process, for good.
 """

@@ -1,4 +1,4 @@
-"""A Metal for machines without one: launches go to the proof machine, and one kernel has a fault.
+"""A Metal for machines without one: launches go to the emulator, and one kernel has a fault.
 
 Named by `Metal.launcher` as "ops.selftest.scripted:FAULT"; the process that tries kernels imports it.
 """
