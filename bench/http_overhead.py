@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dsv4_mlx.engine.decode import Token
-from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.session import SessionRows
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.replay import ReplayBackend, ScriptedTurn

@@ -21,14 +21,14 @@ import numpy as np
 
 from dsv4_mlx.engine.chooser import GenerationLimits
 from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import run
-from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Logits, SessionRows
 from dsv4_mlx.errors import Progress
+from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.backend import Run, wanted
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.request import GenerationRequest
-from dsv4_mlx.scheduler.scheduler import SchedulerOptions
 from dsv4_mlx.scheduler.session_policy import SessionLimits
 from dsv4_mlx.tokenizer.template import Markers, Prompts
 

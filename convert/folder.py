@@ -22,7 +22,8 @@ from typing import Literal
 from dsv4_mlx.checkpoint.files import OutFile
 from dsv4_mlx.checkpoint.manifest import NAME as MANIFEST
 from dsv4_mlx.errors import DiskFull, InputError, MachineError
-from dsv4_mlx.machine.disks import MARK, volume_of
+from dsv4_mlx.machine.disks import MARK, free_bytes, volume_of
+from dsv4_mlx.machine.units import size
 
 LOCK = ".convert.lock"
 JOURNAL = ".convert.journal"
@@ -181,15 +182,6 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def free_bytes(target: Path) -> int:
-    """Free space where `target` is or will be."""
-    place = target
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    facts = os.statvfs(place)
-    return facts.f_bavail * facts.f_frsize
-
-
 def check_space(target: Path, needed: int) -> None:
     """Raises DiskFull if fewer than `needed` bytes are free."""
     free = free_bytes(target)
@@ -249,12 +241,3 @@ def writing(target: Path, left: Callable[[], int]) -> Iterator[None]:
         raise MachineError(
             f"the target can't be written to: {error.strerror or error}", where=target, next=RESUME
         ) from None
-
-
-def size(count: int) -> str:
-    """Bytes for a person: exact when small."""
-    if count < 10_000:
-        return f"{count} bytes"
-    if count < 10**6:
-        return f"{count / 1e3:.1f} kB"
-    return f"{count / 1e6:,.1f} MB" if count < 10**10 else f"{count / 1e9:,.1f} GB"

@@ -82,7 +82,9 @@ class Streamer:
                     land()
                 buffer = self._free.popleft()
                 read = self._readers.submit(self._read, step, buffer)
-                hashed = self._hashers.submit(self._hash, read, digests, None if step.alone else previous)
+                hashed = self._hashers.submit(
+                    self._hash, read, digests, None if step.own_digest else previous
+                )
                 written = self._writer.submit(self._write, read, out)
                 flying.append((buffer, hashed, written))
                 previous = hashed
@@ -108,22 +110,22 @@ class Streamer:
     ) -> float:
         if previous is not None:
             wait((previous,))
-        pieces = read.result()
+        slices = read.result()
         started = thread_time()
-        for piece in pieces:
-            for key, first, last in piece.digests:
+        for part in slices:
+            for key, first, last in part.digests:
                 if key not in digests:
                     digests[key] = hashlib.sha256()
-                digests[key].update(piece.data[first:last])
+                digests[key].update(part.data[first:last])
         return thread_time() - started
 
     def _write(self, read: Future[list[OutputSlice]], out: OutFile) -> int:
-        pieces = read.result()
+        slices = read.result()
         started = perf_counter()
         total = 0
-        for piece in pieces:
-            out.write(piece.data, piece.offset)
-            total += len(piece.data)
+        for part in slices:
+            out.write(part.data, part.offset)
+            total += len(part.data)
         self.write_seconds += perf_counter() - started
         return total
 

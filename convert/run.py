@@ -3,8 +3,8 @@
 open_source   headers, index, config           no weights are read, nothing is written
 match         every official tensor used once  or one error that lists all that is wrong
 make_plan     files, offsets, sizes             pure
-identify      which checkpoint this is          a second of sampling, see supply.py
-for file:     read -> expand or quantise -> hash, write      stream.py, bounded memory
+identify      which checkpoint this is          a second of sampling, see checkpoint/identity.py
+for file:     read -> expand or quantise -> hash, write      pipeline.py, bounded memory
               temporary name -> on disk -> final name -> journal
 manifest      last: its presence means "complete"
 """
@@ -61,7 +61,7 @@ def convert(
 
 
 def convert_from(
-    supply: ShardSource,
+    shards: ShardSource,
     target: Path,
     recipe: str = "native",
     *,
@@ -71,24 +71,24 @@ def convert_from(
 ) -> Summary:
     """As convert, from shards that may still be on their way."""
     started = time.monotonic()
-    official = supply.source
+    official = shards.source
     table = match(official)
     plan = make_plan(table, find_recipe(recipe), lambda weight: official.entry(weight.name).dtype)
-    task = Task(supply.facts["identity"], recipe)
+    task = Task(shards.facts["identity"], recipe)
 
     folder.check_sizes(target, {file.name: file.size for file in plan.files})
     folder.refuse_if_locked(target)
     _admit(target, plan, task, resume)
     effort = Effort()
     with folder.writing(target, lambda: plan.bytes - effort.kept_bytes - effort.finished_bytes):
-        state = _held(target, plan, supply, task, resume, progress, block, effort)
+        state = _held(target, plan, shards, task, resume, progress, block, effort)
     statuses: dict[str, Status] = {"new": "converted", "unfinished": "resumed"}
     status = statuses.get(state, "nothing to do")
     return summarise(status, plan, table, official, target, time.monotonic() - started, effort)
 
 
 def _held(
-    target: Path, plan: ConversionPlan, supply: ShardSource, task: Task, resume: bool,
+    target: Path, plan: ConversionPlan, shards: ShardSource, task: Task, resume: bool,
     progress: Progress | None, block: int, effort: Effort,
 ) -> folder.State:  # fmt: skip
     """All that happens while the target is ours; the state it was in. Raises OSError too."""
@@ -99,7 +99,7 @@ def _held(
             if state == "finished":
                 _tidy(target, plan)
             else:
-                _write_all(target, plan, supply, task, progress, block, effort)
+                _write_all(target, plan, shards, task, progress, block, effort)
     except BaseException:
         if made:
             with suppress(OSError):  # goes only if it is empty
@@ -131,26 +131,26 @@ def _admit(target: Path, plan: ConversionPlan, task: Task, resume: bool) -> fold
 
 
 def _write_all(
-    target: Path, plan: ConversionPlan, supply: ShardSource, task: Task,
+    target: Path, plan: ConversionPlan, shards: ShardSource, task: Task,
     progress: Progress | None, block: int, effort: Effort,
 ) -> None:  # fmt: skip
     """Everything from the first byte to the manifest. Bad input removes what was written."""
     try:
-        _write_files(target, plan, supply, task, progress, block, effort)
-        manifest = build_manifest(plan, supply.source, supply.facts, Journal(target).finished())
+        _write_files(target, plan, shards, task, progress, block, effort)
+        manifest = build_manifest(plan, shards.source, shards.facts, Journal(target).finished())
         with folder.finished_file(target / MANIFEST) as out:
             out.write(manifest.to_json().encode(), 0)
         _tidy(target, plan)
     except InputError:
-        _discard(target, plan, supply.source)
+        _discard(target, plan, shards.source)
         raise
 
 
 def _write_files(
-    target: Path, plan: ConversionPlan, supply: ShardSource, task: Task,
+    target: Path, plan: ConversionPlan, shards: ShardSource, task: Task,
     progress: Progress | None, block: int, effort: Effort,
 ) -> None:  # fmt: skip
-    journal, source = Journal(target), supply.source
+    journal, source = Journal(target), shards.source
     _tidy(target, plan, keep_journal=True)
     finished = journal.finished()
     kept = {file.name for file in plan.files if _complete(target, file, finished)}
@@ -167,14 +167,14 @@ def _write_files(
         if progress is not None:
             progress(effort.kept_bytes + effort.bytes, plan.bytes, file.name)
 
-    supply.begin(plan, kept)
-    with supply.reader() as reader, Streamer(reader, block) as streamer:
+    shards.begin(plan, kept)
+    with shards.reader() as reader, Streamer(reader, block) as streamer:
         for file in plan.files:
             if file.name not in kept:
                 digests = _write_file(target, file, source, streamer, advance)
                 journal.add(file.name, digests)
                 effort.finished_bytes += file.size
-                supply.finished(file.name)
+                shards.finished(file.name)
         reader.unchanged()
         effort.hash_seconds, effort.write_seconds = streamer.hash_seconds, streamer.write_seconds
 

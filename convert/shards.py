@@ -17,24 +17,25 @@ ADVICE = "check the disk and the file; an interrupted conversion continues with 
 class ShardSource(Protocol):
     """Shards, and what is told about them. `facts` are those of checkpoint.identity.identify."""
 
-    @property
-    def source(self) -> Source: ...
+    source: Source
 
     @property
     def facts(self) -> dict[str, Any]: ...
 
     def begin(self, plan: ConversionPlan, kept: Set[str]) -> None:
         """The files of `plan` will be made in this order, but for those in `kept`."""
+        return None
 
     def reader(self) -> SourceReader:
         """Reads shards; it may wait for one."""
 
     def finished(self, file: str) -> None:
         """That file of the plan is on disk for good."""
+        return None
 
 
-class LocalShards:
-    """A complete checkpoint."""
+class LocalShards(ShardSource):
+    """A complete checkpoint: nothing to do before or after a file."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -43,14 +44,8 @@ class LocalShards:
     def facts(self) -> dict[str, Any]:
         return identify(self.source)
 
-    def begin(self, plan: ConversionPlan, kept: Set[str]) -> None:
-        """Nothing to do: everything is there."""
-
     def reader(self) -> SourceReader:
         return SourceReader(self.source, ADVICE)
-
-    def finished(self, file: str) -> None:
-        """Nothing to do: everything stays."""
 
 
 def shards_of(file: FilePlan, source: Source) -> set[str]:

@@ -34,11 +34,11 @@ class OutputSlice:
 class ConversionStep(Protocol):
     """One step: reads at most a block, returns the target bytes that follow from it.
 
-    `alone` says that no other step shares a digest with it.
+    `own_digest`: no other step shares a digest with it.
     """
 
     @property
-    def alone(self) -> bool: ...
+    def own_digest(self) -> bool: ...
 
     def run(self, reader: SourceReader, buffer: memoryview) -> list[OutputSlice]: ...
 
@@ -110,22 +110,22 @@ class ZeroSpan:
 
 @dataclass(frozen=True)
 class CopyStep:
-    """Stretches that follow one another in the target from `offset` on."""
+    """Spans that follow one another in the target from `offset` on."""
 
     offset: int
-    stretches: tuple[Span, ...]
-    alone: bool = False
+    spans: tuple[Span, ...]
+    own_digest: bool = False
 
     def run(self, reader: SourceReader, buffer: memoryview) -> list[OutputSlice]:
         at = 0
         digests: list[tuple[str, int, int]] = []
-        for stretch in self.stretches:
-            stretch.fill(reader, buffer[at : at + stretch.bytes])
-            if digests and digests[-1][0] == stretch.key:
-                digests[-1] = (stretch.key, digests[-1][1], at + stretch.bytes)
+        for span in self.spans:
+            span.fill(reader, buffer[at : at + span.bytes])
+            if digests and digests[-1][0] == span.key:
+                digests[-1] = (span.key, digests[-1][1], at + span.bytes)
             else:
-                digests.append((stretch.key, at, at + stretch.bytes))
-            at += stretch.bytes
+                digests.append((span.key, at, at + span.bytes))
+            at += span.bytes
         return [OutputSlice(self.offset, buffer[:at], tuple(digests))]
 
 
@@ -136,7 +136,7 @@ class RowsStep:
     target: TargetTensor
     first: int
     last: int
-    alone: bool = False
+    own_digest: bool = False
 
     def run(self, reader: SourceReader, buffer: memoryview) -> list[OutputSlice]:
         weight = self.target.weight
@@ -145,9 +145,9 @@ class RowsStep:
         else:
             floats = values(reader, weight, self.first, self.last)
             parts = dict(zip(("weight", "scales", "biases"), affine4(floats), strict=True))
-        return self.pieces(parts, buffer)
+        return self.slices(parts, buffer)
 
-    def pieces(self, parts: dict[str, Bytes], buffer: memoryview) -> list[OutputSlice]:
+    def slices(self, parts: dict[str, Bytes], buffer: memoryview) -> list[OutputSlice]:
         """The parts' places in the file. They move to the buffer if they fit: it lies on a page boundary."""
         found: list[OutputSlice] = []
         at = 0
@@ -170,7 +170,7 @@ class QuantisedRecord:
     records: ExpertRecords
     number: int
     step: int
-    alone: bool = True
+    own_digest: bool = True
 
     def run(self, reader: SourceReader, buffer: memoryview) -> list[OutputSlice]:
         size = self.records.record_bytes
@@ -238,11 +238,11 @@ def _record_copies(records: ExpertRecords, source: Source, block: int) -> Iterat
     for first in range(0, len(records.experts), max(1, together)):
         offset = records.offset + first * records.record_bytes
         last = min(first + max(1, together), len(records.experts))
-        stretches = [s for number in range(first, last) for s in _record(records, number, source)]
+        spans = [s for number in range(first, last) for s in _record(records, number, source)]
         if together:
-            yield CopyStep(offset, tuple(stretches), alone=True)
+            yield CopyStep(offset, tuple(spans), own_digest=True)
         else:
-            yield from _copies(offset, iter(stretches), block)
+            yield from _copies(offset, iter(spans), block)
 
 
 def _record(records: ExpertRecords, number: int, source: Source) -> Iterator[Span]:
@@ -264,18 +264,18 @@ def _same(source: Source, tensor: str, key: str) -> CopiedSpan:
     return CopiedSpan(key, entry.end - entry.start, tensor, source.where[tensor], entry.start)
 
 
-def _copies(offset: int, stretches: Iterator[Span], block: int) -> Iterator[ConversionStep]:
-    """Pack consecutive stretches into copies of at most `block` bytes, cutting where needed."""
+def _copies(offset: int, spans: Iterator[Span], block: int) -> Iterator[ConversionStep]:
+    """Pack consecutive spans into copies of at most `block` bytes, cutting where needed."""
     held: list[Span] = []
     size = 0
-    for stretch in stretches:
-        while size + stretch.bytes > block:
-            head, stretch = stretch.cut(block - size)
+    for span in spans:
+        while size + span.bytes > block:
+            head, span = span.cut(block - size)
             yield CopyStep(offset, (*held, head) if head.bytes else tuple(held))
             offset += block
             held, size = [], 0
-        if stretch.bytes:
-            held.append(stretch)
-            size += stretch.bytes
+        if span.bytes:
+            held.append(span)
+            size += span.bytes
     if held:
         yield CopyStep(offset, tuple(held))

@@ -37,7 +37,7 @@ _SLOT = BLOCK + 4 * PAGE  # room for the bytes of one step and their places with
 
 
 @dataclass(frozen=True)
-class Pace:
+class ConversionThroughput:
     """`opening`: seconds until the first byte. `copied`, `quantised`: bytes written per second; None for what
     the checkpoint has not. `memory`: the most this process held, by recipe."""
 
@@ -58,19 +58,19 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Amounts:
+class BytesWritten:
     """Bytes that a plan writes, by what is done to them."""
 
     copied: int
     quantised: int
 
-    def seconds(self, pace: Pace) -> float:
-        """Of all of it, at that pace."""
-        slow = self.quantised / (pace.quantised or pace.copied)
-        return pace.opening + self.copied / pace.copied + slow
+    def seconds(self, throughput: ConversionThroughput) -> float:
+        """Of all of it, at that throughput."""
+        slow = self.quantised / (throughput.quantised or throughput.copied)
+        return throughput.opening + self.copied / throughput.copied + slow
 
 
-def amounts(plan: ConversionPlan) -> Amounts:
+def bytes_written(plan: ConversionPlan) -> BytesWritten:
     """Of all files."""
     quantised = 0
     for file in plan.files:
@@ -78,7 +78,7 @@ def amounts(plan: ConversionPlan) -> Amounts:
         quantised += sum(part.bytes for target in affine for part in target.parts.values())
         if file.records is not None and file.records.format == "affine4":
             quantised += len(file.records.experts) * file.records.record_bytes
-    return Amounts(plan.bytes - quantised, quantised)
+    return BytesWritten(plan.bytes - quantised, quantised)
 
 
 def rehearse(folder: Path, place: Path, seconds: float, recipe: str) -> Trial:
@@ -88,10 +88,10 @@ def rehearse(folder: Path, place: Path, seconds: float, recipe: str) -> Trial:
     `place`: the folder that gets the scratch file. Raises InputError, MachineError, OSError.
     """
     started = time.perf_counter()
-    supply = LocalShards(open_source(folder))
-    source = supply.source
+    shards = LocalShards(open_source(folder))
+    source = shards.source
     plan = make_plan(match(source), RECIPES[recipe], lambda w: source.entry(w.name).dtype)
-    _ = supply.facts
+    _ = shards.facts
     opening = time.perf_counter() - started
 
     copied = list(_steps(plan, source, lambda form: form != "affine4"))
@@ -161,8 +161,8 @@ class _Moved:
     base: int
 
     @property
-    def alone(self) -> bool:
-        return self.step.alone
+    def own_digest(self) -> bool:
+        return self.step.own_digest
 
     def run(self, reader: SourceReader, buffer: memoryview) -> list[OutputSlice]:
         at, moved = self.base, []

@@ -17,7 +17,8 @@ import pytest
 from checkpoints import Checkpoints
 from hypothesis import settings
 
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 
 # The same examples every run and no time limit per example: a failure is the code's, not the machine's.
 settings.register_profile("suite", derandomize=True, deadline=None, print_blob=True)

@@ -51,6 +51,17 @@ def test_start_up_is_light(module: str) -> None:
     assert not modules_after(f"import {module}") & set(HEAVY)
 
 
+def test_the_version_is_there_at_once() -> None:
+    """What takes a tenth of a second to import, and what no command needs before it runs, is not imported."""
+    slow = {*HEAVY, "logging", "urllib.request", "http", "ssl", "asyncio", "concurrent", "rich", "email"}
+    code = "import sys\nfrom dsv4_mlx.cli.main import run\nrun(['--version'])\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    version, modules = done.stdout.splitlines()
+    assert version == f"dsv4-mlx {dsv4_mlx.__version__}"
+    assert "dsv4_mlx.cli.main" in modules.split()
+    assert not set(modules.split()) & slow
+
+
 def test_model_needs_no_other_framework() -> None:
     loaded = modules_after("import dsv4_mlx.engine, dsv4_mlx.convert, dsv4_mlx.synthetic")
     assert not loaded & {"torch", "transformers", "mlx_lm", "huggingface_hub", "rich", "typer"}

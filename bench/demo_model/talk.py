@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from deepseek_recipe import Conversation
 
 from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import generate
-from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.tokenizer.output_parser import TextParser
 
 GREEDY = SamplingOptions(temperature=0.0)

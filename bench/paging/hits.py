@@ -19,7 +19,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from dsv4_mlx.engine.engine import Engine, EngineOptions, routed_experts
+from dsv4_mlx.engine.engine import Engine, routed_experts
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.ops.table import NUMERICS, REFERENCE
 from dsv4_mlx.paging.pager import Pager

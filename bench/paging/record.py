@@ -19,7 +19,8 @@ import numpy as np
 from bench.demo_model.dialogue import Renderer
 from bench.demo_model.tasks import KINDS
 from bench.paging.traces import Trace, save
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.model.tensors import ExpertSource, Routed
 
 CHECKPOINT = Path(__file__).parents[2] / "dsv4_mlx" / "demo"

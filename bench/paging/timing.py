@@ -30,13 +30,14 @@ import numpy.typing as npt
 
 from bench.paging.record import Recorded
 from bench.paging.replay import reads
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.machine.limits import description
 from dsv4_mlx.model.tensors import Routed
 from dsv4_mlx.paging.policy import DuelPolicy
 from dsv4_mlx.paging.reading import RecordReader
 from dsv4_mlx.paging.stats import total
-from dsv4_mlx.planning.timeline import Costs, DiskSpeed, Need, token_seconds
+from dsv4_mlx.planning.speed import Costs, DiskSpeed, Need, token_seconds
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 from dsv4_mlx.weights.records import RecordMap
 

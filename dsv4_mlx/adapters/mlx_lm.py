@@ -32,7 +32,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dsv4_mlx.checkpoint.inventory import inventory
 from dsv4_mlx.engine.chunking import EVERY
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import Dsv4Error, InputError, UsageError
 from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Transformer

@@ -33,13 +33,13 @@ class AnswerFormat(TypedDict):
 
 def rule_of(schema: Path | None, pattern: str | None) -> Json | Regex | None:
     """The rule that the two options make. Raises UsageError for both, InputError for a schema without use."""
-    from dsv4_mlx.grammar.grammars import check
-    from dsv4_mlx.grammar.rules import Json, Regex
-
     if schema is not None and pattern is not None:
         raise UsageError("--json-schema and --regex can't go together", next="give one of them")
     if schema is None and pattern is None:
         return None
+    from dsv4_mlx.grammar.grammars import check
+    from dsv4_mlx.grammar.rules import Json, Regex
+
     rule = Json(_text(schema)) if schema is not None else Regex(pattern or "")
     check(rule)  # a defect shows before a model is loaded
     return rule
@@ -47,11 +47,11 @@ def rule_of(schema: Path | None, pattern: str | None) -> Json | Regex | None:
 
 def form(engine: Engine, folder: Path, rule: Json | Regex | None, *, thinking: bool) -> AnswerFormat:
     """The constraint of one answer. Raises InputError for a rule that can't be enforced."""
+    if rule is None:
+        return {"constraint": None, "schema": None}
     from dsv4_mlx.grammar.grammars import Grammars
     from dsv4_mlx.grammar.rules import Json
 
-    if rule is None:
-        return {"constraint": None, "schema": None}
     grammars = Grammars(folder, engine.config.vocab_size, engine.prompts.markers)
     try:
         constraint = grammars.constraint(rule, thinking=thinking)

@@ -8,37 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from dsv4_mlx.cli.console import progress, size, table
+from dsv4_mlx.cli.console import progress, table
 from dsv4_mlx.cli.models import model_folder
-from dsv4_mlx.cli.ops_option import chosen
-from dsv4_mlx.cli.options import (
-    ExpertMemoryOption,
-    ExpertThreadsOption,
-    JsonOption,
-    ModelArgument,
-    NumericsMode,
-    NumericsOption,
-    OpsMode,
-    OpsOption,
-    VerifyReadsOption,
-    WireMode,
-    WireOption,
-)
+from dsv4_mlx.cli.option_groups import ENGINE, EngineArguments, grouped
+from dsv4_mlx.cli.options import JsonOption, ModelArgument
 from dsv4_mlx.errors import InputError, MachineError, UsageError
+from dsv4_mlx.machine.units import size
 
 
+@grouped
 def bench(
     model: ModelArgument,
+    *,
     context: Annotated[
         str, typer.Option("--context", metavar="N,N,...", help="Tokens in the context at each measurement.")
     ] = "512,4096",
     decode: Annotated[int, typer.Option("--decode", metavar="N", min=1, help="Tokens decoded at each.")] = 64,
-    numerics: NumericsOption = NumericsMode.OFFICIAL,
-    ops: OpsOption = OpsMode.AUTO,
-    expert_memory: ExpertMemoryOption = "auto",
-    expert_threads: ExpertThreadsOption = None,
-    verify_reads: VerifyReadsOption = False,
-    wire: WireOption = WireMode.AUTO,
+    engine: Annotated[EngineArguments, ENGINE.but("context")],
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw the speeds as well.")
     ] = None,
@@ -50,7 +36,7 @@ def bench(
 
     Example: dsv4-mlx bench ~/models/flash --context 512,4096,32768 --decode 64
     """
-    from dsv4_mlx.engine.engine import Engine, EngineOptions
+    from dsv4_mlx.engine.engine import Engine
     from dsv4_mlx.evaluation.throughput import check_plan, frontiers, report
 
     contexts = parse_contexts(context)
@@ -58,19 +44,11 @@ def bench(
     if plot is not None and not plot.absolute().parent.is_dir():
         raise InputError(f"there is no folder {str(plot.parent)!r} to draw in", where=plot)
     folder = model_folder(model)
-    options = EngineOptions(
-        context=contexts[-1] + decode,
-        numerics=numerics.value,
-        ops=chosen(ops),
-        expert_memory=expert_memory,
-        expert_threads=expert_threads,
-        verify_reads=verify_reads,
-        wire=wire.value,
-    )
+    options = engine.with_kernels(context=contexts[-1] + decode)
     with progress("loading") as loading:
-        engine = Engine.open(folder, options, loading)
+        opened = Engine.open(folder, options, loading)
     with progress("measuring", "passes") as show:
-        found = report(engine, folder, frontiers(engine, contexts, decode, progress=show), decode)
+        found = report(opened, folder, frontiers(opened, contexts, decode, progress=show), decode)
     if plot is not None:
         _draw(plot, found)
     if as_json:

@@ -7,30 +7,22 @@ from typing import Annotated
 import typer
 
 from dsv4_mlx.cli.models import model_folder
-from dsv4_mlx.cli.ops_option import chosen
+from dsv4_mlx.cli.option_groups import ENGINE, SAMPLING, EngineArguments, SeedOption, grouped
 from dsv4_mlx.cli.options import (
-    ContextOption,
-    ExpertMemoryOption,
-    ExpertThreadsOption,
+    THINK,
     MaxTokensOption,
     ModelArgument,
-    NumericsMode,
-    NumericsOption,
-    OpsMode,
-    OpsOption,
-    ThinkMode,
     ThinkOption,
-    VerifyReadsOption,
-    WireMode,
-    WireOption,
     data_folder,
     terminal_environment,
 )
-from dsv4_mlx.cli.sampling import MinPOption, SeedOption, TemperatureOption, TopKOption, TopPOption
+from dsv4_mlx.engine.engine_options import SamplingOptions
 
 
+@grouped
 def chat(
     model: ModelArgument = "",
+    *,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Ask this, answer and end.")
     ] = None,
@@ -42,20 +34,11 @@ def chat(
     plain: Annotated[
         bool, typer.Option("--plain", help="Lines of text only: for screen readers and simple terminals.")
     ] = False,
-    think: ThinkOption = ThinkMode.ON,
+    think: ThinkOption = THINK,
     max_tokens: MaxTokensOption = None,
-    temperature: TemperatureOption = 1.0,
-    top_p: TopPOption = 1.0,
-    top_k: TopKOption = 0,
-    min_p: MinPOption = 0.0,
+    sampling: Annotated[SamplingOptions, SAMPLING.only("temperature", "top_p", "top_k", "min_p")],
     seed: SeedOption = None,
-    context: ContextOption = None,
-    numerics: NumericsOption = NumericsMode.OFFICIAL,
-    ops: OpsOption = OpsMode.AUTO,
-    expert_memory: ExpertMemoryOption = "auto",
-    expert_threads: ExpertThreadsOption = None,
-    verify_reads: VerifyReadsOption = False,
-    wire: WireOption = WireMode.AUTO,
+    engine: Annotated[EngineArguments, ENGINE],
 ) -> None:
     """Talk with a model in the terminal; /help lists the commands. A pipe is one question.
 
@@ -69,32 +52,18 @@ def chat(
     asked = question(prompt) if prompt is not None or is_piped() else None
     folder = model_folder(model)
     from dsv4_mlx.cli.chat_engine import ThreadChatEngine
-    from dsv4_mlx.engine.engine import EngineOptions
     from dsv4_mlx.engine.info import check
-    from dsv4_mlx.engine.sampler import SamplingOptions
     from dsv4_mlx.engine.wiring import prepare
     from dsv4_mlx.scheduler.backend import ModelBackend
 
     check(folder)  # a model that is missing or unfinished is said before anything is drawn
-    prepare(wire.value)  # and what it has to warn of
+    options = engine.with_kernels()
+    prepare(options.wire)  # and what it has to warn of
 
-    opened = EngineOptions(
-        context=context,
-        numerics=numerics.value,
-        ops=chosen(ops),
-        expert_memory=expert_memory,
-        expert_threads=expert_threads,
-        verify_reads=verify_reads,
-        wire=wire.value,
+    chat_engine = ThreadChatEngine(
+        ModelBackend(folder, options), folder.name, sampling, max_tokens, data_folder() / "states"
     )
-    engine = ThreadChatEngine(
-        ModelBackend(folder, opened),
-        folder.name,
-        SamplingOptions(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p),
-        max_tokens,
-        data_folder() / "states",
-    )
-    options = ChatOptions(str(folder), system, think.value, seed, resume, write_crash_log)
-    code = talk(engine, data_folder(), options, terminal_environment(), question=asked, plain=plain)
+    start = ChatOptions(str(folder), system, think, seed, resume, write_crash_log)
+    code = talk(chat_engine, data_folder(), start, terminal_environment(), question=asked, plain=plain)
     if code:
         raise typer.Exit(code)

@@ -15,14 +15,14 @@ from typing import Protocol
 from dsv4_mlx.engine import session_file
 from dsv4_mlx.engine.decode import Event as EngineEvent
 from dsv4_mlx.engine.decode import Finished, PrefillProgress, Token
-from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import Dsv4Error
 from dsv4_mlx.machine.limits import memory_in_use
+from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.backend import Backend
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.request import GenerationRequest
-from dsv4_mlx.scheduler.scheduler import SchedulerOptions
 from dsv4_mlx.scheduler.session_pool import SessionPool
 from dsv4_mlx.terminal.chat_engine import (
     AnswerPiece,

@@ -12,17 +12,8 @@ import typer
 
 from dsv4_mlx.cli.console import Progress, progress, tell
 from dsv4_mlx.cli.models import model_folder, official_folder
-from dsv4_mlx.cli.options import (
-    ExpertMemoryOption,
-    ExpertThreadsOption,
-    JsonOption,
-    ModelArgument,
-    OpsMode,
-    OpsOption,
-    WireMode,
-    WireOption,
-    verdicts_file,
-)
+from dsv4_mlx.cli.option_groups import ENGINE, EngineArguments, grouped
+from dsv4_mlx.cli.options import JsonOption, ModelArgument, verdicts_file
 from dsv4_mlx.errors import InputError, MachineError
 
 if TYPE_CHECKING:
@@ -32,8 +23,10 @@ SHOWN = 20  # lines of a step that are printed; the report has them all
 _WORD = {True: "ok", False: "WRONG", None: "not asked"}
 
 
+@grouped
 def check(
     model: ModelArgument,
+    *,
     quick: Annotated[
         bool,
         typer.Option("--quick", help="A layer of each kind, needles in 4K tokens only, and no long answer."),
@@ -54,10 +47,7 @@ def check(
         Path | None,
         typer.Option("--report", metavar="FILE", help="Write the findings as JSON, for an issue."),
     ] = None,
-    expert_memory: ExpertMemoryOption = "auto",
-    expert_threads: ExpertThreadsOption = None,
-    wire: WireOption = WireMode.AUTO,
-    ops: OpsOption = OpsMode.AUTO,
+    engine: Annotated[EngineArguments, ENGINE.only("expert_memory", "expert_threads", "wire", "ops")],
     as_json: JsonOption = False,
 ) -> None:
     """Accept a model on this machine: files, numbers, kernels, every layer, cuts, needles, a long answer.
@@ -96,8 +86,8 @@ def check(
     folder = model_folder(model)
     source = None if against is None else official_folder(against)
     with bar("checking Metal kernels", "kernels") as show:
-        choice = choose(ops.value, verdicts_file(), progress=show)
-    wanted = AcceptanceOptions(quick, source, logprobs, expert_memory, expert_threads, wire=wire.value)
+        choice = choose(engine.ops, verdicts_file(), progress=show)
+    wanted = AcceptanceOptions(quick, source, logprobs, engine.options())
     found = accept(folder, AcceptanceTools(choice.ops, choice.verdicts), wanted, bar, keep)
     if not found.ok:
         names = ", ".join(wrong(found.steps))

@@ -11,8 +11,6 @@ import os
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,6 +246,9 @@ def connect(
 
 def ask_server(url: str, key: str | None) -> Server:
     """What runs at `url`. Raises UsageError, MachineError."""
+    import urllib.error
+    import urllib.request
+
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"--url is {url!r}, expected http://HOST:PORT")
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}

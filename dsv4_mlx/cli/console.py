@@ -16,6 +16,8 @@ from typing import Protocol
 
 from dsv4_mlx import __version__
 from dsv4_mlx.cli.options import cache_folder
+from dsv4_mlx.machine import units
+from dsv4_mlx.machine.units import duration, size
 
 _EVERY = 5.0  # seconds between lines when stderr is no terminal
 _WINDOW, _TICK = 30.0, 0.5  # seconds that a speed is taken over, and between two looks
@@ -102,26 +104,9 @@ def _amount(done: int, total: int, unit: str, rate: float | None) -> str:
     text = f"{size(done)} of {size(total)}" if unit == "bytes" else f"{done} of {total} {unit}"
     if rate is None or rate <= 0 or done > total:
         return text
-    speed = f"{size(rate)}/s" if unit == "bytes" else f"{rate:.1f}/s"
+    speed = units.speed(rate) if unit == "bytes" else f"{units.rate(rate)}/s"
     left = f", {duration((total - done) / rate)} left" if done < total else ""
     return f"{text}, {speed}{left}"
-
-
-def size(count: float) -> str:
-    """Bytes for people: decimal, as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
-
-
-def duration(seconds: float) -> str:
-    """A time for people, to two digits or so."""
-    if round(seconds) < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import progress, size, tell
+from dsv4_mlx.cli.console import progress, tell
 from dsv4_mlx.cli.disk_work import ExcludeOption, filling
 from dsv4_mlx.cli.download import RevisionOption, stages
 from dsv4_mlx.cli.models import official_folder, on_the_hub
 from dsv4_mlx.cli.options import JsonOption
 from dsv4_mlx.cli.verify import raise_if_damaged, show_report
 from dsv4_mlx.errors import UsageError
+from dsv4_mlx.machine.units import size
 
 if TYPE_CHECKING:
     from dsv4_mlx.convert.summary import Summary
@@ -115,5 +116,5 @@ def _from_hub(
     with filling("downloading and converting", [target, source_folder(target)], exclude) as show:
         return convert_from_hub(
             source, target, recipe, delete=delete, resume=resume, revision=revision,
-            patience=Retry(tell=tell), progress=stages(show),
+            retry=Retry(tell=tell), progress=stages(show),
         )  # fmt: skip

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shlex
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +15,8 @@ from typing import Annotated
 import typer
 
 from dsv4_mlx.cli.console import progress
-from dsv4_mlx.cli.ops_option import chosen
-from dsv4_mlx.cli.options import OpsMode, cache_folder
+from dsv4_mlx.cli.option_groups import trusted
+from dsv4_mlx.cli.options import cache_folder
 from dsv4_mlx.errors import InputError, MachineError
 
 PROMPT = "What is the sliding window?"
@@ -44,16 +47,16 @@ def demo(
 
     Example: dsv4-mlx demo --dir /tmp/dsv4-demo
     """
-    from dsv4_mlx.engine.engine import Engine, EngineOptions
+    from dsv4_mlx.engine.engine import Engine
+    from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
     from dsv4_mlx.engine.generate import answer
-    from dsv4_mlx.engine.sampler import SamplingOptions
     from dsv4_mlx.tokenizer.template import THINK
 
     built = build(folder if folder is not None else cache_folder() / "demo")
     note = "  (reused)" if built.reused else ""
     print(f"official checkpoint  {built.checkpoint}")
     print(f"converted model      {built.model}{note}")
-    ops = chosen(OpsMode.AUTO)
+    ops = trusted()
     with progress("loading") as loading:
         engine = Engine.open(built.model, EngineOptions(ops=ops), loading)
     print(f"\n{PROMPT}")
@@ -65,7 +68,22 @@ def demo(
         for kind, text in said.items():
             if text:
                 print(f"  {kind}: {text}")
-    print(f"\nnext: dsv4-mlx info {built.model}", flush=True)
+    model = "demo" if folder is None else shlex.quote(str(built.model))
+    print(f"\nnext: {program()} chat {model}", flush=True)
+
+
+def program() -> str:
+    """This command as it can be typed again: by its name where the shell finds it, else by its path.
+
+    `make demo` installs into an environment that nobody has activated.
+    """
+    name = "dsv4-mlx"
+    called = Path(sys.argv[0])
+    if called.name != name:
+        return f"{shlex.quote(sys.executable)} -m dsv4_mlx"
+    found = shutil.which(name)
+    same = found is not None and called.exists() and os.path.samefile(found, called)
+    return name if same else shlex.quote(str(called))
 
 
 def build(folder: Path) -> Demo:

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import Progress, progress, size, tell
+from dsv4_mlx.cli.console import Progress, progress, tell
+from dsv4_mlx.machine.units import speed
 
 MEASURED = 64 << 20  # bytes written and read to measure a disk
 
@@ -53,10 +54,10 @@ def name_disk(folder: Path) -> None:
     from dsv4_mlx.machine.measure import read_speed
 
     try:
-        speed = read_speed(existing(folder), MEASURED)
+        found = read_speed(existing(folder), MEASURED)
     except OSError:
-        speed = None
-    reads = f"read at {size(speed)}/s" if speed is not None else "read speed not measured"
+        found = None
+    reads = f"read at {speed(found)}" if found is not None else "read speed not measured"
     tell(f"{folder} is on {volume.describe()}: {reads}")
     tell(f"  {volume.warning()}" if volume.warning() else "")
 

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import progress, size, table
+from dsv4_mlx.cli.console import progress, table
 from dsv4_mlx.cli.options import JsonOption, cache_folder, verdicts_file
+from dsv4_mlx.machine.units import size, speed
 
 if TYPE_CHECKING:
     from dsv4_mlx.ops.selftest.verdicts import Verdict
     from dsv4_mlx.planning.doctor import Examination
     from dsv4_mlx.planning.fit import Fit
+    from dsv4_mlx.planning.speed import Prediction
 
 
 def doctor(
@@ -30,10 +32,10 @@ def doctor(
     Example: dsv4-mlx doctor --dir /Volumes/Models
     """
     from dsv4_mlx.machine.limits import memory_limit
-    from dsv4_mlx.planning.candidates import flash
+    from dsv4_mlx.planning.candidates import converted_flash
     from dsv4_mlx.planning.doctor import examine
 
-    models, config = flash()
+    models, config = converted_flash()
     with progress("checking kernels", "kernels", quiet=as_json) as show:
         found = examine(
             folder or cache_folder(), verdicts_file(), models, config, memory_limit(), progress=show
@@ -58,8 +60,9 @@ def show_examination(found: Examination) -> None:
     print(f"system  {m.system}, MLX {m.mlx}, Python {m.python}")
     print(f"product MLX_ENABLE_TF32={found.tf32}: {_products(found.tf32)}")
     device = "GPU" if m.metal else "CPU"
-    print(f"copy    {size(found.copy)}/s read and written by the {device}")
-    read = f"read at {size(found.read)}/s" if found.read is not None else "read speed not measured"
+    published = "" if found.published is None else f"; {speed(found.published)} published of this memory"
+    print(f"copy    {speed(found.copy)} read and written by the {device}{published}")
+    read = f"read at {speed(found.read)}" if found.read is not None else "read speed not measured"
     print(f"disk    {size(found.free)} free, {read} ({found.folder})")
     if found.kernels:
         table(
@@ -68,7 +71,11 @@ def show_examination(found: Examination) -> None:
             [_kernel(v) for v in found.kernels],
         )
     title = f"V4-Flash in {size(found.limit)}"
-    table(title, ("recipe", "on disk", "runs", "needs at least", "context"), [_fit(f) for f in found.fits])
+    table(
+        title,
+        ("recipe", "on disk", "runs", "needs at least", "context", "tokens/s predicted, not calibrated yet"),
+        [_fit(f, p) for f, p in zip(found.fits, found.predictions, strict=True)],
+    )
     for sentence in found.unchecked:
         print(f"not checked: {sentence}")
     for sentence in found.advice:
@@ -87,14 +94,15 @@ def _products(setting: str) -> str:
 def _kernel(verdict: Verdict) -> tuple[str, ...]:
     if verdict.seconds is None or verdict.reference_seconds is None or verdict.bytes is None:
         return verdict.kernel, verdict.sentence(), "", "", ""
-    speed = f"{size(verdict.bytes / verdict.seconds)}/s"
+    moved = speed(verdict.bytes / verdict.seconds)
     times = f"{verdict.seconds * 1e6:.0f} us", f"{verdict.reference_seconds * 1e6:.0f} us"
-    return verdict.kernel, verdict.sentence(), *times, speed
+    return verdict.kernel, verdict.sentence(), *times, moved
 
 
-def _fit(fit: Fit) -> tuple[str, ...]:
-    how = fit.how
-    if fit.how == "paged":
-        how = f"paged, {fit.slots} experts of each layer in memory"
+def _fit(fit: Fit, prediction: Prediction | None) -> tuple[str, ...]:
+    runs: str = fit.placement
+    if fit.placement == "paged":
+        runs = f"paged, {fit.slots} experts of each layer in memory"
     context = f"{fit.context:,}" if fit.context else ""
-    return fit.name, size(fit.bytes), how, size(fit.need), context
+    speeds = "-" if prediction is None else prediction.describe()
+    return fit.name, size(fit.bytes), runs, size(fit.need), context, speeds

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import Progress, size, tell
+from dsv4_mlx.cli.console import Progress, tell
 from dsv4_mlx.cli.disk_work import ExcludeOption, filling
+from dsv4_mlx.machine.units import size
 
 if TYPE_CHECKING:
     from dsv4_mlx.hub.download import DownloadStep
@@ -36,7 +37,7 @@ def download(
     from dsv4_mlx.hub.remote import Retry
 
     with filling("downloading", [target], exclude) as show:
-        source = run(repository, target, revision=revision, patience=Retry(tell=tell), progress=stages(show))
+        source = run(repository, target, revision=revision, retry=Retry(tell=tell), progress=stages(show))
     total = sum(header.size for header in source.shards.values())
     print(f"{len(source.shards)} files with {size(total)} of weights are in {target}")
 

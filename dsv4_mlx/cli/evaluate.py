@@ -13,19 +13,8 @@ import typer
 
 from dsv4_mlx.cli.console import progress, table
 from dsv4_mlx.cli.models import model_folder
-from dsv4_mlx.cli.ops_option import chosen
-from dsv4_mlx.cli.options import (
-    ExpertMemoryOption,
-    ExpertThreadsOption,
-    JsonOption,
-    ModelArgument,
-    NumericsMode,
-    NumericsOption,
-    OpsMode,
-    OpsOption,
-    WireMode,
-    WireOption,
-)
+from dsv4_mlx.cli.option_groups import ENGINE, EngineArguments, grouped
+from dsv4_mlx.cli.options import JsonOption, ModelArgument
 from dsv4_mlx.errors import InputError, MachineError
 
 if TYPE_CHECKING:
@@ -35,8 +24,10 @@ if TYPE_CHECKING:
 BYTES = 128  # of a text that are read for each token wanted: no token of the vocabulary is longer
 
 
+@grouped
 def evaluate(
     model: ModelArgument,
+    *,
     text: Annotated[Path, typer.Option("--text", metavar="FILE", help="What is to be predicted, UTF-8.")],
     reference: Annotated[
         str | None,
@@ -45,11 +36,7 @@ def evaluate(
     tokens: Annotated[
         int, typer.Option("--tokens", metavar="N", min=3, help="Use the text's first N tokens.")
     ] = 4096,
-    numerics: NumericsOption = NumericsMode.OFFICIAL,
-    ops: OpsOption = OpsMode.AUTO,
-    expert_memory: ExpertMemoryOption = "auto",
-    expert_threads: ExpertThreadsOption = None,
-    wire: WireOption = WireMode.AUTO,
+    engine: Annotated[EngineArguments, ENGINE.but("context", "verify_reads")],
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw perplexity by context as well.")
     ] = None,
@@ -61,7 +48,6 @@ def evaluate(
 
     Example: dsv4-mlx eval ~/models/flash-4bit --reference ~/models/flash --text book.txt
     """
-    from dsv4_mlx.engine.engine import EngineOptions
     from dsv4_mlx.evaluation.perplexity import evaluate as run
 
     content = _read(text, BYTES * tokens)
@@ -69,13 +55,7 @@ def evaluate(
         raise InputError(f"there is no folder {str(plot.parent)!r} to draw in", where=plot)
     folder = model_folder(model)
     other = None if reference is None else model_folder(reference)
-    options = EngineOptions(
-        numerics=numerics.value,
-        ops=chosen(ops),
-        expert_memory=expert_memory,
-        expert_threads=expert_threads,
-        wire=wire.value,
-    )
+    options = engine.with_kernels()
     with progress("tokens", "tokens", quiet=as_json) as show:
         found = run(folder, content, tokens, options, other, show)
     if as_json:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
-from dsv4_mlx.cli.console import size, table
+from dsv4_mlx.cli.console import table
 from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
+from dsv4_mlx.machine.units import size
 
 
 def info(model: ModelArgument, as_json: JsonOption = False) -> None:
@@ -21,7 +21,7 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
     folder = model_folder(model)
     found = facts(folder)
     here = fit_here(folder)
-    found["here"] = asdict(here)
+    found["here"] = here.to_json()
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -47,7 +47,7 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
     runs = (
         f"{here.slots} of {shape['experts']} experts of each layer in memory" if here.slots else "too large"
     )
-    print(f"here: {here.how}, {runs}, context {here.context:,}")
+    print(f"here: {here.placement}, {runs}, context {here.context:,}")
     print(
         f"rows are {found['row_format']} here; "
         f"the state grows by {found['bytes_per_token']:.0f} bytes a token"

@@ -12,48 +12,32 @@ import typer
 
 from dsv4_mlx.cli.console import progress, tell
 from dsv4_mlx.cli.models import model_folder
-from dsv4_mlx.cli.ops_option import chosen
-from dsv4_mlx.cli.options import (
-    ContextOption,
-    ExpertMemoryOption,
-    ExpertThreadsOption,
-    ModelArgument,
-    NumericsMode,
-    NumericsOption,
-    OpsMode,
-    OpsOption,
-    VerifyReadsOption,
-    WireMode,
-    WireOption,
-)
+from dsv4_mlx.cli.option_groups import ENGINE, EngineArguments, grouped
+from dsv4_mlx.cli.options import ModelArgument
 from dsv4_mlx.errors import InputError, MachineError
 
 
+@grouped
 def logits(
     model: ModelArgument,
+    *,
     tokens: Annotated[
         Path, typer.Option("--tokens", metavar="FILE.json", help="An array of arrays of token ids.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE.npz", help="Where to write the logits.")],
-    numerics: NumericsOption = NumericsMode.OFFICIAL,
     chunk: Annotated[
         int | None, typer.Option("--chunk", metavar="N", min=1, help="Cut the prefill at N, 2N, ... instead.")
     ] = None,
     decode: Annotated[
         int, typer.Option("--decode", metavar="N", min=0, help="Feed the last N tokens one by one.")
     ] = 0,
-    context: ContextOption = None,
-    ops: OpsOption = OpsMode.AUTO,
-    expert_memory: ExpertMemoryOption = "auto",
-    expert_threads: ExpertThreadsOption = None,
-    verify_reads: VerifyReadsOption = False,
-    wire: WireOption = WireMode.AUTO,
+    engine: Annotated[EngineArguments, ENGINE],
 ) -> None:
     """Write the float32 logits after every token of every prompt: arrays `0`, `1`, ... [tokens, vocabulary].
 
     Example: dsv4-mlx logits demo --tokens prompts.json --out logits.npz --numerics exact --chunk 128
     """
-    from dsv4_mlx.engine.engine import Engine, EngineOptions
+    from dsv4_mlx.engine.engine import Engine
     from dsv4_mlx.evaluation.score import score
 
     prompts = read_prompts(tokens)
@@ -66,22 +50,14 @@ def logits(
     if out.exists() and out.samefile(tokens):
         raise InputError("--out is the file of the tokens", where=out, next="give another name")
     folder = model_folder(model)
-    options = EngineOptions(
-        context=context,
-        numerics=numerics.value,
-        ops=chosen(ops),
-        expert_memory=expert_memory,
-        expert_threads=expert_threads,
-        verify_reads=verify_reads,
-        wire=wire.value,
-    )
+    options = engine.with_kernels()
     with progress("loading") as loading:
-        engine = Engine.open(folder, options, loading)
-    tell(engine.expert_memory)
+        opened = Engine.open(folder, options, loading)
+    tell(opened.expert_memory)
     arrays = {}
     with progress("prompts", "prompts") as show:
         for i, prompt in enumerate(prompts):
-            arrays[str(i)] = score(engine, prompt, chunk=chunk, decode=decode)
+            arrays[str(i)] = score(opened, prompt, chunk=chunk, decode=decode)
             show(i + 1, len(prompts))
     write(out, arrays)
     print(f"{len(prompts)} prompts, {sum(map(len, prompts))} tokens -> {out}", file=sys.stderr)

@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.machine.support import mac_caches
+from dsv4_mlx.server.options import ServerOptions
+
+Think = Literal["off", "on", "max"]
 
 LONGEST_KEY = 4096  # characters
-
-
-class ThinkMode(StrEnum):
-    OFF = "off"
-    ON = "on"
-    MAX = "max"
-
-
-class NumericsMode(StrEnum):
-    OFFICIAL = "official"
-    EXACT = "exact"
-
-
-class OpsMode(StrEnum):
-    AUTO = "auto"
-    REFERENCE = "reference"
-
-
-class WireMode(StrEnum):
-    AUTO = "auto"
-    OFF = "off"
 
 
 ModelArgument = Annotated[
@@ -45,23 +26,8 @@ ModelArgument = Annotated[
         help="A converted or official folder, a Hub id already downloaded, or `demo`. Default: $DSV4_MODEL.",
     ),
 ]
-ContextOption = Annotated[
-    int | None,
-    typer.Option("--context", metavar="N", help="Tokens of context. Default: what fits, at most 131072."),
-]
-NumericsOption = Annotated[
-    NumericsMode,
-    typer.Option(
-        "--numerics", help="official: simulate the cache rounding the model was trained with; exact: float32."
-    ),
-]
-OpsOption = Annotated[
-    OpsMode,
-    typer.Option(
-        "--ops", help="auto: Metal kernels that proved themselves on this Mac; reference: none of them."
-    ),
-]
-ThinkOption = Annotated[ThinkMode, typer.Option("--think", help="Think before answering, or think a lot.")]
+THINK: Think = ServerOptions.think
+ThinkOption = Annotated[Think, typer.Option("--think", help="Think before answering, or think a lot.")]
 MaxTokensOption = Annotated[
     int | None,
     typer.Option("--max-tokens", metavar="N", min=1, help="Stop after N tokens. Default: the context."),
@@ -81,31 +47,6 @@ ApiKeyFileOption = Annotated[
     Path | None,
     typer.Option(
         "--api-key-file", metavar="FILE", help="A file that holds the key; counts before --api-key."
-    ),
-]
-ExpertMemoryOption = Annotated[
-    str,
-    typer.Option(
-        "--expert-memory",
-        metavar="auto|SIZE|N%|Nx",
-        help="Memory for routed experts: 24GB, 25%, or 6x for 6 slots per layer. The rest is read from disk "
-        "when needed; answers don't change.",
-    ),
-]
-ExpertThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--expert-threads", metavar="N", min=1, max=64, help="Threads that read experts. Default: measured."
-    ),
-]
-VerifyReadsOption = Annotated[
-    bool, typer.Option("--verify-reads", help="Check the SHA-256 of every expert that is read.")
-]
-WireOption = Annotated[
-    WireMode,
-    typer.Option(
-        "--wire",
-        help="auto: the system may not page the model out, unless that ended badly last time; off: it may.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]

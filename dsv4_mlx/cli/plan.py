@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import duration, size, table, tell
+from dsv4_mlx.cli.console import table, tell
 from dsv4_mlx.cli.disk_work import existing, name_disk
 from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.cli.options import JsonOption
 from dsv4_mlx.errors import InputError, UsageError
+from dsv4_mlx.machine.units import duration, parse_memory, parse_speed, rate, size
 
 if TYPE_CHECKING:
-    from dsv4_mlx.convert.trial import Pace
+    from dsv4_mlx.convert.trial import ConversionThroughput
     from dsv4_mlx.planning.plan import ModelPlan, Option
     from dsv4_mlx.planning.speed import Speeds
-
-UNITS = {"MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": 1 << 30, "TB": 10**12, "TIB": 1 << 40}
+SPEEDS = ("tokens/s predicted", "at most", "prompt tokens/s predicted")
 
 
 def plan(
@@ -54,62 +54,67 @@ def plan(
 
     Example: dsv4-mlx plan --for 64GB --bandwidth 400GB --disk 5GB
     """
-    from dsv4_mlx.planning.candidates import ways_of
+    from dsv4_mlx.planning.candidates import candidates_for
+    from dsv4_mlx.planning.fit import budget_here, budget_of_mac
     from dsv4_mlx.planning.plan import plan as make
-    from dsv4_mlx.planning.speed import Speeds, default_gpu_limit, this_machine
+    from dsv4_mlx.planning.plan import with_more_memory
+    from dsv4_mlx.planning.speed import Speeds, measured_speeds
 
     folder = model_folder(model) if model else None
-    ways, config = ways_of(folder)
-    speeds = Speeds(*(_bytes(text, name) for text, name in zip(
+    ways, config = candidates_for(folder)
+    speeds = Speeds(*(_speed(text, name) for text, name in zip(
         (bandwidth, disk, network), ("--bandwidth", "--disk", "--network"), strict=True)))  # fmt: skip
-    pace: Pace | str = "for another machine"
+    throughput: ConversionThroughput | str = "for another machine"
     if memory is None:
         here = existing(Path(place).expanduser())
         if not here.is_dir():
             raise InputError(f"{here} is a file", next="give a folder as --dir")
         name_disk(here)
-        limit, element, speeds = this_machine(speeds, here)
-        pace = _pace(folder, here) if ways[0].shards else "nothing is converted"
+        budget, speeds, more = budget_here(), measured_speeds(speeds, here), []
+        throughput = _throughput(folder, here) if ways[0].shards else "nothing is converted"
     else:
-        # Memory is sold in binary units: a Mac of 64 GB has 64 GiB.
-        binary = re.sub(r"(?i)(?<=[MGT])B", "iB", memory)
-        limit, element = default_gpu_limit(int(_bytes(binary, "--for") or 0)), 2
-    known = None if isinstance(pace, str) else pace
-    found = make(
-        ways, config, limit, element, speeds, str(folder or ""), pace=known, place=place.rstrip("/") or "/"
-    )
+        installed = parse_memory(memory)
+        if not installed:
+            raise UsageError(f"--for is {memory!r}, expected a Mac's memory such as 64GB")
+        budget = budget_of_mac(installed)
+        more = with_more_memory(ways, config, installed, budget)
+    known = None if isinstance(throughput, str) else throughput
+    place = place.rstrip("/") or "/"
+    found = make(ways, config, budget, speeds, str(folder or ""), throughput=known, place=place)
     if as_json:
-        facts = {"calibration": pace if known is None else asdict(known)}
+        facts = {"calibration": throughput if known is None else asdict(known)}
         print(json.dumps(found.to_json() | facts, indent=1))
     else:
-        show(found, speeds, pace)
+        show(found, speeds, throughput, more)
 
 
-def _pace(folder: Path | None, here: Path) -> Pace | str:
-    from dsv4_mlx.planning.rehearsal import SECONDS, pace_here
+def _throughput(folder: Path | None, here: Path) -> ConversionThroughput | str:
+    from dsv4_mlx.planning.rehearsal import SECONDS, throughput_here
 
     what = "pieces of this checkpoint" if folder is not None else "a made-up piece of V4-Flash"
     tell(f"converting {what} for {SECONDS:.0f} s in {here}; they are deleted")
-    return pace_here(folder, here, program="dsv4_mlx.cli.main")
+    return throughput_here(folder, here, program="dsv4_mlx.cli.main")
 
 
-def _bytes(text: str | None, name: str) -> float | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]I?B)(?:/S)?", text.strip().upper())
-    if found is None or found[2] not in UNITS or float(found[1]) == 0:
-        raise UsageError(f"{name} is {text!r}, expected a size such as 64GB or 16GiB")
-    return float(found[1]) * UNITS[found[2]]
+def _speed(text: str | None, option: str) -> float | None:
+    found = None if text is None else parse_speed(text)
+    if text is not None and not found:
+        raise UsageError(f"{option} is {text!r}, expected a speed such as 5GB/s or 100Mbit/s")
+    return found
 
 
-def show(found: ModelPlan, speeds: Speeds, pace: Pace | str) -> None:
-    """For people, on stdout."""
+def show(
+    found: ModelPlan, speeds: Speeds, throughput: ConversionThroughput | str, more: Sequence[str] = ()
+) -> None:
+    """For people, on stdout. `more`: sentences about what would run better."""
     print(f"for {size(found.limit)} that a model may use")
+    for sentence in more:
+        print(sentence)
     table(
         "how each runs",
-        ("stored as", "weights", "runs", "context", "tokens/s at most (predicted)"),
+        ("stored as", "weights", "runs", "context", *SPEEDS),
         [
-            (o.name, size(o.disk.kept), _runs(o), f"{o.fit.context:,}" if o.fit.context else "-", _rate(o))
+            (o.name, size(o.disk.kept), _runs(o), f"{o.fit.context:,}" if o.fit.context else "-", *_rates(o))
             for o in found.options
         ],
     )
@@ -128,10 +133,12 @@ def show(found: ModelPlan, speeds: Speeds, pace: Pace | str) -> None:
             ("stored as", "takes", "memory at most"),
             [(o.name, duration(making.seconds), size(making.memory)) for o, making in made],
         )
-    elif isinstance(pace, str):
-        print(f"no time of converting is predicted: {pace}")
+    elif isinstance(throughput, str):
+        print(f"no time of converting is predicted: {throughput}")
     if speeds.memory is None:
         print("no speed is predicted: give --bandwidth and --disk")
+    else:
+        print("speeds are predicted and not calibrated yet: nothing was run")
     for option in found.options:
         if option.name == found.best:
             if option.download_seconds:
@@ -145,13 +152,10 @@ def show(found: ModelPlan, speeds: Speeds, pace: Pace | str) -> None:
 
 
 def _runs(option: Option) -> str:
-    if option.fit.how == "paged":
-        return f"paged, {option.fit.slots} experts a layer"
-    return option.fit.how if option.fit.how == "resident" else f"no: needs {size(option.fit.need)}"
+    fit = option.fit
+    return f"no: needs {size(fit.need)}" if fit.placement == "too large" else fit.describe()
 
 
-def _rate(option: Option) -> str:
+def _rates(option: Option) -> tuple[str, ...]:
     p = option.prediction
-    if p is None or p.low is None or p.high is None:
-        return "-"
-    return f"{p.high:.1f}" if p.low == p.high else f"{p.low:.1f} to {p.high:.1f}"
+    return ("-", "-", "-") if p is None else (p.describe(), rate(p.bound), rate(p.prefill))

@@ -3,54 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dsv4_mlx.cli.models import model_folder
-from dsv4_mlx.cli.ops_option import chosen
+from dsv4_mlx.cli.option_groups import ENGINE, ContextOption, EngineArguments, grouped
 from dsv4_mlx.cli.options import (
+    THINK,
     ApiKeyFileOption,
     ApiKeyOption,
-    ContextOption,
-    ExpertMemoryOption,
-    ExpertThreadsOption,
     ModelArgument,
-    NumericsMode,
-    NumericsOption,
-    OpsMode,
-    OpsOption,
-    ThinkMode,
     ThinkOption,
-    VerifyReadsOption,
-    WireMode,
-    WireOption,
     api_key_from,
 )
+from dsv4_mlx.scheduler.admission import SchedulerOptions
+from dsv4_mlx.server.options import ServerOptions
 
 if TYPE_CHECKING:
-    from dsv4_mlx.engine.engine import EngineOptions
+    import logging
+
     from dsv4_mlx.scheduler.engine_thread import EngineThread
-    from dsv4_mlx.scheduler.scheduler import SchedulerOptions
-    from dsv4_mlx.server.options import ServerOptions
-
-
-class SamplingMode(StrEnum):
-    CLIENT = "client"
-    DEEPSEEK = "deepseek"
 
 
 HostOption = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")]
 PortOption = Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="0: any free one.")]
 SamplingOption = Annotated[
-    SamplingMode,
+    Literal["client", "deepseek"],
     typer.Option(
         "--sampling", help="client: its values count; deepseek: not while thinking (temperature 1, top-p 1)."
     ),
@@ -85,46 +68,32 @@ ReplayOption = Annotated[
 ]
 
 
+@grouped
 def serve(
     model: ModelArgument = "",
-    host: HostOption = "127.0.0.1",
-    port: PortOption = 8080,
+    *,
+    host: HostOption = ServerOptions.host,
+    port: PortOption = ServerOptions.port,
     context: ContextOption = None,
-    think: ThinkOption = ThinkMode.ON,
-    sampling: SamplingOption = SamplingMode.CLIENT,
+    think: ThinkOption = THINK,
+    sampling: SamplingOption = ServerOptions.sampling,
     api_key: ApiKeyOption = None,
     api_key_file: ApiKeyFileOption = None,
-    allow_unauthenticated: OpenOption = False,
+    allow_unauthenticated: OpenOption = ServerOptions.allow_unauthenticated,
     allowed_host: AllowedHostOption = None,
     cors: CorsOption = None,
-    max_active: ActiveOption = 4,
-    max_queue: QueueOption = 16,
-    strict_model: StrictOption = False,
-    raw_special_tokens: RawOption = False,
+    max_active: ActiveOption = SchedulerOptions.active,
+    max_queue: QueueOption = SchedulerOptions.waiting,
+    strict_model: StrictOption = ServerOptions.strict_model,
+    raw_special_tokens: RawOption = ServerOptions.raw_special_tokens,
     replay: ReplayOption = None,
-    numerics: NumericsOption = NumericsMode.OFFICIAL,
-    ops: OpsOption = OpsMode.AUTO,
-    expert_memory: ExpertMemoryOption = "auto",
-    expert_threads: ExpertThreadsOption = None,
-    verify_reads: VerifyReadsOption = False,
-    wire: WireOption = WireMode.AUTO,
+    engine: Annotated[EngineArguments, ENGINE.but("context")],
 ) -> None:
     """Serve a model to editors and agents: OpenAI's and Anthropic's protocols on this machine.
 
     Example: dsv4-mlx serve ~/models/flash
     """
-    from dsv4_mlx.engine.engine import EngineOptions
-    from dsv4_mlx.scheduler.scheduler import SchedulerOptions
-    from dsv4_mlx.server.options import ServerOptions
 
-    engine = EngineOptions(
-        context=context,
-        numerics=numerics.value,
-        expert_memory=expert_memory,
-        expert_threads=expert_threads,
-        verify_reads=verify_reads,
-        wire=wire.value,
-    )
     options = ServerOptions(
         host=host,
         port=port,
@@ -132,25 +101,27 @@ def serve(
         allow_unauthenticated=allow_unauthenticated,
         allowed_hosts=tuple(allowed_host or ()),
         allowed_origins=tuple(cors or ()),
-        sampling=sampling.value,
-        think=think.value,
+        sampling=sampling,
+        think=think,
         strict_model=strict_model,
         raw_special_tokens=raw_special_tokens,
     )
     limits = SchedulerOptions(active=max_active, waiting=max_queue)
-    code = _serve(model, engine, ops, options, limits, replay)
+    code = _serve(model, engine, context, options, limits, replay)
     if code:
         raise typer.Exit(code)
 
 
 def _serve(
     model: str,
-    engine: EngineOptions,
-    ops: OpsMode,
+    engine: EngineArguments,
+    context: int | None,
     options: ServerOptions,
     limits: SchedulerOptions,
     replay: Path | None,
 ) -> int:
+    from concurrent.futures import ThreadPoolExecutor
+
     from dsv4_mlx.cli.console import write_crash_log
     from dsv4_mlx.cli.demo import MODEL_ID as DEMO
     from dsv4_mlx.machine.awake import Awake
@@ -172,12 +143,12 @@ def _serve(
     most = options.limits.connections
     allowed = connections(most, len(list(folder.glob("*.safetensors"))), SPARE)
     options = dataclasses.replace(options, limits=dataclasses.replace(options.limits, connections=allowed))
-    memory = engine.expert_memory if turns is None else None
-    facts = model_facts(folder, name, options, engine.context, memory)
+    memory = engine.options().expert_memory if turns is None else None
+    facts = model_facts(folder, name, options, context, memory)
     sockets = listen(options)  # before anything is loaded: a busy port is said at once
     backend: Backend
     if turns is None:
-        opened = dataclasses.replace(engine, context=facts.context, ops=chosen(ops, plain=True))
+        opened = engine.with_kernels(plain=True, context=facts.context)
         backend = ModelBackend(folder, opened)
     else:
         backend = ReplayBackend(folder, turns, facts.context)
@@ -196,6 +167,8 @@ def _serve(
 
 
 def _log() -> logging.Logger:
+    import logging
+
     log = logging.getLogger("dsv4_mlx.server")
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

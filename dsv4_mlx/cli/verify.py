@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv4_mlx.cli.console import progress, size, table
+from dsv4_mlx.cli.console import progress, table
 from dsv4_mlx.cli.models import model_folder, official_folder
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
 from dsv4_mlx.errors import InputError
+from dsv4_mlx.machine.units import size
 
 if TYPE_CHECKING:
     from dsv4_mlx.convert.verify import Report

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dsv4_mlx.engine.constraint import Constraint
-from dsv4_mlx.engine.sampler import Floats, Sampler, SamplingOptions
+from dsv4_mlx.engine.engine_options import SamplingOptions
+from dsv4_mlx.engine.sampler import Floats, Sampler
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.tokenizer.template import Markers
 

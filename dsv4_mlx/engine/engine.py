@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import mlx.core as mx
 
 from dsv4_mlx.checkpoint.manifest import Manifest
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.memory import largest_context, repeated_scales, state_bytes, workspace
+from dsv4_mlx.engine.engine_options import EngineOptions
+from dsv4_mlx.engine.memory import expert_room, largest_context, repeated_scales, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.engine.wiring import prepare
 from dsv4_mlx.errors import DoesNotFit, Progress, UsageError
 from dsv4_mlx.machine.limits import memory_limit, memory_pressure, page_cache_share
 from dsv4_mlx.machine.support import check_supported
+from dsv4_mlx.machine.units import size
 from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.ops.table import NUMERICS, REFERENCE, Ops
+from dsv4_mlx.ops.table import NUMERICS
 from dsv4_mlx.paging.pager import Pager
 from dsv4_mlx.paging.sizing import ExpertMemory, Experts, choose, parse
 from dsv4_mlx.tokenizer.template import Prompts
 from dsv4_mlx.weights.load import activation_dtype, find_model, open_model
 
 CACHE_LIMIT = 256 << 20  # freed buffers MLX may keep for reuse: enough for a step, too little to grow
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How to open a model. context None: the largest that fits, at most 131072."""
-
-    context: int | None = None
-    numerics: Literal["official", "exact"] = "official"
-    ops: Ops = (
-        REFERENCE  # `dsv4_mlx.ops.selftest.choose` finds the fastest that this machine can be trusted with
-    )
-    expert_memory: str = "auto"  # as `--expert-memory`: paging/sizing.py
-    expert_threads: int | None = None  # that read experts; None: as many as a short measurement finds best
-    verify_reads: bool = False  # compare every expert that is read with its SHA-256
-    wire: Literal["auto", "off"] = "auto"  # on a Mac, whether the model's memory may not be paged out
 
 
 class Engine:
@@ -132,14 +117,12 @@ def fitting(
     need = least + workspace(least) + state_bytes(config, max(context, 1), element).session
     if context == 0 or need > limit:
         raise DoesNotFit(
-            f"the model needs {need / 1e9:.1f} GB with a context of {max(context, 1)} tokens, "
-            f"this machine allows {limit / 1e9:.1f} GB",
+            f"the model needs {size(need)} with a context of {max(context, 1)} tokens, "
+            f"this machine allows {size(limit)}",
             next="use a smaller --context or a machine with more memory",
         )
-    weights = min(limit, others + experts.bytes(experts.count))
-    state = state_bytes(config, context, element).session
-    room = limit - others - workspace(weights) - state
-    return context, choose(wanted, experts, max(room, limit - need + experts.bytes(1)), page_cache_share())
+    room = expert_room(config, others, limit, context, element)
+    return context, choose(wanted, experts, room, page_cache_share())
 
 
 def routed_experts(config: ModelConfig, manifest: Manifest) -> Experts:

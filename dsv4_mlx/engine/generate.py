@@ -22,7 +22,7 @@ from dsv4_mlx.engine.chooser import Chooser, GenerationLimits
 from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.decode import Drawn, Ended, Event, Finished, PrefillProgress, Rows, Token, decode
 from dsv4_mlx.engine.engine import Engine
-from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.session import Session, SessionRows, TokenSequence, check_prompt, room_for_answer
 from dsv4_mlx.tokenizer.output_parser import Piece, TextParser
 from dsv4_mlx.tokenizer.template import Think

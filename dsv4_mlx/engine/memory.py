@@ -10,6 +10,7 @@ from dsv4_mlx.model.state import GROWTH, SLACK
 
 DEFAULT_CONTEXT = 131_072
 DRAFT = "draft block (MTP)"
+_LEAST_WORKSPACE, _MOST_WORKSPACE = 512 << 20, 4 << 30
 RESTART_POINTS = 12  # snapshots that a session keeps to go back to; 18 MB each at full size
 _COMPONENTS = (
     ("embedding", ("embed.",)),
@@ -53,7 +54,17 @@ def state_bytes(config: ModelConfig, tokens: int, element: int, growth: int = GR
 
 def workspace(weights: int) -> int:
     """Estimated bytes for the activations of a 512-row chunk, MLX's buffer cache and the program."""
-    return min(4 << 30, (512 << 20) + weights // 8)
+    return min(_MOST_WORKSPACE, _LEAST_WORKSPACE + weights // 8)
+
+
+def expert_room(config: ModelConfig, others: int, limit: int, context: int, element: int) -> int:
+    """Bytes that are left for routed experts in `limit` bytes beside `others`, all other weights, the
+    workspace of both, and a session of `context` tokens. Negative if not even the others fit."""
+    free = limit - state_bytes(config, context, element).session
+    eighths, rest = divmod(
+        free - _LEAST_WORKSPACE, 9
+    )  # the most w with w + w // 8 <= free - _LEAST_WORKSPACE
+    return max(free - _MOST_WORKSPACE, 8 * eighths + min(rest, 7)) - others
 
 
 def largest_context(config: ModelConfig, weights: int, limit: int, element: int) -> int:

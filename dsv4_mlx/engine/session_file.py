@@ -19,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from dsv4_mlx.checkpoint.manifest import Manifest
-from dsv4_mlx.engine.engine import EngineOptions
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.session import Session, common_prefix
 from dsv4_mlx.machine import mlx_switches
 from dsv4_mlx.model.state import ModelState, Ring, RowBuffer

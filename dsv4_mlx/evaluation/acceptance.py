@@ -6,14 +6,15 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import mlx.core as mx
 
 from dsv4_mlx.checkpoint.manifest import OFFICIAL
-from dsv4_mlx.engine.engine import Engine, EngineOptions, fitting
+from dsv4_mlx.engine.engine import Engine, fitting
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import DoesNotFit, Dsv4Error, ModelOutputError, Progress, UsageError
 from dsv4_mlx.evaluation import logprobs
 from dsv4_mlx.evaluation.file_checks import files, numbers
@@ -41,9 +42,7 @@ class AcceptanceOptions:
     quick: bool = False
     against: Path | None = None
     logprobs: Path | None = None
-    expert_memory: str = "auto"
-    expert_threads: int | None = None
-    wire: Literal["auto", "off"] = "auto"
+    engine: EngineOptions = field(default_factory=EngineOptions)
     lengths: tuple[int, ...] = LENGTHS
     tokens: int = TOKENS
 
@@ -93,10 +92,12 @@ def accept(
             "--against is for a converted folder, and this is an official one", next="leave it out"
         )
     with suppress(DoesNotFit):  # a wrong option is said at once; what doesn't fit still has files and layers
-        fitting(stored.config, stored.manifest, None, wanted.expert_memory)
+        fitting(stored.config, stored.manifest, None, wanted.engine.expert_memory)
     known = () if wanted.logprobs is None else logprobs.read(wanted.logprobs, stored.config.vocab_size)
     watched = _Watched(bar)
-    found = Acceptance((), made_with(stored, tools.ops.name, wanted.expert_memory), wanted.quick, "not begun")
+    found = Acceptance(
+        (), made_with(stored, tools.ops.name, wanted.engine.expert_memory), wanted.quick, "not begun"
+    )
     begin = time.perf_counter()
     try:
         for step in _steps(stored, tools, wanted, known, watched):
@@ -177,13 +178,7 @@ def _open(
     """The caller must have let go of the engine before: two of them don't fit."""
     gc.collect()  # a paged model holds itself in a circle
     mx.clear_cache()
-    options = EngineOptions(
-        numerics=numerics,
-        ops=tools.ops,
-        expert_memory=wanted.expert_memory,
-        expert_threads=wanted.expert_threads,
-        wire=wanted.wire,
-    )
+    options = replace(wanted.engine, numerics=numerics, ops=tools.ops)
     with bar("loading", "bytes") as show:
         return Engine.open(stored.folder, options, show)
 

@@ -12,12 +12,14 @@ import mlx.core as mx
 import numpy as np
 
 from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.memory import state_bytes
-from dsv4_mlx.engine.sampler import Sampler, SamplingOptions
+from dsv4_mlx.engine.sampler import Sampler
 from dsv4_mlx.engine.session import Logits, Session
 from dsv4_mlx.evaluation.needles import too_short
 from dsv4_mlx.evaluation.report import AcceptanceStep, Bar
 from dsv4_mlx.evaluation.score import score
+from dsv4_mlx.machine.units import rate, size
 
 CUT_TOKENS = 300
 CHUNKS = (97, 256)
@@ -92,8 +94,7 @@ def long_answer(engine: Engine, count: int, bar: Bar) -> AcceptanceStep:
         "scored_again": len(kept), "error": float(np.median(errors)), "same_best_token": same,
     }  # fmt: skip
     told = [
-        f"{count:,} tokens, {count / seconds:.1f} a second; memory beyond the rows grew by "
-        f"{grown / 1e6:.1f} MB",
+        f"{count:,} tokens, {rate(count / seconds)} a second; memory beyond the rows grew by {size(grown)}",
         f"a prefill differs by {figures['error']:.2g} standard deviations, best token the same at {same:.0%}",
     ]
     if beyond:

@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass
 
 from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import answer
-from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.evaluation import words
 from dsv4_mlx.evaluation.report import AcceptanceStep, Bar
 from dsv4_mlx.tokenizer.template import Prompts

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.chunking import chunk_ends
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.session import check_logits
 from dsv4_mlx.errors import DoesNotFit, InputError, MachineError, Progress
 from dsv4_mlx.evaluation.intervals import (
@@ -30,6 +31,7 @@ from dsv4_mlx.evaluation.intervals import (
     perplexities,
 )
 from dsv4_mlx.machine.limits import description
+from dsv4_mlx.machine.units import size
 from dsv4_mlx.tokenizer.template import Prompts
 from dsv4_mlx.weights.load import find_model
 
@@ -92,7 +94,7 @@ class _Kept:
         self.bytes = 4 * tokens * vocabulary
         free = shutil.disk_usage(folder).free
         if free < self.bytes:
-            raise self._full(f"{(self.bytes - free) / 1e9:.2f} GB are missing")
+            raise self._full(f"{size(self.bytes - free)} are missing")
 
     def write(self, rows: Rows) -> None:
         try:
@@ -108,7 +110,7 @@ class _Kept:
 
     def _full(self, why: str) -> MachineError:
         return MachineError(
-            f"the temporary file of {self.bytes / 1e9:.2f} GB can't be written: {why}",
+            f"the temporary file of {size(self.bytes)} can't be written: {why}",
             where=self._folder,
             next="use fewer --tokens, or set TMPDIR to a folder on a disk with room",
         )

@@ -1,8 +1,8 @@
 """The official checkpoint from the Hub: looked at first, fetched shard by shard, converted while it comes.
 
-look      the list of files, their sizes and digests, at one commit     remote.py
-outline   every shard's header and samples, by small reads              outline.py
-fetch     a file, resumed, checked against its digest                   fetch.py
-download  all of them into a folder                                     download.py
-convert   download of shard n+1 beside conversion of shard n            supply.py, download.py
+remote.py      the list of files, their sizes and digests, at one commit; trying again
+headers.py     every shard's header and samples, by small reads
+fetch.py       a file, resumed, checked against its digest
+prefetch.py    download of shard n+1 beside conversion of shard n
+download.py    the two jobs: all files into a folder, or a conversion fed by them
 """

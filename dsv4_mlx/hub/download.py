@@ -59,7 +59,7 @@ def download(
     *,
     revision: str | None = None,
     endpoint: str | None = None,
-    patience: Retry | None = None,
+    retry: Retry | None = None,
     progress: Progress | None = None,
 ) -> Source:
     """Fill `folder` with the official checkpoint; what is there and right is kept.
@@ -67,7 +67,7 @@ def download(
     Raises InputError for what is not a checkpoint this program runs, before any shard is fetched, and for
     bytes that are not those the Hub lists; MachineError for network and disk.
     """
-    remote = look(repository, revision, endpoint=endpoint, patience=patience)
+    remote = look(repository, revision, endpoint=endpoint, retry=retry)
     check_sizes(folder, {name: file.bytes for name, file in remote.files.items()})
     fetcher = _fetcher(remote, folder, progress)
 
@@ -75,11 +75,11 @@ def download(
         return sum(fetcher.missing(name) for name in remote.files if name.endswith(SHARDS))
 
     with _room(folder, left, "the same command continues where it stopped"), _ours(folder):
-        outline = _outlined(fetcher, progress)
+        official = _headers(fetcher, progress)
         check_space(folder, left())
-        for shard in outline.source.shards:
+        for shard in official.source.shards:
             fetcher.fetch(shard)
-    return outline.source
+    return official.source
 
 
 def convert_from_hub(
@@ -91,7 +91,7 @@ def convert_from_hub(
     resume: bool = False,
     revision: str | None = None,
     endpoint: str | None = None,
-    patience: Retry | None = None,
+    retry: Retry | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Download and convert side by side. The official files come to `source_folder(target)`.
@@ -106,19 +106,19 @@ def convert_from_hub(
         raise InputError(
             "the target is not empty", where=target, next="continue with --resume, or give another"
         )
-    remote = look(repository, revision, endpoint=endpoint, patience=patience)
+    remote = look(repository, revision, endpoint=endpoint, retry=retry)
     check_sizes(folder, {name: file.bytes for name, file in remote.files.items()})
     fetcher = _fetcher(remote, folder, progress)
     needed = _Needed(fetcher, target, delete)
     with _room(target, needed, RESUME), _ours(folder):
-        outline = _outlined(fetcher, progress)
-        source = outline.source
+        official = _headers(fetcher, progress)
+        source = official.source
         needed.plan = make_plan(match(source), find_recipe(recipe), lambda w: source.entry(w.name).dtype)
         if state_of(target) != "finished":
             check_space(target, needed())
-        with PrefetchingShards(outline, fetcher, delete=delete) as supply:
+        with PrefetchingShards(official, fetcher, delete=delete) as shards:
             summary = convert_from(
-                supply,
+                shards,
                 target,
                 recipe,
                 resume=resume,
@@ -207,15 +207,15 @@ def _fetcher(remote: Remote, folder: Path, progress: Progress | None) -> Fetcher
     return fetcher
 
 
-def _outlined(fetcher: Fetcher, progress: Progress | None) -> RemoteCheckpoint:
+def _headers(fetcher: Fetcher, progress: Progress | None) -> RemoteCheckpoint:
     remote, folder = fetcher.remote, fetcher.folder
     _same_commit(folder, remote.commit)
     texts(fetcher)
     ModelConfig.read(folder)  # another model is refused before its shards are looked at
     looking = None if progress is None else lambda done, total: progress(DownloadStep("looking", done, total))
-    outline = RemoteCheckpoint(remote, folder, looking)
-    match(outline.source)
-    return outline
+    official = RemoteCheckpoint(remote, folder, looking)
+    match(official.source)
+    return official
 
 
 def _same_commit(folder: Path, commit: str) -> None:

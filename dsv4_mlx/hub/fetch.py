@@ -104,7 +104,7 @@ class Fetcher:
             self.advance(size - counted)
             counted = size
 
-        self.remote.patience.over(
+        self.remote.retry.call(
             f"{file.name} of {self.remote.repository}",
             lambda: self._go_on(file, part, reached),
             lambda: counted,

@@ -9,7 +9,6 @@ from typing import Any
 
 from dsv4_mlx.checkpoint.files import InFile
 from dsv4_mlx.checkpoint.reader import SourceReader
-from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.convert.conversion_plan import ConversionPlan
 from dsv4_mlx.convert.shards import ADVICE, shards_of
 from dsv4_mlx.hub.fetch import Fetcher
@@ -17,17 +16,18 @@ from dsv4_mlx.hub.headers import RemoteCheckpoint
 from dsv4_mlx.hub.remote import FetchStopped
 
 OPEN = 2  # with `delete`: shards on disk at once, the one being converted and the one being fetched
-_PATIENCE = 3.0  # seconds for the download to see that it is to stop; a stalled connection may not let it
+_GRACE = 3.0  # seconds for the download to see that it is to stop; a stalled connection may not let it
 
 
 class PrefetchingShards:
-    """A convert.supply.Supply, to be used as a context manager.
+    """A ShardSource, to be used as a context manager.
 
     delete: a shard goes when all of it is converted.
     """
 
-    def __init__(self, outline: RemoteCheckpoint, fetcher: Fetcher, *, delete: bool) -> None:
-        self.outline, self.fetcher, self.delete = outline, fetcher, delete
+    def __init__(self, official: RemoteCheckpoint, fetcher: Fetcher, *, delete: bool) -> None:
+        self.official, self.fetcher, self.delete = official, fetcher, delete
+        self.source = official.source
         self._users: dict[str, set[str]] = {}  # shard -> files of the plan that are still to be made from it
         self._order: list[str] = []
         self._ready: set[str] = set()
@@ -44,15 +44,11 @@ class PrefetchingShards:
     def __exit__(self, *_: object) -> None:
         self.cancel()
         if self._thread is not None:
-            self._thread.join(_PATIENCE)
-
-    @property
-    def source(self) -> Source:
-        return self.outline.source
+            self._thread.join(_GRACE)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        return self.outline.facts
+        return self.official.facts
 
     def begin(self, plan: ConversionPlan, kept: Set[str]) -> None:
         used = {shard for file in plan.files for shard in shards_of(file, self.source)}
@@ -132,16 +128,16 @@ class PrefetchingShards:
 
 
 class _Waiting(SourceReader):
-    def __init__(self, supply: PrefetchingShards) -> None:
-        super().__init__(supply.source, ADVICE)
-        self._supply = supply
+    def __init__(self, shards: PrefetchingShards) -> None:
+        super().__init__(shards.source, ADVICE)
+        self._shards = shards
 
     def opened(self, file: str) -> InFile:
-        self._supply.wait(file)
+        self._shards.wait(file)
         return super().opened(file)
 
     def cancel(self) -> None:
-        self._supply.cancel()
+        self._shards.cancel()
 
     def release(self, file: str) -> None:
         """Close a shard that is not read again."""

@@ -46,7 +46,7 @@ class Retry:
     longest: float = 60.0
     tell: Callable[[str], None] = lambda line: None
 
-    def over(
+    def call(
         self,
         what: str,
         work: Callable[[], T],
@@ -147,10 +147,10 @@ class Remote:
         commit: str,
         files: dict[str, RemoteFile],
         endpoint: str | None,
-        patience: Retry,
+        retry: Retry,
     ) -> None:
         self.repository, self.commit, self.files = repository, commit, files
-        self.endpoint, self.patience = endpoint, patience
+        self.endpoint, self.retry = endpoint, retry
         self.stop = Event()
         self._places: dict[str, str] = {}
         self._lock = Lock()
@@ -165,7 +165,7 @@ class Remote:
                 raise OSError(f"{len(found)} bytes came, {count} were asked for")
             return found
 
-        return self.patience.over(f"{name} of {self.repository}", work, stop=self.stop)
+        return self.retry.call(f"{name} of {self.repository}", work, stop=self.stop)
 
     @contextmanager
     def stream(self, name: str, start: int, end: int) -> Iterator[tuple[int, Iterator[bytes]]]:
@@ -208,10 +208,10 @@ def look(
     revision: str | None = None,
     *,
     endpoint: str | None = None,
-    patience: Retry | None = None,
+    retry: Retry | None = None,
 ) -> Remote:
     """Ask the Hub for a repository's files. Raises InputError, MachineError."""
-    patience = patience or Retry()
+    retry = retry or Retry()
 
     def work() -> Remote:
         api = HfApi(endpoint=endpoint)
@@ -225,9 +225,9 @@ def look(
                 raise InputError(f"{repository} lists the file {name!r}, which would leave the folder")
         if not found.sha:
             raise MachineError(f"the Hub tells no commit of {repository}")
-        return Remote(repository, found.sha, files, endpoint, patience)
+        return Remote(repository, found.sha, files, endpoint, retry)
 
-    remote = patience.over(f"{repository}{f' at {revision}' if revision else ''}", work)
+    remote = retry.call(f"{repository}{f' at {revision}' if revision else ''}", work)
     if any(name.endswith(".gguf") for name in remote.files):
         raise InputError(
             f"{repository} holds GGUF files, which are another program's format",

@@ -66,6 +66,13 @@ class Volume:
         return ""
 
 
+def free_bytes(folder: Path) -> int:
+    """Free space of the disk that holds the folder, or the nearest one above it that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
 Ask = Callable[[Sequence[str]], str | None]
 
 

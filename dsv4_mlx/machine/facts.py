@@ -12,6 +12,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from dsv4_mlx.machine.limits import installed_memory
+
 Sysctl = Callable[[str], str | None]
 
 
@@ -46,7 +48,7 @@ def this_machine(
     return Machine(
         chip=str(device.get("device_name") or _processor(sysctl)),
         cores=os.cpu_count() or 1,
-        memory=int(device.get("memory_size") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+        memory=int(device.get("memory_size") or installed_memory()),
         metal=metal,
         gpu_limit=int(device["max_recommended_working_set_size"]) if metal else None,
         wired_limit_mb=int(wired) if wired is not None and wired.isdigit() else None,

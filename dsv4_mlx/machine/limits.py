@@ -28,6 +28,11 @@ def memory_limit() -> int:
             for line in lines:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
+    return installed_memory()
+
+
+def installed_memory() -> int:
+    """Bytes of memory that this machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -38,7 +43,7 @@ def page_cache_share() -> int:
     """
     if mx.metal.is_available():
         return 0
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
+    return installed_memory() // 8
 
 
 def memory_pressure() -> Pressure:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 from statistics import median
 
 import mlx.core as mx
+
+from dsv4_mlx.machine.disks import free_bytes
 
 _BLOCK = 8 << 20  # bytes of one read
 _SPARE = 4 << 30  # free space below which nothing is written
@@ -31,13 +32,6 @@ def copy_bandwidth(count: int, passes: int = 5) -> float:
         mx.eval(x + 1)
         seconds.append(time.perf_counter() - start)
     return 2 * count / median(seconds)
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space of the disk that holds the folder, or the nearest one above it that exists."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def read_speed(folder: Path, count: int) -> float | None:

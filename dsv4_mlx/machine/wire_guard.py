@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv4_mlx.machine.support import mac_caches
+from dsv4_mlx.machine.units import size
 
 SECONDS = 60.0  # after which wiring has shown itself harmless
 LAST = "last.json"
@@ -99,7 +100,7 @@ class Guard:
             return (
                 f"no mark can be left in {self._folder} ({error.strerror})\n  next: make that folder writable"
             )
-        what = "" if note is None else f"{note['bytes'] / 1e9:.1f} GB by process {note['pid']}, "
+        what = "" if note is None else f"{size(note['bytes'])} by process {note['pid']}, "
         return (
             f"within a minute of the last wiring ({what}{when}) the program or the Mac was stopped\n"
             "  next: the next start wires again; --wire off never does"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsv4_mlx.errors import DoesNotFit, UsageError
+from dsv4_mlx.machine.units import parse_size, size
 
 OPTION = "--expert-memory"
 FORMS = "auto, a size such as 24GB or 16GiB, a share such as 25%, or slots per layer such as 6x"
-UNITS = {"GB": 10**9, "GIB": 1 << 30, "MB": 10**6, "MIB": 1 << 20}
 DRAFT = "mtp."  # draft blocks: rarely run, so they get no more slots than a token needs
 
 
@@ -29,7 +29,10 @@ def parse(text: str) -> MemoryRequest:
     word = text.strip().upper()
     if word == "AUTO":
         return MemoryRequest()
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(GB|GIB|MB|MIB|%|X)", word)
+    asked = parse_size(text)
+    if asked is not None:
+        return MemoryRequest("bytes", asked, text)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(%|X)", word)
     if found is None:
         raise UsageError(f"{OPTION} is {text!r}, expected {FORMS}", next=f"{OPTION} auto")
     number, unit = float(found[1]), found[2]
@@ -37,11 +40,9 @@ def parse(text: str) -> MemoryRequest:
         if number != int(number):
             raise UsageError(f"{OPTION} is {text!r}: slots are whole numbers", next=f"{OPTION} 6x")
         return MemoryRequest("slots", number, text)
-    if unit == "%":
-        if number > 100:
-            raise UsageError(f"{OPTION} is {text!r}, expected at most 100%", next=f"{OPTION} auto")
-        return MemoryRequest("share", number / 100, text)
-    return MemoryRequest("bytes", number * UNITS[unit], text)
+    if number > 100:
+        raise UsageError(f"{OPTION} is {text!r}, expected at most 100%", next=f"{OPTION} auto")
+    return MemoryRequest("share", number / 100, text)
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,13 @@ class Experts:
             slots -= 1
         return slots
 
+    def auto_slots(self, room: int, reserve: int = 0) -> int:
+        """What `--expert-memory auto` takes of `room` bytes: all experts, or else what `reserve` of them, for
+        the page cache, leaves, but one at least. 0 if none fits."""
+        if self.bytes(self.count) <= room:
+            return self.count
+        return self.slots(max(room - reserve, self.bytes(1))) if self.bytes(1) <= room else 0
+
 
 @dataclass(frozen=True)
 class ExpertMemory:
@@ -94,10 +102,10 @@ class ExpertMemory:
     def __str__(self) -> str:
         e = self.experts
         if self.resident:
-            return f"all {e.count} experts of each layer in memory, {_gb(self.nbytes)} ({self.reason})"
+            return f"all {e.count} experts of each layer in memory, {size(self.nbytes)} ({self.reason})"
         return (
-            f"{self.slots} of {e.count} experts of each layer in memory, {_gb(self.nbytes)} of "
-            f"{_gb(e.bytes(e.count))}; the rest is read when needed ({self.reason})"
+            f"{self.slots} of {e.count} experts of each layer in memory, {size(self.nbytes)} of "
+            f"{size(e.bytes(e.count))}; the rest is read when needed ({self.reason})"
         )
 
 
@@ -109,17 +117,16 @@ def choose(asked: MemoryRequest, experts: Experts, room: int, reserve: int = 0) 
     """
     least = experts.bytes(1)
     if asked.kind == "auto":
-        if experts.bytes(experts.count) <= room:
-            return ExpertMemory(experts, experts.count, f"auto: {_gb(room)} are left for them")
-        if least > room:
+        slots = experts.auto_slots(room, reserve)
+        if not slots:
             raise DoesNotFit(
-                f"this machine has {_gb(max(0, room))} left for routed experts, "
-                f"the least is one per layer: {_gb(least)}",
+                f"this machine has {size(max(0, room))} left for routed experts, "
+                f"the least is one per layer: {size(least)}",
                 next="use a smaller --context, close other programs, or use a machine with more memory",
             )
-        slots = experts.slots(max(room - reserve, least))
-        kept = f", {_gb(reserve)} of it kept for the page cache" if reserve else ""
-        return ExpertMemory(experts, slots, f"auto: {_gb(room)} are left for them{kept}")
+        some = slots < experts.count
+        kept = f", {size(reserve)} of it kept for the page cache" if reserve and some else ""
+        return ExpertMemory(experts, slots, f"auto: {size(room)} are left for them{kept}")
     if asked.kind == "slots":
         slots = int(asked.amount)
     elif asked.kind == "share":
@@ -131,17 +138,13 @@ def choose(asked: MemoryRequest, experts: Experts, room: int, reserve: int = 0) 
     if slots < 1:
         raise UsageError(
             f"{OPTION} {asked.text} is less than one expert per layer",
-            next=f"the least is {OPTION} 1x, {_gb(least)}",
+            next=f"the least is {OPTION} 1x, {size(least)}",
         )
     if experts.bytes(slots) > room:
         fits = experts.slots(room)
         raise DoesNotFit(
-            f"{OPTION} {asked.text} needs {_gb(experts.bytes(slots))}, "
-            f"this machine has {_gb(max(0, room))} left for routed experts",
+            f"{OPTION} {asked.text} needs {size(experts.bytes(slots))}, "
+            f"this machine has {size(max(0, room))} left for routed experts",
             next=f"{OPTION} {fits}x is the most that fits" if fits else "use a smaller --context",
         )
     return ExpertMemory(experts, slots, f"{OPTION} {asked.text}")
-
-
-def _gb(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 5e7 else f"{count / 1e6:.2f} MB"

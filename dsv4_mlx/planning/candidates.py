@@ -1,8 +1,5 @@
-"""Every way to store a model: as it was published, and in each recipe.
-
-V4-Flash in every recipe, from the table of its tensors: no file is needed.
-
-MODEL -> the ways to store it: from its headers, or from the shipped table.
+"""Every way to store a model: as it was published, and in each recipe; from its headers, or for V4-Flash from
+the shipped table of its tensors, without a file.
 """
 
 from __future__ import annotations
@@ -23,32 +20,16 @@ from dsv4_mlx.convert.conversion_plan import ConversionPlan as Files
 from dsv4_mlx.convert.conversion_plan import make_plan
 from dsv4_mlx.convert.recipe import RECIPES
 from dsv4_mlx.convert.summary import text_bytes
-from dsv4_mlx.convert.trial import Amounts, amounts
+from dsv4_mlx.convert.trial import BytesWritten, bytes_written
 from dsv4_mlx.engine.memory import touched_weights
-from dsv4_mlx.machine.limits import memory_limit
 from dsv4_mlx.paging.sizing import Experts
-from dsv4_mlx.planning.fit import Fit, Stored, fit
+from dsv4_mlx.planning.fit import Fit, Stored, budget_here, fit
 from dsv4_mlx.synthetic.configs import release_config
-from dsv4_mlx.weights.load import activation_dtype, find_model
+from dsv4_mlx.weights.load import find_model
 from dsv4_mlx.weights.official import OfficialModel
 
 
-def flash() -> tuple[list[Stored], ModelConfig]:
-    """Bytes to the last one, as the converter writes them; and the config."""
-    config = parse_config(json.dumps(release_config("flash", true_size=True)), "V4-Flash")
-    tensors = inventory(config)
-    models = []
-    for name, recipe in RECIPES.items():
-        plan = make_plan(tensors, recipe)
-        record = max(file.records.record_bytes for file in plan.files if file.records is not None)
-        experts = Experts(
-            config.layers, config.experts, config.experts_per_token, record, config.draft_blocks
-        )
-        models.append(Stored(name, plan.bytes, experts))
-    return models, config
-
-
-def ways_of(folder: Path | None) -> tuple[list[Candidate], ModelConfig]:
+def candidates_for(folder: Path | None) -> tuple[list[Candidate], ModelConfig]:
     """None: V4-Flash. A converted model has one way: as it is. Raises InputError, MachineError."""
     if folder is None:
         config = flash_config()
@@ -58,15 +39,31 @@ def ways_of(folder: Path | None) -> tuple[list[Candidate], ModelConfig]:
     if isinstance(stored, OfficialModel):
         return candidates(config, stored.source), config
     manifest = stored.manifest
-    touched = touched_weights(config, manifest, stored.tensor_bytes())
     listing = (folder / MANIFEST).stat().st_size
-    return [stored_candidate(config, manifest, touched, listing)], config
+    return [stored_candidate(config, manifest, stored.tensor_bytes(), listing)], config
+
+
+def converted_flash() -> tuple[list[Candidate], ModelConfig]:
+    """V4-Flash in every recipe of the converter."""
+    config = flash_config()
+    return [way for way in candidates(config) if way.name != OFFICIAL], config
 
 
 def fit_here(folder: Path) -> Fit:
     """How the model in `folder`, as it is, runs on this machine. Raises InputError, MachineError."""
-    ways, config = ways_of(folder)
-    return fit(ways[0].stored, config, memory_limit(), activation_dtype().size)
+    ways, config = candidates_for(folder)
+    budget = budget_here()
+    return fit(ways[0].stored, config, budget.limit, budget.element, budget.reserve)
+
+
+@dataclass(frozen=True)
+class DenseWeights:
+    """Bytes of the `shared` experts and of the `head` as stored; how many `weights` the layers have besides
+    their routed experts."""
+
+    shared: int
+    head: int
+    weights: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,8 @@ class Candidate:
     stored: Stored
     shards: tuple[int, ...]
     touched: int
-    written: Amounts | None = None
+    dense: DenseWeights
+    written: BytesWritten | None = None
     texts: int = 0
 
     @property
@@ -98,17 +96,19 @@ def candidates(config: ModelConfig, source: Source | None = None) -> list[Candid
         shards = tuple(header.size for header in source.shards.values())
     expert = table.layers[0].experts[0]
     record = record_bytes(record_segments(*expert, NATIVE[expert[0].form]))
-    touched = _touched_official(config, table, record)
+    sizes = _official_sizes(table)
+    touched, dense = _touched(config, sizes, record), _dense(table, sizes)
     repeated = sum(math.prod(w.shape) // MX_GROUP for w in table.weights() if w.form == "fp8")
     stored = _stored(OFFICIAL, sum(shards), config, record, repeated)
-    found = [Candidate(stored, shards, touched, texts=_texts(source))]
+    found = [Candidate(stored, shards, touched, dense, texts=_texts(source))]
     for name, recipe in RECIPES.items():
         files = make_plan(table, recipe, _stored_dtypes(source) if source is not None else None)
         record = max(file.records.record_bytes for file in files.files if file.records)
-        touched = _touched(config, files, record)
+        sizes = _written_sizes(files)
+        touched, dense = _touched(config, sizes, record), _dense(table, sizes)
         texts = text_bytes(files, source) if source is not None else 0
         stored = _stored(name, files.bytes, config, record)
-        found.append(Candidate(stored, shards, touched, amounts(files), texts))
+        found.append(Candidate(stored, shards, touched, dense, bytes_written(files), texts))
     return found
 
 
@@ -122,12 +122,16 @@ def _texts(source: Source | None) -> int:
     return sum(len(text) for text in source.texts.values()) + (source.folder / INDEX).stat().st_size
 
 
-def stored_candidate(config: ModelConfig, manifest: Manifest, touched: int, listing: int) -> Candidate:
-    """A model that is converted already: nothing is downloaded for it. `listing`: bytes of manifest.json."""
+def stored_candidate(
+    config: ModelConfig, manifest: Manifest, sizes: dict[str, int], listing: int
+) -> Candidate:
+    """A model that is converted already: nothing is downloaded for it. `sizes`: bytes of each tensor of the
+    manifest, `listing`: of manifest.json."""
     weights = sum(size for name, size in manifest.files.items() if name.endswith(".safetensors"))
     texts = sum(manifest.files.values()) - weights + listing
     record = max(table.record_bytes for table in manifest.experts.values())
-    return Candidate(_stored(manifest.recipe, weights, config, record), (), touched, texts=texts)
+    touched, dense = touched_weights(config, manifest, sizes), _dense(inventory(config), sizes)
+    return Candidate(_stored(manifest.recipe, weights, config, record), (), touched, dense, texts=texts)
 
 
 def _stored(name: str, size: int, config: ModelConfig, record: int, repeated: int = 0) -> Stored:
@@ -141,22 +145,29 @@ def flash_config() -> ModelConfig:
     return parse_config(json.dumps(release_config("flash", true_size=True)), "V4-Flash")
 
 
-def _touched_official(config: ModelConfig, table: Inventory, record: int) -> int:
+def _official_sizes(table: Inventory) -> dict[str, int]:
     dense = [weight for block in table.layers for weight in block.weights]
-    sizes = {w.name: sum(t.bytes for t in w.tensors()) for w in (table.embed, *table.head, *dense)}
-    return _sum(config, sizes, record)
+    return {w.name: sum(t.bytes for t in w.tensors()) for w in (table.embed, *table.head, *dense)}
 
 
-def _touched(config: ModelConfig, files: Files, record: int) -> int:
-    sizes = {
+def _written_sizes(files: Files) -> dict[str, int]:
+    return {
         target.weight.name: sum(part.bytes for part in target.parts.values())
         for file in files.files
         for target in file.targets
     }
-    return _sum(config, sizes, record)
 
 
-def _sum(config: ModelConfig, sizes: dict[str, int], record: int) -> int:
+def _dense(table: Inventory, sizes: dict[str, int]) -> DenseWeights:
+    layers = {name: size for name, size in sizes.items() if not name.startswith("mtp.")}
+    shared = sum(size for name, size in layers.items() if ".shared_experts." in name)
+    head = sum(size for name, size in layers.items() if name.startswith("head."))
+    return DenseWeights(
+        shared, head, sum(math.prod(w.shape) for block in table.layers for w in block.weights)
+    )
+
+
+def _touched(config: ModelConfig, sizes: dict[str, int], record: int) -> int:
     """As engine.memory.touched_weights: a row of each table, the chosen experts, all else; no draft block."""
     total = config.layers * config.experts_per_token * record
     for name, size in sizes.items():

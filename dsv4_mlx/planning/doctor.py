@@ -1,9 +1,5 @@
-"""Everything that `dsv4-mlx doctor` says, as one value.
-
-What a person could change, from what was found. Printed, never done.
-
-What `--wire auto` does here.
-"""
+"""Everything that `dsv4-mlx doctor` says, as one value: what is here, what runs how, and what a person could
+change, which is printed and never done."""
 
 from __future__ import annotations
 
@@ -15,21 +11,20 @@ from typing import Any
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.wiring import most
 from dsv4_mlx.machine import mlx_switches, wire_guard
+from dsv4_mlx.machine.disks import free_bytes
 from dsv4_mlx.machine.facts import Machine, this_machine
-from dsv4_mlx.machine.measure import copy_bandwidth, free_bytes, read_speed
-from dsv4_mlx.ops.kernels import ALL
+from dsv4_mlx.machine.limits import page_cache_share
+from dsv4_mlx.machine.macs import find_mac, highest_gpu_limit, page_cache_room
+from dsv4_mlx.machine.measure import copy_bandwidth, read_speed
+from dsv4_mlx.machine.units import size
 from dsv4_mlx.ops.selftest.choose import judged
 from dsv4_mlx.ops.selftest.supervisor import Progress
 from dsv4_mlx.ops.selftest.verdicts import CheckLimits, Metal, Verdict, this_metal
-from dsv4_mlx.planning.fit import Fit, Stored, fit, smallest
+from dsv4_mlx.planning.candidates import Candidate
+from dsv4_mlx.planning.fit import Fit, fit, smallest
+from dsv4_mlx.planning.speed import Prediction, Speeds, predict
 
 _MIB = 1 << 20
-_FOR_THE_SYSTEM = 8 << 30  # memory that macOS and other programs need beside the model
-
-
-def highest_gpu_limit(memory: int) -> int:
-    """The most memory a GPU may keep while the Mac stays usable: a sixteenth, 8 GiB at least, is left."""
-    return memory - max(_FOR_THE_SYSTEM, memory // 16)
 
 
 def advice(
@@ -38,27 +33,27 @@ def advice(
     """Sentences. `raised`: the fits with the GPU's limit as high as it may go."""
     found = []
     if machine.gpu_limit is not None and any(
-        _rank(after) > _rank(before) for before, after in zip(fits, raised, strict=True)
+        after.rank > before.rank for before, after in zip(fits, raised, strict=True)
     ):
         limit = highest_gpu_limit(machine.memory) // _MIB
-        better = [f"{f.name} {f.how}" for f, b in zip(raised, fits, strict=True) if _rank(f) > _rank(b)]
+        better = [f"{f.name} {f.placement}" for f, b in zip(raised, fits, strict=True) if f.rank > b.rank]
         found.append(
             f"let the GPU use more memory, until the next restart: sudo sysctl iogpu.wired_limit_mb={limit} "
             f"(then {', '.join(better)})"
         )
-    if all(f.how == "too large" for f in fits):
+    if all(f.placement == "too large" for f in fits):
         least = smallest(fits)
         found.append(
-            f"V4-Flash does not run here: recipe {least.name} needs {least.need / 1e9:.0f} GB with one "
+            f"V4-Flash does not run here: recipe {least.name} needs {size(least.need)} with one "
             "expert per layer in memory; `dsv4-mlx demo` shows everything on a small model"
         )
-    elif not any(f.how == "resident" for f in fits):
+    elif not any(f.placement == "resident" for f in fits):
         found.append("experts will be read from the disk when needed: keep the model on the internal SSD")
     least_bytes = min(f.bytes for f in fits)
     if free < least_bytes:
         found.append(
-            f"make room for the model: its smallest recipe takes {least_bytes / 1e9:.0f} GB of disk, "
-            f"{free / 1e9:.0f} GB are free"
+            f"make room for the model: its smallest recipe takes {size(least_bytes)} of disk, "
+            f"{size(free)} are free"
         )
     bad = [v for v in verdicts if not v.works]
     if bad:
@@ -68,10 +63,6 @@ def advice(
             "until then their references run"
         )
     return found
-
-
-def _rank(fit: Fit) -> tuple[int, int]:
-    return {"too large": 0, "paged": 1, "resident": 2}[fit.how], fit.slots + fit.context
 
 
 @dataclass(frozen=True)
@@ -104,17 +95,20 @@ NO_METAL = (
 @dataclass(frozen=True)
 class Examination:
     """`copy` and `read` in bytes per second; None where it could not be measured. `tf32`: MLX's switch.
-    `unchecked`: sentences."""
+    `published`: what Apple says of the memory's speed, None for a machine that is not in the table of Macs.
+    `predictions`: of the fits. `unchecked`: sentences."""
 
     machine: Machine
     tf32: str
     wired: Wired | None
     copy: float
+    published: float | None
     folder: str
     free: int
     read: float | None
     kernels: tuple[Verdict, ...]
     fits: tuple[Fit, ...]
+    predictions: tuple[Prediction | None, ...]
     limit: int
     unchecked: tuple[str, ...]
     advice: tuple[str, ...]
@@ -127,11 +121,15 @@ class Examination:
             "memory": {
                 "limit": self.limit,
                 "copy_bytes_per_second": self.copy,
+                "published_bytes_per_second": self.published,
                 "wired": None if self.wired is None else asdict(self.wired),
             },
             "disk": {"folder": self.folder, "free": self.free, "read_bytes_per_second": self.read},
             "kernels": [asdict(v) | {"works": v.works} for v in self.kernels],
-            "models": [asdict(f) for f in self.fits],
+            "models": [
+                fit.to_json() | {"prediction": None if found is None else asdict(found)}
+                for fit, found in zip(self.fits, self.predictions, strict=True)
+            ],
             "not_checked": list(self.unchecked),
             "advice": list(self.advice),
         }
@@ -140,7 +138,7 @@ class Examination:
 def examine(
     folder: Path,
     verdicts: Path,
-    models: Sequence[Stored],
+    models: Sequence[Candidate],
     config: ModelConfig,
     limit: int,
     *,
@@ -158,12 +156,11 @@ def examine(
     """
     metal, machine = metal or this_metal(), machine or this_machine()
     unchecked = []
-    names = [op.name for op in ALL] if kernels is None else list(kernels)
     found: list[Verdict] = []
     if metal is None:
         unchecked.append(NO_METAL)
     else:
-        found = judged(verdicts, metal, names, limits or CheckLimits(), progress, again=True)
+        found = judged(verdicts, metal, kernels, limits or CheckLimits(), progress, again=True)
     try:
         free = free_bytes(folder)
         read = read_speed(folder, measured)
@@ -176,18 +173,28 @@ def examine(
                 "the disk's read speed: too little room, or reads that don't pass the system's cache"
             )
     element = 2 if machine.metal else 4
-    fits = [fit(model, config, limit, element) for model in models]
-    raised = [fit(model, config, highest_gpu_limit(machine.memory), element) for model in models]
+    reserve = page_cache_share()
+    fits = [fit(model.stored, config, limit, element, reserve) for model in models]
+    highest = highest_gpu_limit(machine.memory)
+    raised = [fit(model.stored, config, highest, element, reserve) for model in models]
+    speeds = Speeds(copy_bandwidth(measured), read)
+    page_cache = page_cache_room(machine.memory, limit) if machine.metal else reserve
+    mac = find_mac(machine.chip, machine.memory)
     return Examination(
         machine=machine,
         tf32=mlx_switches.setting(),
         wired=wired(machine),
-        copy=copy_bandwidth(measured),
+        copy=speeds.memory or 0.0,
+        published=None if mac is None else mac.bandwidth,
         folder=str(folder),
         free=free,
         read=read,
         kernels=tuple(found),
         fits=tuple(fits),
+        predictions=tuple(
+            predict(model, found, config, speeds, element, page_cache)
+            for model, found in zip(models, fits, strict=True)
+        ),
         limit=limit,
         unchecked=tuple(unchecked),
         advice=tuple(advice(machine, fits, raised, found, free)),

@@ -1,13 +1,19 @@
-"""Which recipe runs how in so much memory: all experts in it, or read when needed. Arithmetic only."""
+"""Which recipe runs how in so much memory: all experts in it, or read when needed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import mlx.core as mx
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.memory import largest_context, state_bytes, workspace
+from dsv4_mlx.engine.memory import expert_room, largest_context, state_bytes, workspace
+from dsv4_mlx.machine.limits import installed_memory, memory_limit, page_cache_share
+from dsv4_mlx.machine.macs import default_gpu_limit, page_cache_room
 from dsv4_mlx.paging.sizing import Experts
+from dsv4_mlx.weights.load import activation_dtype
 
 PAGED_CONTEXT = 16_384  # what a model whose experts don't all fit is sized for
 
@@ -33,34 +39,73 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How a model runs within `limit` bytes: `slots` experts of each layer in memory, `context` tokens.
+class MemoryBudget:
+    """Bytes: that a model may use (`limit`), of a number in the state's rows (`element`), that a model whose
+    experts don't all fit leaves to the page cache (`reserve`), that this can hold (`page_cache`)."""
 
-    `how`: "resident", "paged" or "too large". `need` is for the least that runs: 4,096 tokens of context, and
-    all experts (resident) or one per layer (paged, too large).
+    limit: int
+    element: int = 2
+    reserve: int = 0
+    page_cache: int = 0
+
+
+def budget_here() -> MemoryBudget:
+    """This machine's."""
+    limit, reserve = memory_limit(), page_cache_share()
+    page_cache = page_cache_room(installed_memory(), limit) if mx.metal.is_available() else reserve
+    return MemoryBudget(limit, activation_dtype().size, reserve, page_cache)
+
+
+def budget_of_mac(memory: int, macos: int = 15) -> MemoryBudget:
+    """Of a Mac with so many bytes, as it comes."""
+    limit = default_gpu_limit(memory, macos)
+    return MemoryBudget(limit, page_cache=page_cache_room(memory, limit))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a model runs within a limit of bytes: `slots` experts of each layer in memory, `context` tokens.
+
+    `bytes`: of its files. `need` is for the least that runs: 4,096 tokens of context, and all experts
+    (resident) or one per layer (paged, too large).
     """
 
     name: str
-    how: str
+    placement: Literal["resident", "paged", "too large"]
     bytes: int
     need: int
     slots: int
     context: int
 
+    @property
+    def rank(self) -> tuple[int, int]:
+        """The larger the better."""
+        return ("too large", "paged", "resident").index(self.placement), self.slots + self.context
 
-def fit(model: Stored, config: ModelConfig, limit: int, element: int) -> Fit:
-    """`element`: bytes of a number in the state's rows."""
+    def describe(self) -> str:
+        """For people."""
+        return (
+            f"{self.placement}, {self.slots} experts a layer" if self.placement == "paged" else self.placement
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the placement is called "how" there."""
+        return {("how" if key == "placement" else key): value for key, value in asdict(self).items()}
+
+
+def fit(model: Stored, config: ModelConfig, limit: int, element: int, reserve: int = 0) -> Fit:
+    """Within `limit` bytes. `element`: bytes of a number in the state's rows. `reserve`: bytes that a model
+    whose experts don't all fit leaves to the page cache."""
     every = model.experts.count
     context = largest_context(config, model.memory, limit, element)
     if context:
         return Fit(model.name, "resident", model.bytes, _need(model, every, config, element), every, context)
-    state = state_bytes(config, PAGED_CONTEXT, element).session
-    room = limit - model.others - workspace(model.memory) - state
-    slots = model.experts.slots(max(0, room))
+    context = min(PAGED_CONTEXT, config.max_context)
+    slots = model.experts.auto_slots(expert_room(config, model.others, limit, context, element), reserve)
     need = _need(model, 1, config, element)
-    if slots < 1:
+    if not slots:
         return Fit(model.name, "too large", model.bytes, need, 0, 0)
-    return Fit(model.name, "paged", model.bytes, need, slots, PAGED_CONTEXT)
+    return Fit(model.name, "paged", model.bytes, need, slots, context)
 
 
 def _need(model: Stored, slots: int, config: ModelConfig, element: int) -> int:

@@ -9,9 +9,11 @@ from typing import Any
 
 from dsv4_mlx.checkpoint.manifest import OFFICIAL
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.convert.trial import Pace
+from dsv4_mlx.convert.trial import ConversionThroughput
+from dsv4_mlx.machine.macs import default_gpu_limit, highest_gpu_limit
+from dsv4_mlx.machine.units import size
 from dsv4_mlx.planning.candidates import Candidate
-from dsv4_mlx.planning.fit import Fit, fit
+from dsv4_mlx.planning.fit import Fit, MemoryBudget, fit
 from dsv4_mlx.planning.speed import Prediction, Speeds, predict
 
 OPEN_SHARDS = 2  # with --delete-source: one being converted, one being downloaded
@@ -44,7 +46,7 @@ class ConversionCost:
 class Option:
     """One way. `download_seconds` None where the network's speed is not known. `commands` run it.
 
-    `making` None where nothing is converted, or this machine's pace is not known.
+    `making` None where nothing is converted, or this machine's throughput is not known.
     """
 
     name: str
@@ -70,29 +72,30 @@ class ModelPlan:
         return {
             "limit": self.limit,
             "best": self.best,
-            "predicted": "tokens per second are bounds from bytes; nothing was run",
-            "options": [asdict(option) for option in self.options],
+            "predicted": "tokens per second are predicted, not calibrated yet; nothing was run",
+            "options": [asdict(option) | {"fit": option.fit.to_json()} for option in self.options],
         }
 
 
 def plan(
     ways: Sequence[Candidate],
     config: ModelConfig,
-    limit: int,
-    element: int,
+    budget: MemoryBudget,
     speeds: Speeds,
     folder: str = "",
     *,
-    pace: Pace | None = None,
+    throughput: ConversionThroughput | None = None,
     place: str = "~/models",
 ) -> ModelPlan:
-    """`limit`: bytes the model may use; `element`: bytes of a number in the state's rows.
-
-    `folder`: where the model is already, if it is; it then needs no download. `place`: the folder that
-    gets what is made. `pace`: how fast this machine converts there.
+    """`folder`: where the model is already, if it is; it then needs no download. `place`: the folder that
+    gets what is made. `throughput`: of converting there.
     """
-    options = [_option(way, config, limit, element, speeds, folder, pace, place) for way in ways]
-    return ModelPlan(limit, tuple(options), _best(options))
+    options = []
+    for way in ways:
+        found = fit(way.stored, config, budget.limit, budget.element, budget.reserve)
+        prediction = predict(way, found, config, speeds, budget.element, budget.page_cache)
+        options.append(_option(way, found, prediction, speeds, folder, throughput, place))
+    return ModelPlan(budget.limit, tuple(options), _best(options))
 
 
 def disk(way: Candidate, here: bool) -> DiskNeed:
@@ -107,18 +110,16 @@ def disk(way: Candidate, here: bool) -> DiskNeed:
 
 
 def _option(
-    way: Candidate, config: ModelConfig, limit: int, element: int, speeds: Speeds, folder: str,
-    pace: Pace | None, place: str,
+    way: Candidate, found: Fit, prediction: Prediction | None, speeds: Speeds, folder: str,
+    throughput: ConversionThroughput | None, place: str,
 ) -> Option:  # fmt: skip
-    found = fit(way.stored, config, limit, element)
     needed = disk(way, bool(folder))
     seconds = needed.download / speeds.network if speeds.network and needed.download else None
     if needed.download == 0:
         seconds = 0.0
-    prediction = predict(way, found, speeds)
     making = None
-    if pace is not None and way.written is not None:
-        making = ConversionCost(way.written.seconds(pace), pace.memory[way.name])
+    if throughput is not None and way.written is not None:
+        making = ConversionCost(way.written.seconds(throughput), throughput.memory[way.name])
     commands = _commands(way, found, folder, place)
     return Option(way.name, needed, found, way.touched, prediction, seconds, making, commands)
 
@@ -133,10 +134,34 @@ def _commands(way: Candidate, found: Fit, folder: str, place: str) -> tuple[str,
     else:
         delete = "" if folder else " --delete-source"
         lines.append(f"dsv4-mlx convert {source} {target} --recipe {way.name}{delete}")
-    if found.how != "too large":
-        pages = f" --expert-memory {found.slots}x" if found.how == "paged" else ""
+    if found.placement != "too large":
+        pages = f" --expert-memory {found.slots}x" if found.placement == "paged" else ""
         lines.append(f"dsv4-mlx chat {target} --context {found.context}{pages}")
     return tuple(lines)
+
+
+def with_more_memory(
+    ways: Sequence[Candidate], config: ModelConfig, memory: int, budget: MemoryBudget
+) -> list[str]:
+    """Sentences: what more of a Mac's `memory` for its GPU than `budget` allows would change. Empty where all
+    stays as it is, but for the number of experts in memory."""
+    highest = highest_gpu_limit(memory)
+    found = []
+    for limit, sentence in (
+        (default_gpu_limit(memory, macos=26), "macOS 26 lets the GPU use {}"),
+        (
+            highest,
+            f"sudo sysctl iogpu.wired_limit_mb={highest >> 20} lets it use {{}} until the next restart",
+        ),
+    ):
+        fits = [
+            [fit(way.stored, config, allowed, budget.element) for allowed in (limit, budget.limit)]
+            for way in ways
+        ]
+        better = [f"{more.name} {more.describe()}" for more, less in fits if more.placement != less.placement]
+        if limit > budget.limit and better:
+            found.append(f"{sentence.format(size(limit))}: {', '.join(better)}")
+    return found
 
 
 def _quoted(path: str) -> str:
@@ -148,9 +173,9 @@ def _quoted(path: str) -> str:
 
 def _best(options: Sequence[Option]) -> str | None:
     """All experts in memory before some, nothing lost before something, then the least to read."""
-    running = [option for option in options if option.fit.how != "too large"]
+    running = [option for option in options if option.fit.placement != "too large"]
     if not running:
         return None
     order = {"native": 0, "4bit": 1, OFFICIAL: 2}
-    resident = [option for option in running if option.fit.how == "resident"]
+    resident = [option for option in running if option.fit.placement == "resident"]
     return min(resident or running, key=lambda option: order.get(option.name, 0)).name

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 
 import dsv4_mlx
 from dsv4_mlx.convert.recipe import RECIPES
-from dsv4_mlx.convert.trial import Pace, Trial
-from dsv4_mlx.machine.measure import free_bytes
+from dsv4_mlx.convert.trial import ConversionThroughput, Trial
+from dsv4_mlx.machine.disks import free_bytes
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
 SECONDS = 5.0
@@ -28,10 +28,11 @@ _CODE = (
 )
 
 
-def pace_here(
+def throughput_here(
     official: Path | None, place: Path, seconds: float = SECONDS, program: str = "dsv4_mlx.convert"
-) -> Pace | str:
-    """The pace of converting the checkpoint in `official` into a folder at `place`, or why it is not known.
+) -> ConversionThroughput | str:
+    """The throughput of converting the checkpoint in `official` into a folder at `place`, or why it isn't
+    known.
 
     `program`: a module that is imported first, so that its memory counts.
     None stands for V4-Flash: then a sixteenth of one of its layers is made at `place` and converted. What is
@@ -55,7 +56,9 @@ def pace_here(
             if copied.rate is None:
                 return "the checkpoint has no weights to convert"
             memory = {recipe: trial.memory for recipe, trial in trials.items()}
-            return Pace(min(copied.opening, quantised.opening), copied.rate, quantised.rate, memory)
+            return ConversionThroughput(
+                min(copied.opening, quantised.opening), copied.rate, quantised.rate, memory
+            )
     except OSError as error:
         return f"{place} can't be written to: {error.strerror or error}"
 

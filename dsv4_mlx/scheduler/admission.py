@@ -7,9 +7,28 @@ from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from dsv4_mlx.errors import UsageError
+
 K = TypeVar("K", bound=Hashable)
 
 OVERTAKEN = 8  # so often a waiting job lets others by; then nobody comes in before it
+
+
+@dataclass(frozen=True)
+class SchedulerOptions:
+    """`active`: jobs that run at once; `waiting`: jobs that may wait for that, for `patience` seconds at
+    most; `sessions`: large ones that are kept with their state. Raises UsageError."""
+
+    active: int = 4
+    waiting: int = 16
+    patience: float = 600.0
+    sessions: int = 8
+
+    def __post_init__(self) -> None:
+        least = {"max-active": self.active, "max-queue": self.waiting, "sessions": self.sessions}
+        for name, value in least.items():
+            if value < 1:
+                raise UsageError(f"{name} is {value}, expected at least 1")
 
 
 class FairShare(Generic[K]):

@@ -12,7 +12,8 @@ import mlx.core as mx
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.chooser import GenerationLimits
 from dsv4_mlx.engine.decode import Ended, PrefillProgress, Token
-from dsv4_mlx.engine.engine import Engine, EngineOptions, weight_bytes
+from dsv4_mlx.engine.engine import Engine, weight_bytes
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.generate import run
 from dsv4_mlx.engine.memory import state_bytes, workspace
 from dsv4_mlx.engine.session import Session, SessionRows

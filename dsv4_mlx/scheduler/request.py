@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.decode import Event
-from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.errors import Dsv4Error
 
 

@@ -12,28 +12,11 @@ from typing import get_args
 
 from dsv4_mlx.engine.decode import Event, Finished, Reason, Token
 from dsv4_mlx.engine.session import SessionRows, room_for_answer
-from dsv4_mlx.errors import DoesNotFit, UsageError
-from dsv4_mlx.scheduler.admission import FairShare, Waiting
+from dsv4_mlx.errors import DoesNotFit
+from dsv4_mlx.scheduler.admission import FairShare, SchedulerOptions, Waiting
 from dsv4_mlx.scheduler.backend import Backend, Pause, Run
 from dsv4_mlx.scheduler.request import Emit, GenerationRequest, Unavailable
 from dsv4_mlx.scheduler.session_pool import Lease, SessionPool
-
-
-@dataclass(frozen=True)
-class SchedulerOptions:
-    """`active`: jobs that run at once; `waiting`: jobs that may wait for that, for `patience` seconds at
-    most; `sessions`: large ones that are kept with their state. Raises UsageError."""
-
-    active: int = 4
-    waiting: int = 16
-    patience: float = 600.0
-    sessions: int = 8
-
-    def __post_init__(self) -> None:
-        least = {"max-active": self.active, "max-queue": self.waiting, "sessions": self.sessions}
-        for name, value in least.items():
-            if value < 1:
-                raise UsageError(f"{name} is {value}, expected at least 1")
 
 
 class Left(Exception):

@@ -60,7 +60,7 @@ class Metrics:
     def request(self, request_id: str, method: str, path: str, status: int, agent: str, detail: str) -> None:
         """Count and log one request. `path` is one of ours, or "other"."""
         self.requests[path, status] += 1
-        log.info("%s %s %s %d %s%s", request_id, method, path, status, printable(agent)[:60] or "-", detail)
+        log.info("%s %s %s %d %s%s", request_id, method, path, status, escaped(agent)[:60] or "-", detail)
 
     def turn(self, turn: TurnFigures) -> str:
         """Count one turn; what the log says of it."""
@@ -140,7 +140,7 @@ def _paging(sums: Mapping[str, float]) -> list[str]:
     return out
 
 
-def printable(text: str) -> str:
+def escaped(text: str) -> str:
     """`text` without characters that could forge a line of a log or command a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from dsv4_mlx.tokenizer.template import Think
+if TYPE_CHECKING:
+    from dsv4_mlx.tokenizer.template import Think
 
 MODEL_ID = "deepseek-v4-flash"
 MAX_EFFORT_CONTEXT = 393_216  # the context that "max" effort was made for, by the model card

@@ -8,13 +8,16 @@ import os
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 from dsv4_mlx.checkpoint.inventory import inventory
-from dsv4_mlx.config import parse_config
-from dsv4_mlx.errors import EXIT_INTERRUPT, Dsv4Error, InputError, MachineError, UsageError
+from dsv4_mlx.config import ModelConfig, parse_config
+from dsv4_mlx.convert.recipe import find_recipe
+from dsv4_mlx.errors import EXIT_INTERRUPT, Dsv4Error, InputError, MachineError, Progress, UsageError
 from dsv4_mlx.synthetic.configs import cut, release_config, small_config
-from dsv4_mlx.synthetic.write import write_checkpoint
+from dsv4_mlx.synthetic.holes import write_converted, write_holes
+from dsv4_mlx.synthetic.write import make_empty, write_checkpoint
 
 EXAMPLES = """examples:
   python -m dsv4_mlx.synthetic /tmp/small
@@ -23,6 +26,10 @@ EXAMPLES = """examples:
       the 43 layers of V4-Flash at small widths, 35 MB
   python -m dsv4_mlx.synthetic /tmp/layer --like flash --true-size --layers 1
       one layer of V4-Flash at its true widths with embedding, head and MTP block, 9 GB
+  python -m dsv4_mlx.synthetic /tmp/whole --like flash --true-size --holes
+      all of V4-Flash, 160 GB of which 0.3 GB are on the disk: nearly all weights are holes of sparse files
+  python -m dsv4_mlx.synthetic /tmp/native --like flash --true-size --holes --recipe native
+      the same, converted
 """
 
 
@@ -48,6 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--true-size", action="store_true", help="the true widths of --like instead of small ones"
     )
+    parser.add_argument(
+        "--holes", action="store_true", help="leave large weights out: holes of sparse files, which are zero"
+    )
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="with --holes: what converting with this recipe would write"
+    )
     try:
         _run(parser.parse_args(arguments))
         sys.stdout.flush()
@@ -72,6 +85,8 @@ class _Parser(argparse.ArgumentParser):
 def _run(options: argparse.Namespace) -> None:
     if options.true_size and not options.like:
         raise UsageError("--true-size needs --like", next="add --like flash, base, pro or 0731")
+    if options.recipe and not options.holes:
+        raise UsageError("--recipe needs --holes", next="write a checkpoint, then: dsv4-mlx convert")
     config = cut(_config(options), options.layers, options.experts)
     total = sum(t.bytes for t in inventory(parse_config(json.dumps(config), "the given config")).tensors())
     show = sys.stderr.isatty()
@@ -81,13 +96,27 @@ def _run(options: argparse.Namespace) -> None:
             print(f"\r{done / 1e6:,.0f} of {total / 1e6:,.0f} MB", end="", file=sys.stderr, flush=True)
 
     started = time.monotonic()
-    model = write_checkpoint(options.out, config, options.seed, progress=progress)
+    model = _write(options, config, progress)
     if show:
         print(file=sys.stderr)
     print(
         f"{options.out}: {model.layers} layers, {model.experts} experts, {total / 1e6:,.1f} MB, "
         f"seed {options.seed}, {time.monotonic() - started:.1f} s"
     )
+
+
+def _write(options: argparse.Namespace, config: dict[str, Any], progress: Progress) -> ModelConfig:
+    if not options.holes:
+        return write_checkpoint(options.out, config, options.seed, progress=progress)
+    if options.recipe is None:
+        return write_holes(options.out, config, options.seed, progress=progress)
+    find_recipe(options.recipe)
+    make_empty(options.out)
+    with TemporaryDirectory(dir=options.out.parent) as place:
+        official = Path(place) / "official"
+        model = write_holes(official, config, options.seed, progress=progress)
+        write_converted(official, options.out, options.recipe)
+    return model
 
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:

@@ -117,6 +117,12 @@ def _scales(random: _Random, weight: Weight, tensor: Tensor) -> Iterator[Bytes]:
         yield codes
 
 
+def least_scales(tensor: Tensor) -> Iterator[Bytes]:
+    """F32 scales of 2^-127, the E8M0 byte 0."""
+    for count in _blocks(math.prod(tensor.shape), ITEM_BYTES["F32"]):
+        yield np.full(count, 0x00400000, "<u4").view(np.uint8)
+
+
 def _gain(weight: Weight) -> float:
     return GAINS.get(weight.name.removesuffix(".weight").rsplit(".", 1)[-1], 1.0)
 

@@ -6,6 +6,8 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,15 @@ INDEX = "model.safetensors.index.json"
 DTYPE_ORDER = ("I64", "F32", "BF16", "F8_E8M0", "F8_E4M3", "I8")
 GENERATION = {"bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 1.0, "top_p": 1.0}
 
-Values = Callable[[Weight, Tensor], Iterator[Bytes]]
+
+@dataclass(frozen=True)
+class Hole:
+    """Bytes of a tensor that are zero and take no disk."""
+
+    size: int
+
+
+Values = Callable[[Weight, Tensor], Iterator[Bytes | Hole]]
 
 
 def write_checkpoint(
@@ -55,8 +65,8 @@ def write_official(
         if progress is not None:
             progress(done, total)
 
-    _make_empty(out)
-    try:
+    make_empty(out)
+    with writing(out):
         (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (out / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n", encoding="utf-8")
         (out / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
@@ -68,16 +78,24 @@ def write_official(
             _write_shard(out / name, shard, values, advance)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return model
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Raises MachineError where the block raises OSError."""
+    try:
+        yield
     except OSError as error:
         raise MachineError(
             f"the checkpoint can't be written: {error.strerror or error}",
             where=out,
             next="free some space or choose another folder, and delete the unfinished one",
         ) from None
-    return model
 
 
-def _make_empty(out: Path) -> None:
+def make_empty(out: Path) -> None:
+    """Make the folder. Raises InputError if it is there with something in it, or can't be made."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         occupied = any(out.iterdir())
@@ -94,8 +112,12 @@ def _write_shard(path: Path, shard: list[Weight], values: Values, advance: Calla
         file.write(_header([tensor for _, tensor in entries]))
         for weight, tensor in entries:
             for block in values(weight, tensor):
-                file.write(block.data)
+                if isinstance(block, Hole):
+                    file.seek(block.size, os.SEEK_CUR)
+                else:
+                    file.write(block.data)
                 advance(block.size)
+        file.truncate()
         file.flush()
         os.fsync(file.fileno())
 

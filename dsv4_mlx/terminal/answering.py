@@ -1,13 +1,11 @@
-"""The answer under way: what was said so far, and its figures.
-
-Numbers for people.
-"""
+"""The answer under way: what was said so far, and its figures."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
 
+from dsv4_mlx.machine.units import duration, rate, size
 from dsv4_mlx.terminal.chat_engine import AnswerPiece, Counted, Ended, Prefilling
 from dsv4_mlx.terminal.conversation import Message
 
@@ -19,33 +17,9 @@ ENDINGS = {
 }
 
 
-def amount(count: float) -> str:
-    """Bytes, decimal, as disks are sold."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def span(seconds: float) -> str:
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def rate(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
 def thought(answering: AnswerInProgress) -> str:
     """The line that thinking collapses to."""
-    return f"thought for {span(answering.thinking_for)}, {answering.message.thinking_tokens:,} tokens"
+    return f"thought for {duration(answering.thinking_for)}, {answering.message.thinking_tokens:,} tokens"
 
 
 def stats(answering: AnswerInProgress) -> str:
@@ -57,11 +31,11 @@ def stats(answering: AnswerInProgress) -> str:
         f"{ENDINGS[message.ending]}",
     ]
     if message.thinking:
-        lines.append(f"thinking  {span(message.thinking_seconds)}, {message.thinking_tokens:,} tokens")
+        lines.append(f"thinking  {duration(message.thinking_seconds)}, {message.thinking_tokens:,} tokens")
     if answering.first_token is not None:
-        lines.append(f"waited    {span(answering.first_token - answering.started)} for the first token")
+        lines.append(f"waited    {duration(answering.first_token - answering.started)} for the first token")
     if answering.memory:
-        lines.append(f"memory    {amount(answering.memory)}")
+        lines.append(f"memory    {size(answering.memory)}")
     if answering.experts:
         lines.append(f"experts   {answering.experts.removeprefix('experts ')}")
     return "\n".join(lines)

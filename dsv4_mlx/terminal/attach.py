@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsv4_mlx.errors import InputError
+from dsv4_mlx.machine.units import size
 
 _PROGRAMS = (("pbcopy",), ("wl-copy",), ("xclip", "-selection", "clipboard"), ("xsel", "-ib"))
 _LARGEST = 74_994  # characters of base64 that terminals are known to take
@@ -79,8 +80,7 @@ def read_text(given: str) -> Attachment:
         raise InputError(f"{given!r} is not a file", next="give a text file")
     if status.st_size > LARGEST:
         raise InputError(
-            f"{given!r} has {status.st_size / 1e6:.0f} MB, far more than any context; the limit is "
-            f"{LARGEST / 1e6:.0f} MB",
+            f"{given!r} has {size(status.st_size)}, far more than any context; the limit is {size(LARGEST)}",
             next="give a part of it",
         )
     try:

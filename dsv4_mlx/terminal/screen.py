@@ -25,7 +25,8 @@ from prompt_toolkit.layout.menus import CompletionsMenu
 from prompt_toolkit.styles import Style
 
 from dsv4_mlx.errors import EXIT_TERMINATED
-from dsv4_mlx.terminal.answering import AnswerInProgress, span, thought
+from dsv4_mlx.machine.units import duration
+from dsv4_mlx.terminal.answering import AnswerInProgress, thought
 from dsv4_mlx.terminal.attach import clean, printable
 from dsv4_mlx.terminal.chat import Chat
 from dsv4_mlx.terminal.chat_engine import Kind
@@ -181,7 +182,9 @@ class Screen:
         elif self._answering is not None and self._answering.message.thinking:
             lines = self._thinking.lines()[-min(PANE, room - 1) :]
             answering = self._answering
-            head = f"thinking  {span(answering.thinking_for)}, {answering.message.thinking_tokens:,} tokens"
+            head = (
+                f"thinking  {duration(answering.thinking_for)}, {answering.message.thinking_tokens:,} tokens"
+            )
             self._live = [("class:thinking", "\n".join([head, *(f"│ {text}" for text in lines)]))]
         else:
             self._live = []

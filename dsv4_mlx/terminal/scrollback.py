@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.segment import Segment
 from rich.style import Style
 
-from dsv4_mlx.terminal.answering import span
+from dsv4_mlx.machine.units import duration
 from dsv4_mlx.terminal.conversation import Conversation, Message
 from dsv4_mlx.terminal.markdown import IncrementalMarkdown
 from dsv4_mlx.terminal.paint import Line, Painter
@@ -76,7 +76,10 @@ def entries_of_answer(message: Message) -> list[tuple[str, str]]:
     found = []
     if message.thinking:
         found.append(
-            ("thought", f"thought for {span(message.thinking_seconds)}, {message.thinking_tokens:,} tokens")
+            (
+                "thought",
+                f"thought for {duration(message.thinking_seconds)}, {message.thinking_tokens:,} tokens",
+            )
         )
     if message.text:
         found.append(("answer", message.text))

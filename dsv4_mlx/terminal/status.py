@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from dsv4_mlx.terminal.answering import amount, rate, span
+from dsv4_mlx.machine.units import duration, rate, size, speed
 from dsv4_mlx.terminal.chat import Chat
 from dsv4_mlx.terminal.paint import Painter, fitted
 
@@ -58,7 +58,7 @@ def status(chat: Chat, width: int) -> str:
         parts.append(f"prefill {rate(answering.prefill_rate)} tok/s")
         parts.append(f"decode {rate(answering.decode_rate)} tok/s")
         if answering.memory:
-            parts.append(amount(answering.memory))
+            parts.append(size(answering.memory))
         if answering.experts:
             parts.append(answering.experts)
     parts.append(f"think {chat.conversation.think}")
@@ -82,7 +82,7 @@ def progress(chat: Chat, width: int) -> str | None:
     parts = [f"reading the prompt {_bar(done, total, width)} {done:,}/{total:,} tokens"]
     parts.append(f"{rate(answering.prefill_rate)} tok/s")
     if answering.prefill_left is not None and done < total:
-        parts.append(f"{span(answering.prefill_left)} left")
+        parts.append(f"{duration(answering.prefill_left)} left")
     return fitted(parts, width)
 
 
@@ -91,13 +91,13 @@ def _loading(chat: Chat, width: int) -> str:
     if loading is None or not loading.total:
         return fitted(["opening the model"], width)
     seconds = max(time.monotonic() - chat.load_started, 1e-6)
-    speed = loading.done / seconds
+    reached = loading.done / seconds
     parts = [
-        f"loading {_bar(loading.done, loading.total, width)} {amount(loading.done)}/{amount(loading.total)}",
-        f"{amount(speed)}/s",
+        f"loading {_bar(loading.done, loading.total, width)} {size(loading.done)}/{size(loading.total)}",
+        speed(reached),
     ]
-    if speed and loading.done < loading.total:
-        parts.append(f"{span((loading.total - loading.done) / speed)} left")
+    if reached and loading.done < loading.total:
+        parts.append(f"{duration((loading.total - loading.done) / reached)} left")
     return fitted(parts, width)
 
 

@@ -25,7 +25,7 @@ from dsv4_mlx.weights.converted import ConvertedModel
 from dsv4_mlx.weights.official import OfficialModel
 from dsv4_mlx.weights.records import Paged
 from dsv4_mlx.weights.resident_experts import ResidentExperts
-from dsv4_mlx.weights.stored import StoredModel
+from dsv4_mlx.weights.stored import ArraySource, StoredModel
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,7 @@ def open_model(
         reached(read)
 
     with closing(stored.arrays(advance)) as arrays:
-        source = StoredTensors(stored, arrays, activation_dtype(), paged)
-        model = Transformer(stored.config, source, ops, numerics)
-        source.finish(kept=None if stored.config.drafter is None else "mtp.")  # stored, not run
+        model = assemble(stored, arrays, ops, numerics, paged)
         evaluated = 0
         for piece in _pieces(model):
             mx.eval(piece)
@@ -90,6 +88,16 @@ def open_model(
     reached(total)
     model.eval()
     return OpenedModel(stored.config, stored.manifest, model)
+
+
+def assemble(
+    stored: StoredModel, arrays: ArraySource, ops: Ops, numerics: Numerics, paged: Paged | None = None
+) -> Transformer:
+    """The model made of these arrays. Only hash tables are evaluated. Raises InputError."""
+    source = StoredTensors(stored, arrays, activation_dtype(), paged)
+    model = Transformer(stored.config, source, ops, numerics)
+    source.finish(kept=None if stored.config.drafter is None else "mtp.")  # stored, not run
+    return model
 
 
 def _pieces(model: Transformer) -> Iterator[list[mx.array]]:

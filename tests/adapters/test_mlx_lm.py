@@ -19,7 +19,8 @@ from small_model import token_ids
 
 from dsv4_mlx.adapters import mlx_lm as adapter
 from dsv4_mlx.adapters.mlx_lm import Model, StateCache, batch_generate, load, prepared, tokenizer
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import InputError, UsageError
 from dsv4_mlx.evaluation.score import score
 

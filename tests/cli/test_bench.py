@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Engine:
-    from dsv4_mlx.engine.engine import EngineOptions
+    from dsv4_mlx.engine.engine_options import EngineOptions
 
     return Engine.open(folder, EngineOptions(context=256))
 

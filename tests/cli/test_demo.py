@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from deepseek_recipe import Conversation, ToolDefinition, UserMessage
 
 from dsv4_mlx.checkpoint.manifest import read_manifest
-from dsv4_mlx.cli.demo import MODEL_ID, SHIPPED, build
+from dsv4_mlx.cli.demo import MODEL_ID, SHIPPED, build, program
 from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.config import CSA, HCA, WINDOW, ModelConfig
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.engine.generate import answer, generate
-from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.tokenizer.output_parser import Piece, TextParser
 
 QUESTION = "What is the sliding window?"
@@ -34,6 +36,38 @@ def test_demo_is_a_model_and_is_converted_once(monkeypatch: pytest.MonkeyPatch, 
     assert model_folder("demo") == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert read_manifest(folder).recipe == "native"
+
+
+def test_the_demo_says_what_to_type_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After `make demo` the command is not in reach by its name: the path that was typed is."""
+    called = tmp_path / "bin" / "dsv4-mlx"
+    called.parent.mkdir()
+    called.write_text("#!/bin/sh\n")
+    called.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["bin/dsv4-mlx", "demo"])
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert program() == "bin/dsv4-mlx"
+    monkeypatch.setenv("PATH", f"/usr/bin:{called.parent}")
+    assert program() == "dsv4-mlx"
+    monkeypatch.setattr("sys.argv", ["somewhere/dsv4_mlx/__main__.py", "demo"])
+    assert program().endswith(" -m dsv4_mlx")
+
+
+@pytest.mark.parametrize(
+    ("statement", "rooms"),
+    (
+        ("from dsv4_mlx.cli.models import model_folder; model_folder('demo')", ("convert", "machine.disks")),
+        ("from dsv4_mlx.cli.answer_format import rule_of; rule_of(None, None)", ("grammar",)),
+    ),
+)
+def test_what_is_not_needed_is_not_imported(statement: str, rooms: tuple[str, ...]) -> None:
+    """With the demo built, and with no form to hold an answer to."""
+    model_folder("demo")
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "dsv4_mlx.cli" in loaded.split()
+    assert not [name for name in loaded.split() for room in rooms if name.startswith(f"dsv4_mlx.{room}")]
 
 
 def test_damage_is_found_and_repaired(tmp_path: Path) -> None:

@@ -165,5 +165,5 @@ def test_lines_say_bytes_speed_and_time_left(
         show(10**8, 10**9, "downloading 1 of 2")
     assert (
         capsys.readouterr().err
-        == "downloading: 100.0 MB of 1.0 GB, 10.0 MB/s, 2 min left; downloading 1 of 2\n"
+        == "downloading: 100.0 MB of 1.0 GB, 10.0 MB/s, 1 min 30 s left; downloading 1 of 2\n"
     )

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from dsv4_mlx.cli.main import run
-from dsv4_mlx.cli.sampling import logit_bias
+from dsv4_mlx.cli.option_groups import parse_biases
 from dsv4_mlx.engine.engine import Engine
-from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.synthetic.tokenizer import tokenizer_json
 from dsv4_mlx.tokenizer.output_parser import TextParser
@@ -74,7 +74,7 @@ def test_every_knob_reaches_the_sampler(
 @pytest.mark.parametrize("pair", ("17", "=1", "x=1", "17=", "17=y", "1.5=2", "１７=1", "17=１"))
 def test_a_bias_must_be_a_pair(pair: str) -> None:
     with pytest.raises(UsageError, match="expected ID=VALUE"):
-        logit_bias([pair])
+        parse_biases([pair])
 
 
 @pytest.mark.parametrize("option", ("--top-p=0", "--top-k=-1", "--min-p=2", "--stop=", "--logit-bias=1=nan"))

@@ -27,7 +27,8 @@ from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.convert.steps import QuantisedRecord, ScalesSpan, steps_for
 from dsv4_mlx.convert.verify import verify
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.evaluation.score import score
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint

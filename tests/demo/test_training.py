@@ -24,8 +24,8 @@ from bench.demo_model.tokenizer import build as build_tokenizer
 from bench.demo_model.weights import Parameters, initial, tensors
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import generate
-from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops.table import EXACT, REFERENCE
 

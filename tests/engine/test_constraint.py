@@ -7,8 +7,8 @@ import pytest
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
 from dsv4_mlx.engine.constraint import AfterThinking, Constraint, Floats, Without
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import generate
-from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.model.transformer import Transformer
 

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from dsv4_mlx.engine.chooser import GenerationLimits
 from dsv4_mlx.engine.decode import Ended, Finished, PrefillProgress, Token
 from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import answer, complete, generate, stream
-from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Session, SessionRows
 from dsv4_mlx.errors import DoesNotFit
 from dsv4_mlx.model.transformer import Transformer

@@ -16,7 +16,7 @@ from small_model import new_session, tiny_model, token_ids
 
 from dsv4_mlx.checkpoint.manifest import Manifest
 from dsv4_mlx.engine import session_file as saved
-from dsv4_mlx.engine.engine import EngineOptions
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.machine import mlx_switches
 from dsv4_mlx.model.transformer import Transformer

@@ -20,7 +20,8 @@ from evaluation.acceptance_helpers import accepted, offset_of, overwrite
 from dsv4_mlx.cli.check import _text as report_text
 from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.cli.main import run as cli
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import Progress, UsageError
 from dsv4_mlx.evaluation.acceptance import AcceptanceOptions, AcceptanceTools, accept
 from dsv4_mlx.evaluation.long_run import cuts

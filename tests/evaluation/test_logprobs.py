@@ -18,7 +18,8 @@ from oracle.numpy_model import NumpyModel
 from oracle.official import OfficialCheckpoint
 
 from dsv4_mlx.cli.demo import SHIPPED
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.evaluation.logprobs import compared, read
 

@@ -20,7 +20,8 @@ from checkpoints import Checkpoints
 from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.cli.evaluate import _read
 from dsv4_mlx.convert.run import convert
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import DoesNotFit, InputError, MachineError
 from dsv4_mlx.evaluation.perplexity import Evaluation, evaluate
 from dsv4_mlx.evaluation.score import score
@@ -96,7 +97,7 @@ def test_a_disk_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
     with pytest.raises(
-        MachineError, match=r"temporary file of 0\.00 GB can't be written: 0\.00 GB are missing"
+        MachineError, match=r"temporary file of [0-9.]+ [kM]?B can't be written: [0-9.]+ [kM]?B are missing"
     ):
         run(SHIPPED, None, 40)
 

@@ -42,7 +42,7 @@ def bar(title, unit):
     yield lambda done, total: None
 long_run.CUT_TOKENS, long_run.CHUNKS, layers.PREFILL = 12, (5, 8), int(sys.argv[3])
 lengths = tuple(int(length) for length in sys.argv[4:])
-wanted = AcceptanceOptions(lengths=lengths, tokens=8, expert_memory=sys.argv[2])
+wanted = AcceptanceOptions(lengths=lengths, tokens=8, engine=EngineOptions(expert_memory=sys.argv[2]))
 found = accept(Path(sys.argv[1]), AcceptanceTools(REFERENCE), wanted, bar, lambda known: None).to_json()
 unit = 1 if sys.platform == "darwin" else 1024
 found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -51,7 +51,7 @@ print(json.dumps(found))
 EVAL = """
 import json, resource, sys, time
 from pathlib import Path
-from dsv4_mlx.engine.engine import EngineOptions
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.evaluation.perplexity import evaluate
 begin = time.perf_counter()
 reference = Path(sys.argv[3]) if len(sys.argv) > 3 else None

@@ -1,6 +1,6 @@
 """A conversion from the Hub that is killed at its Nth event: a piece that came, a step, a rename.
 
-python killed.py ENDPOINT TARGET N
+python crash_helpers.py ENDPOINT TARGET N
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ convert_from_hub(
     delete=True,
     resume=True,
     endpoint=sys.argv[1],
-    patience=Retry(first=0.1),
+    retry=Retry(first=0.1),
     progress=event,
 )
 print(left)

@@ -69,17 +69,17 @@ def from_folder(hub: Hub, place: Path, resume: bool) -> object:
 
 
 def from_hub(hub: Hub, place: Path, resume: bool) -> object:
-    return convert_from_hub(REPOSITORY, place / "out", resume=resume, endpoint=hub.endpoint, patience=QUICK)
+    return convert_from_hub(REPOSITORY, place / "out", resume=resume, endpoint=hub.endpoint, retry=QUICK)
 
 
 def deleting(hub: Hub, place: Path, resume: bool) -> object:
     return convert_from_hub(
-        REPOSITORY, place / "out", resume=resume, delete=True, endpoint=hub.endpoint, patience=QUICK
+        REPOSITORY, place / "out", resume=resume, delete=True, endpoint=hub.endpoint, retry=QUICK
     )
 
 
 def only_download(hub: Hub, place: Path, resume: bool) -> object:
-    return download(REPOSITORY, place / "out", endpoint=hub.endpoint, patience=QUICK)
+    return download(REPOSITORY, place / "out", endpoint=hub.endpoint, retry=QUICK)
 
 
 JOBS: dict[str, Job] = {
@@ -116,9 +116,9 @@ def full_at_every_write(job: Job, official: Path, wanted: Path, home: Path, step
                 break
             message = str(error)
             assert error.exit_code == 3, message
-            found = re.search(r"the disk is full: ([0-9.,]+) (bytes|kB|MB) are missing", message)
+            found = re.search(r"the disk is full: ([0-9.,]+) (B|kB|MB) are missing", message)
             assert found is not None, (last, message)
-            told.append(float(found[1].replace(",", "")) * {"bytes": 1, "kB": 1000, "MB": 10**6}[found[2]])
+            told.append(float(found[1].replace(",", "")) * {"B": 1, "kB": 1000, "MB": 10**6}[found[2]])
             assert error.next is not None and error.next.startswith("free "), message
             job(hub, place, True)
             assert same(place / "out", wanted)

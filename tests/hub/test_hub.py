@@ -30,10 +30,10 @@ def test_a_download_is_the_repository(official: Path, tmp_path: Path) -> None:
     for redirect in (False, True):
         folder = tmp_path / str(redirect)
         with serving(Hub(official, redirect=redirect)) as hub:
-            download(REPOSITORY, folder, endpoint=hub.endpoint, patience=QUICK)
+            download(REPOSITORY, folder, endpoint=hub.endpoint, retry=QUICK)
             assert same(official, folder)
             hub.gets.clear()
-            download(REPOSITORY, folder, endpoint=hub.endpoint, patience=QUICK)
+            download(REPOSITORY, folder, endpoint=hub.endpoint, retry=QUICK)
             assert not [name for name in hub.gets if name.endswith(".safetensors")]
 
 
@@ -43,13 +43,13 @@ def test_a_conversion_is_that_of_the_folder(
 ) -> None:
     target = tmp_path / "out"
     with serving(Hub(official, redirect=delete)) as hub:
-        summary = convert_from_hub(REPOSITORY, target, delete=delete, endpoint=hub.endpoint, patience=QUICK)
+        summary = convert_from_hub(REPOSITORY, target, delete=delete, endpoint=hub.endpoint, retry=QUICK)
         assert summary.status == "converted" and same(target, converted)
         assert source_folder(target).exists() != delete
         if not delete:
             assert same(source_folder(target), official)
         again = convert_from_hub(
-            REPOSITORY, target, delete=delete, resume=True, endpoint=hub.endpoint, patience=QUICK
+            REPOSITORY, target, delete=delete, resume=True, endpoint=hub.endpoint, retry=QUICK
         )
         assert again.status == "nothing to do" and source_folder(target).exists() != delete
 
@@ -102,14 +102,14 @@ def test_bad_days_end_well(
     hub = Hub(official, redirect=redirect, fault=fault)
     fault.done, fault.files = False, hub.files  # type: ignore[attr-defined]
     with serving(hub):
-        convert_from_hub(REPOSITORY, tmp_path / "out", delete=True, endpoint=hub.endpoint, patience=QUICK)
+        convert_from_hub(REPOSITORY, tmp_path / "out", delete=True, endpoint=hub.endpoint, retry=QUICK)
     assert same(tmp_path / "out", converted)
     assert fault is not flipped or flipped.done  # type: ignore[attr-defined]
 
 
 def refused(hub: Hub, tmp_path: Path, **options: Any) -> Dsv4Error:
     with serving(hub), pytest.raises(Dsv4Error) as raised:
-        convert_from_hub(REPOSITORY, tmp_path / "out", endpoint=hub.endpoint, patience=QUICK, **options)
+        convert_from_hub(REPOSITORY, tmp_path / "out", endpoint=hub.endpoint, retry=QUICK, **options)
     assert not list((tmp_path / "out").glob("manifest.json")) if (tmp_path / "out").exists() else True
     return raised.value
 
@@ -161,14 +161,14 @@ def test_what_does_not_pass_is_said(
 
 def test_another_repository_or_no_hub_is_said(official: Path, tmp_path: Path) -> None:
     with serving(Hub(official)) as hub, pytest.raises(InputError, match="no such model"):
-        download("deepseek-ai/None", tmp_path / "a", endpoint=hub.endpoint, patience=QUICK)
+        download("deepseek-ai/None", tmp_path / "a", endpoint=hub.endpoint, retry=QUICK)
     for name in ("a/b/c", "", "-x", "../..", "a b"):
         with pytest.raises(InputError, match="no such model"):
-            download(name, tmp_path / "a", patience=QUICK)
+            download(name, tmp_path / "a", retry=QUICK)
     said: list[str] = []
     with pytest.raises(MachineError, match="can't be fetched"):
-        patience = replace(QUICK, tell=said.append)
-        download(REPOSITORY, tmp_path / "a", endpoint="http://127.0.0.1:9", patience=patience)
+        retry = replace(QUICK, tell=said.append)
+        download(REPOSITORY, tmp_path / "a", endpoint="http://127.0.0.1:9", retry=retry)
     assert len(said) == QUICK.tries - 1 and all("trying again in" in line for line in said)
     assert not (tmp_path / "a").exists()
 
@@ -203,9 +203,7 @@ def test_the_disk_never_holds_more_than_the_output_and_two_shards(
         most = max(most, found)
 
     with serving(Hub(official)) as hub:
-        convert_from_hub(
-            REPOSITORY, target, delete=True, endpoint=hub.endpoint, patience=QUICK, progress=look
-        )
+        convert_from_hub(REPOSITORY, target, delete=True, endpoint=hub.endpoint, retry=QUICK, progress=look)
     output = sum(path.stat().st_size for path in converted.iterdir())
     shards = sorted(path.stat().st_size for path in official.glob("*.safetensors"))
     texts = sum(p.stat().st_size for p in official.iterdir() if p.suffix == ".json")
@@ -247,10 +245,10 @@ def test_a_download_goes_on_at_its_byte(official: Path, tmp_path: Path) -> None:
     with serving(hub):
         for _ in range(3):
             with pytest.raises(MachineError, match="can't be fetched") as raised:
-                download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, patience=replace(QUICK, tries=1))
+                download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, retry=replace(QUICK, tries=1))
             assert raised.value.exit_code == 3
         hub.fault = None
-        download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, patience=QUICK)
+        download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, retry=QUICK)
     assert same(official, tmp_path / "a")
     assert starts == [0, whole // 4, whole // 4 * 2]
     assert not list((tmp_path / "a").rglob("*.part")) and not list((tmp_path / "a").rglob("*.incomplete"))

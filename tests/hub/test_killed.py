@@ -14,7 +14,7 @@ import pytest
 from hub.conftest import same
 from hub.fake_hub import Hub, serving
 
-SCRIPT = Path(__file__).parent / "killed.py"
+SCRIPT = Path(__file__).parent / "crash_helpers.py"
 ROOT = Path(__file__).parents[2]
 EVENTS = 10**9  # more than there are
 

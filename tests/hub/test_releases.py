@@ -15,7 +15,8 @@ from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.convert.verify import verify
 from dsv4_mlx.hub.download import DownloadStep, convert_from_hub, download, source_folder
-from dsv4_mlx.planning.candidates import ways_of
+from dsv4_mlx.planning.candidates import candidates_for
+from dsv4_mlx.planning.fit import MemoryBudget
 from dsv4_mlx.planning.plan import plan
 from dsv4_mlx.planning.speed import Speeds
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
@@ -42,19 +43,20 @@ def test_a_release(name: str, tmp_path: Path) -> None:
     official, target = tmp_path / "official", tmp_path / "out"
     write_checkpoint(official, make(), 3)
     with serving(Hub(official, redirect=True)) as hub:
-        download(REPOSITORY, tmp_path / "files", endpoint=hub.endpoint, patience=QUICK)
+        download(REPOSITORY, tmp_path / "files", endpoint=hub.endpoint, retry=QUICK)
         assert same(tmp_path / "files", official)
-        summary = convert_from_hub(REPOSITORY, target, delete=True, endpoint=hub.endpoint, patience=QUICK)
+        summary = convert_from_hub(REPOSITORY, target, delete=True, endpoint=hub.endpoint, retry=QUICK)
     report = verify(target, official)
     assert report.ok and report.lossless and summary.tensors > 0
     assert {f"mtp.{number}" for number in range(blocks)} <= read_manifest(target).experts.keys()
     assert summary.extra == tuple(f"mtp.{number}" for number in range(blocks))
     convert(tmp_path / "files", tmp_path / "again")
     assert same(target, tmp_path / "again")
-    ways, config = ways_of(official)
-    native = next(o for o in plan(ways, config, 1 << 36, 4, Speeds(), "here").options if o.name == "native")
+    ways, config = candidates_for(official)
+    options = plan(ways, config, MemoryBudget(1 << 36, 4), Speeds(), "here").options
+    native = next(option for option in options if option.name == "native")
     assert native.disk.kept == sum(path.stat().st_size for path in target.iterdir())
-    assert native.fit.how == "resident"
+    assert native.fit.placement == "resident"
 
 
 @pytest.mark.parametrize("delete", [False, True])
@@ -78,7 +80,7 @@ def test_a_shard_of_copies_only(delete: bool, tmp_path: Path) -> None:
     steps: list[DownloadStep] = []
     with serving(Hub(official)) as hub:
         summary = convert_from_hub(
-            REPOSITORY, target, delete=delete, endpoint=hub.endpoint, patience=QUICK, progress=steps.append
+            REPOSITORY, target, delete=delete, endpoint=hub.endpoint, retry=QUICK, progress=steps.append
         )
     done = [step.done for step in steps if step.stage == "downloading"]
     total = sum(path.stat().st_size for path in official.glob("*.safetensors"))

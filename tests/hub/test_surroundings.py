@@ -40,7 +40,7 @@ def test_a_shard_in_the_cache_is_not_fetched_again(
         raise OSError(errno.EXDEV, "Cross-device link")
 
     with serving(hub), monkeypatch.context() as patch:
-        convert_from_hub(REPOSITORY, tmp_path / "alone", endpoint=hub.endpoint, patience=QUICK)
+        convert_from_hub(REPOSITORY, tmp_path / "alone", endpoint=hub.endpoint, retry=QUICK)
         alone = dict(hub.gets)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         if not linked:
@@ -48,7 +48,7 @@ def test_a_shard_in_the_cache_is_not_fetched_again(
         for delete in (False, True):
             hub.gets.clear()
             target = tmp_path / f"out-{delete}"
-            convert_from_hub(REPOSITORY, target, delete=delete, endpoint=hub.endpoint, patience=QUICK)
+            convert_from_hub(REPOSITORY, target, delete=delete, endpoint=hub.endpoint, retry=QUICK)
             assert same(target, converted)
             assert hub.gets[SHARD] == alone[SHARD] - 1  # its header and samples only
             assert hub.gets[wrong] == alone[wrong]
@@ -60,14 +60,14 @@ def test_the_token_goes_to_the_hub_alone(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with serving(Hub(official, redirect=True)) as hub:
-        download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, patience=QUICK)
+        download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, retry=QUICK)
     assert hub.tokens == {"api": {"Bearer hf_secret"}, "files": {"Bearer hf_secret"}, "cdn": {None}}
 
 
 def test_offline_is_said_at_once(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with serving(Hub(official)) as hub, pytest.raises(InputError, match="HF_HUB_OFFLINE is set"):
-        download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, patience=QUICK)
+        download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, retry=QUICK)
     assert not hub.gets and not (tmp_path / "a").exists()
 
 
@@ -92,7 +92,7 @@ def test_what_is_not_ours_stays(official: Path, converted: Path, tmp_path: Path)
     source_folder(target).mkdir()
     (source_folder(target) / "my notes.txt").write_text("mine")
     with serving(Hub(official)) as hub:
-        convert_from_hub(REPOSITORY, target, delete=True, endpoint=hub.endpoint, patience=QUICK)
+        convert_from_hub(REPOSITORY, target, delete=True, endpoint=hub.endpoint, retry=QUICK)
     assert same(target, converted)
     assert [path.name for path in source_folder(target).iterdir()] == ["my notes.txt"]
 
@@ -103,11 +103,11 @@ def test_two_at_once_are_refused(official: Path, tmp_path: Path) -> None:
     def again(step: DownloadStep) -> None:
         if not seen:
             with pytest.raises(InputError, match="is writing to this folder") as raised:
-                download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, patience=QUICK)
+                download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, retry=QUICK)
             seen.append(str(raised.value))
 
     with serving(Hub(official)) as hub:
-        download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, patience=QUICK, progress=again)
+        download(REPOSITORY, tmp_path / "a", endpoint=hub.endpoint, retry=QUICK, progress=again)
     assert seen and same(official, tmp_path / "a")
     assert not list((tmp_path / "a").glob(".convert*"))
 
@@ -127,7 +127,7 @@ def test_ctrl_c_ends_a_conversion_that_waits_for_the_hub(
     with serving(hub):
         environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
         target = tmp_path / "out"
-        download(REPOSITORY, source_folder(target), endpoint=hub.endpoint, patience=QUICK)
+        download(REPOSITORY, source_folder(target), endpoint=hub.endpoint, retry=QUICK)
         (source_folder(target) / SHARD).unlink()
         if looking:
             shutil.rmtree(source_folder(target))

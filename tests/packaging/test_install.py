@@ -24,7 +24,7 @@ pytestmark = pytest.mark.long
 OF_THE_CHECKOUT = (
     "test_architecture.py", "test_sizes.py", "test_docs.py", "test_package.py", "reference/test_pairing.py",
     "packaging", "bench", "paging/test_graphs.py", "paging/test_policy.py",
-    "forecast/test_decode.py",
+    "planning/test_timeline.py",
 )  # fmt: skip
 WHERE = """
 import dsv4_mlx, dsv4_mlx.convert

@@ -13,7 +13,8 @@ from paging.paged_model import EACH, EXPERTS, Model, make
 
 import dsv4_mlx
 from dsv4_mlx.convert.run import convert
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import MachineError
 from dsv4_mlx.paging.paged_experts import PagedExperts
 from dsv4_mlx.paging.reading import RecordReader

@@ -7,7 +7,8 @@ import pytest
 from paging.paged_model import Model
 from small_model import token_ids
 
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.paging.stats import LayerStats, total
 

@@ -25,7 +25,8 @@ CODE = """
 import hashlib, json, resource, sys, time
 from pathlib import Path
 import numpy as np
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 begin = time.perf_counter()
 engine = Engine.open(Path(sys.argv[1]), EngineOptions(context=512, expert_memory=sys.argv[2]))
 opened = time.perf_counter() - begin

@@ -10,7 +10,8 @@ import pytest
 from engine.pretend_mac import PretendMac
 from paging.paged_model import Model
 
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import Dsv4Warning, UsageError
 from dsv4_mlx.machine import mlx_switches, wire_guard
 from dsv4_mlx.machine.limits import Pressure

@@ -14,14 +14,16 @@ from ops.selftest.test_choose import FAULTS, KERNELS, LIMITS, scripted
 
 from dsv4_mlx.cli.doctor import show_examination
 from dsv4_mlx.machine.facts import Machine, this_machine
+from dsv4_mlx.machine.macs import highest_gpu_limit
 from dsv4_mlx.machine.measure import read_speed
-from dsv4_mlx.planning.candidates import flash
-from dsv4_mlx.planning.doctor import advice, examine, highest_gpu_limit
+from dsv4_mlx.planning.candidates import converted_flash
+from dsv4_mlx.planning.doctor import advice, examine
 from dsv4_mlx.planning.fit import fit
 
 __all__ = ["children_find_the_script", "compiled"]  # fixtures, used by being here
 
-MODELS, CONFIG = flash()
+WAYS, CONFIG = converted_flash()
+MODELS = [way.stored for way in WAYS]
 GB = 10**9
 
 
@@ -40,7 +42,7 @@ def mac(memory: int, limit: int) -> Machine:
 def test_a_scripted_mac(fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every verdict is shown, a fault in one line, and the memory advice is a command that was not run."""
     found = examine(
-        tmp_path, tmp_path / "kernels.json", MODELS, CONFIG, 144 * GB,
+        tmp_path, tmp_path / "kernels.json", WAYS, CONFIG, 144 * GB,
         metal=scripted(fault), machine=mac(192 << 30, 144 * GB), kernels=KERNELS, limits=LIMITS,
         measured=16 << 20,
     )  # fmt: skip
@@ -82,7 +84,7 @@ def test_sizes_of_the_recipes() -> None:
 def test_fits(memory: int, limit: int, how: str) -> None:
     """What is promised never exceeds the limit, and the context only grows with it."""
     found = fit(MODELS[0], CONFIG, limit * GB, 2)
-    assert found.how == how
+    assert found.placement == how
     assert (found.need <= limit * GB) == (how != "too large")
     assert (found.context > 0) == (how != "too large")
     if how == "paged":
@@ -138,7 +140,7 @@ def test_the_command_says_what_was_not_checked(tmp_path: Path) -> None:
 def test_a_folder_that_can_not_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     found = examine(
-        tmp_path / "file", tmp_path / "kernels.json", MODELS, CONFIG, GB, kernels=(), measured=1 << 20
+        tmp_path / "file", tmp_path / "kernels.json", WAYS, CONFIG, GB, kernels=(), measured=1 << 20
     )
     assert found.read is None
     assert any("read speed" in line for line in found.unchecked)

@@ -18,15 +18,16 @@ from dsv4_mlx.cli.main import run
 from dsv4_mlx.config import parse_config
 from dsv4_mlx.convert.recipe import RECIPES
 from dsv4_mlx.convert.run import convert
-from dsv4_mlx.engine.engine import weight_bytes
+from dsv4_mlx.engine import engine
+from dsv4_mlx.engine.engine import fitting, weight_bytes
 from dsv4_mlx.engine.memory import state_bytes, touched_weights, workspace
 from dsv4_mlx.model.state import GROWTH
-from dsv4_mlx.planning.candidates import candidates, flash_config, ways_of
-from dsv4_mlx.planning.fit import fit
+from dsv4_mlx.planning.candidates import candidates, candidates_for, flash_config
+from dsv4_mlx.planning.fit import MemoryBudget, fit
 from dsv4_mlx.planning.plan import disk, plan
-from dsv4_mlx.planning.speed import HITS, Speeds, simulated
+from dsv4_mlx.planning.speed import Speeds
 from dsv4_mlx.synthetic import cut, release_config, small_config, write_checkpoint
-from dsv4_mlx.weights.load import find_model
+from dsv4_mlx.weights.load import activation_dtype, find_model
 
 FLASH = candidates(flash_config())
 CONFIG = flash_config()
@@ -73,7 +74,7 @@ def official(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_bytes_are_those_of_the_files(official: Path, recipe: str, tmp_path: Path) -> None:
     """From the folder every file, from the config alone the weights; and what a token reads."""
-    found, config = ways_of(official)
+    found, config = candidates_for(official)
     ways = {way.name: way for way in found}
     derived = {way.name: way for way in candidates(config)}
     convert(official, tmp_path / "out", recipe)
@@ -84,7 +85,7 @@ def test_bytes_are_those_of_the_files(official: Path, recipe: str, tmp_path: Pat
     stored = find_model(tmp_path / "out")
     touched = touched_weights(config, stored.manifest, stored.tensor_bytes())
     assert ways[recipe].touched == touched
-    after = ways_of(tmp_path / "out")[0][0]
+    after = candidates_for(tmp_path / "out")[0][0]
     assert after.stored == ways[recipe].stored and disk(after, here=True).kept == every_file(tmp_path / "out")
     whole = find_model(official)
     assert ways["official"].touched == touched_weights(config, whole.manifest, whole.tensor_bytes())
@@ -92,7 +93,7 @@ def test_bytes_are_those_of_the_files(official: Path, recipe: str, tmp_path: Pat
 
 def test_scales_repeated_in_memory_are_counted(official: Path, tmp_path: Path) -> None:
     """By the plan and by the engine: as many bytes as a conversion writes them to disk."""
-    way = ways_of(official)[0][0].stored
+    way = candidates_for(official)[0][0].stored
     stored = find_model(official).manifest
     convert(official, tmp_path / "out")
     made = read_manifest(tmp_path / "out")
@@ -103,7 +104,7 @@ def test_scales_repeated_in_memory_are_counted(official: Path, tmp_path: Path) -
         t.count * s.bytes for t in records for s in t.segments if s.dtype == "U8"
     )
     assert scales and weight_bytes(stored) == sum(weights_of(official)) + scales
-    for found, manifest in ((way, stored), (ways_of(tmp_path / "out")[0][0].stored, made)):
+    for found, manifest in ((way, stored), (candidates_for(tmp_path / "out")[0][0].stored, made)):
         experts = sum(t.count * t.record_bytes for t in manifest.experts.values())
         assert found.others == weight_bytes(manifest) - experts, "as the engine sees it"
 
@@ -124,9 +125,9 @@ def test_base_at_its_true_size() -> None:
     assert small.written is not None and small.written.quantised > 0.95 * small.stored.bytes
     assert way.bytes + 8e9 < way.memory < native.bytes * 1.001
     least = way.memory + workspace(way.memory) + state_bytes(config, GROWTH, 2).session
-    assert fit(way, config, least, 2).how == "resident"
+    assert fit(way, config, least, 2).placement == "resident"
     paged = fit(way, config, least - 1, 2)
-    assert paged.how == "paged" and paged.slots < config.experts
+    assert paged.placement == "paged" and paged.slots < config.experts
     assert 0 <= way.others - native.others < 0.02 * native.others
 
 
@@ -137,21 +138,21 @@ def test_the_release_is_the_published_one() -> None:
 
 
 def test_disk_at_every_moment() -> None:
-    found = {o.name: o.disk for o in plan(FLASH, CONFIG, 48 * GIB, 2, Speeds()).options}
+    found = {o.name: o.disk for o in plan(FLASH, CONFIG, MemoryBudget(48 * GIB), Speeds()).options}
     native, official = found["native"], found["official"]
     assert native.peak == native.download + native.kept
     assert native.kept < native.peak_deleting < native.kept + native.download / 20
     assert official.peak == official.kept == official.download == official.peak_deleting
-    here = {o.name: o.disk for o in plan(FLASH, CONFIG, 48 * GIB, 2, Speeds(), "/m").options}
+    here = {o.name: o.disk for o in plan(FLASH, CONFIG, MemoryBudget(48 * GIB), Speeds(), "/m").options}
     assert here["native"].download == 0 and here["native"].peak == native.kept
 
 
 @given(st.integers(1, 600), st.integers(0, 600))
 def test_more_memory_is_never_worse(gib: int, more: int) -> None:
     speeds = Speeds(4e11, 5e9, 3e7)
-    less = plan(FLASH, CONFIG, gib * GIB, 2, speeds)
+    less = plan(FLASH, CONFIG, MemoryBudget(gib * GIB), speeds)
     for small, large in zip(
-        less.options, plan(FLASH, CONFIG, (gib + more) * GIB, 2, speeds).options, strict=True
+        less.options, plan(FLASH, CONFIG, MemoryBudget((gib + more) * GIB), speeds).options, strict=True
     ):
         assert large.fit.slots >= small.fit.slots
         if small.prediction is None:
@@ -163,19 +164,12 @@ def test_more_memory_is_never_worse(gib: int, more: int) -> None:
         assert small.prediction.missed[0] >= small.prediction.missed[1]
 
 
-def test_simulated_hits_go_through_their_points() -> None:
-    for share, hits in HITS:
-        assert simulated(share) == pytest.approx(hits)
-    shares = [i / 100 for i in range(101)]
-    assert sorted(map(simulated, shares)) == [simulated(share) for share in shares]
-
-
 def test_a_speed_that_is_not_known_predicts_nothing() -> None:
-    for option in plan(FLASH, CONFIG, 64 * GIB, 2, Speeds(memory=4e11)).options:
-        assert option.fit.how == "paged"
+    for option in plan(FLASH, CONFIG, MemoryBudget(64 * GIB), Speeds(memory=4e11)).options:
+        assert option.fit.placement == "paged"
         assert option.prediction is not None and option.prediction.low is None
         assert option.download_seconds is None
-    resident = plan(FLASH, CONFIG, 300 * GIB, 2, Speeds(memory=4e11, network=1e7)).options[1]
+    resident = plan(FLASH, CONFIG, MemoryBudget(300 * GIB), Speeds(memory=4e11, network=1e7)).options[1]
     assert resident.prediction is not None and resident.prediction.low == resident.prediction.high
     assert resident.download_seconds == pytest.approx(159_609_485_896 / 1e7)
 
@@ -189,23 +183,47 @@ def test_a_speed_that_is_not_known_predicts_nothing() -> None:
     ],
 )
 def test_what_to_type(gib: int, best: str | None, words: list[str]) -> None:
-    found = plan(FLASH, CONFIG, gib * GIB, 2, Speeds())
+    found = plan(FLASH, CONFIG, MemoryBudget(gib * GIB), Speeds())
     assert found.best == best
     commands = [c for option in found.options if option.name == best for c in option.commands]
     assert all(any(word in command for command in commands) for word in words)
 
 
-def test_the_command_that_is_printed_is_accepted_by_the_engine() -> None:
-    """The slots and the context of a paged option fit by the engine's own arithmetic."""
-    from dsv4_mlx.paging.sizing import choose, parse
-
-    for gib in (12, 24, 48, 96, 140):
-        for way, option in zip(FLASH, plan(FLASH, CONFIG, gib * GIB, 2, Speeds()).options, strict=True):
-            if option.fit.how != "paged":
+@pytest.mark.parametrize("kind", ["official", "converted"])
+def test_slots_are_those_that_auto_takes(
+    checkpoints: Checkpoints, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`plan`, `info` and `--expert-memory auto`, at every limit, with and without a reserve."""
+    folder = getattr(checkpoints, kind)("small")
+    stored = find_model(folder)
+    way = candidates_for(folder)[0][0].stored
+    state = state_bytes(stored.config, 4096, activation_dtype().size).session
+    seen = set()
+    for reserve in (0, way.experts.bytes(1)):
+        monkeypatch.setattr(engine, "page_cache_share", lambda reserve=reserve: reserve)
+        for step in range(-4, 45):
+            limit = way.others + workspace(way.others) + state + step * way.experts.bytes(1) // 4
+            monkeypatch.setattr(engine, "memory_limit", lambda limit=limit: limit)
+            found = fit(way, stored.config, limit, activation_dtype().size, reserve)
+            if found.placement == "too large":
                 continue
-            state = state_bytes(CONFIG, option.fit.context, 2).session
-            room = gib * GIB - way.stored.others - workspace(min(gib * GIB, way.stored.bytes)) - state
-            assert choose(parse(f"{option.fit.slots}x"), way.stored.experts, room).slots == option.fit.slots
+            memory = fitting(stored.config, stored.manifest, found.context, "auto")[1]
+            assert memory.slots == found.slots
+            assert fitting(stored.config, stored.manifest, found.context, f"{found.slots}x")[1] is not None
+            seen.add(found.slots)
+    assert len(seen) > 2, seen
+
+
+def test_slots_of_a_large_mac() -> None:
+    """V4-Flash on 128 GB: the room is used to the last slot, by the memory that this many slots need."""
+    for gib in (24, 48, 96, 107):
+        for way in FLASH:
+            found = fit(way.stored, CONFIG, gib * GIB, 2)
+            if found.placement == "paged":
+                need = [way.stored.others + way.stored.experts.bytes(found.slots + more) for more in (0, 1)]
+                state = state_bytes(CONFIG, found.context, 2).session
+                fits = [weights + workspace(weights) + state <= gib * GIB for weights in need]
+                assert fits == [True, False]
 
 
 def test_the_command_line(checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,7 +252,17 @@ def test_info_says_the_same(checkpoints: Checkpoints, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    "words", [["--for", "64"], ["--for", "0GB"], ["--disk", "fast"], ["no-such-folder"], ["--for", "8 bits"]]
+    "words",
+    [
+        ["--for", "64"],
+        ["--for", "0GB"],
+        ["--for", "64Gb"],
+        ["--network", "100Mb/s"],
+        ["--bandwidth", "0GB/s"],
+        ["--disk", "fast"],
+        ["no-such-folder"],
+        ["--for", "8 bits"],
+    ],
 )
 def test_wrong_words_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", *words]) == 2

@@ -21,10 +21,10 @@ from dsv4_mlx.checkpoint.inventory import inventory
 from dsv4_mlx.cli.main import run
 from dsv4_mlx.convert.conversion_plan import make_plan
 from dsv4_mlx.convert.recipe import RECIPES
-from dsv4_mlx.convert.trial import Amounts, Pace, amounts, rehearse
+from dsv4_mlx.convert.trial import BytesWritten, ConversionThroughput, bytes_written, rehearse
 from dsv4_mlx.planning import rehearsal
 from dsv4_mlx.planning.candidates import flash_config
-from dsv4_mlx.planning.rehearsal import pace_here
+from dsv4_mlx.planning.rehearsal import throughput_here
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
 RUNS = 5
@@ -32,16 +32,16 @@ SPEEDS = ["--bandwidth", "400GB", "--disk", "5GB"]  # so that only the conversio
 
 
 def test_seconds_follow_from_amounts() -> None:
-    pace = Pace(opening=2.0, copied=100.0, quantised=10.0, memory={})
-    assert Amounts(copied=1000, quantised=50).seconds(pace) == 2 + 10 + 5
-    assert Amounts(copied=1000, quantised=0).seconds(Pace(0.0, 100.0, None, {})) == 10
+    throughput = ConversionThroughput(opening=2.0, copied=100.0, quantised=10.0, memory={})
+    assert BytesWritten(copied=1000, quantised=50).seconds(throughput) == 2 + 10 + 5
+    assert BytesWritten(copied=1000, quantised=0).seconds(ConversionThroughput(0.0, 100.0, None, {})) == 10
 
 
 def test_amounts_are_all_of_the_plan() -> None:
     table = inventory(flash_config())
     for recipe in RECIPES.values():
         plan = make_plan(table, recipe)
-        found = amounts(plan)
+        found = bytes_written(plan)
         assert found.copied + found.quantised == plan.bytes
         assert (found.quantised > 0) == (recipe.name == "4bit")
 
@@ -56,19 +56,19 @@ def test_a_rehearsal_leaves_nothing(checkpoints: Checkpoints, tmp_path: Path) ->
 
 def test_what_can_not_be_measured_is_said(checkpoints: Checkpoints, tmp_path: Path, monkeypatch: Any) -> None:
     official = checkpoints.official("small")
-    assert "GiB are free" in str(pace_here(official, tmp_path / "absent", 0.1))
+    assert "GiB are free" in str(throughput_here(official, tmp_path / "absent", 0.1))
     with monkeypatch.context() as patch:
         patch.setattr(rehearsal, "free_bytes", lambda place: 10)
-        assert "GiB are free" in str(pace_here(official, tmp_path, 0.1))
+        assert "GiB are free" in str(throughput_here(official, tmp_path, 0.1))
     damaged = shutil.copytree(official, tmp_path / "damaged")
     (damaged / "config.json").write_text("{")
-    assert "config.json" in str(pace_here(damaged, tmp_path, 0.1))
+    assert "config.json" in str(throughput_here(damaged, tmp_path, 0.1))
 
 
 def test_plan_says_it(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pace_here, "__defaults__", (0.2, "dsv4_mlx.convert"))
+    monkeypatch.setattr(throughput_here, "__defaults__", (0.2, "dsv4_mlx.convert"))
     words = ["plan", str(checkpoints.official("small")), "--dir", str(tmp_path / "a b" / "c"), *SPEEDS]
     assert run([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -13,13 +13,13 @@ import pytest
 from small_model import tiny_model, token_ids
 
 from dsv4_mlx.engine.decode import Finished, PrefillProgress, Token
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import generate
-from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.errors import DoesNotFit, InputError, Progress, UsageError
 from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.request import GenerationRequest, QueueFull, Unavailable
-from dsv4_mlx.scheduler.scheduler import SchedulerOptions
 from dsv4_mlx.scheduler.session_pool import SessionPool
 from scheduler.tiny import Heard, ScriptedBackend, TinyBackend, alone, job
 

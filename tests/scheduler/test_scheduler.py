@@ -12,11 +12,12 @@ import pytest
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
 from dsv4_mlx.engine.decode import Finished, PrefillProgress, Token
-from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.errors import InputError, ModelOutputError
 from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.request import GenerationRequest, Unavailable
-from dsv4_mlx.scheduler.scheduler import Scheduler, SchedulerOptions
+from dsv4_mlx.scheduler.scheduler import Scheduler
 from scheduler.tiny import ENDLESS, Heard, TinyBackend, add, alone, drain, job, runner
 
 

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.engine.decode import PrefillProgress
-from dsv4_mlx.engine.engine import EngineOptions
+from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.engine.generate import generate
-from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.backend import ModelBackend
 from dsv4_mlx.scheduler.replay import ReplayBackend
 from dsv4_mlx.scheduler.request import GenerationRequest
-from dsv4_mlx.scheduler.scheduler import Scheduler, SchedulerOptions
+from dsv4_mlx.scheduler.scheduler import Scheduler
 from dsv4_mlx.scheduler.turn_cache import Call, Completion, TurnCache
 from dsv4_mlx.tokenizer.template import Prompts
 from scheduler.test_replay import message, run, turn

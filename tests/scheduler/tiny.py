@@ -11,15 +11,16 @@ import numpy as np
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
 from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress, Token
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import Answerer, generate, run
-from dsv4_mlx.engine.sampler import SamplingOptions
 from dsv4_mlx.engine.session import Session, SessionRows
 from dsv4_mlx.errors import Progress
 from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.backend import Run, session_limits, wanted
 from dsv4_mlx.scheduler.replay import ScriptedRows, SilentModel
 from dsv4_mlx.scheduler.request import GenerationRequest
-from dsv4_mlx.scheduler.scheduler import RunningSequence, Scheduler, SchedulerOptions
+from dsv4_mlx.scheduler.scheduler import RunningSequence, Scheduler
 from dsv4_mlx.scheduler.session_policy import SessionLimits
 from dsv4_mlx.tokenizer.template import Prompts
 

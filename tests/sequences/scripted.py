@@ -17,7 +17,8 @@ from unittest.mock import patch
 from dsv4_mlx.cli.main import run
 from dsv4_mlx.engine import generate
 from dsv4_mlx.engine.decode import Drawn, PrefillProgress, Rows
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
 from dsv4_mlx.engine.session import Session, SessionRows
 from dsv4_mlx.model.state import GROWTH

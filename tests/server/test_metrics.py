@@ -11,8 +11,7 @@ from server.client import call
 from server.conftest import Start
 
 from dsv4_mlx.engine.decode import Event, Finished
-from dsv4_mlx.engine.engine import EngineOptions
-from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.scheduler.backend import ModelBackend
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.request import GenerationRequest

@@ -18,7 +18,7 @@ from server.sse import events
 
 from dsv4_mlx.errors import ModelOutputError
 from dsv4_mlx.server.lifecycle import listen, serve
-from dsv4_mlx.server.metrics import printable
+from dsv4_mlx.server.metrics import escaped
 from dsv4_mlx.server.options import ServerLimits, ServerOptions
 from dsv4_mlx.tokenizer.template import Prompts
 
@@ -310,7 +310,7 @@ def test_20_one_line_per_request_without_its_words(start: Start, caplog: pytest.
 
 
 def test_20_log_injection() -> None:
-    assert printable("a\r\nGET / 200\x1b[2J\u2028") == r"a\r\nGET / 200\x1b[2J\u2028"
+    assert escaped("a\r\nGET / 200\x1b[2J\u2028") == r"a\r\nGET / 200\x1b[2J\u2028"
 
 
 # 21. Headers back

@@ -14,8 +14,7 @@ import pytest
 
 from dsv4_mlx.cli.chat_engine import ThreadChatEngine
 from dsv4_mlx.convert.run import convert
-from dsv4_mlx.engine.engine import EngineOptions
-from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.scheduler.backend import ModelBackend
 from dsv4_mlx.synthetic import small_config, write_checkpoint

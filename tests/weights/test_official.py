@@ -15,7 +15,8 @@ from checkpoint.hostile import CASES, Case
 from checkpoints import Checkpoints, run, same_bits
 from mlx.utils import tree_flatten
 
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import Dsv4Error, InputError, UsageError
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops.table import NUMERICS, REFERENCE

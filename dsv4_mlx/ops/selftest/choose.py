@@ -42,8 +42,7 @@ def choose(
     metal = metal or this_metal()
     if mode == "reference" or metal is None:
         return Choice(REFERENCE)
-    names = [op.name for op in ALL] if kernels is None else list(kernels)
-    verdicts = judged(file, metal, names, limits or CheckLimits(), progress)
+    verdicts = judged(file, metal, kernels, limits or CheckLimits(), progress)
     bad = [v for v in verdicts if not v.works]
     without = {op.name for op in ALL} - {v.kernel for v in verdicts if v.works}
     return Choice(with_kernels(metal.launch(), without), tuple(verdicts), _message(bad, len(verdicts)))
@@ -52,13 +51,17 @@ def choose(
 def judged(
     file: Path,
     metal: Metal,
-    names: Sequence[str],
+    kernels: Sequence[str] | None,
     limits: CheckLimits,
     progress: parent.Progress | None = None,
     *,
     again: bool = False,
 ) -> list[Verdict]:
-    """Verdicts in the order of `names`: stored ones, the others found now and stored. `again`: all now."""
+    """Verdicts of `kernels` in their order: stored ones, the others found now and stored. `again`: all now.
+
+    None: of all there are.
+    """
+    names = [op.name for op in ALL] if kernels is None else list(kernels)
     key = metal.key()
     verdicts = {} if again else store.known(file, key)
     missing = [name for name in names if name not in verdicts]

@@ -9,7 +9,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.server.api_errors import invalid
 from dsv4_mlx.server.protocols.fields import Body, number, object_of, whole
 from dsv4_mlx.tokenizer.template import Level, Think
@@ -25,13 +25,13 @@ def sampling(
     mode "deepseek": while thinking, only seed and logit_bias are the client's. Raises ApiError 400.
     """
     free = SamplingOptions(
-        temperature=number(body, "temperature", 0, 2, 1.0),
-        top_p=max(number(body, "top_p", 0, 1, 1.0), 1e-9),  # 0: the likeliest token alone
-        top_k=max(whole(body, "top_k", -1, 1 << 31, 0) or 0, 0),  # -1: all, as other servers spell it
-        min_p=number(body, "min_p", 0, 1, 0.0),
-        repetition_penalty=number(body, "repetition_penalty", 0.01, 100, 1.0),
-        presence_penalty=number(body, "presence_penalty", -2, 2, 0.0),
-        frequency_penalty=number(body, "frequency_penalty", -2, 2, 0.0),
+        temperature=number(body, "temperature", 0, 2, SamplingOptions.temperature),
+        top_p=max(number(body, "top_p", 0, 1, SamplingOptions.top_p), 1e-9),  # 0: the likeliest token alone
+        top_k=max(whole(body, "top_k", -1, 1 << 31, SamplingOptions.top_k) or 0, 0),  # -1: all, elsewhere
+        min_p=number(body, "min_p", 0, 1, SamplingOptions.min_p),
+        repetition_penalty=number(body, "repetition_penalty", 0.01, 100, SamplingOptions.repetition_penalty),
+        presence_penalty=number(body, "presence_penalty", -2, 2, SamplingOptions.presence_penalty),
+        frequency_penalty=number(body, "frequency_penalty", -2, 2, SamplingOptions.frequency_penalty),
         logit_bias=_bias(body, vocabulary),
         seed=_seed(body),
     )

@@ -17,7 +17,7 @@ from deepseek_recipe import (
     WebSearchBehavior,
 )
 
-from dsv4_mlx.engine.sampler import SamplingOptions
+from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.grammar.rules import Json, Regex, Rule, ToolCalls
 from dsv4_mlx.server.api_errors import ApiError, Family, invalid
 from dsv4_mlx.server.options import ServerOptions

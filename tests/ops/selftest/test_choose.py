@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from checkpoints import Checkpoints
 
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.ops.kernels import ALL
 from dsv4_mlx.ops.selftest import verdicts as store
 from dsv4_mlx.ops.selftest.choose import choose
