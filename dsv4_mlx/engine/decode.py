@@ -55,7 +55,7 @@ Event = PrefillProgress | Token | Finished
 
 @dataclass(frozen=True)
 class Rows:
-    """A request: take `tokens` in at `position`, and choose up to `count` tokens that follow.
+    """A request: take `tokens` in at `position`, and choose up to `count` tokens that follow; 0 for none.
 
     At position 0 they are the prompt, of which a session may hold something already. Elsewhere they follow
     what was given before; who has gone further goes back to `position` first. `logits`: whether the rows'
@@ -103,6 +103,6 @@ def decode(
             else:
                 yield Token(token, *likelihood(drawn.logits[i], token, logprobs))
         room -= len(drawn.tokens)
-        if room <= 0:
+        if not rows.count:
             return "length"
         rows = Rows(drawn.tokens[-1:], len(choose.tokens) - 1, room, choose, logits)

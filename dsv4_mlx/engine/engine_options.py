@@ -11,7 +11,6 @@ from dsv4_mlx.errors import UsageError
 if TYPE_CHECKING:
     from dsv4_mlx.ops.table import Ops
 
-
 NEVER = -1000.0  # added to a logit: the token can't be drawn
 
 

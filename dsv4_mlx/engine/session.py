@@ -23,14 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.chunking import chunk_ends
+from dsv4_mlx.engine.chunking import chunk_ends, spread_restart_points
 from dsv4_mlx.engine.decode import Drawn, PrefillProgress, Rows
-from dsv4_mlx.engine.memory import RESTART_POINTS
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, Progress, UsageError
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
 from dsv4_mlx.tokenizer.template import Markers
 
-LATEST = 4  # of the restart points, those of the latest cuts are kept whatever lies before
 Logits = npt.NDArray[np.float32]
 
 
@@ -371,21 +369,6 @@ def check_prompt(prompt: Sequence[int], vocabulary: int, context: int) -> None:
             f"the prompt has {len(prompt)} tokens and fills the context: an answer has no room",
             next="shorten the prompt, or give a larger --context",
         )
-
-
-def spread_restart_points(points: Sequence[Snapshot]) -> list[Snapshot]:
-    """At most RESTART_POINTS of `points`, in order: the latest, and before them about evenly spread ones.
-
-    A later prompt may share any part of this one, such as an agent's instructions.
-    """
-    kept = list(points)
-    while len(kept) > RESTART_POINTS:
-        old = kept[:-LATEST]
-        starts = [0, *(point.length for point in old[:-1])]
-        ends = [*(point.length for point in old[1:]), kept[-LATEST].length]
-        gaps = [end - start for start, end in zip(starts, ends, strict=True)]
-        del kept[gaps.index(min(gaps))]
-    return kept
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -154,16 +154,16 @@ def test_a_text_is_gone_on_with(checkpoints: Checkpoints, engine: Engine) -> Non
 @pytest.mark.parametrize(
     ("token", "stop", "expected"),
     [
-        ("<｜User｜>", (), ""),  # a marker is no text
+        (None, (), ""),  # a marker is no text
         ("a", ("ab",), "aaa"),  # the last might have begun the stop string
         ("a", ("aa",), ""),
     ],
 )
 def test_nothing_of_a_text_is_kept_back_and_no_marker_is_in_it(
-    token: str, stop: tuple[str, ...], expected: str, checkpoints: Checkpoints, engine: Engine
+    token: str | None, stop: tuple[str, ...], expected: str, checkpoints: Checkpoints, engine: Engine
 ) -> None:
     spelling = Spelling(checkpoints.converted("small"))
-    (id,) = spelling.encode_raw(token)
+    (id,) = [spelling.id("<｜User｜>")] if token is None else spelling.encode(token)
     options = SamplingOptions(temperature=0, logit_bias={id: 100.0}, stop_strings=stop)
     said = [piece.text for piece in complete(engine, engine.session(), "Once", options, max_tokens=3)]
     assert "".join(said) == expected

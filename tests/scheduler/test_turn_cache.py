@@ -289,7 +289,7 @@ def test_a_real_model_goes_on_bit_equal(checkpoints: Checkpoints) -> None:
     following = turns.render(Conversation(back, thinking_mode=False))
     assert following.spliced == 1
     second = run(runner, GenerationRequest(following.ids, sampling, 8))
-    assert second.cached == len(prompt) + 11
+    assert second.cached == len(prompt) + 12
     session = backend.session()
     assert list(generate(session, list(prompt), sampling, max_tokens=12)) == first.tokens
     assert list(generate(session, list(following.ids), sampling, max_tokens=8)) == second.tokens
