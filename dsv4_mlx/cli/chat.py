@@ -60,14 +60,10 @@ def chat(
     options = engine.with_kernels()
     prepare(options.wire)  # and what it has to warn of
 
-    speaker = ThreadChatEngine(
-        ModelBackend(folder, options),
-        folder.name,
-        sampling,
-        max_tokens,
-        data_folder() / "states",
+    chat_engine = ThreadChatEngine(
+        ModelBackend(folder, options), folder.name, sampling, max_tokens, data_folder() / "states"
     )
     start = ChatOptions(str(folder), system, think, seed, resume, write_crash_log)
-    code = talk(speaker, data_folder(), start, terminal_environment(), question=asked, plain=plain)
+    code = talk(chat_engine, data_folder(), start, terminal_environment(), question=asked, plain=plain)
     if code:
         raise typer.Exit(code)

@@ -194,7 +194,7 @@ class Endpoint:
         exchange = Exchange(server, ask, job, encoder, visit, send)
         try:
             ticket = server.worker.submit(job, exchange.feed.emit)
-        except Exception as error:  # what each kind means to a client: refusal.py
+        except Exception as error:  # what each kind means to a client: api_errors.py
             raise _told(error, server) from None
         watch = asyncio.create_task(_watch(receive, exchange.feed))
         try:
