@@ -9,10 +9,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from dsv4_mlx.engine.decode import Reason
+from dsv4_mlx.engine.decode import Finished, Reason
 from dsv4_mlx.engine.session import check_prompt
 from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.backend import Backend, wanted
@@ -98,6 +99,7 @@ class EngineThread:
         self._inbox: list[RunningSequence] = []
         self._calls: list[Callable[[Scheduler | None], None]] = []
         self._closing: float | None = None  # time.monotonic() at which jobs are ended
+        self._ended = False  # nothing runs in the thread any more
         self._submitted = self._refused = 0
         self._runner: Scheduler | None = None
         self._linger, self._watch = linger or Linger(), watch
@@ -158,7 +160,7 @@ class EngineThread:
                     result.set_exception(error)
 
         with self._wake:
-            ended = self.state == "closed"
+            ended = self._ended
             if not ended:
                 self._calls.append(run)
                 self._notify()
@@ -244,14 +246,31 @@ class EngineThread:
         try:
             self._watch()
             self._loop()
-        finally:
             self._linger.close()
             self.backend.close()
+            self.state = "closed"
+        except BaseException as error:  # outside every job: nothing of the engine can be trusted any more
+            self._broke(error)
+        finally:
             with self._wake:
-                self.state, calls = "closed", self._calls
+                self._ended, calls = True, self._calls
             for call in calls:
                 call(None)
             self._watch()
+
+    def _broke(self, error: BaseException) -> None:
+        """Every job is told, and who looks after `state` ends the program."""
+        with self._wake:
+            self.error, self.state = error, "unhealthy"
+            entries, self._inbox = self._inbox, []
+        with suppress(Exception):  # where even this fails, the program's end closes the connections
+            entries += self._runner.everybody() if self._runner is not None else []
+        for entry in entries:
+            with suppress(Exception):  # a listener that is gone
+                entry.emit(Finished("error", error))
+        for end in (self._linger.close, self.backend.close):
+            with suppress(Exception):
+                end()
 
     def _loop(self) -> None:
         delay: float | None = None
@@ -263,6 +282,9 @@ class EngineThread:
                 inbox, self._inbox = self._inbox, []
                 calls, self._calls = self._calls, []
                 closing, runner = self._closing, self._runner
+            if runner is not None:  # first: who is known is told of a failure
+                for entry in inbox:
+                    runner.add(entry)
             for call in calls:
                 call(runner)
             if runner is None:
@@ -271,8 +293,6 @@ class EngineThread:
                 continue
             if inbox:
                 self._linger.busy()
-            for entry in inbox:
-                runner.add(entry)
             if runner.broken is not None:
                 self.error, self.state = runner.broken, "unhealthy"
                 self._watch()

@@ -33,6 +33,7 @@ class RunningSequence:
     cancelled: bool = False  # set by any thread
     run: Run | None = None
     lease: Lease | None = None
+    error: Exception | None = None  # why it could not begin
     until: float = 0.0  # a pause lasts until then
     blocked: bool = False  # needs memory that another job has
 
@@ -89,6 +90,10 @@ class Scheduler:
         times += [entry.since + self.options.patience for entry in self.waiting]
         return max(0.0, min(times) - now) if times else None
 
+    def everybody(self) -> list[RunningSequence]:
+        """Jobs that run or wait."""
+        return [*self.active, *self.waiting]
+
     def end_all(self, error: BaseException) -> None:
         """Finish everything with `error`."""
         for entry in list(self.waiting):
@@ -117,15 +122,21 @@ class Scheduler:
             self.active.append(entry)
             self._shares.add(entry)
             self.progress = self.clock()
+            if entry.error is not None:
+                self._fail(entry, entry.error)
 
     def _fits(self, entry: RunningSequence) -> bool:
+        """Whether the job comes in now; one that fails at it comes in to be ended."""
         prompt = entry.job.prompt
-        most = room_for_answer(len(prompt), self.backend.context, entry.job.max_tokens)
-        entry.lease = self.pool.acquire(prompt, most)
-        if entry.lease is not None:
-            rows = SessionRows(entry.lease.session, self._chunks_per_step, entry.check)
-            entry.run = self.backend.run(rows, entry.job)
-        return entry.lease is not None
+        try:
+            most = room_for_answer(len(prompt), self.backend.context, entry.job.max_tokens)
+            entry.lease = self.pool.acquire(prompt, most)
+            if entry.lease is not None:
+                rows = SessionRows(entry.lease.session, self._chunks_per_step, entry.check)
+                entry.run = self.backend.run(rows, entry.job)
+        except Exception as error:  # memory for a session or a branch of one, or a bug: this job's alone
+            entry.error = error
+        return entry.lease is not None or entry.error is not None
 
     def _chunks_per_step(self) -> int | None:
         """Alone, a prefill takes its chunks as the model likes them best; others should not wait for it."""
@@ -136,15 +147,15 @@ class Scheduler:
         run, lease = entry.run, entry.lease
         if run is None or lease is None:
             raise RuntimeError("a job that was not admitted can't run")
-        if not self.pool.may_go_on(lease):
-            entry.blocked = True
-            return
         begun = self.clock()
         try:
+            if not self.pool.may_go_on(lease):
+                entry.blocked = True
+                return
             step = next(run)
         except StopIteration as end:
-            self._in_a_row = 0
-            self._finish(entry, end.value)
+            if self._finish(entry, end.value):
+                self._in_a_row = 0
             return
         except Left:
             self._finish(entry, "cancelled")
@@ -165,27 +176,47 @@ class Scheduler:
         self._say(entry, step)
 
     def _fail(self, entry: RunningSequence, error: Exception) -> None:
-        """A session that a failed step left is empty (session.py): then it was the device, or a bug."""
-        if entry.lease is not None and not entry.lease.session.tokens and not isinstance(error, DoesNotFit):
-            self.counts.failures += 1
-            self._in_a_row += 1
-            self.backend.recover()
+        """A session that a failed step left is empty (session.py), and one that could not be made is missing:
+        then it was the device, or a bug."""
+        session = entry.lease.session if entry.lease is not None and entry.error is None else None
+        if (session is None or not session.tokens) and not isinstance(error, DoesNotFit):
+            self._distrust(error)
         self._finish(entry, "error", error)
+
+    def _distrust(self, error: Exception) -> None:
+        self.counts.failures += 1
+        self._in_a_row += 1
         if self._in_a_row >= 2:
             self.broken = error
+        try:
+            self.backend.recover()
+        except Exception as worse:
+            self.broken = worse
 
-    def _finish(self, entry: RunningSequence, reason: Reason, error: BaseException | None = None) -> None:
+    def _finish(self, entry: RunningSequence, reason: Reason, error: BaseException | None = None) -> bool:
+        """End a job; whether its session could be given back. If not, it is lost and the job has failed."""
         self.active.remove(entry)
         self._shares.remove(entry)
-        if entry.run is not None:
-            entry.run.close()
-        if entry.lease is not None:
-            self.pool.release(entry.lease)
+        run, lease = entry.run, entry.lease
         entry.run = entry.lease = None
+        failure: Exception | None = None
+        try:
+            if run is not None:
+                run.close()
+            if lease is not None and entry.error is None:
+                self.pool.release(lease)
+        except Exception as found:
+            failure = found
+        if lease is not None and (failure is not None or entry.error is not None):
+            self.pool.drop(lease)
+        if failure is not None:
+            self._distrust(failure)
+            reason, error = "error", error or failure
         self._changed = True
         for other in self.active:
             other.blocked = False
         self._say(entry, Finished(reason, error))
+        return failure is None
 
     def _say(self, entry: RunningSequence, event: Event) -> None:
         if isinstance(event, Finished):

@@ -121,8 +121,9 @@ class SessionPool:
             self._evict(gone)
 
     def drop(self, lease: Lease) -> None:
-        """The job failed; nothing of its session is kept."""
-        del self._sessions[lease.key], self._held[lease.key]
+        """The job failed; nothing of its session is kept. May be said twice."""
+        self._sessions.pop(lease.key, None)
+        self._held.pop(lease.key, None)
 
     def _evict(self, keys: Sequence[int]) -> None:
         for key in keys:
