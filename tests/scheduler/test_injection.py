@@ -44,10 +44,14 @@ FUNCTIONS = (
 ERRORS = (MemoryError(), RuntimeError("[metal::malloc] Unable to allocate 1 bytes"), KeyError("a bug"))
 SECONDS = 5.0  # until a failure must show
 REACHED = {  # by the jobs here, on whatever model
-    "dsv4_mlx.scheduler.session_pool.plan", "SessionPool.acquire", "SessionPool.may_go_on",
-    "SessionPool.release", "Session.fork_at", "Session.capacity", "Session.tokens", "Session.cached_prefix", "Scheduler._fits",
-    "Scheduler._finish", "Scheduler.step", "FairShare.next", "Waiting.admit", "Linger.idle",
-}  # fmt: skip
+    "dsv4_mlx.scheduler.session_pool.plan",
+    *(f"SessionPool.{name}" for name in ("acquire", "may_go_on", "release")),
+    *(f"Session.{name}" for name in ("fork_at", "capacity", "tokens", "cached_prefix")),
+    *(f"Scheduler.{name}" for name in ("_fits", "_finish", "step")),
+    "FairShare.next",
+    "Waiting.admit",
+    "Linger.idle",
+}
 ROOT = Path(dsv4_mlx.__file__).parent
 
 
@@ -116,10 +120,13 @@ def asked(worker: EngineThread, wanted: Any, then: Callable[[], None] = lambda: 
         ticket = worker.submit(wanted, heard)
     except Exception:  # in the caller's thread: the request's own 500
         return "refused"
-    then()
-    if wanted.hint == "leaves":
-        ticket.cancel()
     end = time.monotonic() + SECONDS
+    while wanted.hint and not heard.tokens and heard.end is None and worker.state == "ready":
+        assert time.monotonic() < end, "a request hangs"
+        time.sleep(0.001)
+    then()
+    if wanted.hint:
+        ticket.cancel()
     while heard.end is None and worker.state == "ready" and time.monotonic() < end:
         time.sleep(0.001)
     assert heard.end is not None or worker.state == "unhealthy", "a request hangs"
@@ -128,7 +135,7 @@ def asked(worker: EngineThread, wanted: Any, then: Callable[[], None] = lambda: 
 
 def work(worker: EngineThread) -> None:
     """New, continued, branched, refused and cancelled jobs, two at a time."""
-    first = [9, *range(10, 270)]
+    first = [10 + at % 200 for at in range(520)]
     asked(worker, job(first, 4))
 
     def branch() -> None:
@@ -173,11 +180,13 @@ def fails(
             fault.armed = True
             work(worker)
             fault.armed = False
+            worker.call(lambda pool: None)
+            worker.probe(SECONDS)  # what the last failure means is known
             assert fault.hits or NAMES[at] not in REACHED
             if worker.state == "ready":
-                assert asked(worker, job([5, 6, 7], 2)) == "length"
+                ended = asked(worker, job([5, 6, 7], 2))
                 assert worker.probe(SECONDS).answered
-                assert not worker.stats().active
+                assert ended == "length" and not worker.stats().active
                 assert worker.close(0, SECONDS)
             else:
                 assert worker.state == "unhealthy" and worker.error is not None
