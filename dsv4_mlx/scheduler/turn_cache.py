@@ -113,16 +113,19 @@ class TurnCache:
             while self._turns and (len(self._turns) > self._most or self._taken > self._size):
                 self._forget()
 
-    def render(self, conversation: Conversation, handles: Mapping[int, str] | None = None) -> Rendered:
-        """The prompt's ids. `handles`: those that came back, by index of message. Raises InputError."""
-        ids = self._prompts.encode(conversation)
+    def render(
+        self, conversation: Conversation, handles: Mapping[int, str] | None = None, most: int | None = None
+    ) -> Rendered:
+        """The prompt's ids. `handles`: those that came back, by index of message. Raises InputError, and
+        TooManyTokens before it has encoded much more than `most`."""
+        ids = self._prompts.encode(conversation, most)
         messages = conversation.messages
         found = self._found(ids, messages, handles or {})
         lost = {i for i, turn in found.items() if turn.said.reasoning and not messages[i].reasoning_content}
         if any(messages[i].reasoning_content is None for i in lost):
             # Whether the template keeps a turn's reasoning shows only where there is some.
             ids = self._prompts.encode(
-                _with_reasoning(conversation, {i: found[i].said.reasoning for i in lost})
+                _with_reasoning(conversation, {i: found[i].said.reasoning for i in lost}), most
             )
         return self._spliced(ids, messages, found, lost)
 

@@ -78,13 +78,16 @@ def unsupported(message: str, param: str | None = None) -> ApiError:
     return ApiError(400, "unsupported_value", message, param)
 
 
-def too_long(prompt: int, context: int, param: str) -> ApiError:
-    """400 for a prompt that leaves no room. Clients of both families read the two numbers out of the text."""
+def too_long(prompt: int, context: int, param: str, *, more: bool = False) -> ApiError:
+    """400 for a prompt that leaves no room. Clients of both families read the two numbers out of the text.
+
+    more: it was counted no further than `prompt`.
+    """
     return ApiError(
         400,
         "context_length_exceeded",
         f"This model's maximum context length is {context} tokens. However, your messages resulted in "
-        f"{prompt} tokens. Shorten them, or start the server with a larger --context.",
+        f"{prompt} tokens{' or more' if more else ''}. Shorten them, or start the server with a larger --context.",
         param,
         anthropic=f"prompt is too long: {prompt} tokens > {context} maximum",
         extra={"n_prompt_tokens": prompt, "n_ctx": context},

@@ -5,6 +5,7 @@ A model's folder -> an application for it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -23,15 +24,16 @@ from dsv4_mlx.grammar.grammars import Grammars
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.turn_cache import TurnCache
 from dsv4_mlx.server import openapi as models
-from dsv4_mlx.server.api_errors import ApiError, invalid
+from dsv4_mlx.server.api_errors import ApiError, invalid, too_long
 from dsv4_mlx.server.metrics import Metrics
 from dsv4_mlx.server.middleware import Gate, scope_of
 from dsv4_mlx.server.openapi import document
-from dsv4_mlx.server.options import ServerOptions
-from dsv4_mlx.server.protocols.fields import Body, flag, parse, text
-from dsv4_mlx.server.protocols.request import ParsedRequest, ProtocolName, ServerInfo
-from dsv4_mlx.server.streaming import Endpoint, ServerContext, body_of
+from dsv4_mlx.server.options import COUNTED, ServerOptions, limit
+from dsv4_mlx.server.protocols.fields import flag, parse, text
+from dsv4_mlx.server.protocols.request import ProtocolName, ServerInfo
+from dsv4_mlx.server.streaming import Endpoint, ServerContext
 from dsv4_mlx.server.translate import Translator
+from dsv4_mlx.tokenizer.markers import TooManyTokens
 from dsv4_mlx.tokenizer.template import LEVELS, Prompts
 from dsv4_mlx.weights.load import find_model
 
@@ -88,7 +90,7 @@ class App(Starlette):
             done, total = worker.loaded
             body = {"status": "loading", "model": facts.model, "loaded_bytes": done, "total_bytes": total}
             return JSONResponse(body, 503, {"retry-after": "5"})
-        health = await self.server.call(worker.probe, PROBE)
+        health = await asyncio.to_thread(worker.probe, PROBE)  # requests don't keep these threads busy
         stats = worker.stats()
         well = health.state == "ready" and health.answered
         body = {
@@ -106,38 +108,46 @@ class App(Starlette):
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _count(self, request: Request) -> Response:
-        """Exact: the prompt is rendered as it would be, without a queue and without a limit."""
+        """Exact: the prompt is rendered as it would be, without a queue, and may be longer than the context."""
         server = self.server
-        raw = await body_of(request, server.limits)
         protocol: ProtocolName = "messages" if request.scope["path"].startswith("/messages") else "responses"
-        ask: ParsedRequest = await server.call(server.translator.read, protocol, raw)
-        said = {"input_tokens": len(await server.call(server.translator.rendered, ask))}
+
+        def count(raw: bytearray) -> int:
+            return server.translator.count(server.translator.read(protocol, raw))
+
+        said = {"input_tokens": await server.with_body(request, count)}
         return JSONResponse(said if protocol == "messages" else {"object": "response.input_tokens", **said})
 
     async def _tokenize(self, request: Request) -> Response:
         """{"content" or "prompt": text, "parse_special": false} -> its ids."""
-        body = await self._body(request)
-        spelling = self.server.translator.spelling
-        given = text(body, "content" if "content" in body else "prompt")
-        encode = spelling.encode_raw if flag(body, "parse_special") else spelling.encode
-        ids = await self.server.call(encode, given)
-        context = self.server.translator.facts.context
+        spelling, context = self.server.translator.spelling, self.server.translator.facts.context
+
+        def encode(raw: bytearray) -> list[int]:
+            body = parse(raw, self.server.limits)
+            given = text(body, "content" if "content" in body else "prompt")
+            encoded = spelling.encode_raw if flag(body, "parse_special") else spelling.encode
+            try:
+                return encoded(given, max(COUNTED, limit(context)))
+            except TooManyTokens as error:
+                raise too_long(error.count, context, "content", more=True) from None
+
+        ids = await self.server.with_body(request, encode)
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": context})
 
     async def _detokenize(self, request: Request) -> Response:
         """{"tokens": ids} -> their text."""
-        body = await self._body(request)
         translator = self.server.translator
-        ids = body.get("tokens")
-        if not isinstance(ids, list) or not all(
-            type(id) is int and 0 <= id < translator.facts.vocabulary for id in ids
-        ):
-            raise invalid(f"tokens is not an array of ids below {translator.facts.vocabulary}", "tokens")
-        content = await self.server.call(translator.spelling.decode, ids)
-        return JSONResponse({"content": content, "prompt": content})
 
-    async def _body(self, request: Request) -> Body:
-        return parse(await body_of(request, self.server.limits), self.server.limits)
+        def decode(raw: bytearray) -> str:
+            ids = parse(raw, self.server.limits).get("tokens")
+            if not isinstance(ids, list) or not all(
+                type(id) is int and 0 <= id < translator.facts.vocabulary for id in ids
+            ):
+                raise invalid(f"tokens is not an array of ids below {translator.facts.vocabulary}", "tokens")
+            return translator.spelling.decode(ids)
+
+        content = await self.server.with_body(request, decode)
+        return JSONResponse({"content": content, "prompt": content})
 
 
 def _say(what: Callable[[], Any]) -> Callable[[Request], Awaitable[Response]]:

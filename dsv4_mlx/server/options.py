@@ -10,13 +10,22 @@ if TYPE_CHECKING:
 
 MODEL_ID = "deepseek-v4-flash"
 MAX_EFFORT_CONTEXT = 393_216  # the context that "max" effort was made for, by the model card
+COUNTED = 1 << 20  # tokens that are counted without being answered
+
+
+def limit(context: int) -> int:
+    """Tokens after which a text is not encoded further. Turns as they were sampled may be shorter than their
+    text encoded anew, hence not the context itself."""
+    return 2 * context
 
 
 @dataclass(frozen=True)
 class ServerLimits:
     """What one request may be. Sizes in bytes, times in seconds."""
 
-    body: int = 64 << 20
+    body: int = 32 << 20
+    large: int = 1 << 20  # a body above it is read and encoded while no other such one is
+    structure: int = 200_000  # of `,[{` outside strings: what a parser makes an object each of
     headers: int = 64 << 10
     depth: int = 64
     messages: int = 10_000

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress, Token
+from dsv4_mlx.machine.limits import give_back
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.server.api_errors import ApiError, from_error
@@ -30,6 +31,8 @@ from dsv4_mlx.server.options import ServerLimits
 from dsv4_mlx.server.protocols.request import ParsedRequest, ProtocolName
 from dsv4_mlx.server.protocols.stream import StreamEncoder
 from dsv4_mlx.server.translate import Translator
+
+T = TypeVar("T")
 
 
 class EventQueue:
@@ -71,6 +74,8 @@ class EventQueue:
         return events
 
 
+LARGE_READ = 4  # large bodies that are in memory at once
+SETTLED = 0.5  # seconds after a large body until the memory that it took is free
 FIRST_SIGN = 1.0  # seconds within which a stream says something
 STREAM = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -90,10 +95,46 @@ class ServerContext:
     limits: ServerLimits
     record: Metrics
     crash: Callable[[str], str]  # a traceback -> the file it was written to
+    reading: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_READ))
+    working: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Run `work` beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
+    async def with_body(self, request: Request, work: Callable[[bytearray], T]) -> T:
+        """What `work` makes of the request's body, beside the event loop. Raises ApiError, and what it raises.
+
+        Large bodies are worked on one at a time, and LARGE_READ of them read at a time: the others wait outside
+        this program, but for their beginning.
+        """
+        body, large = bytearray(), False  # grows in one place: pieces would leave holes
+        try:
+            async with asyncio.timeout(self.limits.body_time):
+                async for piece in request.stream():
+                    if len(body) + len(piece) > self.limits.body:
+                        raise ApiError(
+                            413, "request_too_large", f"the body is larger than {self.limits.body} bytes"
+                        )
+                    body += piece
+                    if len(body) > self.limits.large and not large:
+                        await self.reading.acquire()
+                        large = True
+            if not large:
+                return await self._call(work, body)
+            async with self.working:
+                return await self._call(work, body)
+        except TimeoutError:
+            if len(body) > self.limits.large and not large:
+                raise ApiError(503, "overloaded", "other large bodies come first", retry_after=5) from None
+            raise ApiError(408, "timeout", f"the body took longer than {self.limits.body_time:g} s") from None
+        finally:
+            if large:
+                self.reading.release()
+                asyncio.get_running_loop().call_later(SETTLED, self._give_back)
+
+    async def _call(self, work: Callable[[bytearray], T], body: bytearray) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work, body)
+
+    def _give_back(self) -> None:
+        with suppress(RuntimeError):  # the threads have ended, and with them the program
+            self.threads.submit(give_back)
 
 
 @dataclass
@@ -187,9 +228,12 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         server, visit = self.server, scope_of(scope)
         _check_ready(server.worker)
-        raw = await body_of(Request(scope, receive), server.limits)
-        ask: ParsedRequest = await server.call(server.translator.read, self.protocol, raw)
-        job: GenerationRequest = await server.call(server.translator.job, ask)
+
+        def read(raw: bytearray) -> tuple[ParsedRequest, GenerationRequest]:
+            ask = server.translator.read(self.protocol, raw)
+            return ask, server.translator.job(ask)
+
+        ask, job = await server.with_body(Request(scope, receive), read)
         encoder = server.translator.encoder(ask, job)
         exchange = Exchange(server, ask, job, encoder, visit, send)
         try:
@@ -268,20 +312,6 @@ async def _watch(receive: Receive, feed: EventQueue) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     feed.leave()
-
-
-async def body_of(request: Request, limits: ServerLimits) -> bytes:
-    """The request's body. Raises ApiError 413 as soon as it is too large, 408 if it comes too slowly."""
-    body = bytearray()  # grows in one place: pieces would leave holes
-    try:
-        async with asyncio.timeout(limits.body_time):
-            async for piece in request.stream():
-                if len(body) + len(piece) > limits.body:
-                    raise ApiError(413, "request_too_large", f"the body is larger than {limits.body} bytes")
-                body += piece
-    except TimeoutError:
-        raise ApiError(408, "timeout", f"the body took longer than {limits.body_time:g} s") from None
-    return bytes(body)
 
 
 def _check_ready(worker: EngineThread) -> None:

@@ -11,15 +11,15 @@ from dsv4_mlx.grammar.grammars import Grammars
 from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.scheduler.turn_cache import TurnCache
 from dsv4_mlx.server.api_errors import ApiError, invalid, too_long
-from dsv4_mlx.server.options import MAX_EFFORT_CONTEXT
+from dsv4_mlx.server.options import COUNTED, MAX_EFFORT_CONTEXT, limit
 from dsv4_mlx.server.protocols import chat, completions, messages, responses
 from dsv4_mlx.server.protocols.chat import ChatEncoder, CompletionsEncoder
-from dsv4_mlx.server.protocols.fields import parse
+from dsv4_mlx.server.protocols.fields import Body, parse
 from dsv4_mlx.server.protocols.messages import MessagesEncoder
 from dsv4_mlx.server.protocols.request import PROMPT_PARAM, ParsedRequest, ProtocolName, ServerInfo
 from dsv4_mlx.server.protocols.responses import ResponsesEncoder
 from dsv4_mlx.server.protocols.stream import StreamEncoder
-from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.markers import Spelling, TooManyTokens
 
 log = logging.getLogger("dsv4_mlx.server")
 
@@ -39,9 +39,15 @@ class Translator:
         self._said: set[str] = set()
         self._lock = threading.Lock()
 
-    def read(self, protocol: ProtocolName, raw: bytes) -> ParsedRequest:
+    def read(self, protocol: ProtocolName, raw: bytes | bytearray) -> ParsedRequest:
         """Raises ApiError."""
         body = parse(raw, self.facts.options.limits)
+        try:
+            return self._read(protocol, body)
+        except TooManyTokens as error:
+            raise too_long(error.count, self.facts.context, PROMPT_PARAM[protocol], more=True) from None
+
+    def _read(self, protocol: ProtocolName, body: Body) -> ParsedRequest:
         if protocol == "chat":
             ask = chat.read(body, self.facts)
         elif protocol == "messages":
@@ -58,18 +64,23 @@ class Translator:
             )
         return ask
 
-    def rendered(self, ask: ParsedRequest) -> tuple[int, ...]:
-        """The prompt's ids, however many. Raises ApiError."""
+    def count(self, ask: ParsedRequest) -> int:
+        """Tokens of the prompt, be they more than the context. Raises ApiError above COUNTED."""
+        return len(self._rendered(ask, max(COUNTED, limit(self.facts.context))))
+
+    def _rendered(self, ask: ParsedRequest, most: int) -> tuple[int, ...]:
         if ask.conversation is None:
             return ask.prompt
         try:
-            return self.turns.render(ask.conversation, ask.handles).ids
+            return self.turns.render(ask.conversation, ask.handles, most).ids
+        except TooManyTokens as error:
+            raise too_long(error.count, self.facts.context, PROMPT_PARAM[ask.protocol], more=True) from None
         except InputError as error:
             raise invalid(error.message, PROMPT_PARAM[ask.protocol]) from None
 
     def prompt(self, ask: ParsedRequest) -> tuple[int, ...]:
         """The prompt's ids. Raises ApiError if they leave no room for an answer."""
-        ids = self.rendered(ask)
+        ids = self._rendered(ask, limit(self.facts.context))
         if not room_for_answer(len(ids), self.facts.context):
             raise too_long(len(ids), self.facts.context, PROMPT_PARAM[ask.protocol])
         return ids

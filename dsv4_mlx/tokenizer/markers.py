@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,33 @@ from deepseek_recipe import (
     Tokenizer,
 )
 
-from dsv4_mlx.errors import InputError
+from dsv4_mlx.errors import DoesNotFit, InputError
 
+PIECE = 1 << 16  # characters that are encoded at once: 170 bytes of memory each
+NEAR = 1 << 10  # characters before a piece's end in which a cut is looked for first
+SLACK = 16  # tokens that a cut within a word may add to a count
+# DeepSeek's rules of what one word is, and places that no word spans: digits and ideographs are words of their
+# own, none goes on behind a line's end or before a space. Parts cut there have the ids of the whole.
+_KANA = "\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff"
+_WORDS = (
+    r"\p{N}{1,3}",
+    f"[{_KANA}]+",
+    r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+_BETWEEN = re.compile(
+    r"(?<=\n)(?=\S)|(?<=\S)(?= )|(?<=[0-9])(?=[A-Za-z])|(?<=[A-Za-z])(?=[0-9])"
+    rf"|(?<=[{_KANA}])(?=[^{_KANA}])|(?<=[^{_KANA}])(?=[{_KANA}])"
+)
 _PARSED = (SpecialToken.ThinkingStart, SpecialToken.ThinkingEnd, SpecialToken.Dsml)
+
+
+class TooManyTokens(DoesNotFit):
+    """A text of more tokens than asked for: at least `count`."""
+
+    def __init__(self, count: int, most: int) -> None:
+        super().__init__(f"the text has {count} tokens or more, expected at most {most}")
+        self.count = count
 
 
 class Spelling:
@@ -47,6 +72,12 @@ class Spelling:
             self.tokenizer = Tokenizer.from_str(json.dumps(_respelt(content, private)))
         except Exception as error:  # the library raises its own kinds for every defect of the file
             raise InputError(f"tokenizer.json can't be read: {error}", where=path) from None
+        rules = content["pre_tokenizer"].get("pretokenizers", []) if content.get("pre_tokenizer") else []
+        known = tuple(one["pattern"].get("Regex") for one in rules if one.get("type") == "Split") == _WORDS
+        self._between = (
+            _BETWEEN if known and not (content.get("normalizer") or {}).get("normalizers") else None
+        )
+        self._longest = max(map(len, added.values()), default=0)
         self._texts, self._private = added, re.compile(f"\ue000{word}\\.(\\d+)\ue001")
         ids = {text: id for id, text in added.items()}
         dsml, start, end = (SpecialToken.Dsml, SpecialToken.ThinkingStart, SpecialToken.ThinkingEnd)
@@ -72,20 +103,67 @@ class Spelling:
         """The id of a marker."""
         return next((id for id, spelt in self._texts.items() if spelt == text), None)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of plain text: a marker spelt in it stays text."""
-        return self.tokenizer.encode(text)
+    def encode(self, text: str, most: int | None = None) -> list[int]:
+        """Ids of plain text: a marker spelt in it stays text. Raises TooManyTokens.
+
+        Other threads run meanwhile, and memory is a piece's, but for words that are longer than one.
+        """
+        ids: list[int] = []
+        for begin, end in self._parts(text):
+            part = text[begin:end]
+            if most is not None and len(part) > PIECE:
+                self._check_word(part, most - len(ids), most)
+            ids += self.tokenizer.encode(part)
+            if most is not None and len(ids) > most:
+                raise TooManyTokens(len(ids), most)
+        return ids
+
+    def _parts(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where parts begin and end that are encoded alone: of PIECE characters or a little less, more where
+        no cut is safe."""
+        begin = 0
+        while begin < len(text):
+            end, found = begin, None
+            while found is None and end < len(text):
+                before, end = end, min(end + PIECE, len(text))
+                if end < len(text) and self._between is not None:
+                    found = next(self._between.finditer(text, end - NEAR, end), None)
+                    found = found or next(self._between.finditer(text, before + 1, end), None)
+            end = end if found is None else found.start()
+            yield begin, end
+            begin = end
+
+    def _check_word(self, text: str, room: int, most: int) -> None:
+        """Raises TooManyTokens, from a count in pieces: cut within a word it may be a little too high."""
+        count = 0
+        for begin in range(0, len(text), PIECE):
+            count += len(self.tokenizer.encode(text[begin : begin + PIECE])) - SLACK
+            if count > room:
+                raise TooManyTokens(most - room + count, most)
 
     def begun(self, text: str) -> list[int]:
         """Ids of a text that is to be continued, with the marker that begins every prompt."""
         start = self.id(SpecialToken.Bos.default_str())
         return self.encode(text) if start is None else [start, *self.encode(text)]
 
-    def encode_raw(self, text: str) -> list[int]:
-        """Ids of text in which markers count as markers."""
-        parts = re.split("(" + "|".join(re.escape(one) for one in self._texts.values()) + ")", text)
+    def encode_raw(self, text: str, most: int | None = None) -> list[int]:
+        """Ids of text in which markers count as markers. Raises TooManyTokens."""
+        marker = re.compile("|".join(re.escape(one) for one in self._texts.values()) or r"(?!)")
         ids = {spelt: id for id, spelt in self._texts.items()}
-        return [id for part in parts if part for id in ([ids[part]] if part in ids else self.encode(part))]
+        out: list[int] = []
+        begin = at = 0
+        while at < len(text):
+            found = marker.search(text, at, at + PIECE + self._longest)
+            if found is None:
+                at += PIECE
+                continue
+            out += self.encode(text[begin : found.start()], most)
+            out.append(ids[found[0]])
+            if most is not None and len(out) > most:
+                raise TooManyTokens(len(out), most)
+            begin = at = found.end()
+        out += self.encode(text[begin:], None if most is None else most - len(out))
+        return out
 
     def text(self, id: int) -> str:
         """One token as text; empty for part of a character."""

@@ -20,7 +20,7 @@ from deepseek_recipe import (
 )
 
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.markers import PIECE, Spelling, TooManyTokens
 
 Think = Literal["off", "on", "max"]
 Role = Literal["system", "user", "assistant"]
@@ -102,12 +102,32 @@ class Prompts:
         """A conversation of one user message. Raises InputError."""
         return self.conversation([_message("user", text)], think, schema)
 
-    def encode(self, conversation: Conversation) -> list[int]:
-        """The prompt's token ids, ending where the assistant's turn begins."""
+    def encode(self, conversation: Conversation, most: int | None = None) -> list[int]:
+        """The prompt's token ids, ending where the assistant's turn begins. Raises InputError, TooManyTokens.
+
+        A long one is encoded in pieces, with the same ids: other threads run, and memory is a piece's.
+        """
         try:
-            return self._encoding.encode(conversation)
+            rendered = self._encoding.render_conversation(conversation)
+            if most is None or len(text := rendered.prompt) <= PIECE:
+                ids = self._encoding.encode(conversation)
+            else:
+                ids = self._pieces(text, rendered.special_ranges, most)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"the conversation can't be encoded: {error}") from None
+        if most is not None and len(ids) > most:
+            raise TooManyTokens(len(ids), most)
+        return ids
+
+    def _pieces(self, text: str, markers: list[tuple[int, int]], most: int) -> list[int]:
+        ids: list[int] = []
+        begin = 0
+        for start, end in [*markers, (len(text), len(text))]:
+            ids += self.spelling.encode(text[begin:start], most - len(ids))
+            if end > start:
+                ids += self.tokenizer.encode(text[start:end])
+            begin = end
+        return ids
 
     def _marker(self, token: SpecialToken, path: Path) -> int:
         text = token.default_str()

@@ -123,6 +123,8 @@ class PlainTurns(TurnCache):
     ) -> None:
         self.remembered.append((tuple(prompt), tuple(sampled), said, handle))
 
-    def render(self, conversation: Conversation, handles: Mapping[int, str] | None = None) -> Rendered:
+    def render(
+        self, conversation: Conversation, handles: Mapping[int, str] | None = None, most: int | None = None
+    ) -> Rendered:
         self.handles.append(handles or {})
-        return Rendered(tuple(self.prompts.encode(conversation)), 0, 0)
+        return Rendered(tuple(self.prompts.encode(conversation, most)), 0, 0)

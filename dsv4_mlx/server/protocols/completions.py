@@ -17,6 +17,7 @@ from dsv4_mlx.server.protocols.fields import (
     text,
     whole,
 )
+from dsv4_mlx.server.options import limit
 from dsv4_mlx.server.protocols.options import ThinkingOptions, sampling
 from dsv4_mlx.server.protocols.request import NAME, ParsedRequest, ServerInfo, conversion
 from dsv4_mlx.tokenizer.markers import Spelling
@@ -31,7 +32,7 @@ def read(body: Body, facts: ServerInfo, spelling: Spelling) -> ParsedRequest:
     before, suffix = _prompt(body.get("prompt", ""), facts), text(body, "suffix")
     if flag(body, "echo") and suffix:
         raise unsupported("echo and suffix don't go together", "echo")
-    prompt = _ids(before, suffix, spelling, facts.options.raw_special_tokens)
+    prompt = _ids(before, suffix, spelling, facts)
     logprobs = whole(body, "logprobs", 0, 20) if not isinstance(body.get("logprobs"), bool) else None
     empty = [{"role": "user", "content": ""}]  # only what parses the answer is taken from this
     given: Body = {
@@ -76,18 +77,14 @@ def _prompt(given: Any, facts: ServerInfo) -> str | list[int]:
     raise invalid("prompt is not a string, a list of one string, or a list of token ids", "prompt")
 
 
-def _ids(before: str | list[int], suffix: str, spelling: Spelling, raw: bool) -> list[int]:
-    start = spelling.begun("")
-    ids = (
-        before
-        if isinstance(before, list)
-        else spelling.encode_raw(before)
-        if raw
-        else spelling.encode(before)
-    )
+def _ids(before: str | list[int], suffix: str, spelling: Spelling, facts: ServerInfo) -> list[int]:
+    """Raises ApiError, TooManyTokens."""
+    start, most = spelling.begun(""), limit(facts.context)
+    encode = spelling.encode_raw if facts.options.raw_special_tokens else spelling.encode
+    ids = before if isinstance(before, list) else encode(before, most)
     if not suffix:
         return ids if ids[:1] == start else [*start, *ids]
     begin, hole, end = (spelling.id(marker) for marker in FIM)
     if begin is None or hole is None or end is None:
         raise unsupported("this model's tokenizer has no tokens for filling in the middle", "suffix")
-    return [*start, begin, *ids, hole, *spelling.encode(suffix), end]
+    return [*start, begin, *ids, hole, *spelling.encode(suffix, most), end]

@@ -6,6 +6,8 @@ The bytes of a request -> a JSON object that nothing behind it has to fear.
 from __future__ import annotations
 
 import json
+import json.decoder
+import json.scanner
 from typing import Any, NoReturn
 
 from dsv4_mlx.server.api_errors import ApiError, invalid, unsupported
@@ -13,22 +15,29 @@ from dsv4_mlx.server.options import ServerLimits
 
 Body = dict[str, Any]
 MOST = 1 << 31
+PIECE = 1 << 16  # bytes or characters that one call works on: other threads wait for it
 
 
-def parse(raw: bytes, limits: ServerLimits) -> Body:
+def parse(raw: bytes | bytearray, limits: ServerLimits) -> Body:
     """A JSON object with finite numbers, bounded depth and whole characters. Nulls at its top are left out.
 
     A lone surrogate becomes U+FFFD: no tokenizer can take it, and clients cut strings in the middle of an
-    emoji. Of a name given twice the last counts. Raises ApiError 400.
+    emoji. Of a name given twice the last counts. A bytearray is empty afterwards. Other threads run meanwhile, however long `raw` is. Raises
+    ApiError 400.
     """
+    _check_structure(raw, limits)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise invalid(
             f"the body is not UTF-8: byte {error.start} can't be read", code="invalid_json"
         ) from None
+    length = len(raw)
+    if isinstance(raw, bytearray):
+        raw.clear()  # its memory is needed for what is made of it
     try:
-        value = json.loads(text, parse_constant=_constant, parse_float=_float, parse_int=_int)
+        kind = _Pieces if length > limits.large else json.JSONDecoder
+        value = kind(parse_constant=_constant, parse_float=_float, parse_int=_int).decode(text)
     except RecursionError:
         raise _too_deep(limits) from None
     except json.JSONDecodeError as error:
@@ -41,6 +50,62 @@ def parse(raw: bytes, limits: ServerLimits) -> Body:
     if "\\u" in text:
         value = _whole(value)
     return {name: given for name, given in value.items() if given is not None}
+
+
+class _Pieces(json.JSONDecoder):
+    """The standard library's decoder in Python, but for strings: those in C, a piece at a time."""
+
+    def __init__(self, **hooks: Any) -> None:
+        super().__init__(**hooks)
+        self.parse_string = _string
+        self.scan_once = json.scanner.py_make_scanner(self)  # type: ignore[attr-defined]
+
+
+def _string(text: str, begin: int, strict: bool = True) -> tuple[str, int]:
+    """As json.decoder.scanstring, but for halves of a character at the end of a piece: `_whole` joins them."""
+    found: list[str] = []
+    while begin < len(text):
+        piece = text[begin : begin + PIECE]
+        if begin + PIECE < len(text):
+            piece = piece[: _before_escape(piece)]
+        try:
+            value, end = json.decoder.scanstring(f'{piece}"', 0, strict)  # type: ignore[attr-defined]
+        except json.JSONDecodeError as error:
+            raise json.JSONDecodeError(error.msg, text, begin + error.pos) from None
+        found.append(value)
+        if end <= len(piece):
+            return "".join(found), begin + end
+        begin += len(piece)
+    raise json.JSONDecodeError("Unterminated string", text, begin)
+
+
+def _before_escape(piece: str) -> int:
+    """Characters of a piece up to the escape that its end cuts."""
+    at = piece.rfind("\\", len(piece) - 5)
+    head = piece[: at + 1]
+    if at < 0 or not (len(head) - len(head.rstrip("\\"))) % 2:
+        return len(piece)
+    return at if at + (6 if piece[at + 1 : at + 2] == "u" else 2) > len(piece) else len(piece)
+
+
+def _check_structure(raw: bytes | bytearray, limits: ServerLimits) -> None:
+    """Counted before anything is made of it. Pieces end where no escape is cut."""
+    count, outside, begin = 0, True, 0
+    while begin < len(raw):
+        piece = bytes(raw[begin : begin + PIECE])
+        if begin + PIECE < len(raw) and (len(piece) - len(piece.rstrip(b"\\"))) % 2:
+            piece = piece[:-1]
+        begin += len(piece)
+        parts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        bare = b"".join(parts[0 if outside else 1 :: 2])
+        outside = outside == (len(parts) % 2 == 1)
+        count += bare.count(b",") + bare.count(b"[") + bare.count(b"{")
+        if count > limits.structure:
+            raise ApiError(
+                413,
+                "request_too_large",
+                f"the body has more than {limits.structure} values: so many of , [ and {{ stand outside strings",
+            )
 
 
 def _check_depth(value: object, limits: ServerLimits) -> None:
