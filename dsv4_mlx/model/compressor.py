@@ -1,4 +1,4 @@
-"""What gives a layer its compressed rows: compressors, and on CSA layers the indexer that picks among them."""
+"""What gives a layer its compressed rows: compressors, and on CSA layers the indexer that picks of them."""
 
 from __future__ import annotations
 
