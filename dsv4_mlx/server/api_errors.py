@@ -83,11 +83,12 @@ def too_long(prompt: int, context: int, param: str, *, more: bool = False) -> Ap
 
     more: it was counted no further than `prompt`.
     """
+    resulted = f"{prompt} tokens or more" if more else f"{prompt} tokens"
     return ApiError(
         400,
         "context_length_exceeded",
         f"This model's maximum context length is {context} tokens. However, your messages resulted in "
-        f"{prompt} tokens{' or more' if more else ''}. Shorten them, or start the server with a larger --context.",
+        f"{resulted}. Shorten them, or start the server with a larger --context.",
         param,
         anthropic=f"prompt is too long: {prompt} tokens > {context} maximum",
         extra={"n_prompt_tokens": prompt, "n_ctx": context},

@@ -33,8 +33,7 @@ from dsv4_mlx.server.protocols.fields import flag, parse, text
 from dsv4_mlx.server.protocols.request import ProtocolName, ServerInfo
 from dsv4_mlx.server.streaming import Endpoint, ServerContext
 from dsv4_mlx.server.translate import Translator
-from dsv4_mlx.tokenizer.markers import TooManyTokens
-from dsv4_mlx.tokenizer.template import LEVELS, Prompts
+from dsv4_mlx.tokenizer.template import LEVELS, Prompts, TooManyTokens
 from dsv4_mlx.weights.load import find_model
 
 PROBE = 2.0  # seconds for the engine thread to say that it lives
@@ -108,7 +107,7 @@ class App(Starlette):
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _count(self, request: Request) -> Response:
-        """Exact: the prompt is rendered as it would be, without a queue, and may be longer than the context."""
+        """Exact: the prompt is rendered as it would be, without a queue; it may exceed the context."""
         server = self.server
         protocol: ProtocolName = "messages" if request.scope["path"].startswith("/messages") else "responses"
 

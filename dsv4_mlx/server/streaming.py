@@ -99,10 +99,10 @@ class ServerContext:
     working: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def with_body(self, request: Request, work: Callable[[bytearray], T]) -> T:
-        """What `work` makes of the request's body, beside the event loop. Raises ApiError, and what it raises.
+        """What `work` makes of the body, beside the event loop. Raises ApiError, and what `work` does.
 
-        Large bodies are worked on one at a time, and LARGE_READ of them read at a time: the others wait outside
-        this program, but for their beginning.
+        Of large bodies one at a time is worked on and LARGE_READ are read: the others wait outside this
+        program, but for their beginning.
         """
         body, large = bytearray(), False  # grows in one place: pieces would leave holes
         try:

@@ -7,6 +7,7 @@ from typing import Any
 from deepseek_recipe import ChatCompletionRequest, ThinkingInitialStage
 
 from dsv4_mlx.server.api_errors import invalid, unsupported
+from dsv4_mlx.server.options import limit
 from dsv4_mlx.server.protocols.fields import (
     Body,
     flag,
@@ -17,10 +18,9 @@ from dsv4_mlx.server.protocols.fields import (
     text,
     whole,
 )
-from dsv4_mlx.server.options import limit
 from dsv4_mlx.server.protocols.options import ThinkingOptions, sampling
 from dsv4_mlx.server.protocols.request import NAME, ParsedRequest, ServerInfo, conversion
-from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.template import Spelling
 
 DEFAULT_MOST = 256
 FIM = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")

@@ -22,8 +22,8 @@ def parse(raw: bytes | bytearray, limits: ServerLimits) -> Body:
     """A JSON object with finite numbers, bounded depth and whole characters. Nulls at its top are left out.
 
     A lone surrogate becomes U+FFFD: no tokenizer can take it, and clients cut strings in the middle of an
-    emoji. Of a name given twice the last counts. A bytearray is empty afterwards. Other threads run meanwhile, however long `raw` is. Raises
-    ApiError 400.
+    emoji. Of a name given twice the last counts. A bytearray is empty
+    afterwards. Other threads run meanwhile, however long it is. Raises ApiError 400, 413.
     """
     _check_structure(raw, limits)
     try:
@@ -62,7 +62,7 @@ class _Pieces(json.JSONDecoder):
 
 
 def _string(text: str, begin: int, strict: bool = True) -> tuple[str, int]:
-    """As json.decoder.scanstring, but for halves of a character at the end of a piece: `_whole` joins them."""
+    """As json.decoder.scanstring; halves of a character, where a piece ends between them, `_whole` joins."""
     found: list[str] = []
     while begin < len(text):
         piece = text[begin : begin + PIECE]
@@ -104,7 +104,7 @@ def _check_structure(raw: bytes | bytearray, limits: ServerLimits) -> None:
             raise ApiError(
                 413,
                 "request_too_large",
-                f"the body has more than {limits.structure} values: so many of , [ and {{ stand outside strings",
+                f"the body has more than {limits.structure} values (`,`, `[` and `{{` outside strings)",
             )
 
 
