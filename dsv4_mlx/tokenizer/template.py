@@ -38,7 +38,7 @@ from deepseek_recipe import (
 
 from dsv4_mlx.errors import DoesNotFit, InputError
 
-PIECE = 1 << 16  # characters that are encoded at once: 170 bytes of memory each
+PIECE = 1 << 14  # characters that are encoded at once: longer texts take longer for each
 NEAR = 1 << 10  # characters before a piece's end in which a cut is looked for first
 SLACK = 16  # tokens that a cut within a word may add to a count
 # DeepSeek's rules of what one word is, and places that no word spans: digits and ideographs are words of
@@ -116,37 +116,29 @@ class Spelling:
         Other threads run meanwhile, and memory is a piece's, but for words that are longer than one.
         """
         ids: list[int] = []
-        for begin, end in self._parts(text):
-            part = text[begin:end]
-            if most is not None and len(part) > PIECE:
-                self._check_word(part, most - len(ids), most)
-            ids += self.tokenizer.encode(part)
-            if most is not None and len(ids) > most:
-                raise TooManyTokens(len(ids), most)
+        word = count = 0  # where what is not encoded yet begins, and at least so many tokens are in it
+        for begin, end, safe in self._parts(text):
+            if most is not None and not (safe and word == begin):
+                count += len(self.tokenizer.encode(text[begin:end])) - SLACK
+            if safe and (most is None or len(ids) + count <= most):
+                ids += self.tokenizer.encode(text[word:end])
+                word, count = end, 0
+            if most is not None and len(ids) + count > most:
+                raise TooManyTokens(len(ids) + count, most)
         return ids
 
-    def _parts(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where parts begin and end that are encoded alone: of PIECE characters or a little less, more where
-        no cut is safe."""
+    def _parts(self, text: str) -> Iterator[tuple[int, int, bool]]:
+        """Where parts of at most PIECE characters begin and end, and whether no word goes on there."""
         begin = 0
         while begin < len(text):
-            end, found = begin, None
-            while found is None and end < len(text):
-                before, end = end, min(end + PIECE, len(text))
-                if end < len(text) and self._between is not None:
-                    found = next(self._between.finditer(text, end - NEAR, end), None)
-                    found = found or next(self._between.finditer(text, before + 1, end), None)
-            end = end if found is None else found.start()
-            yield begin, end
+            end, safe = min(begin + PIECE, len(text)), begin + PIECE >= len(text)
+            if not safe and self._between is not None:
+                near = max(begin + 1, end - NEAR)
+                found = next(self._between.finditer(text, near, end), None)
+                found = found or next(self._between.finditer(text, begin + 1, end), None)
+                end, safe = (end, False) if found is None else (found.start(), True)
+            yield begin, end, safe
             begin = end
-
-    def _check_word(self, text: str, room: int, most: int) -> None:
-        """Raises TooManyTokens, from a count in pieces: cut within a word it may be a little too high."""
-        count = 0
-        for begin in range(0, len(text), PIECE):
-            count += len(self.tokenizer.encode(text[begin : begin + PIECE])) - SLACK
-            if count > room:
-                raise TooManyTokens(most - room + count, most)
 
     def begun(self, text: str) -> list[int]:
         """Ids of a text that is to be continued, with the marker that begins every prompt."""
