@@ -119,7 +119,10 @@ class ServerContext:
             if not large:
                 return await self._call(work, body)
             async with self.working:
-                return await self._call(work, body)
+                try:
+                    return await self._call(work, body)
+                finally:
+                    await self._call(lambda body: give_back(), body)
         except TimeoutError:
             if len(body) > self.limits.large and not large:
                 raise ApiError(503, "overloaded", "other large bodies come first", retry_after=5) from None
@@ -130,7 +133,14 @@ class ServerContext:
                 asyncio.get_running_loop().call_later(SETTLED, self._give_back)
 
     async def _call(self, work: Callable[[bytearray], T], body: bytearray) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.threads, work, body)
+        def lean() -> T:
+            try:
+                return work(body)
+            except ApiError as refusal:  # as an answer: without the frames that hold what was read
+                refusal.__context__ = refusal.__traceback__ = None
+                raise
+
+        return await asyncio.get_running_loop().run_in_executor(self.threads, lean)
 
     def _give_back(self) -> None:
         with suppress(RuntimeError):  # the threads have ended, and with them the program

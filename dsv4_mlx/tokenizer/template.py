@@ -110,14 +110,16 @@ class Spelling:
         """The id of a marker."""
         return next((id for id, spelt in self._texts.items() if spelt == text), None)
 
-    def encode(self, text: str, most: int | None = None) -> list[int]:
-        """Ids of plain text: a marker spelt in it stays text. Raises TooManyTokens.
+    def encode(
+        self, text: str, most: int | None = None, start: int = 0, stop: int | None = None
+    ) -> list[int]:
+        """Ids of plain text[start:stop]: a marker spelt in it stays text. Raises TooManyTokens.
 
         Other threads run meanwhile, and memory is a piece's, but for words that are longer than one.
         """
         ids: list[int] = []
-        word = count = 0  # where what is not encoded yet begins, and at least so many tokens are in it
-        for begin, end, safe in self._parts(text):
+        word, count = start, 0  # where what is not encoded yet begins, and at least so many tokens are in it
+        for begin, end, safe in self._parts(text, start, len(text) if stop is None else stop):
             if most is not None and not (safe and word == begin):
                 count += len(self.tokenizer.encode(text[begin:end])) - SLACK
             if safe and (most is None or len(ids) + count <= most):
@@ -127,11 +129,10 @@ class Spelling:
                 raise TooManyTokens(len(ids) + count, most)
         return ids
 
-    def _parts(self, text: str) -> Iterator[tuple[int, int, bool]]:
+    def _parts(self, text: str, begin: int, stop: int) -> Iterator[tuple[int, int, bool]]:
         """Where parts of at most PIECE characters begin and end, and whether no word goes on there."""
-        begin = 0
-        while begin < len(text):
-            end, safe = min(begin + PIECE, len(text)), begin + PIECE >= len(text)
+        while begin < stop:
+            end, safe = min(begin + PIECE, stop), begin + PIECE >= stop
             if not safe and self._between is not None:
                 near = max(begin + 1, end - NEAR)
                 found = next(self._between.finditer(text, near, end), None)
@@ -309,10 +310,12 @@ class Prompts:
         """
         try:
             rendered = self._encoding.render_conversation(conversation)
-            if most is None or len(text := rendered.prompt) <= PIECE:
+            text, markers = rendered.prompt, rendered.special_ranges
+            del rendered  # which has a copy of the text
+            if most is None or len(text) <= PIECE:
                 ids = self._encoding.encode(conversation)
             else:
-                ids = self._pieces(text, rendered.special_ranges, most)
+                ids = self._pieces(text, markers, most)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"the conversation can't be encoded: {error}") from None
         if most is not None and len(ids) > most:
@@ -323,7 +326,7 @@ class Prompts:
         ids: list[int] = []
         begin = 0
         for start, end in [*markers, (len(text), len(text))]:
-            ids += self.spelling.encode(text[begin:start], most - len(ids))
+            ids += self.spelling.encode(text, most - len(ids), begin, start)
             if end > start:
                 ids += self.tokenizer.encode(text[start:end])
             begin = end

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -91,7 +92,7 @@ def test_other_threads_run_while_a_large_body_is_read() -> None:
     text = b'{"a": "' + b"\\n\\u00e9x" * (4 << 20) + b'"}'
     many = b'{"a": [' + b"[]," * (10 << 20) + b"1]}"
     for raw in (text[: 32 << 20] + b'"}', many):
-        assert longest_wait(lambda raw=raw: outcome(raw, ServerLimits())) < 0.4
+        assert longest_wait(partial(outcome, raw, ServerLimits())) < 0.4
 
 
 def longest_wait(work: Callable[[], object]) -> float:

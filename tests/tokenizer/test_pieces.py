@@ -84,4 +84,4 @@ def test_a_tokenizer_with_other_rules_is_not_cut(tmp_path: Any) -> None:
     (tmp_path / "tokenizer.json").write_text(file.replace("{N}{1,3}", "{N}{1,2}"), "utf-8")
     other = template.Spelling(tmp_path)
     value = CODE * 3000
-    assert [end for _, end, safe in other._parts(value) if safe] == [len(value)]
+    assert [end for _, end, safe in other._parts(value, 0, len(value)) if safe] == [len(value)]
