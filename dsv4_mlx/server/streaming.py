@@ -75,7 +75,8 @@ class EventQueue:
 
 
 LARGE_READ = 4  # large bodies that are in memory at once
-SETTLED = 0.5  # seconds after a large body until the memory that it took is free
+NOTICED = 1 << 18  # bytes of a body whose memory is worth giving back
+SETTLED = 0.5  # seconds after it until that memory is free
 FIRST_SIGN = 1.0  # seconds within which a stream says something
 STREAM = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -97,6 +98,7 @@ class ServerContext:
     crash: Callable[[str], str]  # a traceback -> the file it was written to
     reading: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_READ))
     working: asyncio.Lock = field(default_factory=asyncio.Lock)
+    settling: bool = False  # memory is given back soon
 
     async def with_body(self, request: Request, work: Callable[[bytearray], T]) -> T:
         """What `work` makes of the body, beside the event loop. Raises ApiError, and what `work` does.
@@ -104,16 +106,17 @@ class ServerContext:
         Of large bodies one at a time is worked on and LARGE_READ are read: the others wait outside this
         program, but for their beginning.
         """
-        body, large = bytearray(), False  # grows in one place: pieces would leave holes
+        body, size, large = bytearray(), 0, False  # grows in one place: pieces would leave holes
         try:
             async with asyncio.timeout(self.limits.body_time):
                 async for piece in request.stream():
-                    if len(body) + len(piece) > self.limits.body:
+                    size += len(piece)
+                    if size > self.limits.body:
                         raise ApiError(
                             413, "request_too_large", f"the body is larger than {self.limits.body} bytes"
                         )
                     body += piece
-                    if len(body) > self.limits.large and not large:
+                    if size > self.limits.large and not large:
                         await self.reading.acquire()
                         large = True
             if not large:
@@ -124,12 +127,14 @@ class ServerContext:
                 finally:
                     await self._call(lambda body: give_back(), body)
         except TimeoutError:
-            if len(body) > self.limits.large and not large:
+            if size > self.limits.large and not large:
                 raise ApiError(503, "overloaded", "other large bodies come first", retry_after=5) from None
             raise ApiError(408, "timeout", f"the body took longer than {self.limits.body_time:g} s") from None
         finally:
             if large:
                 self.reading.release()
+            if size > NOTICED and not self.settling:
+                self.settling = True
                 asyncio.get_running_loop().call_later(SETTLED, self._give_back)
 
     async def _call(self, work: Callable[[bytearray], T], body: bytearray) -> T:
@@ -143,6 +148,7 @@ class ServerContext:
         return await asyncio.get_running_loop().run_in_executor(self.threads, lean)
 
     def _give_back(self) -> None:
+        self.settling = False
         with suppress(RuntimeError):  # the threads have ended, and with them the program
             self.threads.submit(give_back)
 
