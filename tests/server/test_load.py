@@ -18,7 +18,7 @@ from server.crowd import CHAT, HI, Crowd, script
 from server.fakes import CHECKPOINT
 
 ACTIVE, WAITING, CLIENTS = 48, 16, 72  # 64 streams, and a few that find no place
-BODY = 64 << 20  # bytes of a body at most; in pieces, joined, and the rest of the last read
+BODY = 32 << 20  # bytes of a body at most; in pieces, joined, and the rest of the last read
 GROWTH = 32 << 20  # bytes that the server may have more at the end than after the warm-up
 Record = Callable[[str, object], None]
 
