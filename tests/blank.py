@@ -10,13 +10,22 @@ from pathlib import Path
 import mlx.core as mx
 
 from dsv4_mlx.checkpoint.inventory import Inventory, Weight, inventory
-from dsv4_mlx.checkpoint.manifest import OFFICIAL, ExpertTable, Manifest, ManifestTensor, packed
-from dsv4_mlx.checkpoint.record import NATIVE, record_bytes, record_segments
+from dsv4_mlx.checkpoint.manifest import (
+    NATIVE,
+    OFFICIAL,
+    ExpertTable,
+    Manifest,
+    ManifestTensor,
+    packed,
+    record_bytes,
+    record_segments,
+)
 from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.convert.conversion_plan import make_plan
 from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.convert.summary import build_manifest
+from dsv4_mlx.model.tensors import ExpertProduct
 from dsv4_mlx.synthetic import release_config
 from dsv4_mlx.synthetic.configs import Release
 from dsv4_mlx.weights.records import RecordMap
@@ -67,9 +76,9 @@ class BlankSlots:
     def __init__(self, slots: int, dtype: mx.Dtype) -> None:
         self.slots, self.dtype = slots, dtype
 
-    def __call__(self, block: str, records: RecordMap) -> ResidentExperts:
+    def __call__(self, block: str, records: RecordMap, product: ExpertProduct) -> ResidentExperts:
         layout = records.slots(self.slots)
-        return ResidentExperts(blank_records(layout), layout, self.dtype)
+        return ResidentExperts(blank_records(layout), layout, self.dtype, product)
 
 
 class BlankModel:

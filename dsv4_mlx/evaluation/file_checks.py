@@ -9,8 +9,8 @@ from pathlib import Path
 from dsv4_mlx.checkpoint.manifest import OFFICIAL, Manifest
 from dsv4_mlx.config import ModelConfig, Yarn
 from dsv4_mlx.convert.verify import verify
-from dsv4_mlx.errors import MachineError
-from dsv4_mlx.evaluation.report import AcceptanceStep, Bar, Progress
+from dsv4_mlx.errors import MachineError, Progress
+from dsv4_mlx.evaluation.report import AcceptanceStep, Bar
 
 # The same in every checkpoint of DeepSeek V4: what nobody retrains can't be another by accident only.
 RELEASED: dict[str, object] = {

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from small_model import new_session, tiny_model, token_ids
 
+from bench.demo_model.trainable import TRAINABLE
 from dsv4_mlx.checkpoint.manifest import Manifest
 from dsv4_mlx.engine import session_file as saved
 from dsv4_mlx.engine.engine_options import EngineOptions
@@ -21,7 +22,7 @@ from dsv4_mlx.engine.session import Session
 from dsv4_mlx.machine import mlx_switches
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops.kernels.launch import metal
-from dsv4_mlx.ops.table import NUMERIC_VERSION, REFERENCE, TRAINABLE, with_kernels
+from dsv4_mlx.ops.table import NUMERIC_VERSION, REFERENCE, with_kernels
 
 WHO = "this model"
 
@@ -58,7 +59,7 @@ def test_what_follows_is_bit_equal_to_a_session_that_was_never_saved(
     wanted = cold.sync(following)
     assert saved.load(warm, path, WHO) == 1024
     found = warm.sync(following)
-    assert warm.reused == 1024 and np.array_equal(found, wanted)
+    assert warm.cached == 1024 and np.array_equal(found, wanted)
     for token in range(50, 60):
         assert np.array_equal(warm.advance(token), cold.advance(token))
     warm.take_back(8)

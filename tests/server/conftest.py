@@ -31,8 +31,7 @@ from dsv4_mlx.server.options import MODEL_ID, ServerLimits, ServerOptions
 from dsv4_mlx.server.protocols.request import ServerInfo
 from dsv4_mlx.server.streaming import ServerContext
 from dsv4_mlx.server.translate import Translator
-from dsv4_mlx.tokenizer.markers import Spelling
-from dsv4_mlx.tokenizer.template import Prompts
+from dsv4_mlx.tokenizer.template import Prompts, Spelling
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +142,7 @@ def start(prompts: Prompts, spelling: Spelling, grammars: Grammars, serve_app: S
             PlainTurns(prompts),
         )
         facts = ServerInfo(options, MODEL_ID, prompts.levels, VOCABULARY, context, 1 << 20)
-        intake = Translator(facts, spelling, grammars, turns)
+        translator = Translator(facts, spelling, grammars, turns)
         threads = ThreadPoolExecutor(2)
         crashes: list[str] = []
 
@@ -151,7 +150,7 @@ def start(prompts: Prompts, spelling: Spelling, grammars: Grammars, serve_app: S
             crashes.append(detail)
             return "crash.log"
 
-        app = App(ServerContext(intake, worker, threads, options.limits, Metrics(), crash))
+        app = App(ServerContext(translator, worker, threads, options.limits, Metrics(), crash))
         listener = serve_app(app, options)
 
         def end() -> None:

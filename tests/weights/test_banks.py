@@ -18,8 +18,7 @@ import pytest
 from bench.count.ours import trace_ours
 from bench.count.trace import Graph, trace
 from dsv4_mlx.checkpoint.inventory import BlockTensors, inventory
-from dsv4_mlx.checkpoint.manifest import ExpertTable
-from dsv4_mlx.checkpoint.record import NATIVE, record_bytes, record_segments, segments_of
+from dsv4_mlx.checkpoint.manifest import NATIVE, ExpertTable, record_bytes, record_segments, segments_of
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.convert.recipe import RECIPES
 from dsv4_mlx.ops.kernels.launch import metal
@@ -28,7 +27,7 @@ from dsv4_mlx.paging.slots import SlotBank
 from dsv4_mlx.synthetic import cut, release_config
 from dsv4_mlx.synthetic.configs import Release
 from dsv4_mlx.weights.records import RecordMap
-from dsv4_mlx.weights.resident_experts import ResidentExperts, room
+from dsv4_mlx.weights.resident_experts import expert_banks, room
 
 MOST = 2**31 - 1
 VIEWS = {"View", "Slice", "Unflatten"}
@@ -70,10 +69,10 @@ def faults(table: ExpertTable, slots: int, dtype: mx.Dtype, ops: Ops, tokens: in
     hidden = down.shape[0]
 
     def layer(records: mx.array, x: mx.array, ids: mx.array, weights: mx.array) -> list[mx.array]:
-        banks = ResidentExperts(records, table, dtype)
-        assert banks.gate_up.codes.shape == (slots, 2 * gate.shape[0], gate.shape[1])
-        assert banks.down.codes.shape == (slots, *down.shape)
-        return [ops.expert_ffn(x, ids, weights, banks.gate_up, banks.down, 10.0)]
+        gate_up, down_bank = expert_banks(records, table, dtype)
+        assert gate_up.codes.shape == (slots, 2 * gate.shape[0], gate.shape[1])
+        assert down_bank.codes.shape == (slots, *down.shape)
+        return [ops.expert_ffn(x, ids, weights, gate_up, down_bank, 10.0)]
 
     given = [
         mx.zeros((slots, table.record_bytes // 4), mx.uint32),

@@ -10,6 +10,7 @@ from typing import Any
 import metal_proof as proof
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_map
 from ops.kernels.proven import Proven, check_bytes, parse_findings
 from ops.kernels.short import SHORT
 from ops.selftest.test_tf32 import python
@@ -85,12 +86,22 @@ def flushing_stream() -> mx.Stream:
 
 @pytest.mark.parametrize(("op", "case", "mode"), list(in_modes()))
 def test_case_with_a_gpus_numerics(op: KernelOp, case: Case, mode: str) -> None:
-    """Where a GPU flushes subnormal numbers, its reference does too."""
+    """Where a GPU flushes subnormal numbers, its reference does too, but not in the same order."""
     numerics = MODES[mode]
     found = op.call(Proven(check=False, numerics=numerics), *case.arguments, **case.options)
     with mx.stream(flushing_stream() if numerics.flush else mx.default_stream(mx.cpu)):
         expected = getattr(REFERENCE, op.name)(*case.arguments, **case.options)
+        if numerics.flush:
+            found = tree_map(without_flushed, found, expected)
         assert disagreement(found, expected, case.tolerance) is None
+
+
+def without_flushed(found: mx.array | None, expected: mx.array | None) -> mx.array | None:
+    """`found` without differences of at most four times the smallest normal number: terms that were flushed."""
+    if found is None or expected is None or not mx.issubdtype(found.dtype, mx.floating):
+        return found
+    near = mx.abs(found - expected) <= mx.array(2.0**-124, found.dtype)
+    return mx.where(near, expected, found)
 
 
 @pytest.mark.parametrize(("setting", "differ"), [(None, set()), ("1", LOSES)])
