@@ -97,7 +97,7 @@ def test_case_with_a_gpus_numerics(op: KernelOp, case: Case, mode: str) -> None:
 
 
 def without_flushed(found: mx.array | None, expected: mx.array | None) -> mx.array | None:
-    """`found` without differences of at most four times the smallest normal number: terms that were flushed."""
+    """`found` but for differences of at most four times the smallest normal number: flushed terms."""
     if found is None or expected is None or not mx.issubdtype(found.dtype, mx.floating):
         return found
     near = mx.abs(found - expected) <= mx.array(2.0**-124, found.dtype)

@@ -22,6 +22,13 @@ from dsv4_mlx.ops.table import REFERENCE
 
 RULES = {"dropped": proof.Numerics(), "kept": proof.Numerics(functions=True)}
 TRIES = 100
+# Index rows that are picked anyway: all, or the first whatever q and the weights are.
+SAME_PICK = (
+    "32 rows, all wanted",
+    "fewer numbers than wanted, the rest NaN",
+    "all equal",
+    "zeros of both signs",
+)
 
 
 def spoilt(tree: Any, pick: int) -> Iterator[tuple[str, Any]]:
@@ -62,6 +69,8 @@ def telling(op: KernelOp, case: Case, name: str) -> tuple[Any, Any]:
         expected = reference(op, given)
         if disagreement(expected, sound, case.tolerance) is not None:
             return given, expected
+    if case.name in SAME_PICK:
+        return given, expected
     raise AssertionError(f"{op.name}, {case.name}: no NaN in {name} shows")
 
 
@@ -82,11 +91,12 @@ def inputs(case: Case) -> list[str]:
 
 
 def cases(op: KernelOp) -> list[Case]:
-    """The op's. Of index rows with a NaN that a query does not see the pick is the caller's to ignore."""
+    """The op's with rows. Of index rows that a query does not see the pick is the caller's to ignore."""
+    found = [case for case in op.cases() if not case.name.startswith("no ")]
     if op is not index_select.OP:
-        return list(op.cases())
+        return found
     seen = index_select._arguments(1, 3, 8, 32, 129, 20, mx.float32, (40, 80, 129))
-    plain = [case for case in op.cases() if case.name != "129 rows, some hidden"]
+    plain = [case for case in found if case.name != "129 rows, some hidden"]
     return [*plain, Case("129 rows, many seen", seen, tolerance=Tolerance(any_order=True))]
 
 
