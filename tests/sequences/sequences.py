@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from server.sse import Cutter
 
-from dsv4_mlx.cli.demo import SHIPPED
+from dsv4_mlx.hub.models import SHIPPED
 from dsv4_mlx.tokenizer.template import Prompts
 
 Door = Literal["chat", "generate", "server"]

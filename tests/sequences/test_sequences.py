@@ -16,8 +16,8 @@ from server.client import call
 from server.sse import read_chat
 from terminal.screens import CTRL_D, Person
 
-from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.engine import generate
+from dsv4_mlx.hub.models import SHIPPED
 from sequences.scripted import run_scripted
 from sequences.sequences import TABLE, Door, Sequence, prompt_length
 
