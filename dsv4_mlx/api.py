@@ -26,6 +26,7 @@ from dsv4_mlx.engine.decode import Event as EngineEvent
 from dsv4_mlx.engine.decode import PrefillProgress, Token
 from dsv4_mlx.engine.engine import score
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
+from dsv4_mlx.engine.info import check
 from dsv4_mlx.engine.session import Logits, Session, SessionSnapshot
 from dsv4_mlx.errors import Dsv4Warning, InputError, Progress, UsageError
 from dsv4_mlx.hub.models import model_folder
@@ -102,18 +103,18 @@ class Model:
         self, name: str, folder: Path, options: EngineOptions, progress: Progress | None = None
     ) -> None:
         """For `load`: wait until `folder` is open. Raises Dsv4Error."""
+        found = check(folder)
         backend = ModelBackend(folder, options)
         thread = _started(backend, progress)
-        engine = backend.engine
-        config, prompts = engine.config, engine.prompts
+        prompts, context = backend.prompts, backend.context
         facts = ServerInfo(
-            ServerOptions(), name, prompts.levels, config.vocab_size, engine.context, config.max_context
+            ServerOptions(), name, prompts.levels, backend.vocabulary, context, found.config.max_context
         )
         self._end = weakref.finalize(self, thread.close, 0.0)
         self._live: _Live | None = _Live(backend, thread, Translator.of(folder, facts, prompts))
         self._sessions: weakref.WeakSet[ModelSession] = weakref.WeakSet()
-        experts = engine.expert_memory or "all experts in memory"
-        self._said = f"{name} {engine.manifest.recipe}, {experts}, context {engine.context:,}"
+        experts = backend.notice or "all experts in memory"
+        self._said = f"{name} {found.manifest.recipe}, {experts}, context {context:,}"
 
     @property
     def context(self) -> int:

@@ -1,6 +1,6 @@
 """One question, one answer.
 
-    python examples/ask.py [MODEL]
+python examples/ask.py [MODEL]
 """
 
 import sys

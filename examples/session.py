@@ -1,6 +1,6 @@
 """A loop of one's own: the likeliest token again and again, then another branch from the same point.
 
-    python examples/session.py [MODEL]
+python examples/session.py [MODEL]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """A conversation of two questions, each answer shown while it is made.
 
-    python examples/stream.py [MODEL]
+python examples/stream.py [MODEL]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """An answer that is JSON of a schema. A pydantic model may stand in place of the dict.
 
-    python examples/structured.py [MODEL]
+python examples/structured.py [MODEL]
 """
 
 import json

@@ -1,6 +1,6 @@
 """The model calls a function of this program, and answers with what it returned.
 
-    python examples/tools.py [MODEL]
+python examples/tools.py [MODEL]
 """
 
 import json

@@ -4,9 +4,10 @@
     python -m dsv4_mlx.adapters.mlx_lm benchmark --model ~/models/flash --prompt-tokens 512
     python -m dsv4_mlx.adapters.mlx_lm evaluate --model ~/models/flash --tasks arc_easy
 
-MODEL may be a folder, a Hub id already downloaded, or `demo`. `TOOL --help` lists the options. The
-programs are mlx-lm's own; `load` below takes the place of its loader, and `batch_generate` that of its batch
-generator, which needs caches that can be merged. `perplexity` and `evaluate` download the data they are asked for; `evaluate` needs the package lm-eval.
+MODEL may be a folder, a Hub id already downloaded, or `demo`. `TOOL --help` lists the options. The programs
+are mlx-lm's own; `load` below takes the place of its loader, and `batch_generate` that of its batch
+generator, which needs caches that can be merged. `perplexity` and `evaluate` download the data they are asked
+for; `evaluate` needs the package lm-eval.
 """
 
 from __future__ import annotations
