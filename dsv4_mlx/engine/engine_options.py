@@ -90,8 +90,8 @@ class SamplingOptions:
         _require("" not in self.stop_strings, "stop", "an empty text", "at least one character")
 
     def _check_types(self) -> None:
-        numbers = {"top-k": self.top_k, "seed": self.seed}
-        for name, value in numbers.items():
+        whole = {"top-k": self.top_k, "seed": self.seed}
+        for name, value in whole.items():
             _require(_whole(value), name, value, "a whole number")
         numbers = {
             "temperature": self.temperature, "top-p": self.top_p, "min-p": self.min_p,
