@@ -20,12 +20,12 @@ from small_model import tiny_model
 
 import dsv4_mlx
 from dsv4_mlx.engine.session import Session, SessionRows
+from dsv4_mlx.machine.awake import Linger
 from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.scheduler import engine_thread, scheduler, session_pool
 from dsv4_mlx.scheduler.admission import FairShare, SchedulerOptions, Waiting
 from dsv4_mlx.scheduler.engine_thread import EngineThread
-from dsv4_mlx.scheduler.linger import Linger
 from dsv4_mlx.scheduler.scheduler import RunningSequence, Scheduler
 from dsv4_mlx.scheduler.session_policy import SessionLimits
 from dsv4_mlx.scheduler.session_pool import SessionPool

@@ -9,7 +9,7 @@ from deepseek_recipe import AssistantMessage, Conversation, DeepseekV4Encoding, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv4_mlx.cli.demo import SHIPPED
+from dsv4_mlx.hub.models import SHIPPED
 from dsv4_mlx.tokenizer import template
 from dsv4_mlx.tokenizer.template import Prompts, TooManyTokens
 
