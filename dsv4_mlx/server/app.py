@@ -25,7 +25,7 @@ from dsv4_mlx.scheduler.turn_cache import TurnCache
 from dsv4_mlx.server import openapi as models
 from dsv4_mlx.server.api_errors import ApiError, invalid
 from dsv4_mlx.server.metrics import Metrics
-from dsv4_mlx.server.middleware import Gate, scope_of
+from dsv4_mlx.server.middleware import Gate, base_address_hint, scope_of
 from dsv4_mlx.server.openapi import document
 from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.protocols.fields import Body, flag, parse, text
@@ -73,13 +73,10 @@ class App(Starlette):
         self.router.redirect_slashes = False
 
     async def _model(self, request: Request) -> Response:
-        one = models.model(self.server.translator.facts)
+        """As a POST takes the name: without --strict-model every name is answered."""
         name = request.path_params["name"]
-        if name != one["id"]:
-            raise ApiError(
-                404, "model_not_found", f"there is no model {name[:80]!r}, only {one['id']}", "model"
-            )
-        return JSONResponse(one)
+        self.server.translator.check_model(name)
+        return JSONResponse({**models.model(self.server.translator.facts), "id": name})
 
     async def _health(self, request: Request) -> Response:
         worker = self.server.worker
@@ -150,7 +147,9 @@ def _say(what: Callable[[], Any]) -> Callable[[Request], Awaitable[Response]]:
 async def _nothing(request: Request, error: Exception) -> Response:
     if request.scope["path"].startswith("/responses/"):
         raise ApiError(404, "not_found", "this server stores no responses")
-    raise ApiError(404, "not_found", f"there is nothing at {scope_of(request.scope).head.path[:200]!r}")
+    path = scope_of(request.scope).head.path
+    hint = base_address_hint(path, _PROTOCOLS)
+    raise ApiError(404, "not_found", f"there is nothing at {path[:200]!r}{hint}")
 
 
 async def _other_method(request: Request, error: Exception) -> Response:

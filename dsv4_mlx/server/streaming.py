@@ -71,6 +71,7 @@ class EventQueue:
         return events
 
 
+PREFILL_LOG = 10.0  # seconds between lines of the log that say how far a prompt is
 FIRST_SIGN = 1.0  # seconds within which a stream says something
 STREAM = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -112,6 +113,7 @@ class Exchange:
     total: int = 0
     began: float = field(default_factory=time.monotonic)
     first_token: float | None = None
+    logged: float = field(default_factory=time.monotonic)  # when the log last heard of it
     opened: bool = False
     ended: str | None = None  # how: stop, length, or the code of a refusal
     refusal: ApiError | None = None
@@ -126,6 +128,7 @@ class Exchange:
                 self._token(event, frames)
             elif isinstance(event, PrefillProgress):
                 self.done, self.total = event.done, event.total
+                self._log_prefill()
                 self.open(frames, event.cached)
                 if event.done == event.total:
                     frames += self.encoder.started(event.cached)
@@ -144,6 +147,12 @@ class Exchange:
         if not self.opened and self.ask.stream:
             self.opened = True
             frames += self.encoder.open(cached)
+
+    def _log_prefill(self) -> None:
+        now = time.monotonic()
+        if now - self.logged >= PREFILL_LOG:
+            self.logged = now
+            self.server.record.prefill(self.visit.id, self.done, self.total, now - self.began)
 
     def _token(self, token: Token, frames: list[str]) -> None:
         if self.first_token is None:

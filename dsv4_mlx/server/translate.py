@@ -50,7 +50,7 @@ class Translator:
             ask = responses.read(body, self.facts)
         else:
             ask = completions.read(body, self.facts, self.spelling)
-        self._check_model(ask.model)
+        self.check_model(ask.model)
         if ask.thinking.level == "max" and self.facts.context < MAX_EFFORT_CONTEXT:
             self._once(
                 f'effort "max" is made for a context of {MAX_EFFORT_CONTEXT} tokens, this server has '
@@ -100,7 +100,8 @@ class Translator:
         """For one turn."""
         return ENCODERS[ask.protocol](ask, self.turns.handle(), len(job.prompt), self.spelling)
 
-    def _check_model(self, name: str) -> None:
+    def check_model(self, name: str) -> None:
+        """Raises ApiError 404 for a name that is not answered."""
         if name == self.facts.model:
             return
         if self.facts.options.strict_model:

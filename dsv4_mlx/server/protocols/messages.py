@@ -56,9 +56,11 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
     if not messages:
         raise invalid("messages is empty, expected at least one message", "messages")
     most = most_tokens(body, "max_tokens")
+    messages = _answered(messages)
+    continued = messages[-1].get("role") == "assistant"
     given: Body = {
         "model": NAME,
-        "messages": _answered(messages),
+        "messages": messages,
         "max_tokens": min(most or _LIBRARY_MOST, _LIBRARY_MOST),
         "thinking": {"type": "enabled" if thinking.on else "disabled"},
         "stop_sequences": stops(body, "stop_sequences", limits),
@@ -68,7 +70,9 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
     if tools.offered:
         given["tools"] = [rendered(tool) for tool in declared]
     try:
-        request = MessagesRequest(given).convert(conversion())
+        request = shown = MessagesRequest(given).convert(conversion())
+        if continued:  # an answer that the client began has no thinking to show
+            shown = MessagesRequest({**given, "thinking": {"type": "disabled"}}).convert(conversion())
     except Exception as error:  # the library has one kind for wrong types and another for wrong values
         raise refused(error) from None
     wanted = _wanted(body)
@@ -77,7 +81,7 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
     made = partial(conversation_for, request, thinking, facts.levels, **form)
     conversation = made()
     parsing = request.parsing_options
-    if given["messages"][-1].get("role") == "assistant":
+    if continued:
         conversation = _continued(conversation, made)
         parsing.thinking_initial_stage = ThinkingInitialStage.ContentContinuation if thinking.on else None
     return ParsedRequest(
@@ -89,7 +93,7 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
             body, thinking=thinking.on, mode=facts.options.sampling, vocabulary=facts.vocabulary
         ),
         max_tokens=most,
-        request=request,
+        request=shown,
         parsing=parsing,
         conversation=conversation,
         handles=_handles(given["messages"], conversation),

@@ -45,6 +45,7 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
     """Raises ApiError 400 for what can't be done; fields nobody knows are ignored."""
     limits = facts.options.limits
     _check_stateless(body)
+    _check_shape(body)
     thinking = resolve(body, facts.options.think)
     declared = [_tool(tool) for tool in objects_of(body, "tools", limits.tools)]
     functions = _functions(declared)
@@ -100,6 +101,14 @@ def _check_stateless(body: Body) -> None:
             raise unsupported(f"{name}: this server stores no responses; send the full input", name)
     if body.get("background"):
         raise unsupported("background: this server answers at once or not at all", "background")
+
+
+def _check_shape(body: Body) -> None:
+    """Chat Completions' words, which would leave this protocol with nothing to answer."""
+    if "input" not in body and ("messages" in body or "model" in body and not body.get("instructions")):
+        raise invalid("there is no input, expected a string or an array of items", "input")
+    if "response_format" in body:
+        raise unsupported("response_format: this protocol has text.format for it", "response_format")
 
 
 def _items(body: Body, limits: ServerLimits) -> list[Body]:
@@ -234,6 +243,7 @@ class ResponsesEncoder(StreamEncoder):
     prefix = "resp_"
     _opened: Body | None = None  # the response as it was first told
     _sequence = 0
+    _name = ""  # of the function whose call is being told
 
     def generator(self) -> Any:
         made = ResponsesRequest.chunk_generator(self.ask.request, self.id, self.ask.model)
@@ -262,6 +272,10 @@ class ResponsesEncoder(StreamEncoder):
             return []
         if response := given.get("response"):
             self._complete(response)
+        elif given["type"] == "response.output_item.added" and "name" in given["item"]:
+            self._name = given["item"]["name"]
+        elif given["type"] == "response.function_call_arguments.done":
+            given["name"] = self._name  # the specification requires it, the library leaves it out
         return self._numbered(given)
 
     def whole(self, given: Body) -> Body:
