@@ -59,6 +59,9 @@ _TERMS = np.where(
 ).astype(np.float32)
 
 
+_ARGUMENT = b"parameter name="
+
+
 class Matched:
     """The answer follows a grammar, from its first token to its last."""
 
@@ -92,6 +95,34 @@ class Matched:
 
     def fork(self) -> Matched:
         return Matched(self.vocabulary, self._matcher.deep_copy())
+
+
+class GuardedMarks:
+    """A block of calls where a text's grammar may take in the "</" that ends it: the marker waits for that."""
+
+    def __init__(self, inner: Matched, dsml: int) -> None:
+        self.inner, self.dsml = inner, dsml
+        self._since = b""  # the text since the last marker: its beginning and its end
+
+    @property
+    def finished(self) -> bool:
+        return self.inner.finished
+
+    def allow(self, logits: Floats) -> Floats:
+        allowed = self.inner.allow(logits)
+        if self._since.startswith(_ARGUMENT) and not self._since.endswith(b"</"):
+            allowed[self.dsml] = -np.inf
+        return allowed
+
+    def accept(self, token: int) -> None:
+        self.inner.accept(token)
+        since = b"" if token == self.dsml else self._since + self.inner.vocabulary.text(token)
+        self._since = since if len(since) < 2 * len(_ARGUMENT) else since[: len(_ARGUMENT)] + since[-2:]
+
+    def fork(self) -> GuardedMarks:
+        twin = GuardedMarks(self.inner.fork(), self.dsml)
+        twin._since = self._since
+        return twin
 
 
 class TextThenCalls:

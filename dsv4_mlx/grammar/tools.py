@@ -15,7 +15,7 @@ import json
 import re
 from typing import Any
 
-from llguidance import regex_to_lark
+from llguidance import LLMatcher, regex_to_lark
 
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.grammar.rules import Json, Regex, ToolCalls
@@ -33,6 +33,12 @@ _ANY_KEY = r'/[^"\\<>\s\x00-\x1f\x7f]{1,64}/'
 
 # Without arguments: the vendor's library writes no line for them, the checkpoint's own encoder an empty one.
 NOTHING = '"" | NL'
+
+DEFINITION = 64 * 1024  # characters of a custom tool's grammar
+_SPELT = re.compile(
+    r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*'
+)  # strings, patterns and remarks of lark
+_SPECIAL = re.compile(r"<[\[|A-Za-z]")  # tokens by number or name
 
 _COMMON = r"""
 NL: "\n"
@@ -103,7 +109,10 @@ class CallBlock:
         names = []
         for i, key in enumerate(keys):
             names.append(argument := f"{rule}_{i}")
-            value = self._value(argument, schema, node["properties"][key], lines) if strict else "value"
+            if tool.get("grammar") is not None:
+                value = _custom(argument, tool, lines)
+            else:
+                value = self._value(argument, schema, node["properties"][key], lines) if strict else "value"
             head = _literal(f'{key}" string="')
             lines.append(f"{argument}: {self._open()} {head} {value} {self._close()}")
         if node["additionalProperties"] is False:
@@ -140,6 +149,29 @@ class CallBlock:
             schema.whole(True)
         lines.append(f"{rule}_v: " + " | ".join(options))
         return f"{rule}_v"
+
+
+def _custom(rule: str, tool: dict[str, Any], lines: list[str]) -> str:
+    """Add the rules of the text of a custom tool; the name of the first. Raises InputError."""
+    definition, syntax = tool["grammar"]["definition"], tool["grammar"]["syntax"]
+    if len(definition) > DEFINITION:
+        raise InputError(
+            f"the grammar of tool {tool['name']!r} has {len(definition)} characters, "
+            f"expected at most {DEFINITION}"
+        )
+    if syntax == "regex":
+        lines.append(rf"{rule.upper()}_G: /(?:{regex_to_lark(definition, 'd')})<\//")
+        lines.append(f'{rule}_v: "true\\">" {rule.upper()}_G')
+        return f"{rule}_v"
+    error = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(definition))
+    if error and not error.startswith("WARNING"):
+        raise InputError(f"the grammar of tool {tool['name']!r} is no lark grammar: {error.strip()[:200]}")
+    if _SPECIAL.search(_SPELT.sub("", definition)):
+        raise InputError(f"the grammar of tool {tool['name']!r} names tokens, expected text only")
+    lines.append(f"{rule}_g: %lark {{\n{definition}\n}}")
+    # A last terminal that takes any character takes the end mark too: GuardedMarks sees that it comes.
+    lines.append(f'{rule}_v: "true\\">" {rule}_g "</"?')
+    return f"{rule}_v"
 
 
 def json_rule(node: Node) -> str:

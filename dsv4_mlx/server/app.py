@@ -108,6 +108,7 @@ class App(Starlette):
         raw = await body_of(request, server.limits)
         protocol: ProtocolName = "messages" if request.scope["path"].startswith("/messages") else "responses"
         ask: ParsedRequest = await server.call(server.translator.read, protocol, raw)
+        scope_of(request.scope).notice(ask.notices)
         said = {"input_tokens": len(await server.call(server.translator.rendered, ask))}
         return JSONResponse(said if protocol == "messages" else {"object": "response.input_tokens", **said})
 

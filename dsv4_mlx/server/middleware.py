@@ -140,7 +140,7 @@ def _check_origin(headers: Mapping[str, str], options: ServerOptions) -> dict[st
 
 
 def _wanted_headers(asked: str) -> str:
-    """The headers that a page of an allowed origin means to send: every client library has more of its own."""
+    """The headers that a page of an allowed origin means to send: every library has more of its own."""
     names = [name.strip().lower() for name in asked.split(",")]
     return ", ".join(name for name in names if _HEADER_NAME.fullmatch(name)) or _USUAL_HEADERS
 

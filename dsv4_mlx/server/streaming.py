@@ -198,6 +198,7 @@ class Endpoint:
         _check_ready(server.worker)
         raw = await body_of(Request(scope, receive), server.limits)
         ask: ParsedRequest = await server.call(server.translator.read, self.protocol, raw)
+        visit.notice(ask.notices)
         job: GenerationRequest = await server.call(server.translator.job, ask)
         encoder = server.translator.encoder(ask, job)
         exchange = Exchange(server, ask, job, encoder, visit, send)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 
 from dsv4_mlx.engine.session import room_for_answer
 from dsv4_mlx.errors import InputError
@@ -13,7 +14,9 @@ from dsv4_mlx.scheduler.turn_cache import TurnCache
 from dsv4_mlx.server.api_errors import ApiError, invalid, too_long
 from dsv4_mlx.server.options import MAX_EFFORT_CONTEXT
 from dsv4_mlx.server.protocols import chat, completions, messages, responses
-from dsv4_mlx.server.protocols.chat import ChatEncoder, CompletionsEncoder
+from dsv4_mlx.server.protocols.chat import ChatEncoder
+from dsv4_mlx.server.protocols.completions import CompletionsEncoder
+from dsv4_mlx.server.protocols.content import notices
 from dsv4_mlx.server.protocols.fields import parse
 from dsv4_mlx.server.protocols.messages import MessagesEncoder
 from dsv4_mlx.server.protocols.request import PROMPT_PARAM, ParsedRequest, ProtocolName, ServerInfo
@@ -42,6 +45,7 @@ class Translator:
     def read(self, protocol: ProtocolName, raw: bytes) -> ParsedRequest:
         """Raises ApiError."""
         body = parse(raw, self.facts.options.limits)
+        said = notices(protocol, body)
         if protocol == "chat":
             ask = chat.read(body, self.facts)
         elif protocol == "messages":
@@ -52,11 +56,13 @@ class Translator:
             ask = completions.read(body, self.facts, self.spelling)
         self.check_model(ask.model)
         if ask.thinking.level == "max" and self.facts.context < MAX_EFFORT_CONTEXT:
-            self._once(
+            short = (
                 f'effort "max" is made for a context of {MAX_EFFORT_CONTEXT} tokens, this server has '
                 f"{self.facts.context}: kept, but thinking may run out of room"
             )
-        return ask
+            self._once(short)
+            said = (*said, short)
+        return replace(ask, notices=said)
 
     def rendered(self, ask: ParsedRequest) -> tuple[int, ...]:
         """The prompt's ids, however many. Raises ApiError."""

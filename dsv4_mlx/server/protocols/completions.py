@@ -1,4 +1,7 @@
-"""Text completions, with `suffix` for filling in the middle: a body -> ParsedRequest. No chat template."""
+"""Text completions, with `suffix` for filling in the middle: a body -> ParsedRequest. No chat template.
+
+Text completions on the wire.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 from deepseek_recipe import ChatCompletionRequest, ThinkingInitialStage
 
 from dsv4_mlx.server.api_errors import invalid, unsupported
+from dsv4_mlx.server.protocols.chat import DONE, ChatEncoder, with_writes
 from dsv4_mlx.server.protocols.fields import (
     Body,
     flag,
@@ -19,6 +23,7 @@ from dsv4_mlx.server.protocols.fields import (
 )
 from dsv4_mlx.server.protocols.options import ThinkingOptions, sampling
 from dsv4_mlx.server.protocols.request import NAME, ParsedRequest, ServerInfo, conversion
+from dsv4_mlx.server.protocols.stream import FINGERPRINT, frame
 from dsv4_mlx.tokenizer.markers import Spelling
 
 DEFAULT_MOST = 256
@@ -91,3 +96,66 @@ def _ids(before: str | list[int], suffix: str, spelling: Spelling, raw: bool) ->
     if begin is None or hole is None or end is None:
         raise unsupported("this model's tokenizer has no tokens for filling in the middle", "suffix")
     return [*start, begin, *ids, hole, *spelling.encode(suffix), end]
+
+
+class CompletionsEncoder(ChatEncoder):
+    """The library knows no text completions: its chat chunks, reshaped."""
+
+    prefix = "cmpl-"
+    _said = 0  # characters in the events so far
+
+    def event(self, given: Body) -> list[str]:
+        choice = given["choices"][0]
+        echoed = "role" in choice["delta"]
+        text = self.ask.prompt_text if echoed else choice["delta"].get("content") or ""
+        if echoed and not text:
+            return []
+        self._original_spelling(choice)
+        shaped = self._shaped(text, choice, self._said)
+        self._said += len(text)
+        frames = [frame({**shaped, "usage": None} if self.ask.usage else shaped)]
+        if choice["finish_reason"] is not None:
+            if self.ask.usage:
+                frames.append(frame({**shaped, "choices": [], "usage": with_writes(given["usage"])}))
+            frames.append(DONE)
+        return frames
+
+    def whole(self, given: Body) -> Body:
+        choice = given["choices"][0]
+        self._original_spelling(choice)
+        text = self.ask.prompt_text + (choice["message"].get("content") or "")
+        return {**self._shaped(text, choice, len(self.ask.prompt_text)), "usage": with_writes(given["usage"])}
+
+    def _shaped(self, text: str, choice: Body, at: int) -> Body:
+        entry = {
+            "text": text,
+            "index": 0,
+            "logprobs": _legacy(choice.get("logprobs"), at),
+            "finish_reason": choice["finish_reason"],
+        }
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.ask.model,
+            "system_fingerprint": FINGERPRINT,
+            "choices": [entry],
+        }
+
+
+def _legacy(logprobs: Body | None, at: int) -> Body | None:
+    entries = (logprobs or {}).get("content")
+    if not entries:
+        return None
+    offsets = []
+    for entry in entries:
+        offsets.append(at)
+        at += len(entry["token"])
+    return {
+        "tokens": [entry["token"] for entry in entries],
+        "token_logprobs": [entry["logprob"] for entry in entries],
+        "top_logprobs": [
+            {top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries
+        ],
+        "text_offset": offsets,
+    }
