@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from dsv4_mlx.checkpoint.manifest import PACKINGS, SEGMENT_ITEM_BYTES, ExpertTable, packed
-from dsv4_mlx.checkpoint.record import segments_of
+from dsv4_mlx.checkpoint.manifest import PACKINGS, SEGMENT_ITEM_BYTES, ExpertTable, packed, segments_of
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.model.tensors import ExpertProduct, Linear, Routed
 from dsv4_mlx.ops.types import Bank
