@@ -53,7 +53,8 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
     """Raises ApiError 400 for what can't be done; fields nobody knows are ignored."""
     limits = facts.options.limits
     _check_stateless(body)
-    _check_shape(body)
+    if "input" not in body and "model" in body and not body.get("instructions"):
+        raise invalid("there is no input, expected a string or an array of items", "input")
     thinking = resolve(body, facts.options.think)
     declared = [_tool(tool) for tool in objects_of(body, "tools", limits.tools)]
     functions = _functions(declared)
@@ -109,14 +110,6 @@ def _check_stateless(body: Body) -> None:
             raise unsupported(f"{name}: this server stores no responses; send the full input", name)
     if body.get("background"):
         raise unsupported("background: this server answers at once or not at all", "background")
-
-
-def _check_shape(body: Body) -> None:
-    """Chat Completions' words, which would leave this protocol with nothing to answer."""
-    if "input" not in body and ("messages" in body or "model" in body and not body.get("instructions")):
-        raise invalid("there is no input, expected a string or an array of items", "input")
-    if "response_format" in body:
-        raise unsupported("response_format: this protocol has text.format for it", "response_format")
 
 
 def _items(body: Body, limits: ServerLimits) -> list[Body]:
@@ -208,7 +201,10 @@ def _choice(body: Body) -> Any:
 
 
 def _shown_choice(body: Body) -> Body:
-    return {"tool_choice": body["tool_choice"]} if "tool_choice" in body else {}
+    choice = body.get("tool_choice")
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        choice = choice.get("mode", "auto")  # the library knows no list of them
+    return {} if choice is None else {"tool_choice": choice}
 
 
 def _reasoning(body: Body, thinking: ThinkingOptions) -> Body:
