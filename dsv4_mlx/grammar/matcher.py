@@ -110,11 +110,17 @@ class GuardedMarks:
 
     def allow(self, logits: Floats) -> Floats:
         allowed = self.inner.allow(logits)
-        if self._since.startswith(_ARGUMENT) and not self._since.endswith(b"</"):
+        if self._waits:
             allowed[self.dsml] = -np.inf
         return allowed
 
+    @property
+    def _waits(self) -> bool:
+        return self._since.startswith(_ARGUMENT) and not self._since.endswith(b"</")
+
     def accept(self, token: int) -> None:
+        if token == self.dsml and self._waits:
+            raise InputError("the marker may not follow here, expected </ before it")
         self.inner.accept(token)
         since = b"" if token == self.dsml else self._since + self.inner.vocabulary.text(token)
         self._since = since if len(since) < 2 * len(_ARGUMENT) else since[: len(_ARGUMENT)] + since[-2:]

@@ -159,13 +159,16 @@ def _custom(rule: str, tool: dict[str, Any], lines: list[str]) -> str:
             f"the grammar of tool {tool['name']!r} has {len(definition)} characters, "
             f"expected at most {DEFINITION}"
         )
+    alone = f"start: {regex_rule(definition)}" if syntax == "regex" else definition
+    error = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(alone))  # it can't end what it stands in
+    if error and not error.startswith("WARNING"):
+        raise InputError(
+            f"the grammar of tool {tool['name']!r} is no {syntax} grammar: {error.strip()[:200]}"
+        )
     if syntax == "regex":
         lines.append(rf"{rule.upper()}_G: /(?:{regex_to_lark(definition, 'd')})<\//")
         lines.append(f'{rule}_v: "true\\">" {rule.upper()}_G')
         return f"{rule}_v"
-    error = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(definition))
-    if error and not error.startswith("WARNING"):
-        raise InputError(f"the grammar of tool {tool['name']!r} is no lark grammar: {error.strip()[:200]}")
     if _SPECIAL.search(_SPELT.sub("", definition)):
         raise InputError(f"the grammar of tool {tool['name']!r} names tokens, expected text only")
     lines.append(f"{rule}_g: %lark {{\n{definition}\n}}")
@@ -181,7 +184,9 @@ def json_rule(node: Node) -> str:
 
 
 def regex_rule(pattern: str) -> str:
-    """A rule's body: text that matches the whole pattern. `\\d` is 0 to 9."""
+    """A rule's body: text that matches the whole pattern. `\\d` is 0 to 9. Raises InputError."""
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:  # llguidance would leave it out
+        raise InputError("the pattern is no regex grammar: it ends within an escape")
     return f"/{regex_to_lark(pattern, 'd')}/"
 
 

@@ -193,13 +193,20 @@ def sample(hint: Any, name: str, words: list[str]) -> Any:
     if origin in (Required, NotRequired, Annotated):
         return sample(get_args(hint)[0], name, words)
     if is_typeddict(hint):
-        return {key: sample(one, key if name not in ASIDE else name, words) for key, one in fields(hint).items()}
+        return {
+            key: sample(one, key if name not in ASIDE else name, words) for key, one in fields(hint).items()
+        }
     if origin is Literal:
         return get_args(hint)[0]
     if origin is Union or type(hint).__name__ == "UnionType":
         kinds = [one for one in get_args(hint) if one is not type(None)]
         return sample(next((one for one in kinds if is_typeddict(one)), kinds[0]), name, words)
-    if origin is not None and get_args(hint) and "dict" not in str(origin).lower() and "Mapping" not in str(hint):
+    if (
+        origin is not None
+        and get_args(hint)
+        and "dict" not in str(origin).lower()
+        and "Mapping" not in str(hint)
+    ):
         return [sample(get_args(hint)[0], name, words)]
     if hint is str:
         word = next(WORDS)
