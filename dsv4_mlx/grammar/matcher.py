@@ -98,7 +98,7 @@ class Matched:
 
 
 class GuardedMarks:
-    """A block of calls where a text's grammar may take in the "</" that ends it: the marker waits for that."""
+    """Calls in which a text's grammar may take in the "</" that ends the text: the marker waits for it."""
 
     def __init__(self, inner: Matched, dsml: int) -> None:
         self.inner, self.dsml = inner, dsml

@@ -129,6 +129,7 @@ class Exchange:
             elif isinstance(event, PrefillProgress):
                 self.done, self.total = event.done, event.total
                 self._log_prefill()
+                self.encoder.scored(event.scores)
                 self.open(frames, event.cached)
                 if event.done == event.total:
                     frames += self.encoder.started(event.cached)

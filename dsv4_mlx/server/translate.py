@@ -100,6 +100,7 @@ class Translator:
             logprobs=ask.logprobs,
             think_budget=ask.thinking.budget,
             hint=ask.hint,
+            prompt_logprobs=ask.logprobs if ask.echoed else None,
         )
 
     def encoder(self, ask: ParsedRequest, job: GenerationRequest) -> StreamEncoder:

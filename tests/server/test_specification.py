@@ -1,11 +1,11 @@
-"""Every field and variant of the pinned libraries' types is classed in specification.json, and is treated so."""
+"""Every field and variant of the pinned libraries' types is classed in specification.json and treated so."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NotRequired, Required, Union, get_args, get_origin
 
 import anthropic.types as anthropic
 import openai.types.chat as openai_chat
@@ -14,7 +14,7 @@ from anthropic.types.message_create_params import MessageCreateParamsBase
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as TextParams
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
-from typing_extensions import NotRequired, Required, get_type_hints, is_typeddict
+from typing_extensions import get_type_hints, is_typeddict
 
 from dsv4_mlx.server.api_errors import ApiError
 from dsv4_mlx.server.protocols import chat, completions, messages, responses
@@ -37,15 +37,16 @@ BASE: dict[str, dict[str, Any]] = {
     "messages": {"messages": HI, "max_tokens": 5, "tools": [{"name": "f", "input_schema": FUNCTION}]},
 }
 OTHER: dict[str, Any] = {  # a value that must change something, by the field's name
-    "messages": [{"role": "user", "content": "other"}], "model": "other", "n": 2, "stop": ["x"], "logprobs": 2,
-    "top_logprobs": 3, "temperature": 0.5, "top_p": 0.5, "top_k": 7, "min_p": 0.5, "seed": 7, "stream": True,
-    "repetition_penalty": 1.5, "presence_penalty": 1, "frequency_penalty": 1, "logit_bias": {"5": 1},
-    "max_tokens": 7, "max_completion_tokens": 7, "max_output_tokens": 7, "parallel_tool_calls": False,
-    "tool_choice": "none", "function_call": "none", "tools": [], "functions": [{"name": "g"}],
-    "response_format": {"type": "json_object"}, "reasoning_effort": "none", "reasoning": {"effort": "none"},
-    "stream_options": {"include_usage": True}, "thinking": {"type": "disabled"}, "enable_thinking": False,
-    "think": False, "chat_template_kwargs": {"thinking": False}, "thinking_token_budget": 9,
-    "include_reasoning": False, "best_of": 2, "echo": True, "prompt": "other", "suffix": "x", "input": "other",
+    "messages": [{"role": "user", "content": "other"}], "model": "other", "n": 2, "stop": ["x"],
+    "logprobs": 2, "top_logprobs": 3, "temperature": 0.5, "top_p": 0.5, "top_k": 7, "min_p": 0.5, "seed": 7,
+    "stream": True, "repetition_penalty": 1.5, "presence_penalty": 1, "frequency_penalty": 1,
+    "logit_bias": {"5": 1}, "max_tokens": 7, "max_completion_tokens": 7, "max_output_tokens": 7,
+    "parallel_tool_calls": False, "tool_choice": "none", "function_call": "none", "tools": [],
+    "functions": [{"name": "g"}], "response_format": {"type": "json_object"}, "reasoning_effort": "none",
+    "reasoning": {"effort": "none"}, "stream_options": {"include_usage": True},
+    "thinking": {"type": "disabled"}, "enable_thinking": False, "think": False,
+    "chat_template_kwargs": {"thinking": False}, "thinking_token_budget": 9, "include_reasoning": False,
+    "best_of": 2, "echo": True, "prompt": "other", "suffix": "x", "input": "other",
     "instructions": "be kind", "background": True, "conversation": "c", "previous_response_id": "r",
     "include": ["message.output_text.logprobs"], "text": {"format": {"type": "json_object"}},
     "stop_sequences": ["x"], "system": "be kind", "output_config": {"effort": "max"},
@@ -76,7 +77,7 @@ def variants(hint: Any) -> dict[str, Any]:
         named = fields(kind).get("type")
         while named is not None and get_origin(named) is not Literal:
             named = next(iter(get_args(named)), None)
-        found |= {name: kind for name in get_args(named)}
+        found |= dict.fromkeys(get_args(named), kind)
     return found
 
 
@@ -84,10 +85,8 @@ USER = fields(openai_chat.ChatCompletionUserMessageParam)["content"]
 ASSISTANT = fields(openai_chat.ChatCompletionAssistantMessageParam)["content"]
 RESULT = fields(anthropic.ToolResultBlockParam)["content"]
 VARIANTS: dict[tuple[str, str], dict[str, Any]] = {
-    ("chat", "parts"): variants(Union[USER, ASSISTANT]),
-    ("messages", "parts"): variants(Union[anthropic.ContentBlockParam, RESULT])
-    if hasattr(anthropic, "ContentBlockParam")
-    else {},
+    ("chat", "parts"): variants(USER | ASSISTANT),
+    ("messages", "parts"): variants(anthropic.ContentBlockParam | RESULT),
     ("responses", "items"): variants(fields(ResponseCreateParamsBase)["input"]),
     **{
         (protocol, place): variants(fields(PARAMS[protocol])[name])
@@ -112,8 +111,8 @@ def outcome(facts: ServerInfo, prompts: Prompts, spelling: Spelling) -> Any:
             )
         shown = "" if ask.conversation is None else spelling.decode(prompts.encode(ask.conversation))
         stops = ask.parsing.stop_sequences
-        return (ask.model, ask.stream, ask.thinking, ask.sampling, ask.max_tokens, ask.rule, ask.prompt, shown,
-                ask.prompt_text, ask.logprobs, ask.usage, tuple(stops))  # fmt: skip
+        return (ask.model, ask.stream, ask.thinking, ask.sampling, ask.max_tokens, ask.rule, ask.prompt,
+                shown, ask.prompt_text, ask.logprobs, ask.usage, tuple(stops))  # fmt: skip
 
     return decided
 
@@ -178,12 +177,12 @@ WORDS = (f"w{i}w" for i in itertools.count())
 # Fields inside of a variant that change no answer: what they say is of ids, states, caches, looks, or for
 # their maker alone.
 ASIDE = {
-    "type", "id", "call_id", "status", "role", "cache_control", "prompt_cache_breakpoint", "citations", "caller",
-    "phase", "signature", "encrypted_content", "fingerprint", "container_id", "server_label", "media_type",
-    "tool_use_id", "toolset_name", "is_error", "approval_request_id", "image_url", "transformations", "async",
-    "namespace", "logprobs", "annotations", "acknowledged_safety_checks", "max_output_length", "detail", "file_id",
-    "summary", "result", "error", "stderr_truncated", "execution", "environment", "data", "error_code", "url",
-    "tool_name", "reasoning",
+    "type", "id", "call_id", "status", "role", "cache_control", "prompt_cache_breakpoint", "citations",
+    "caller", "phase", "signature", "encrypted_content", "fingerprint", "container_id", "server_label",
+    "media_type", "tool_use_id", "toolset_name", "is_error", "approval_request_id", "image_url",
+    "transformations", "async", "namespace", "logprobs", "annotations", "acknowledged_safety_checks",
+    "max_output_length", "detail", "file_id", "summary", "result", "error", "stderr_truncated",
+    "execution", "environment", "data", "error_code", "url", "tool_name", "reasoning",
 }  # fmt: skip
 
 

@@ -73,6 +73,7 @@ class ParsedRequest:
     conversation: Conversation | None = None
     prompt: tuple[int, ...] = ()
     prompt_text: str = ""
+    echoed: tuple[int, ...] = ()  # ids of the prompt that come back with their log probabilities
     handles: Mapping[int, str] = field(default_factory=dict)
     tools: ToolOptions = ToolOptions()
     wanted: Json | Regex | None = None
