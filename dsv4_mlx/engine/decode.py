@@ -20,8 +20,8 @@ Reason = Literal[Ended, "cancelled", "error"]
 
 @dataclass(frozen=True)
 class PrefillProgress:
-    """`done` of `total` tokens of the prompt are computed; `cached` more were known before. `scores`: of those
-    computed since the last, where asked for."""
+    """`done` of `total` tokens of the prompt are computed; `cached` more were known before. `scores`, where
+    asked for: of those computed since the last."""
 
     done: int
     total: int

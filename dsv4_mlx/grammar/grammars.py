@@ -13,7 +13,14 @@ from llguidance import LLMatcher, LLParserLimits
 
 from dsv4_mlx.engine.constraint import AfterThinking, Constraint
 from dsv4_mlx.errors import InputError, MachineError
-from dsv4_mlx.grammar.matcher import GuardedMarks, Matched, TextThenCalls, Vocabulary, first_line
+from dsv4_mlx.grammar.matcher import (
+    GuardedMarks,
+    Matched,
+    ShortNumbers,
+    TextThenCalls,
+    Vocabulary,
+    first_line,
+)
 from dsv4_mlx.grammar.rules import Json, Regex, Rule, ToolCalls
 from dsv4_mlx.grammar.tools import CallBlock, json_node, json_rule, regex_rule
 from dsv4_mlx.tokenizer.template import Markers
@@ -68,7 +75,8 @@ class Grammars:
 
     def _answer(self, rule: Rule, vocabulary: Vocabulary) -> Constraint:
         if not isinstance(rule, ToolCalls):
-            return Matched(vocabulary, self._compiled(lambda: _grammar(rule), vocabulary))
+            answer = Matched(vocabulary, self._compiled(lambda: _grammar(rule), vocabulary))
+            return ShortNumbers(answer) if isinstance(rule, Json) else answer
         marker = vocabulary.dsml
         if marker is None:
             raise InputError(

@@ -23,8 +23,8 @@ from dsv4_mlx.grammar.schema import Node, Schema, parse
 
 TOOLS = 512
 UNIQUE = 60  # arguments of one tool that can be kept apart: the grammar counts them in 64 bits
-# White space in JSON has a limit at every place: a model that falls into a loop of spaces comes out again.
-WHITESPACE = r"(\r?\n){1,2}[\x20\t]{0,60}|[\x20\t]{1,60}"
+# One space at most between tokens of JSON: a model that is not sure would fill an answer with blanks.
+WHITESPACE = r"\x20"
 
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 # The vendor's parser ends a name at white space, and writes it into JSON as it is.
