@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from dsv4_mlx.checkpoint.header import Header, read_header
 from dsv4_mlx.checkpoint.identity import identify
 from dsv4_mlx.checkpoint.inventory import Inventory, Weight, inventory
 from dsv4_mlx.checkpoint.manifest import NAME as MANIFEST
-from dsv4_mlx.checkpoint.manifest import Manifest, read_manifest
+from dsv4_mlx.checkpoint.manifest import Manifest, config_of, read_manifest
 from dsv4_mlx.checkpoint.match import match
 from dsv4_mlx.checkpoint.reader import FolderReader, SourceReader
 from dsv4_mlx.checkpoint.source import INDEX, Source, open_source
-from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.convert.conversion_plan import ConversionPlan, FilePlan, make_plan
 from dsv4_mlx.convert.differences import Comparison, Damage, Deviation
 from dsv4_mlx.convert.pipeline import BLOCK, check_block
@@ -104,7 +103,7 @@ def verify(
             next="use the version of dsv4-mlx that made it",
         )
     source = None if against is None else _source(model, manifest, against)
-    table = inventory(_config(model, manifest)) if source is None else match(source)
+    table = inventory(config_of(model, manifest)) if source is None else match(source)
     headers = _headers(model, table, manifest)
     plan = make_plan(table, RECIPES[manifest.recipe], _stored_dtypes(manifest, headers))
     damage = [*_texts(model, manifest, source), *_structure(plan, manifest, headers)]
@@ -125,14 +124,6 @@ def verify(
         parts=part_costs(plan),
         errors=errors,
     )
-
-
-def _config(model: Path, manifest: Manifest) -> ModelConfig:
-    """config.json; where it doesn't say how the experts were published, the manifest tells."""
-    config = ModelConfig.read(model)
-    if config.expert_format is None and any(table.format != "mxfp4" for table in manifest.experts.values()):
-        return replace(config, expert_format="fp8")
-    return config
 
 
 def _source(model: Path, manifest: Manifest, against: Path) -> Source:

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from dsv4_mlx.cli.console import progress, table
-from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, EngineArguments, grouped
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
 from dsv4_mlx.errors import InputError, MachineError, UsageError
+from dsv4_mlx.hub.models import model_folder
 from dsv4_mlx.machine.units import size
 
 

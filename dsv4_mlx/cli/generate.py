@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 import typer
 
 from dsv4_mlx.cli.console import progress, tell
-from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, SAMPLING, EngineArguments, grouped
 from dsv4_mlx.cli.options import THINK, MaxTokensOption, ModelArgument, Think, ThinkOption
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.errors import InputError, UsageError
+from dsv4_mlx.hub.models import model_folder
 
 if TYPE_CHECKING:
     from dsv4_mlx.engine.constraint import Constraint

@@ -12,9 +12,9 @@ import typer
 
 from dsv4_mlx.cli.console import table, tell
 from dsv4_mlx.cli.disk_work import existing, name_disk
-from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.cli.options import JsonOption
 from dsv4_mlx.errors import InputError, UsageError
+from dsv4_mlx.hub.models import model_folder
 from dsv4_mlx.machine.units import duration, parse_memory, parse_speed, rate, size
 
 if TYPE_CHECKING:

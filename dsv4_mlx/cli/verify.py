@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import progress, table
-from dsv4_mlx.cli.models import model_folder, official_folder
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
 from dsv4_mlx.errors import InputError
+from dsv4_mlx.hub.models import model_folder, official_folder
 from dsv4_mlx.machine.units import size
 
 if TYPE_CHECKING:

@@ -106,7 +106,7 @@ class Matched:
 
 
 class ShortNumbers:
-    """JSON whose numbers end: a model that is not sure would go on with digits. After DIGITS in a row, outside
+    """JSON whose numbers end: an unsure model would go on with digits. After DIGITS in a row, outside
     of strings, no other is drawn unless nothing else may follow."""
 
     def __init__(self, inner: Matched) -> None:
