@@ -5,8 +5,9 @@ A draw depends on (seed, position) and the logits, on nothing else: what other r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -121,6 +122,8 @@ def _nucleus(weights: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.b
 
 
 Top = tuple[tuple[int, float], ...]
+Score = tuple[float, Top]  # natural log probability of a token, and of the likeliest in its place
+SCORED = 64  # rows of logits on the host at once: 33 MB of a full vocabulary
 MOST_LOGPROBS = 20  # alternatives of a token
 
 
@@ -129,21 +132,32 @@ class GenerationLimits:
     """What an answer must be, beside how its tokens are drawn.
 
     `max_tokens` None: what the context leaves. `logprobs`: so many alternatives beside each token, of the
-    model's own distribution (before bias, penalties, constraint, temperature). `think_budget`: tokens of
-    thinking before its end is forced. A `constraint` is used up: it is left where the answer ends. Raises
-    UsageError.
+    model's own distribution (before bias, penalties, constraint, temperature); `prompt_logprobs`: the same
+    for the prompt. `think_budget`: tokens of thinking before its end is forced. A `constraint` is used up: it
+    is left where the answer ends. Raises UsageError.
     """
 
     max_tokens: int | None = None
     constraint: Constraint | None = None
     logprobs: int | None = None
     think_budget: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        for name, most in (("max_tokens", None), ("logprobs", MOST_LOGPROBS), ("think_budget", None)):
+        for name, most in (
+            ("max_tokens", None),
+            ("logprobs", MOST_LOGPROBS),
+            ("prompt_logprobs", MOST_LOGPROBS),
+            ("think_budget", None),
+        ):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= (value if most is None else most):
                 raise UsageError(f"{name} is {value}, expected 0 {f'to {most}' if most else 'or more'}")
+
+    def scores(self, prompt: Sequence[int], markers: Markers) -> PromptScores | None:
+        """What gathers the prompt's log probabilities, if they are asked for."""
+        count = self.prompt_logprobs
+        return None if count is None else PromptScores(prompt, markers.end, count)
 
 
 class Chooser:
@@ -210,6 +224,26 @@ def likelihood(logits: Floats, token: int, count: int) -> tuple[float, Top]:
     candidates = np.flatnonzero(values >= edge)
     best = candidates[np.argsort(-values[candidates], kind="stable")][:count]
     return float(values[token]), tuple((int(i), float(values[i])) for i in best)
+
+
+class PromptScores:
+    """Gathers how likely each of `tokens`, and `end` after them, was; `count` alternatives beside each."""
+
+    def __init__(self, tokens: Sequence[int], end: int, count: int) -> None:
+        self._following, self._count = iter([*tokens[1:], end]), count
+        self._found: list[Score] = []
+
+    def add(self, streams: Sequence[Any], logits: Callable[..., Any]) -> None:
+        """streams: [1, T, ...] of the chunks that come next, for `logits` of a model."""
+        for stream in streams:
+            for start in range(0, stream.shape[1], SCORED):
+                rows = np.array(logits(stream[:, start : start + SCORED], last=False))[0]
+                self._found += [likelihood(row, next(self._following), self._count) for row in rows]
+
+    def take(self) -> tuple[Score, ...]:
+        """Those found since the last call."""
+        found, self._found = tuple(self._found), []
+        return found
 
 
 class ThinkingBudget:

@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dsv4_mlx.engine.chooser import Chooser, Floats, Top, likelihood
+from dsv4_mlx.engine.chooser import Chooser, Floats, PromptScores, Score, Top, likelihood
 
 Ended = Literal["stop", "length"]
 Reason = Literal[Ended, "cancelled", "error"]
@@ -20,11 +20,13 @@ Reason = Literal[Ended, "cancelled", "error"]
 
 @dataclass(frozen=True)
 class PrefillProgress:
-    """`done` of `total` tokens of the prompt are computed; `cached` more were known before."""
+    """`done` of `total` tokens of the prompt are computed; `cached` more were known before. `scores`, where
+    asked for: of those computed since the last."""
 
     done: int
     total: int
     cached: int
+    scores: tuple[Score, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Rows:
 
     At position 0 they are the prompt, of which a session may hold something already. Elsewhere they follow
     what was given before; who has gone further goes back to `position` first. `logits`: whether the rows'
-    logits must come to the host, for the loop or for `choose`.
+    logits must come to the host, for the loop or for `choose`. `scores` takes the prompt's as they come.
     """
 
     tokens: Sequence[int]
@@ -66,6 +68,7 @@ class Rows:
     count: int
     choose: Chooser
     logits: bool
+    scores: PromptScores | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Drawn:
 
 
 def decode(
-    choose: Chooser, room: int, logprobs: int | None = None
+    choose: Chooser, room: int, logprobs: int | None = None, scores: PromptScores | None = None
 ) -> Generator[Rows | Token, Drawn | None, Ended]:
     """The one loop: yields requests, each to be sent its answer, and tokens; returns what ended it.
 
@@ -89,7 +92,7 @@ def decode(
     left at any yield. The stopping token is not yielded.
     """
     logits = choose.on_host or logprobs is not None
-    rows = Rows(tuple(choose.tokens), 0, room, choose, logits)
+    rows = Rows(tuple(choose.tokens), 0, room, choose, logits, scores)
     while True:
         drawn = yield rows
         if drawn is None:

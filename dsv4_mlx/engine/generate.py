@@ -49,7 +49,8 @@ def run(
     options.check(session.vocabulary)
     room = room_for_answer(len(prompt), session.context, wanted.max_tokens)
     choose = Chooser(prompt, session.markers, options, wanted)
-    return (yield from drive(decode(choose, room, wanted.logprobs), answer or rows))
+    scores = wanted.scores(prompt, session.markers)
+    return (yield from drive(decode(choose, room, wanted.logprobs, scores), answer or rows))
 
 
 def drive(

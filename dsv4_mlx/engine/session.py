@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.engine.chooser import PromptScores
 from dsv4_mlx.engine.chunking import chunk_ends, spread_restart_points
 from dsv4_mlx.engine.decode import Drawn, PrefillProgress, Rows
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, Progress, UsageError
@@ -103,9 +104,9 @@ class Session:
     def prefill(
         self,
         tokens: Sequence[int],
-        *,
         chunks_per_step: Callable[[], int | None] = lambda: None,
         check_cancelled: Callable[[], None] = lambda: None,
+        scores: PromptScores | None = None,
     ) -> Iterator[PrefillProgress]:
         """`sync` step by step: yields how far it is, first with 0 done, then at cuts. Changes the cache, with
         the first yield and with each step; nothing else may change it before the end.
@@ -113,11 +114,12 @@ class Session:
         A step is as many chunks as the model takes at once; `chunks_per_step`, asked before each, may allow
         fewer. The caller may stop after any: the session is then as far as it got, and a later `sync` goes on
         from there, cut alike. `check_cancelled` is called between layers: what it raises comes out here, and
-        the session is where the step began. At the end `logits` are those of the last token.
+        the session is where the step began. At the end `logits` are those of the last token. `scores` is
+        shown every row: nothing counts as known then.
         """
         tokens = [int(token) for token in tokens]
         check_tokens(tokens, self.vocabulary, self.context)
-        start = self.cached = self._keep(tokens)
+        start = self.cached = self._keep(tokens if scores is None else [])
         marks = chunk_ends(tokens, self.markers)
         yield PrefillProgress(0, len(tokens) - start, start)
         if start == len(tokens):
@@ -128,12 +130,13 @@ class Session:
             count = most if allowed is None else min(allowed, most)
             group, ends = ends[:count], ends[count:]
             starts = [len(self.tokens), *group]
-            points = self._step([tokens[a:b] for a, b in zip(starts, group, strict=False)], check_cancelled)
+            chunks = [tokens[a:b] for a, b in zip(starts, group, strict=False)]
+            points = self._step(chunks, check_cancelled, scores)
             end = group[-1]
             if end < len(tokens) or (marks and end == marks[-1]):
                 points = [*points, self._state.snapshot()]
             self._restart = spread_restart_points([*self._restart, *points])
-            yield PrefillProgress(end - start, len(tokens) - start, start)
+            yield PrefillProgress(end - start, len(tokens) - start, start, scores.take() if scores else ())
 
     @property
     def logits(self) -> Logits:
@@ -224,7 +227,10 @@ class Session:
         return twin
 
     def _step(
-        self, chunks: Sequence[list[int]], check_cancelled: Callable[[], None] = lambda: None
+        self,
+        chunks: Sequence[list[int]],
+        check_cancelled: Callable[[], None] = lambda: None,
+        scores: PromptScores | None = None,
     ) -> list[Snapshot]:
         """Take consecutive chunks in; snapshots after each but the last."""
         decoding = len(chunks) == 1 and len(chunks[0]) == 1
@@ -248,6 +254,8 @@ class Session:
             mx.eval(logits, *self._state.arrays(), [point.rings for point in points])
             row = np.array(logits)[0, -1]  # indexed on the host: on the device it is work of its own
             check_logits(row, self._state.length - 1)
+            if scores is not None:
+                scores.add(streams, self.model.logits)
         except BaseException as error:
             # Interrupted, some layers have the chunk and some have not: nothing of it can be trusted, unless
             # it was in between, where every layer's memory of before is whole.
@@ -306,9 +314,9 @@ class TokenSequence(Protocol):
     def prefill(
         self,
         tokens: Sequence[int],
-        *,
         chunks_per_step: Callable[[], int | None] = ...,
         check_cancelled: Callable[[], None] = ...,
+        scores: PromptScores | None = ...,
     ) -> Iterator[PrefillProgress]: ...
 
     def advance(self, token: int) -> Logits: ...
@@ -325,9 +333,8 @@ class SessionRows:
     def take_in(self, rows: Rows) -> Generator[PrefillProgress, None, None]:
         """Their tokens. Raises as Session.prefill and Session.advance."""
         if rows.position == 0:
-            yield from self.session.prefill(
-                rows.tokens, chunks_per_step=self.chunks_per_step, check_cancelled=self.check_cancelled
-            )
+            given = (self.chunks_per_step, self.check_cancelled, rows.scores)
+            yield from self.session.prefill(rows.tokens, *given)
             return
         for token in rows.tokens:
             self.session.advance(token)

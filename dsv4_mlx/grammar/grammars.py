@@ -13,7 +13,14 @@ from llguidance import LLMatcher, LLParserLimits
 
 from dsv4_mlx.engine.constraint import AfterThinking, Constraint
 from dsv4_mlx.errors import InputError, MachineError
-from dsv4_mlx.grammar.matcher import Matched, TextThenCalls, Vocabulary, first_line
+from dsv4_mlx.grammar.matcher import (
+    GuardedMarks,
+    Matched,
+    ShortNumbers,
+    TextThenCalls,
+    Vocabulary,
+    first_line,
+)
 from dsv4_mlx.grammar.rules import Json, Regex, Rule, ToolCalls
 from dsv4_mlx.grammar.tools import CallBlock, json_node, json_rule, regex_rule
 from dsv4_mlx.tokenizer.template import Markers
@@ -68,7 +75,8 @@ class Grammars:
 
     def _answer(self, rule: Rule, vocabulary: Vocabulary) -> Constraint:
         if not isinstance(rule, ToolCalls):
-            return Matched(vocabulary, self._compiled(lambda: _grammar(rule), vocabulary))
+            answer = Matched(vocabulary, self._compiled(lambda: _grammar(rule), vocabulary))
+            return ShortNumbers(answer) if isinstance(rule, Json) else answer
         marker = vocabulary.dsml
         if marker is None:
             raise InputError(
@@ -77,9 +85,10 @@ class Grammars:
                 next="use the tokenizer.json of the official checkpoint",
             )
         if rule.required or rule.content is not None:
-            return Matched(vocabulary, self._compiled(lambda: CallBlock(rule, marker).begin, vocabulary))
+            begin = Matched(vocabulary, self._compiled(lambda: CallBlock(rule, marker).begin, vocabulary))
+            return GuardedMarks(begin, marker)
         block = Matched(vocabulary, self._compiled(lambda: CallBlock(rule, marker).inside, vocabulary))
-        return TextThenCalls(vocabulary, marker, block)
+        return TextThenCalls(vocabulary, marker, GuardedMarks(block, marker))
 
     def _compiled(self, text: Callable[[], str], vocabulary: Vocabulary) -> LLMatcher:
         """A matcher at the grammar's start. Raises InputError, MachineError."""

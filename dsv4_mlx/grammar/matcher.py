@@ -6,6 +6,7 @@ tokenizer.json -> the tokens as grammars see them: bytes for text, and markers t
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ class Vocabulary:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"tokenizer.json can't be used for grammars: {error}", where=path) from None
 
+    @cached_property
+    def digits(self) -> list[int]:
+        """Tokens that begin with a digit."""
+        return [token for token in range(self.size) if self.text(token)[:1].isdigit()]
+
     def text(self, token: int) -> bytes:
         """The bytes of one token."""
         return self.tokens.decode_bytes([token])
@@ -57,6 +63,11 @@ def _read(path: Path) -> dict[str, Any]:
 _TERMS = np.where(
     np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0.0, -np.inf
 ).astype(np.float32)
+
+
+DIGITS = 20  # as many as the largest integer of 64 bits has
+_DIGITS = b"0123456789"
+_ARGUMENT = b"parameter name="
 
 
 class Matched:
@@ -92,6 +103,77 @@ class Matched:
 
     def fork(self) -> Matched:
         return Matched(self.vocabulary, self._matcher.deep_copy())
+
+
+class ShortNumbers:
+    """JSON whose numbers end: an unsure model would go on with digits. After DIGITS in a row, outside
+    of strings, no other is drawn unless nothing else may follow."""
+
+    def __init__(self, inner: Matched) -> None:
+        self.inner = inner
+        self._run = 0  # digits in a row
+        self._quoted = self._escaped = False
+
+    @property
+    def finished(self) -> bool:
+        return self.inner.finished
+
+    def allow(self, logits: Floats) -> Floats:
+        allowed = self.inner.allow(logits)
+        if self._quoted or self._run < DIGITS:
+            return allowed
+        other = allowed.copy()
+        other[self.inner.vocabulary.digits] = -np.inf
+        return other if np.isfinite(other).any() else allowed
+
+    def accept(self, token: int) -> None:
+        self.inner.accept(token)
+        for byte in self.inner.vocabulary.text(token):
+            if self._quoted:
+                self._quoted = self._escaped or byte != ord('"')
+                self._escaped = not self._escaped and byte == ord("\\")
+            else:
+                self._quoted = byte == ord('"')
+                self._run = self._run + 1 if byte in _DIGITS else 0
+
+    def fork(self) -> ShortNumbers:
+        twin = ShortNumbers(self.inner.fork())
+        twin._run, twin._quoted, twin._escaped = self._run, self._quoted, self._escaped
+        return twin
+
+
+class GuardedMarks:
+    """Calls in which a text's grammar may take in the "</" that ends the text: the marker waits for it."""
+
+    def __init__(self, inner: Matched, dsml: int) -> None:
+        self.inner, self.dsml = inner, dsml
+        self._since = b""  # the text since the last marker: its beginning and its end
+
+    @property
+    def finished(self) -> bool:
+        return self.inner.finished
+
+    def allow(self, logits: Floats) -> Floats:
+        allowed = self.inner.allow(logits)
+        if self._waits:
+            allowed[self.dsml] = -np.inf
+        return allowed
+
+    @property
+    def _waits(self) -> bool:
+        return self._since.startswith(_ARGUMENT) and not self._since.endswith(b"</")
+
+    def accept(self, token: int) -> None:
+        if token == self.dsml and self._waits:
+            raise InputError("the marker may not follow here, expected </ before it")
+        self.inner.accept(token)
+        since = b"" if token == self.dsml else self._since + self.inner.vocabulary.text(token)
+        self._since = since if len(since) < 2 * len(_ARGUMENT) else since[: len(_ARGUMENT)] + since[-2:]
+
+    def fork(self) -> GuardedMarks:
+        twin = GuardedMarks(self.inner.fork(), self.dsml)
+        twin._since = self._since
+        return twin
 
 
 class TextThenCalls:

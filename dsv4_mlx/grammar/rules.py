@@ -31,7 +31,8 @@ class ToolCalls:
     """Calls of these tools: a JSON array of Chat Completions function tools, as text.
 
     A tool with `strict: true` gets arguments of its schema; of the others, each name is one that the schema
-    lists (any, if it leaves that open), said once, and each value is well formed.
+    lists (any, if it leaves that open), said once, and each value is well formed. A function with `grammar`
+    (syntax lark or regex, and its definition) takes one text, of that grammar.
 
     required: the answer is a block of calls and nothing else. Otherwise it is text, or `content`, and a
     block may follow or take its place. name: only this tool. parallel: more than one call.

@@ -15,7 +15,7 @@ import json
 import re
 from typing import Any
 
-from llguidance import regex_to_lark
+from llguidance import LLMatcher, regex_to_lark
 
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.grammar.rules import Json, Regex, ToolCalls
@@ -23,8 +23,8 @@ from dsv4_mlx.grammar.schema import Node, Schema, parse
 
 TOOLS = 512
 UNIQUE = 60  # arguments of one tool that can be kept apart: the grammar counts them in 64 bits
-# White space in JSON has a limit at every place: a model that falls into a loop of spaces comes out again.
-WHITESPACE = r"(\r?\n){1,2}[\x20\t]{0,60}|[\x20\t]{1,60}"
+# One space at most between tokens of JSON: a model that is not sure would fill an answer with blanks.
+WHITESPACE = r"\x20"
 
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 # The vendor's parser ends a name at white space, and writes it into JSON as it is.
@@ -33,6 +33,12 @@ _ANY_KEY = r'/[^"\\<>\s\x00-\x1f\x7f]{1,64}/'
 
 # Without arguments: the vendor's library writes no line for them, the checkpoint's own encoder an empty one.
 NOTHING = '"" | NL'
+
+DEFINITION = 64 * 1024  # characters of a custom tool's grammar
+_SPELT = re.compile(
+    r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*'
+)  # strings, patterns and remarks of lark
+_SPECIAL = re.compile(r"<[\[|A-Za-z]")  # tokens by number or name
 
 _COMMON = r"""
 NL: "\n"
@@ -103,7 +109,10 @@ class CallBlock:
         names = []
         for i, key in enumerate(keys):
             names.append(argument := f"{rule}_{i}")
-            value = self._value(argument, schema, node["properties"][key], lines) if strict else "value"
+            if tool.get("grammar") is not None:
+                value = _custom(argument, tool, lines)
+            else:
+                value = self._value(argument, schema, node["properties"][key], lines) if strict else "value"
             head = _literal(f'{key}" string="')
             lines.append(f"{argument}: {self._open()} {head} {value} {self._close()}")
         if node["additionalProperties"] is False:
@@ -142,6 +151,32 @@ class CallBlock:
         return f"{rule}_v"
 
 
+def _custom(rule: str, tool: dict[str, Any], lines: list[str]) -> str:
+    """Add the rules of the text of a custom tool; the name of the first. Raises InputError."""
+    definition, syntax = tool["grammar"]["definition"], tool["grammar"]["syntax"]
+    if len(definition) > DEFINITION:
+        raise InputError(
+            f"the grammar of tool {tool['name']!r} has {len(definition)} characters, "
+            f"expected at most {DEFINITION}"
+        )
+    alone = f"start: {regex_rule(definition)}" if syntax == "regex" else definition
+    error = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(alone))  # it can't end what it stands in
+    if error and not error.startswith("WARNING"):
+        raise InputError(
+            f"the grammar of tool {tool['name']!r} is no {syntax} grammar: {error.strip()[:200]}"
+        )
+    if syntax == "regex":
+        lines.append(rf"{rule.upper()}_G: /(?:{regex_to_lark(definition, 'd')})<\//")
+        lines.append(f'{rule}_v: "true\\">" {rule.upper()}_G')
+        return f"{rule}_v"
+    if _SPECIAL.search(_SPELT.sub("", definition)):
+        raise InputError(f"the grammar of tool {tool['name']!r} names tokens, expected text only")
+    lines.append(f"{rule}_g: %lark {{\n{definition}\n}}")
+    # A last terminal that takes any character takes the end mark too: GuardedMarks sees that it comes.
+    lines.append(f'{rule}_v: "true\\">" {rule}_g "</"?')
+    return f"{rule}_v"
+
+
 def json_rule(node: Node) -> str:
     """A rule's body: JSON of a rewritten schema."""
     document = {"anyOf": [node]} if isinstance(node, bool) else node
@@ -149,7 +184,9 @@ def json_rule(node: Node) -> str:
 
 
 def regex_rule(pattern: str) -> str:
-    """A rule's body: text that matches the whole pattern. `\\d` is 0 to 9."""
+    """A rule's body: text that matches the whole pattern. `\\d` is 0 to 9. Raises InputError."""
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:  # llguidance would leave it out
+        raise InputError("the pattern is no regex grammar: it ends within an escape")
     return f"/{regex_to_lark(pattern, 'd')}/"
 
 

@@ -155,7 +155,9 @@ class ModelBackend:
 
 def wanted(job: GenerationRequest) -> GenerationLimits:
     """Raises UsageError."""
-    return GenerationLimits(job.max_tokens, job.constraint, job.logprobs, job.think_budget)
+    return GenerationLimits(
+        job.max_tokens, job.constraint, job.logprobs, job.think_budget, job.prompt_logprobs
+    )
 
 
 def session_limits(

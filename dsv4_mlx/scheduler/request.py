@@ -23,7 +23,8 @@ class GenerationRequest:
 
     `prompt`: token ids, ending where the turn begins. `max_tokens` None: what the context leaves.
     `constraint` belongs to this job alone. `logprobs`: that many alternatives beside each token's own, 0 to
-    20; None for no log probabilities. `think_budget`: after so many tokens of thinking its end is forced.
+    20; None for no log probabilities; `prompt_logprobs`: the same for the prompt. `think_budget`: after so
+    many tokens of thinking its end is forced.
     `sampling.stop_strings` is not looked at: text is the caller's, who cancels the ticket.
     `hint` groups jobs of one client for fairness; it is never a path or a key to anything.
     """
@@ -34,6 +35,7 @@ class GenerationRequest:
     constraint: Constraint | None = None
     logprobs: int | None = None
     think_budget: int | None = None
+    prompt_logprobs: int | None = None
     hint: str = ""
 
 

@@ -25,7 +25,7 @@ from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.server import openapi as models
 from dsv4_mlx.server.api_errors import ApiError, invalid, too_long
 from dsv4_mlx.server.metrics import Metrics
-from dsv4_mlx.server.middleware import Gate, scope_of
+from dsv4_mlx.server.middleware import Gate, base_address_hint, scope_of
 from dsv4_mlx.server.openapi import document
 from dsv4_mlx.server.options import COUNTED, ServerOptions, limit
 from dsv4_mlx.server.protocols.fields import flag, parse, text
@@ -72,13 +72,10 @@ class App(Starlette):
         self.router.redirect_slashes = False
 
     async def _model(self, request: Request) -> Response:
-        one = models.model(self.server.translator.facts)
+        """As a POST takes the name: without --strict-model every name is answered."""
         name = request.path_params["name"]
-        if name != one["id"]:
-            raise ApiError(
-                404, "model_not_found", f"there is no model {name[:80]!r}, only {one['id']}", "model"
-            )
-        return JSONResponse(one)
+        self.server.translator.check_model(name)
+        return JSONResponse({**models.model(self.server.translator.facts), "id": name})
 
     async def _health(self, request: Request) -> Response:
         worker = self.server.worker
@@ -110,7 +107,9 @@ class App(Starlette):
         protocol: ProtocolName = "messages" if request.scope["path"].startswith("/messages") else "responses"
 
         def count(raw: bytearray) -> int:
-            return server.translator.count(server.translator.read(protocol, raw))
+            ask = server.translator.read(protocol, raw)
+            scope_of(request.scope).notice(ask.notices)
+            return server.translator.count(ask)
 
         said = {"input_tokens": await server.with_body(request, count)}
         return JSONResponse(said if protocol == "messages" else {"object": "response.input_tokens", **said})
@@ -157,7 +156,9 @@ def _say(what: Callable[[], Any]) -> Callable[[Request], Awaitable[Response]]:
 async def _nothing(request: Request, error: Exception) -> Response:
     if request.scope["path"].startswith("/responses/"):
         raise ApiError(404, "not_found", "this server stores no responses")
-    raise ApiError(404, "not_found", f"there is nothing at {scope_of(request.scope).head.path[:200]!r}")
+    path = scope_of(request.scope).head.path
+    hint = base_address_hint(path, _PROTOCOLS)
+    raise ApiError(404, "not_found", f"there is nothing at {path[:200]!r}{hint}")
 
 
 async def _other_method(request: Request, error: Exception) -> Response:

@@ -1,8 +1,10 @@
-"""What the server counts and logs: one line per request, never a word of a prompt or an answer."""
+"""What the server counts and logs: a line when a request comes and one when it ends, long prompts in between;
+never a word of a prompt or an answer."""
 
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -57,10 +59,22 @@ class Metrics:
         self.decode = Histogram(_RATES)
         self.cancelled = 0
 
-    def request(self, request_id: str, method: str, path: str, status: int, agent: str, detail: str) -> None:
-        """Count and log one request. `path` is one of ours, or "other"."""
+    def arrived(self, request_id: str, method: str, path: str, agent: str) -> None:
+        """Log a request whose body is still to be read."""
+        log.info("%s %s %s begins %s", request_id, method, escaped(path)[:200], escaped(agent)[:60] or "-")
+
+    def prefill(self, request_id: str, done: int, total: int, seconds: float) -> None:
+        """Log how much of a long prompt has been computed, `seconds` after it was asked for."""
+        log.info("%s prefill %d of %d tokens after %.0f s", request_id, done, total, seconds)
+
+    def request(
+        self, request_id: str, method: str, path: str, shown: str, status: int, agent: str, detail: str
+    ) -> None:
+        """Count and log one request. `path` is one of ours, or "other"; `shown` what the client asked for."""
         self.requests[path, status] += 1
-        log.info("%s %s %s %d %s%s", request_id, method, path, status, escaped(agent)[:60] or "-", detail)
+        said = escaped(detail)
+        agent = escaped(agent)[:60] or "-"
+        log.info("%s %s %s %d %s%s", request_id, method, escaped(shown)[:200], status, agent, said)
 
     def turn(self, turn: TurnFigures) -> str:
         """Count one turn; what the log says of it."""
@@ -143,6 +157,19 @@ def _paging(sums: Mapping[str, float]) -> list[str]:
 def escaped(text: str) -> str:
     """`text` without characters that could forge a line of a log or command a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+_QUOTED = re.compile(r"""(?<!\w)['"\[{]""")
+
+
+def without_values(message: str) -> str:
+    """A refusal without what it quotes of the request: a log keeps no word of it."""
+    begin = _QUOTED.search(message)
+    if begin is None:
+        return message
+    _, expected, rest = message.rpartition(", expected")
+    tail = f"{expected}{rest}" if expected and not _QUOTED.search(rest) else ""
+    return f"{message[: begin.start()]}...{tail}"
 
 
 def _counter(name: str, help: str) -> list[str]:

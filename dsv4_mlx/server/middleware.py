@@ -21,12 +21,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dsv4_mlx.server.api_errors import ApiError, Family, from_error
-from dsv4_mlx.server.metrics import Metrics
+from dsv4_mlx.server.metrics import Metrics, escaped, without_values
 from dsv4_mlx.server.options import ServerOptions
 
 _LOCAL = ("localhost", "127.0.0.1", "::1", "host.docker.internal")
 _LOCAL_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 _APP_ORIGINS = ("vscode-webview://", "vscode-file://", "app://", "tauri://")
+_USUAL_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta"
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,100}")  # a token of RFC 9110
+NOTICE = "x-dsv4-notice"  # a header: what of the request has no effect on the answer
 OPEN_PATHS = ("/", "/health", "/healthz", "/v1/health")  # say nothing that needs a key
 
 
@@ -66,7 +69,7 @@ def check(head: RequestHead, options: ServerOptions) -> dict[str, str]:
             f"the headers have {size} bytes, expected at most {options.limits.headers}",
         )
     _check_host(head.headers.get("host"), options)
-    allowed = _check_origin(head.headers.get("origin"), options)
+    allowed = _check_origin(head.headers, options)
     if head.method == "OPTIONS":
         return allowed
     if head.path not in OPEN_PATHS:
@@ -110,7 +113,8 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _check_origin(origin: str | None, options: ServerOptions) -> dict[str, str]:
+def _check_origin(headers: Mapping[str, str], options: ServerOptions) -> dict[str, str]:
+    origin = headers.get("origin")
     if origin is None:  # every program that is no browser
         return {}
     ours = (
@@ -127,13 +131,18 @@ def _check_origin(origin: str | None, options: ServerOptions) -> dict[str, str]:
     return {
         "access-control-allow-origin": origin,
         "access-control-allow-methods": "GET, HEAD, POST, OPTIONS",
-        "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version, "
-        "anthropic-beta, anthropic-dangerous-direct-browser-access, x-requested-with",
+        "access-control-allow-headers": _wanted_headers(headers.get("access-control-request-headers", "")),
         "access-control-allow-private-network": "true",
-        "access-control-expose-headers": "x-request-id, request-id, retry-after",
+        "access-control-expose-headers": f"x-request-id, request-id, retry-after, x-dsv4-cache, {NOTICE}",
         "access-control-max-age": "600",
-        "vary": "origin",
+        "vary": "origin, access-control-request-headers",
     }
+
+
+def _wanted_headers(asked: str) -> str:
+    """The headers that a page of an allowed origin means to send: every library has more of its own."""
+    names = [name.strip().lower() for name in asked.split(",")]
+    return ", ".join(name for name in names if _HEADER_NAME.fullmatch(name)) or _USUAL_HEADERS
 
 
 def _check_key(headers: Mapping[str, str], options: ServerOptions) -> None:
@@ -152,12 +161,18 @@ def _check_body(headers: Mapping[str, str], options: ServerOptions) -> None:
         raise ApiError(
             415, "unsupported_media_type", f"the content type is {kind[:80]!r}, expected application/json"
         )
+    coding = headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", ""):
+        raise ApiError(
+            415, "unsupported_media_type", f"the body is compressed ({coding[:40]!r}), expected it plain"
+        )
     length = headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length) > options.limits.body:
         raise ApiError(413, "request_too_large", f"the body is larger than {options.limits.body} bytes")
 
 
-_PREFIXES = ("/anthropic/v1", "/anthropic", "/beta/v1", "/beta", "/v1")
+_PREFIXES = ("/anthropic/v1", "/anthropic", "/v1/beta", "/beta/v1", "/beta", "/v1")
+_ABSOLUTE = re.compile(r"https?://[^/]*", re.IGNORECASE)  # RFC 9112, 3.2.2: a server takes it too
 
 
 @dataclass
@@ -169,10 +184,18 @@ class RequestScope:
     headers: dict[str, str] = field(default_factory=dict)  # of every answer to it
     status: int = 0  # 0 until an answer begins
     detail: str = ""  # what the log says of it
+    notices: tuple[str, ...] = ()  # what of it has no effect on the answer
+
+    def notice(self, notices: tuple[str, ...]) -> None:
+        """Say in a header of the answer and in the log what was passed over."""
+        if notices:
+            self.notices = notices
+            self.headers[NOTICE] = escaped("; ".join(notices)).encode("ascii", "replace").decode()[:2000]
 
     def refused(self, refusal: ApiError) -> Response:
         """The answer that says so."""
         family = self.head.family
+        self.detail = f" {refusal.code}: {without_values(refusal.message)}{self.detail}"
         return JSONResponse(
             refusal.body(family, self.id), refusal.status_for(family), headers=refusal.headers()
         )
@@ -208,6 +231,10 @@ class Gate:
         scope.setdefault("state", {})["visit"] = visit
         scope["path"] = path = _route(visit.head.path)
         out = self._watched(visit, send)
+        named = path if path in self.paths else "other"
+        agent = visit.head.headers.get("user-agent", "")
+        if visit.head.method == "POST":
+            self.record.arrived(visit.id, visit.head.method, visit.head.path, agent)
         try:
             visit.headers.update(check(visit.head, self.options))
             if scope["state"].get("crowded"):
@@ -221,9 +248,9 @@ class Gate:
                 with suppress(ClientDisconnect):
                     await visit.refused(self._refusal(error))(scope, receive, out)
         finally:
-            agent = visit.head.headers.get("user-agent", "")
-            named = path if path in self.paths else "other"
-            self.record.request(visit.id, visit.head.method, named, visit.status, agent, visit.detail)
+            said = visit.detail + "".join(f"; {notice}" for notice in visit.notices)
+            shown = path if named == path else visit.head.path
+            self.record.request(visit.id, visit.head.method, named, shown, visit.status, agent, said)
 
     def _refusal(self, error: Exception) -> ApiError:
         """What is no refusal is a bug: told without its details, which go into a file."""
@@ -252,7 +279,9 @@ async def _preflight(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _tidy(path: str) -> str:
-    """A path without doubled and trailing slashes."""
+    """A path without scheme and authority, doubled and trailing slashes."""
+    if begin := _ABSOLUTE.match(path):
+        path = path[begin.end() :]
     parts = [part for part in path.split("/") if part]
     return "/" + "/".join(parts)
 
@@ -263,3 +292,14 @@ def _route(path: str) -> str:
         if path.startswith(prefix + "/"):
             return path[len(prefix) :]
     return path
+
+
+def base_address_hint(path: str, paths: Collection[str]) -> str:
+    """What to do next where a wrong base address is the likely reason that there is nothing at `path`."""
+    rest = path
+    while (tail := rest.partition("/")[2].partition("/")[2]) and "/" + tail not in paths:
+        rest = "/" + tail
+    if not tail:
+        return ""
+    base = "http://HOST:PORT" if tail.startswith("messages") else "http://HOST:PORT/v1"
+    return f"; the base address is {base}"

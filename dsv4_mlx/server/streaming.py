@@ -77,6 +77,7 @@ class EventQueue:
 LARGE_READ = 4  # large bodies that are in memory at once
 NOTICED = 1 << 18  # bytes of a body whose memory is worth giving back
 SETTLED = 0.5  # seconds after it until that memory is free
+PREFILL_LOG = 10.0  # seconds between lines of the log that say how far a prompt is
 FIRST_SIGN = 1.0  # seconds within which a stream says something
 STREAM = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -169,6 +170,7 @@ class Exchange:
     total: int = 0
     began: float = field(default_factory=time.monotonic)
     first_token: float | None = None
+    logged: float = field(default_factory=time.monotonic)  # when the log last heard of it
     opened: bool = False
     ended: str | None = None  # how: stop, length, or the code of a refusal
     refusal: ApiError | None = None
@@ -183,6 +185,8 @@ class Exchange:
                 self._token(event, frames)
             elif isinstance(event, PrefillProgress):
                 self.done, self.total = event.done, event.total
+                self._log_prefill()
+                self.encoder.scored(event.scores)
                 self.open(frames, event.cached)
                 if event.done == event.total:
                     frames += self.encoder.started(event.cached)
@@ -201,6 +205,12 @@ class Exchange:
         if not self.opened and self.ask.stream:
             self.opened = True
             frames += self.encoder.open(cached)
+
+    def _log_prefill(self) -> None:
+        now = time.monotonic()
+        if now - self.logged >= PREFILL_LOG:
+            self.logged = now
+            self.server.record.prefill(self.visit.id, self.done, self.total, now - self.began)
 
     def _token(self, token: Token, frames: list[str]) -> None:
         if self.first_token is None:
@@ -247,6 +257,7 @@ class Endpoint:
 
         def read(raw: bytearray) -> tuple[ParsedRequest, GenerationRequest]:
             ask = server.translator.read(self.protocol, raw)
+            visit.notice(ask.notices)
             return ask, server.translator.job(ask)
 
         ask, job = await server.with_body(Request(scope, receive), read)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from dsv4_mlx.engine.session import room_for_answer
@@ -14,7 +15,9 @@ from dsv4_mlx.scheduler.turn_cache import TurnCache
 from dsv4_mlx.server.api_errors import ApiError, invalid, too_long
 from dsv4_mlx.server.options import COUNTED, MAX_EFFORT_CONTEXT, limit
 from dsv4_mlx.server.protocols import chat, completions, messages, responses
-from dsv4_mlx.server.protocols.chat import ChatEncoder, CompletionsEncoder
+from dsv4_mlx.server.protocols.chat import ChatEncoder
+from dsv4_mlx.server.protocols.completions import CompletionsEncoder
+from dsv4_mlx.server.protocols.content import notices
 from dsv4_mlx.server.protocols.fields import Body, parse
 from dsv4_mlx.server.protocols.messages import MessagesEncoder
 from dsv4_mlx.server.protocols.request import PROMPT_PARAM, ParsedRequest, ProtocolName, ServerInfo
@@ -55,6 +58,7 @@ class Translator:
             raise too_long(error.count, self.facts.context, PROMPT_PARAM[protocol], more=True) from None
 
     def _read(self, protocol: ProtocolName, body: Body) -> ParsedRequest:
+        said = notices(protocol, body)
         if protocol == "chat":
             ask = chat.read(body, self.facts)
         elif protocol == "messages":
@@ -63,13 +67,15 @@ class Translator:
             ask = responses.read(body, self.facts)
         else:
             ask = completions.read(body, self.facts, self.spelling)
-        self._check_model(ask.model)
+        self.check_model(ask.model)
         if ask.thinking.level == "max" and self.facts.context < MAX_EFFORT_CONTEXT:
-            self._once(
+            short = (
                 f'effort "max" is made for a context of {MAX_EFFORT_CONTEXT} tokens, this server has '
                 f"{self.facts.context}: kept, but thinking may run out of room"
             )
-        return ask
+            self._once(short)
+            said = (*said, short)
+        return replace(ask, notices=said)
 
     def count(self, ask: ParsedRequest) -> int:
         """Tokens of the prompt, be they more than the context. Raises ApiError above COUNTED."""
@@ -112,13 +118,15 @@ class Translator:
             logprobs=ask.logprobs,
             think_budget=ask.thinking.budget,
             hint=ask.hint,
+            prompt_logprobs=ask.logprobs if ask.echoed else None,
         )
 
     def encoder(self, ask: ParsedRequest, job: GenerationRequest) -> StreamEncoder:
         """For one turn."""
         return ENCODERS[ask.protocol](ask, self.turns.handle(), len(job.prompt), self.spelling)
 
-    def _check_model(self, name: str) -> None:
+    def check_model(self, name: str) -> None:
+        """Raises ApiError 404 for a name that is not answered."""
         if name == self.facts.model:
             return
         if self.facts.options.strict_model:

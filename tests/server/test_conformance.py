@@ -34,6 +34,7 @@ REASONS = {
         r"400 - .*previous_response_id|400 - .*conversation": "stored answers",
         r"400 - .*logit_bias": "a bias for what is no token id",
         r"400 - echo and suffix": "echo with suffix",
+        r"400 - .*can't do what it asks for": "audio, searches, stored prompts",
     },
     "anthropic": {
         r"404 - .*there is no model": "another model",

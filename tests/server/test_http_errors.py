@@ -13,6 +13,7 @@ from server.sse import events
 
 from dsv4_mlx.errors import DoesNotFit, ModelOutputError
 from dsv4_mlx.scheduler.request import QueueFull, Unavailable
+from dsv4_mlx.server.options import ServerOptions
 
 HI = [{"role": "user", "content": "hi"}]
 BODIES: dict[str, dict[str, Any]] = {
@@ -98,7 +99,7 @@ def test_a_bug_is_contained_and_its_details_stay_here(start: Start) -> None:
 
 
 def test_unknown_things(start: Start) -> None:
-    port = start().port
+    port = start(options=ServerOptions(port=0, strict_model=True)).port
     for method, path, status in (
         ("GET", "/nothing", 404),
         ("POST", "/v1/embeddings", 404),

@@ -214,7 +214,7 @@ def test_images_become_a_remark(render: Any) -> None:
         ("auto", None),
         ("required", ""),
         ({"type": "function", "function": {"name": "f"}}, "f"),
-        ({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": []}}, ""),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [F]}}, ""),
     ],
 )
 def test_tool_choice(facts: ServerInfo, choice: Any, must: str | None) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from socket import SOCK_STREAM, getaddrinfo
 
+import anthropic
+import openai
 import pytest
 from server.client import call, connected, parsed, read
 from server.conftest import Start
@@ -122,11 +124,38 @@ def test_3_local_pages_and_apps(start: Start, origin: str) -> None:
     running = start()
     reply = call(running.port, "POST", CHAT, BODY, {"Origin": origin})
     assert reply.status == 200 and reply.headers["access-control-allow-origin"] == origin
-    assert reply.headers["vary"] == "origin" and "access-control-allow-credentials" not in reply.headers
+    assert (
+        reply.headers["vary"].startswith("origin, ")
+        and "access-control-allow-credentials" not in reply.headers
+    )
     asked = call(
         running.port, "OPTIONS", CHAT, None, {"Origin": origin, "Access-Control-Request-Method": "POST"}
     )
     assert asked.status == 204 and asked.headers["access-control-allow-private-network"] == "true"
+
+
+def test_3_a_page_may_send_what_the_vendors_libraries_send(start: Start) -> None:
+    """The names of their own lists: those of the libraries for Python and for pages are one generator's."""
+    port = start().port
+    for client in (openai.OpenAI(api_key="k"), anthropic.Anthropic(api_key="k")):
+        names = {
+            *client.default_headers,
+            *client.auth_headers,
+            "X-Stainless-Retry-Count",
+            "X-Stainless-Timeout",
+        }
+        assert len([name for name in names if name.lower().startswith("x-stainless-")]) >= 7
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": ",".join(names)}
+        reply = call(port, "OPTIONS", CHAT, None, {"Origin": "http://localhost:5173", **asked})
+        allowed = reply.headers["access-control-allow-headers"].split(", ")
+        assert reply.status == 204 and set(allowed) == {name.lower() for name in names}
+        assert call(port, "OPTIONS", CHAT, None, {"Origin": "http://evil.example", **asked}).status == 403
+
+
+def test_3_names_of_headers_are_names(start: Start) -> None:
+    odd = {"Access-Control-Request-Headers": "x-a, b c, \tx-d\t,,\xe4, e:f"}
+    reply = call(start().port, "OPTIONS", CHAT, None, {"Origin": "http://localhost", **odd})
+    assert reply.headers["access-control-allow-headers"] == "x-a, x-d"
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,6 @@ def test_9_connections_that_say_nothing_have_a_limit_and_an_end(start: Start) ->
     "path",
     [
         "/../etc/passwd",
-        "/v1/models/../../etc/passwd",
         "/%2e%2e/etc/passwd",
         "/static/x",
         "/v1/files",
@@ -168,6 +167,11 @@ def test_9_connections_that_say_nothing_have_a_limit_and_an_end(start: Start) ->
 )
 def test_11_nothing_is_served_from_files(start: Start, path: str) -> None:
     assert call(start().port, "GET", path).status == 404
+
+
+def test_11_a_models_name_is_no_path(start: Start) -> None:
+    reply = call(start().port, "GET", "/v1/models/../../etc/passwd")
+    assert (reply.status, reply.json()["object"]) == (200, "model") and "root:" not in reply.text
 
 
 # 12. Weights: nothing in a request loads any
@@ -291,7 +295,7 @@ def test_18_without_an_engine_the_program_ends(start: Start) -> None:
 # 20. Log
 
 
-def test_20_one_line_per_request_without_its_words(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+def test_20_lines_of_a_request_without_its_words(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     running = start(Script("secret thought</think>secret answer"), options=KEY)
     headers = {"Authorization": "Bearer secret-key", "User-Agent": "x\x1b[31mred"}
     with caplog.at_level(logging.INFO, logger="dsv4_mlx.server"):
@@ -302,11 +306,18 @@ def test_20_one_line_per_request_without_its_words(start: Start, caplog: pytest.
             {"messages": [{"role": "user", "content": "secret question"}]},
             headers,
         )
-        assert until(lambda: any("POST" in record.message for record in caplog.records))
+        assert until(lambda: any("end=" in record.getMessage() for record in caplog.records))
     text = "\n".join(record.getMessage() for record in caplog.records)
     assert "secret" not in text and "\x1b" not in text
-    (line,) = [line for line in text.splitlines() if "POST" in line]
-    assert "/chat/completions 200" in line and "prompt=" in line and "cached=" in line and "end=stop" in line
+    begin, line = (line for line in text.splitlines() if "POST" in line)
+    assert begin.split()[1:4] == ["POST", "/v1/chat/completions", "begins"]
+    assert (
+        begin.split()[0] == line.split()[0]
+        and "/chat/completions 200" in line
+        and "prompt=" in line
+        and "cached=" in line
+        and "end=stop" in line
+    )
 
 
 def test_20_log_injection() -> None:

@@ -3,6 +3,7 @@
 chat.py, completions.py, messages.py, responses.py      the four protocols
 library.py          calls in Python, read as Chat Completions
 fields.py           bytes -> a checked JSON object; its values -> typed ones, or an ApiError
+content.py          documents, files, hosted calls; what has no effect: by specification.json
 options.py          sampling and thinking, in any protocol's words
 tools.py            tools and the choice among them
 request.py          ParsedRequest: what a request wants, whichever protocol it came in

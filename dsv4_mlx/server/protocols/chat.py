@@ -1,6 +1,6 @@
 """Chat Completions: a body -> ParsedRequest.
 
-Chat Completions and text completions on the wire.
+Chat Completions on the wire.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from deepseek_recipe import ChatCompletionRequest, ChatCompletionResponse
 
 from dsv4_mlx.grammar.rules import Json, Regex
 from dsv4_mlx.scheduler.turn_cache import Call, Completion
-from dsv4_mlx.server.api_errors import ApiError, invalid, unsupported
+from dsv4_mlx.server.api_errors import ApiError, invalid
 from dsv4_mlx.server.options import ServerLimits
+from dsv4_mlx.server.protocols.content import chat_part
 from dsv4_mlx.server.protocols.fields import (
     Body,
     flag,
@@ -34,11 +35,17 @@ from dsv4_mlx.server.protocols.request import (
     conversion,
     refused,
 )
-from dsv4_mlx.server.protocols.stream import FINGERPRINT, StreamEncoder, frame, is_object
-from dsv4_mlx.server.protocols.tools import arguments_text, chosen, rendered, with_schema
+from dsv4_mlx.server.protocols.stream import StreamEncoder, frame, is_object
+from dsv4_mlx.server.protocols.tools import (
+    arguments_text,
+    chosen,
+    custom_function,
+    custom_input,
+    rendered,
+    with_schema,
+)
 
 _ROLES = {"developer": "system", "function": "tool"}
-_TEXT_PARTS = ("input_text", "output_text")
 
 
 def read(body: Body, facts: ServerInfo) -> ParsedRequest:
@@ -47,7 +54,7 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
     one_choice(body)
     thinking = resolve(body, facts.options.think)
     functions = _functions(body, limits)
-    tools = chosen(body.get("tool_choice"), functions, one=not flag(body, "parallel_tool_calls", True))
+    tools = chosen(_choice(body), functions, one=not flag(body, "parallel_tool_calls", True))
     messages = [_message(one) for one in objects_of(body, "messages", limits.messages)]
     if not messages:
         raise invalid("messages is empty, expected at least one message", "messages")
@@ -89,13 +96,25 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
 
 
 def _functions(body: Body, limits: ServerLimits) -> list[Body]:
-    """Declared functions; other kinds of tools run elsewhere and are left out."""
+    """Declared functions; custom tools as functions of one text."""
     declared = objects_of(body, "tools", limits.tools)
-    found = [object_of(tool, "function") for tool in declared if tool.get("type", "function") == "function"]
-    found = found or objects_of(body, "functions", limits.tools)
-    for function in found:
-        text(function, "name")
-    return [with_schema({"name": "", **function}, "parameters") for function in found]
+    found = [
+        custom_function(object_of(tool, "custom"), "tools") if tool.get("type") == "custom" else _named(tool)
+        for tool in declared
+    ]
+    return found or [_named({"function": one}) for one in objects_of(body, "functions", limits.tools)]
+
+
+def _named(tool: Body) -> Body:
+    function = object_of(tool, "function")
+    text(function, "name")
+    return with_schema({"name": "", **function}, "parameters")
+
+
+def _choice(body: Body) -> Any:
+    legacy = body.get("function_call")
+    named = {"type": "function", **legacy} if isinstance(legacy, dict) else legacy
+    return body.get("tool_choice", named)
 
 
 def _message(message: Body) -> Body:
@@ -117,6 +136,9 @@ def _message(message: Body) -> Body:
 
 
 def _call(call: Any, at: int) -> Any:
+    custom = call.get("custom") if isinstance(call, dict) else None
+    if isinstance(custom, dict):
+        call = {**call, "function": {**custom, "arguments": {"input": custom.get("input", "")}}}
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict):
         return call  # the library says what is wrong with it
@@ -130,20 +152,7 @@ def _call(call: Any, at: int) -> Any:
 def _content(content: Any) -> Any:
     if not isinstance(content, list):
         return content
-    return [_part(part) for part in content]
-
-
-def _part(part: Any) -> Any:
-    if not isinstance(part, dict):
-        return {"type": "text", "text": part} if isinstance(part, str) else part
-    kind = part.get("type")
-    if kind in _TEXT_PARTS:
-        return {"type": "text", "text": part.get("text", "")}
-    if kind == "refusal":
-        return {"type": "text", "text": part.get("refusal", "")}
-    if kind in ("input_audio", "audio", "video_url", "input_video"):
-        raise unsupported(f"content of type {kind!r} can't be read by this model", "messages")
-    return part
+    return [chat_part(part) for part in content]
 
 
 def _answered(messages: list[Body]) -> list[Body]:
@@ -204,6 +213,10 @@ DONE = "data: [DONE]\n\n"
 class ChatEncoder(StreamEncoder):
     prefix = "chatcmpl-"
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._held: dict[int, Body] = {}  # calls of custom tools whose text is not whole yet
+
     def generator(self) -> Any:
         return ChatCompletionRequest.chunk_generator(self.ask.request, self.id, self.ask.model)
 
@@ -217,6 +230,8 @@ class ChatEncoder(StreamEncoder):
         if not self.ask.thinking.shown and not _without_reasoning(choice["delta"]):
             return []
         self._original_spelling(choice)
+        if "tool_calls" in choice["delta"] and not self._customs(choice):
+            return []
         if self.ask.usage:
             given["usage"] = None
         frames = [frame(given)]
@@ -235,7 +250,7 @@ class ChatEncoder(StreamEncoder):
         for call in calls:
             call.pop("index", None)
         if calls:
-            message["tool_calls"] = calls
+            message["tool_calls"] = [self._custom(call) for call in calls]
         if not self.ask.thinking.shown:
             _without_reasoning(message)
         message["content"] = message.get("content") or ""
@@ -244,8 +259,6 @@ class ChatEncoder(StreamEncoder):
         return given
 
     def completion(self) -> Completion:
-        import json
-
         message = json.loads(self._answer.to_json())["choices"][0]["message"]
         calls = message.get("tool_calls") or []
         made = (Call(c["id"], c["function"]["name"], c["function"]["arguments"]) for c in calls)
@@ -253,6 +266,32 @@ class ChatEncoder(StreamEncoder):
 
     def failed(self, refusal: ApiError, request_id: str) -> list[str]:
         return [frame(refusal.body("openai", request_id))]
+
+    def _customs(self, choice: Body) -> bool:
+        """Calls of custom tools are told when their text is whole; whether anything is left to say."""
+        told = []
+        for call in choice["delta"].pop("tool_calls") or []:
+            held = self._held
+            name = call["function"].get("name")
+            if name in self.ask.tools.customs:
+                held[call["index"]] = {**call, "function": {"name": name, "arguments": ""}}
+            if (begun := held.get(call["index"])) is None:
+                told.append(call)
+                continue
+            begun["function"]["arguments"] += call["function"].get("arguments") or ""
+            if is_object(begun["function"]["arguments"]):
+                told.append(self._custom(held.pop(call["index"])))
+        if told:
+            choice["delta"]["tool_calls"] = told
+        return bool(told or choice["delta"] or choice["finish_reason"])
+
+    def _custom(self, call: Body) -> Body:
+        function = call["function"]
+        if function["name"] not in self.ask.tools.customs:
+            return call
+        custom = {"name": function["name"], "input": custom_input(function["arguments"])}
+        kept = {name: value for name, value in call.items() if name != "function"}
+        return {**kept, "type": "custom", "custom": custom}
 
     def _original_spelling(self, choice: Body) -> None:
         """Markers among the alternatives come in the parser's spelling."""
@@ -275,66 +314,3 @@ def with_writes(usage: Body) -> Body:
     """Usage with the prompt tokens that were computed, and so are cached now."""
     details = {**usage["prompt_tokens_details"], "cache_write_tokens": usage["prompt_cache_miss_tokens"]}
     return {**usage, "prompt_tokens_details": details}
-
-
-class CompletionsEncoder(ChatEncoder):
-    """The library knows no text completions: its chat chunks, reshaped."""
-
-    prefix = "cmpl-"
-    _said = 0  # characters in the events so far
-
-    def event(self, given: Body) -> list[str]:
-        choice = given["choices"][0]
-        echoed = "role" in choice["delta"]
-        text = self.ask.prompt_text if echoed else choice["delta"].get("content") or ""
-        if echoed and not text:
-            return []
-        self._original_spelling(choice)
-        shaped = self._shaped(text, choice, self._said)
-        self._said += len(text)
-        frames = [frame({**shaped, "usage": None} if self.ask.usage else shaped)]
-        if choice["finish_reason"] is not None:
-            if self.ask.usage:
-                frames.append(frame({**shaped, "choices": [], "usage": with_writes(given["usage"])}))
-            frames.append(DONE)
-        return frames
-
-    def whole(self, given: Body) -> Body:
-        choice = given["choices"][0]
-        self._original_spelling(choice)
-        text = self.ask.prompt_text + (choice["message"].get("content") or "")
-        return {**self._shaped(text, choice, len(self.ask.prompt_text)), "usage": with_writes(given["usage"])}
-
-    def _shaped(self, text: str, choice: Body, at: int) -> Body:
-        entry = {
-            "text": text,
-            "index": 0,
-            "logprobs": _legacy(choice.get("logprobs"), at),
-            "finish_reason": choice["finish_reason"],
-        }
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.ask.model,
-            "system_fingerprint": FINGERPRINT,
-            "choices": [entry],
-        }
-
-
-def _legacy(logprobs: Body | None, at: int) -> Body | None:
-    entries = (logprobs or {}).get("content")
-    if not entries:
-        return None
-    offsets = []
-    for entry in entries:
-        offsets.append(at)
-        at += len(entry["token"])
-    return {
-        "tokens": [entry["token"] for entry in entries],
-        "token_logprobs": [entry["logprob"] for entry in entries],
-        "top_logprobs": [
-            {top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries
-        ],
-        "text_offset": offsets,
-    }

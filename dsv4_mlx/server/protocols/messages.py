@@ -25,6 +25,7 @@ from dsv4_mlx.grammar.rules import Json
 from dsv4_mlx.scheduler.turn_cache import Call, Completion
 from dsv4_mlx.server.api_errors import ApiError, invalid
 from dsv4_mlx.server.options import ServerLimits
+from dsv4_mlx.server.protocols.content import HOSTED_CALLS, hosted_result, messages_blocks
 from dsv4_mlx.server.protocols.fields import Body, flag, most_tokens, object_of, objects_of, stops, text
 from dsv4_mlx.server.protocols.options import resolve, sampling
 from dsv4_mlx.server.protocols.request import (
@@ -38,7 +39,6 @@ from dsv4_mlx.server.protocols.request import (
 from dsv4_mlx.server.protocols.stream import StreamEncoder, frame
 from dsv4_mlx.server.protocols.tools import chosen, rendered, with_schema
 
-_IGNORED = ("redacted_thinking", "server_tool_use", "web_search_tool_result", "container_upload")
 _LIBRARY_MOST = 393_216  # the largest max_tokens that the library takes
 
 
@@ -52,23 +52,27 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
     for function in functions:
         del function["input_schema"]
     tools = chosen(choice or None, functions, one=flag(choice, "disable_parallel_tool_use"))
-    messages = [_message(one) for one in objects_of(body, "messages", limits.messages)]
+    messages = [one for given in objects_of(body, "messages", limits.messages) for one in _messages(given)]
     if not messages:
         raise invalid("messages is empty, expected at least one message", "messages")
     most = most_tokens(body, "max_tokens")
+    messages = _answered(messages)
+    continued = messages[-1].get("role") == "assistant"
     given: Body = {
         "model": NAME,
-        "messages": _answered(messages),
+        "messages": messages,
         "max_tokens": min(most or _LIBRARY_MOST, _LIBRARY_MOST),
         "thinking": {"type": "enabled" if thinking.on else "disabled"},
         "stop_sequences": stops(body, "stop_sequences", limits),
     }
     if "system" in body:
-        given["system"] = body["system"]
+        given["system"] = messages_blocks(body["system"])
     if tools.offered:
         given["tools"] = [rendered(tool) for tool in declared]
     try:
-        request = MessagesRequest(given).convert(conversion())
+        request = shown = MessagesRequest(given).convert(conversion())
+        if continued:  # an answer that the client began has no thinking to show
+            shown = MessagesRequest({**given, "thinking": {"type": "disabled"}}).convert(conversion())
     except Exception as error:  # the library has one kind for wrong types and another for wrong values
         raise refused(error) from None
     wanted = _wanted(body)
@@ -77,7 +81,7 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
     made = partial(conversation_for, request, thinking, facts.levels, **form)
     conversation = made()
     parsing = request.parsing_options
-    if given["messages"][-1].get("role") == "assistant":
+    if continued:
         conversation = _continued(conversation, made)
         parsing.thinking_initial_stage = ThinkingInitialStage.ContentContinuation if thinking.on else None
     return ParsedRequest(
@@ -89,7 +93,7 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
             body, thinking=thinking.on, mode=facts.options.sampling, vocabulary=facts.vocabulary
         ),
         max_tokens=most,
-        request=request,
+        request=shown,
         parsing=parsing,
         conversation=conversation,
         handles=_handles(given["messages"], conversation),
@@ -114,12 +118,35 @@ def _tools(body: Body, limits: ServerLimits) -> list[Body]:
     return found
 
 
-def _message(message: Body) -> Body:
+def _messages(message: Body) -> list[Body]:
+    """A message as the library takes it; more than one where it holds calls that another server ran."""
     content = message.get("content")
-    if isinstance(content, list):
-        kept = [b for b in content if not (isinstance(b, dict) and b.get("type") in _IGNORED)]
-        return {**message, "content": kept or "" if len(kept) < len(content) else kept}
-    return message
+    if not isinstance(content, list):
+        return [message]
+    out: list[Body] = []
+    kept: list[Any] = []
+
+    def close(role: Any, blocks: list[Any]) -> None:
+        read = messages_blocks(blocks)
+        if blocks:
+            out.append({**message, "role": role, "content": read or ""})
+
+    for block in content:
+        kind = str(block.get("type")) if isinstance(block, dict) else ""
+        if kind in HOSTED_CALLS:
+            kept.append({**_without_type(block), "type": "tool_use"})
+        elif kind.endswith("_tool_result"):
+            close(message.get("role"), kept)
+            close("user", [hosted_result(block)])
+            kept = []
+        else:
+            kept.append(block)
+    close(message.get("role"), kept)
+    return out or [{**message, "content": ""}]
+
+
+def _without_type(block: Body) -> Body:
+    return {name: block[name] for name in ("id", "name", "input") if name in block}
 
 
 def _answered(messages: list[Body]) -> list[Body]:

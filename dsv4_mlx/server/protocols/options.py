@@ -53,7 +53,10 @@ def _bias(body: Body, vocabulary: int) -> dict[int, float]:
             raise invalid(
                 f"logit_bias names {token[:40]!r}, expected a token id below {vocabulary}", "logit_bias"
             )
-        found[int(token)] = number(given, token, -100, 100, 0.0)
+        value = given[token]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -100 <= value <= 100:
+            raise invalid(f"logit_bias of {token} is {str(value)[:40]}, expected -100 to 100", "logit_bias")
+        found[int(token)] = float(value)
     return found
 
 

@@ -48,13 +48,14 @@ class ToolOptions:
     """`declared`: a JSON array of Chat Completions function tools, as the model sees their names.
 
     `must`: None the model may call; "" it must call one; a name: it must call this one. `one`: the turn ends
-    with the first call.
+    with the first call. `customs`: those of the declared whose argument is the text of a custom tool.
     """
 
     declared: str = "[]"
     offered: bool = False
     must: str | None = None
     one: bool = False
+    customs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class ParsedRequest:
     conversation: Conversation | None = None
     prompt: tuple[int, ...] = ()
     prompt_text: str = ""
+    echoed: tuple[int, ...] = ()  # ids of the prompt that come back with their log probabilities
     handles: Mapping[int, str] = field(default_factory=dict)
     tools: ToolOptions = ToolOptions()
     wanted: Json | Regex | None = None
@@ -80,6 +82,7 @@ class ParsedRequest:
     hint: str = ""
     echo: ResponsesEcho | None = None
     namespaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()  # what of it has no effect on the answer
 
     @property
     def rule(self) -> Rule | None:

@@ -17,6 +17,7 @@ from dsv4_mlx.grammar.rules import Json
 from dsv4_mlx.scheduler.turn_cache import Call, Completion
 from dsv4_mlx.server.api_errors import ApiError, invalid, unsupported
 from dsv4_mlx.server.options import ServerLimits
+from dsv4_mlx.server.protocols.content import hosted_items, responses_part, specification
 from dsv4_mlx.server.protocols.fields import Body, flag, most_tokens, object_of, objects_of, text, whole
 from dsv4_mlx.server.protocols.options import ThinkingOptions, resolve, sampling
 from dsv4_mlx.server.protocols.request import (
@@ -28,12 +29,19 @@ from dsv4_mlx.server.protocols.request import (
     refused,
 )
 from dsv4_mlx.server.protocols.stream import StreamEncoder, frame, is_object
-from dsv4_mlx.server.protocols.tools import arguments_text, chosen, rendered, with_schema
+from dsv4_mlx.server.protocols.tools import (
+    arguments_text,
+    chosen,
+    custom_function,
+    custom_input,
+    rendered,
+    with_schema,
+)
 
 _LIBRARY_MOST = 393_216  # the largest max_output_tokens that the library takes
 _HANDLE = re.compile(r"resp_(.+)-\d+")  # encrypted_content as the library makes it from the response's id
 _CALLS = {"function_call": "function_call_output", "custom_tool_call": "custom_tool_call_output"}
-_CUSTOM = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+_PATCH = "apply_patch"  # the one custom tool that the library knows, in the words of the model's training
 _ECHOED = (
     "instructions", "max_output_tokens", "parallel_tool_calls", "reasoning", "text", "tool_choice", "tools",
     "temperature", "top_p", "top_logprobs", "truncation", "user", "metadata", "service_tier",
@@ -45,6 +53,8 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
     """Raises ApiError 400 for what can't be done; fields nobody knows are ignored."""
     limits = facts.options.limits
     _check_stateless(body)
+    if "input" not in body and "model" in body and not body.get("instructions"):
+        raise invalid("there is no input, expected a string or an array of items", "input")
     thinking = resolve(body, facts.options.think)
     declared = [_tool(tool) for tool in objects_of(body, "tools", limits.tools)]
     functions = _functions(declared)
@@ -110,15 +120,24 @@ def _items(body: Body, limits: ServerLimits) -> list[Body]:
         {k: v for k, v in item.items() if v is not None}
         for item in objects_of(body, "input", limits.messages)
     ]
-    if any(item.get("type") == "item_reference" for item in items):
+    return _answered([one for item in items for one in _item(item)])
+
+
+def _item(item: Body) -> list[Body]:
+    """An item as the library takes it. Raises ApiError 400 for one that nobody here can read."""
+    kind = item.get("type", "message")
+    if (hosted := hosted_items(item)) is not None:
+        return hosted
+    if kind == "item_reference":
         raise unsupported("item_reference: this server stores no items; send the full input", "input")
-    return _answered([_item(item) for item in items])
-
-
-def _item(item: Body) -> Body:
-    if item.get("type") == "function_call":
-        return {**item, "arguments": arguments_text(item.get("arguments"))}
-    return item
+    if specification()["responses"]["items"].get(str(kind)) != "read":
+        raise unsupported(f"an item of type {str(kind)[:60]!r} can't be read by this model", "input")
+    if kind == "function_call":
+        return [{**item, "arguments": arguments_text(item.get("arguments"))}]
+    for name in ("content", "output"):
+        if isinstance(item.get(name), list) and kind != "reasoning":
+            item = {**item, name: [responses_part(part) for part in item[name]]}
+    return [item]
 
 
 def _answered(items: list[Body]) -> list[Body]:
@@ -139,6 +158,8 @@ def _tool(tool: Body) -> Body:
         return {**tool, "tools": [_tool(inner) for inner in objects_of(tool, "tools", 1024)]}
     if kind == "function":
         return with_schema({"type": "function", **tool}, "parameters")
+    if kind == "custom":
+        custom_function(tool, "tools")  # a format that can't be is refused here
     return tool
 
 
@@ -150,8 +171,12 @@ def _functions(declared: list[Body]) -> list[Body]:
         if kind == "namespace":
             inside = [one for one in tool["tools"] if one.get("type") == "function"]
             found += [_function(one, f"{tool.get('name')}__{one.get('name')}") for one in inside]
+            if len(inside) < len(tool["tools"]):
+                raise unsupported(
+                    f"the tools of namespace {tool.get('name')!r} are not all functions", "tools"
+                )
         elif kind == "custom":
-            found.append({"name": tool.get("name"), "parameters": _CUSTOM})
+            found.append(custom_function(tool, "tools"))
         elif kind == "function":
             found.append(_function(tool, text(tool, "name")))
     return found
@@ -162,21 +187,24 @@ def _function(tool: Body, name: str) -> Body:
 
 
 def _rendered(tool: Body) -> Body:
+    if tool.get("type") == "custom" and tool.get("name") != _PATCH:
+        return {"type": "function", **rendered(custom_function(tool, "tools"))}
     plain = rendered(tool)
     return {**plain, "tools": [_rendered(inner) for inner in plain["tools"]]} if "tools" in plain else plain
 
 
 def _choice(body: Body) -> Any:
     choice = body.get("tool_choice")
-    if isinstance(choice, dict) and choice.get("type") not in ("function", "custom", "allowed_tools"):
-        return "auto"  # a hosted tool, which runs elsewhere
     if isinstance(choice, dict) and choice.get("namespace"):
         return {**choice, "name": f"{choice['namespace']}__{choice.get('name')}"}
     return choice
 
 
 def _shown_choice(body: Body) -> Body:
-    return {"tool_choice": body["tool_choice"]} if "tool_choice" in body else {}
+    choice = body.get("tool_choice")
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        choice = choice.get("mode", "auto")  # the library knows no list of them
+    return {} if choice is None else {"tool_choice": choice}
 
 
 def _reasoning(body: Body, thinking: ThinkingOptions) -> Body:
@@ -234,6 +262,7 @@ class ResponsesEncoder(StreamEncoder):
     prefix = "resp_"
     _opened: Body | None = None  # the response as it was first told
     _sequence = 0
+    _name = ""  # of the function whose call is being told
 
     def generator(self) -> Any:
         made = ResponsesRequest.chunk_generator(self.ask.request, self.id, self.ask.model)
@@ -262,7 +291,43 @@ class ResponsesEncoder(StreamEncoder):
             return []
         if response := given.get("response"):
             self._complete(response)
+            response["output"] = [self._custom(item) for item in response["output"]]
+        elif item := given.get("item"):
+            self._name = item.get("name", "")
+            given["item"] = self._custom(item)
+        elif given["type"].startswith("response.function_call_arguments."):
+            return self._arguments(given)
         return self._numbered(given)
+
+    def _arguments(self, given: Body) -> list[str]:
+        """A custom tool's text comes at once: its pieces would be pieces of JSON."""
+        done = given["type"].endswith(".done")
+        if self._name not in self._customs:
+            # the specification requires a name, the library leaves it out
+            return self._numbered({**given, "name": self._name} if done else given)
+        if not done:
+            return []
+        whole = custom_input(given["arguments"]) if is_object(given["arguments"]) else ""
+        place = {name: given[name] for name in ("item_id", "output_index")}
+        said = {"type": "response.custom_tool_call_input.delta", **place, "delta": whole}
+        ended = {"type": "response.custom_tool_call_input.done", **place, "input": whole}
+        return self._numbered(said) + self._numbered(ended)
+
+    @property
+    def _customs(self) -> frozenset[str]:
+        """Custom tools that were functions to the library."""
+        return self.ask.tools.customs - {_PATCH}
+
+    def _custom(self, item: Body) -> Body:
+        if item["type"] != "function_call" or item["name"] not in self._customs:
+            return item
+        arguments = item["arguments"]
+        kept = {name: value for name, value in item.items() if name != "arguments"}
+        return {
+            **kept,
+            "type": "custom_tool_call",
+            "input": custom_input(arguments) if is_object(arguments) else "",
+        }
 
     def whole(self, given: Body) -> Body:
         self._complete(given)
@@ -270,6 +335,7 @@ class ResponsesEncoder(StreamEncoder):
             given["output"] = [
                 i for i in given["output"] if i["type"] != "function_call" or is_object(i["arguments"])
             ]
+        given["output"] = [self._custom(item) for item in given["output"]]
         return given
 
     def completion(self) -> Completion:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from dsv4_mlx import __version__
+from dsv4_mlx.engine.chooser import Score
 from dsv4_mlx.engine.decode import Token
 from dsv4_mlx.scheduler.turn_cache import Completion
 from dsv4_mlx.server.api_errors import ApiError
@@ -75,6 +77,9 @@ class StreamEncoder(ABC):
     def keep_alive(self, done: int, total: int) -> list[str]:
         """While nothing else can be said. `done` of `total` prompt tokens are computed; 0 of 0 in a queue."""
         return [f": prefill {done}/{total}\n\n" if total else ": keep-alive\n\n"]
+
+    def scored(self, scores: Sequence[Score]) -> None:  # noqa: B027 - one protocol has a use for it
+        """Log probabilities of the prompt, where it asked for them; before `started`."""
 
     def started(self, cached: int) -> list[str]:
         self.cached = cached

@@ -66,8 +66,8 @@ def executed(checkpoints: Checkpoints, numerics: str, machine: Proven) -> Transf
 
 @pytest.fixture
 def tokens() -> Array:
-    """One prompt, whatever a test is called: with some, so many values lie on a rounding edge that two equally
-    right paths part in `official`."""
+    """One prompt, whatever a test is called: with some, so many values lie on a rounding edge that two
+    equally right paths part in `official`."""
     return np.random.default_rng(3875090456).integers(8, 600, PROMPT[-1])
 
 
