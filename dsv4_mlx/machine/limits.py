@@ -7,7 +7,6 @@ import os
 import platform
 import resource
 import sys
-from contextlib import suppress
 from enum import IntEnum
 
 import mlx.core as mx
@@ -34,13 +33,6 @@ def memory_limit() -> int:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
     return installed_memory()
-
-
-def give_back() -> None:
-    """What is free of the C library's memory -> the system. glibc keeps it; macOS does it by itself."""
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # another C library than glibc
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def installed_memory() -> int:

@@ -6,7 +6,9 @@ Events of the engine thread, awaited on the event loop.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,7 +23,6 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress, Token
-from dsv4_mlx.machine.limits import give_back
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.server.api_errors import ApiError, from_error
@@ -85,6 +86,13 @@ STREAM = {
     "x-accel-buffering": "no",
 }
 JSON = {"content-type": "application/json"}
+
+
+def give_back() -> None:
+    """What is free of the C library's memory -> the system. glibc keeps it; macOS does it by itself."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass
