@@ -35,6 +35,7 @@ from dsv4_mlx.engine.chunking import EVERY
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import Dsv4Error, InputError, UsageError
+from dsv4_mlx.machine.disks import at_home
 from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Transformer
 
@@ -122,7 +123,7 @@ def load(path: str, return_config: bool = False, **ignored: Any) -> tuple[Any, .
 
     mlx-lm's options for its own loader are accepted and mean nothing here. Raises Dsv4Error.
     """
-    folder = Path(path).expanduser()
+    folder = at_home(path)
     if not folder.is_dir():
         raise InputError(f"there is no folder {path!r}", next="give the folder of a converted model")
     engine = Engine.open(folder, EngineOptions())

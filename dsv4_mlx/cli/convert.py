@@ -112,7 +112,7 @@ def _from_hub(
     from dsv4_mlx.hub.download import convert_from_hub, source_folder
     from dsv4_mlx.hub.remote import Retry
 
-    target = Path(os.path.abspath(target.expanduser()))  # "." has a name then
+    target = Path(os.path.abspath(target))  # "." has a name then
     with filling("downloading and converting", [target, source_folder(target)], exclude) as show:
         return convert_from_hub(
             source, target, recipe, delete=delete, resume=resume, revision=revision,

@@ -7,6 +7,7 @@ from pathlib import Path
 from dsv4_mlx.cli.demo import build
 from dsv4_mlx.cli.options import cache_folder
 from dsv4_mlx.errors import InputError, UsageError
+from dsv4_mlx.machine.disks import at_home
 from dsv4_mlx.other_models import gguf
 
 
@@ -17,7 +18,7 @@ def model_folder(reference: str) -> Path:
     """
     if not reference:
         raise UsageError("MODEL is empty", next="give a folder, or `demo`")
-    folder = _no_gguf(Path(reference).expanduser())
+    folder = _no_gguf(at_home(reference))
     if reference == "demo" and not folder.exists():
         return build(cache_folder() / "demo").model
     if folder.is_dir():
@@ -35,7 +36,7 @@ def model_folder(reference: str) -> Path:
 
 def official_folder(reference: str) -> Path:
     """SOURCE as given -> a folder on this machine. Raises InputError."""
-    folder = _no_gguf(Path(reference).expanduser())
+    folder = _no_gguf(at_home(reference))
     if folder.is_dir():
         return folder
     if folder.exists():

@@ -15,6 +15,7 @@ from dsv4_mlx.cli.disk_work import existing, name_disk
 from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.cli.options import JsonOption
 from dsv4_mlx.errors import InputError, UsageError
+from dsv4_mlx.machine.disks import at_home
 from dsv4_mlx.machine.units import duration, parse_memory, parse_speed, rate, size
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def plan(
         (bandwidth, disk, network), ("--bandwidth", "--disk", "--network"), strict=True)))  # fmt: skip
     throughput: ConversionThroughput | str = "for another machine"
     if memory is None:
-        here = existing(Path(place).expanduser())
+        here = existing(at_home(place))
         if not here.is_dir():
             raise InputError(f"{here} is a file", next="give a folder as --dir")
         name_disk(here)

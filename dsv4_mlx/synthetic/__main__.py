@@ -15,6 +15,7 @@ from dsv4_mlx.checkpoint.inventory import inventory
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.errors import EXIT_INTERRUPT, Dsv4Error, InputError, MachineError, UsageError
+from dsv4_mlx.machine.disks import at_home
 from dsv4_mlx.synthetic.configs import cut, release_config, small_config
 from dsv4_mlx.synthetic.holes import write_converted, write_holes
 from dsv4_mlx.synthetic.write import Progress, make_empty, write_checkpoint
@@ -41,10 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new or empty folder")
+    parser.add_argument("out", type=at_home, metavar="OUT", help="a new or empty folder")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument(
-        "--config", type=Path, metavar="FILE", help="an official config.json to follow exactly"
+        "--config", type=at_home, metavar="FILE", help="an official config.json to follow exactly"
     )
     shape.add_argument(
         "--like", choices=("flash", "base", "pro", "0731"), help="the layers and keys of this release"
