@@ -25,6 +25,9 @@ def download(
     repository: Annotated[str, typer.Argument(help="On the Hub, such as deepseek-ai/DeepSeek-V4-Flash.")],
     target: Annotated[Path, typer.Argument(help="The folder to fill. What is there and right is kept.")],
     revision: RevisionOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read again what is there, and fetch what is damaged.")
+    ] = False,
     exclude: ExcludeOption = None,
 ) -> None:
     """Download the official checkpoint: resumed where it stopped, every file checked against its digest.
@@ -37,7 +40,14 @@ def download(
     from dsv4_mlx.hub.remote import Retry
 
     with filling("downloading", [target], exclude) as show:
-        source = run(repository, target, revision=revision, retry=Retry(tell=tell), progress=stages(show))
+        source = run(
+            repository,
+            target,
+            revision=revision,
+            retry=Retry(tell=tell),
+            progress=stages(show),
+            verify=verify,
+        )
     total = sum(header.size for header in source.shards.values())
     print(f"{len(source.shards)} files with {size(total)} of weights are in {target}")
 
@@ -49,6 +59,9 @@ def stages(show: Progress) -> Callable[[DownloadStep], None]:
     def advance(step: DownloadStep) -> None:
         if step.stage == "looking":
             show(0, 0, f"looking at shard {step.done} of {step.total}")
+            return
+        if step.stage == "checking":
+            show(step.done, step.total, "checking what is converted")
             return
         reached[step.stage] = step
         words = [f"{stage} {_number(s.shard)}" for stage, s in reached.items() if s.done < s.total]

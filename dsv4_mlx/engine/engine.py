@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.memory import expert_room, largest_context, repeated_scales, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.engine.wiring import prepare
-from dsv4_mlx.errors import DoesNotFit, UsageError
+from dsv4_mlx.errors import DoesNotFit, Dsv4Warning, UsageError
 from dsv4_mlx.machine.limits import memory_limit, memory_pressure, page_cache_share
 from dsv4_mlx.machine.support import check_supported
 from dsv4_mlx.machine.units import size
@@ -65,6 +66,13 @@ class Engine:
         wiring = prepare(options.wire)
         mx.set_cache_limit(CACHE_LIMIT)
         pager = None
+        if memory.resident and options.verify_reads:
+            warnings.warn(
+                "--verify-reads checks nothing here: all experts are in memory and none is read again; "
+                "dsv4-mlx verify MODEL checks every byte",
+                Dsv4Warning,
+                stacklevel=2,
+            )
         if not memory.resident:
             pager = Pager(
                 memory,

@@ -124,11 +124,17 @@ def _words(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """`sha256` None for a small file, of which the Hub tells no such digest."""
+    """`blob`: the SHA-1 of git, which the Hub tells of a small file; of a large one it tells the SHA-256."""
 
     name: str
     bytes: int
     sha256: str | None
+    blob: str | None = None
+
+    @property
+    def digest(self) -> str | None:
+        """What its bytes are held against."""
+        return self.sha256 or self.blob
 
 
 class FetchStopped(Exception):
@@ -219,7 +225,9 @@ def look(
         files = {}
         for entry in found.siblings or []:
             digest = entry.lfs.sha256 if entry.lfs is not None else None
-            files[entry.rfilename] = RemoteFile(entry.rfilename, entry.size or 0, digest)
+            files[entry.rfilename] = RemoteFile(
+                entry.rfilename, entry.size or 0, digest, entry.blob_id if entry.lfs is None else None
+            )
         for name in files:
             if name.startswith("/") or ".." in name.split("/") or "\\" in name:
                 raise InputError(f"{repository} lists the file {name!r}, which would leave the folder")

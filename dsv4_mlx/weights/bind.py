@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from dsv4_mlx.checkpoint.manifest import ManifestTensor
+from dsv4_mlx.checkpoint.manifest import REPAIR, ManifestTensor
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.model.tensors import ExpertSource, Linear
-from dsv4_mlx.weights.converted import CONVERT_AGAIN
 from dsv4_mlx.weights.records import Paged
 from dsv4_mlx.weights.resident_experts import QUANTISED, ResidentExperts, layout, segments_differ
 from dsv4_mlx.weights.stored import ArraySource, StoredModel
@@ -127,4 +126,4 @@ class StoredTensors:
         return array
 
     def _bad(self, message: str, file: str = "manifest.json") -> InputError:
-        return InputError(message, where=self.folder / file, next=CONVERT_AGAIN)
+        return InputError(message, where=self.folder / file, next=REPAIR)
