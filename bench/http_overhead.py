@@ -22,8 +22,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dsv4_mlx.engine.decode import Sampled
+from dsv4_mlx.engine.decode import Token
 from dsv4_mlx.engine.engine_options import SamplingOptions
+from dsv4_mlx.engine.session import SessionRows
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.replay import ReplayBackend, ScriptedTurn
 from dsv4_mlx.scheduler.request import GenerationRequest
@@ -53,8 +54,9 @@ def bare(turn: ScriptedTurn) -> tuple[float, float, int]:
     backend.open(lambda done, total: None)
     session, count = backend.session(), 0
     wall, cpu = time.perf_counter(), time.process_time()
-    for step in backend.run(session, GenerationRequest((9,) * 8, SamplingOptions(temperature=0))):
-        count += isinstance(step, Sampled)
+    asked = GenerationRequest((9,) * 8, SamplingOptions(temperature=0))
+    for step in backend.run(SessionRows(session), asked):
+        count += isinstance(step, Token)
     return time.perf_counter() - wall, time.process_time() - cpu, count
 
 

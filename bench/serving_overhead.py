@@ -19,16 +19,17 @@ from typing import Self
 
 import numpy as np
 
-from dsv4_mlx.engine.decode import GenerationLimits
+from dsv4_mlx.engine.chooser import GenerationLimits
+from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress
 from dsv4_mlx.engine.engine_options import SamplingOptions
-from dsv4_mlx.engine.generate import steps
-from dsv4_mlx.engine.session import Logits
+from dsv4_mlx.engine.generate import run
+from dsv4_mlx.engine.session import Logits, SessionRows
+from dsv4_mlx.errors import Progress
 from dsv4_mlx.scheduler.admission import SchedulerOptions
-from dsv4_mlx.scheduler.backend import Progress, Run, wanted
+from dsv4_mlx.scheduler.backend import Run, wanted
 from dsv4_mlx.scheduler.engine_thread import EngineThread
-from dsv4_mlx.scheduler.request import Event, Finished, GenerationRequest
+from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.scheduler.session_policy import SessionLimits
-from dsv4_mlx.scheduler.session_pool import Reusable
 from dsv4_mlx.tokenizer.template import Markers, Prompts
 
 VOCABULARY = 129_280
@@ -40,29 +41,32 @@ class Still:
     """A session without a model: the likeliest token is always 9."""
 
     growth = 2048
-    together: int | None = None
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self.markers, self.vocabulary, self.capacity = MARKERS, VOCABULARY, 1 << 20
+        self.markers, self.vocabulary = MARKERS, VOCABULARY
+        self.context = self.capacity = 1 << 20
         self.logits: Logits = np.zeros(VOCABULARY, np.float32)
         self.logits[9] = 1
 
-    def room_after(self, tokens: Sequence[int]) -> int:
-        return self.capacity - len(tokens)
-
-    def prefill(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        *,
+        chunks_per_step: Callable[[], int | None] = lambda: None,
+        check_cancelled: Callable[[], None] = lambda: None,
+    ) -> Iterator[PrefillProgress]:
         self.tokens = list(tokens)
-        yield len(tokens), len(tokens)
+        yield PrefillProgress(len(tokens), len(tokens), 0)
 
     def advance(self, token: int) -> Logits:
         self.tokens.append(token)
         return self.logits
 
-    def keeps(self, tokens: Sequence[int]) -> int:
+    def cached_prefix(self, tokens: Sequence[int]) -> int:
         return 0
 
-    def branch(self, tokens: Sequence[int]) -> Self:
+    def fork_at(self, tokens: Sequence[int]) -> Self:
         raise NotImplementedError
 
 
@@ -88,9 +92,9 @@ class Timed:
     def session(self) -> Still:
         return Still()
 
-    def run(self, session: Reusable, job: GenerationRequest) -> Run:
+    def run(self, rows: SessionRows, job: GenerationRequest) -> Run:
         begun = time.thread_time()
-        ended = yield from steps(session, job.prompt, job.sampling, wanted(job))
+        ended = yield from run(rows, job.prompt, job.sampling, wanted(job))
         self.cpu += time.thread_time() - begun
         return ended
 
@@ -107,7 +111,7 @@ class Timed:
 def bare(tokens: int) -> tuple[float, float]:
     """Wall and CPU seconds of the loop alone."""
     wall, cpu = time.perf_counter(), time.thread_time()
-    for _ in steps(Still(), [9] * 8, GREEDY, GenerationLimits(tokens)):
+    for _ in run(SessionRows(Still()), [9] * 8, GREEDY, GenerationLimits(tokens)):
         pass
     return time.perf_counter() - wall, time.thread_time() - cpu
 

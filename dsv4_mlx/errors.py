@@ -1,4 +1,4 @@
-"""Every error a person can meet.
+"""Every error a person can meet, and how far long work is.
 
     Dsv4Error                 base; carries the exit code
     |-- UsageError       2    wrong arguments or options
@@ -13,6 +13,10 @@ Dsv4Error is a bug in this project: the command line logs its traceback and exit
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[int, int], None]  # done, in all: of bytes, tokens, passes; may raise to leave the work
 
 EXIT_BUG = 70
 EXIT_INTERRUPT = 130

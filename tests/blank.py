@@ -17,6 +17,7 @@ from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.convert.conversion_plan import make_plan
 from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.convert.summary import build_manifest
+from dsv4_mlx.model.tensors import ExpertProduct
 from dsv4_mlx.synthetic import release_config
 from dsv4_mlx.synthetic.configs import Release
 from dsv4_mlx.weights.records import RecordMap
@@ -67,9 +68,9 @@ class BlankSlots:
     def __init__(self, slots: int, dtype: mx.Dtype) -> None:
         self.slots, self.dtype = slots, dtype
 
-    def __call__(self, block: str, records: RecordMap) -> ResidentExperts:
+    def __call__(self, block: str, records: RecordMap, product: ExpertProduct) -> ResidentExperts:
         layout = records.slots(self.slots)
-        return ResidentExperts(blank_records(layout), layout, self.dtype)
+        return ResidentExperts(blank_records(layout), layout, self.dtype, product)
 
 
 class BlankModel:

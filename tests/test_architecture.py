@@ -243,6 +243,39 @@ def test_table_finds_a_wrong_import(tmp_path: Path) -> None:
     assert imports(file) == {"dsv4_mlx.weights", "torch", "dsv4_mlx.cli.main"}
 
 
+@pytest.mark.parametrize(
+    ("file", "name"), [("engine/session.py", "Session"), ("model/transformer.py", "Transformer")]
+)
+def test_nobody_sets_what_a_session_or_a_model_is_made_of(file: str, name: str) -> None:
+    """What a step shall do otherwise is a parameter: an attribute set from outside is found by nobody."""
+    own = PACKAGE / file
+    made = next(
+        n
+        for n in ast.walk(ast.parse(own.read_text("utf-8")))
+        if isinstance(n, ast.ClassDef) and n.name == name
+    )
+    names = {target.attr for target, owner in _set_attributes(made) if owner == "self"}
+    assert len(names) > 3
+    wrong = [
+        f"{path.relative_to(ROOT)}:{target.lineno}: {owner}.{target.attr}"
+        for path in modules().values()
+        if path != own
+        for target, owner in _set_attributes(ast.parse(path.read_text("utf-8")))
+        if target.attr in names
+        and owner.split(".")[-1] in ("session", "model", name)
+        or "cast(" + name in owner
+    ]
+    assert not wrong
+
+
+def _set_attributes(tree: ast.AST) -> list[tuple[ast.Attribute, str]]:
+    """Every `owner.name = ...`: the target, and its owner as written."""
+    targets = [t for n in ast.walk(tree) if isinstance(n, ast.Assign) for t in n.targets]
+    targets += [n.target for n in ast.walk(tree) if isinstance(n, ast.AnnAssign)]
+    flat = [part for t in targets for part in (t.elts if isinstance(t, ast.Tuple) else [t])]
+    return [(t, ast.unparse(t.value)) for t in flat if isinstance(t, ast.Attribute)]
+
+
 def page() -> str:
     return (ROOT / "docs" / "architecture.md").read_text("utf-8")
 

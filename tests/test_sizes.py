@@ -41,8 +41,8 @@ def test_functions_are_short() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_main_path_is_short() -> None:
-    assert len((ROOT / "dsv4_mlx/engine/generate.py").read_text("utf-8").splitlines()) <= 120
+def test_the_generator_from_prompt_to_events_is_short() -> None:
+    assert len((ROOT / "dsv4_mlx/engine/decode.py").read_text("utf-8").splitlines()) <= 120
 
 
 def test_a_long_function_is_found() -> None:

@@ -29,9 +29,10 @@ class BlankExperts:
 
     gate_up: Bank
     down: Bank
+    product: ExpertProduct
 
-    def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
-        return [product(c.rows, c.x, c.ids, c.weights, self.gate_up, self.down, c.shared) for c in chunks]
+    def routed(self, chunks: Sequence[Routed]) -> list[mx.array]:
+        return [self.product(chunk, self.gate_up, self.down) for chunk in chunks]
 
 
 @dataclass
@@ -60,9 +61,9 @@ class BlankTensors:
     def table(self, name: str, shape: tuple[int, ...]) -> mx.array:
         return self._blank(name, shape, mx.int32)
 
-    def experts(self, block: str) -> BlankExperts:
+    def experts(self, block: str, product: ExpertProduct) -> BlankExperts:
         count, hidden, width = self.config.experts, self.config.hidden_size, self.config.expert_width
-        return BlankExperts(_bank(count, 2 * width, hidden), _bank(count, hidden, width))
+        return BlankExperts(_bank(count, 2 * width, hidden), _bank(count, hidden, width), product)
 
     def _blank(self, name: str, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
         self.taken[name] = shape

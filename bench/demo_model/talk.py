@@ -9,7 +9,7 @@ from deepseek_recipe import Conversation
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import generate
-from dsv4_mlx.tokenizer.output_parser import AnswerParser
+from dsv4_mlx.tokenizer.output_parser import TextParser
 
 GREEDY = SamplingOptions(temperature=0.0)
 LIMIT = 200  # tokens; the longest turn ever trained has about 110
@@ -27,7 +27,7 @@ class Turn:
 
 def say(engine: Engine, conversation: Conversation) -> Turn:
     prompt = engine.prompts.encode(conversation)
-    parser = AnswerParser(conversation, engine.prompts.tokenizer)
+    parser = TextParser(conversation, engine.prompts.spelling)
     parts = {"thinking": "", "answer": "", "tool": ""}
     said = []
     for token in generate(engine.session(), prompt, GREEDY, max_tokens=LIMIT):

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from bench.demo_model.rounding import rounded
 from dsv4_mlx.checkpoint.inventory import Weight, inventory
 from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.model.tensors import ExpertProduct
 from dsv4_mlx.weights.resident_experts import FloatExperts, FloatTensors
 
 Floats = npt.NDArray[np.float32]
@@ -25,9 +26,11 @@ SMALL = {"wo_b": 0.5, "w2": 0.5}  # sublayer outputs start below the size of the
 class TrainingTensors(FloatTensors):
     """FloatTensors whose experts are stacks: `BLOCK.experts.gate_up` [E, 2 I, D] and `.down` [E, D, I]."""
 
-    def experts(self, block: str) -> FloatExperts:
+    def experts(self, block: str, product: ExpertProduct) -> FloatExperts:
         return FloatExperts(
-            self._take(f"{block}.experts.gate_up", None), self._take(f"{block}.experts.down", None)
+            self._take(f"{block}.experts.gate_up", None),
+            self._take(f"{block}.experts.down", None),
+            product,
         )
 
 

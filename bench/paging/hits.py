@@ -66,8 +66,8 @@ def stretch(session: Session, tokens: list[int]) -> float:
 
 
 def compare(resident: Engine, paged: Engine, optimistic: bool) -> dict[str, Any]:
-    assert paged.pager is not None and isinstance(paged.model.loop, PagedSchedule)
-    paged.model.loop.strategy = Fixed(optimistic)  # type: ignore[assignment]
+    assert paged.pager is not None and isinstance(paged.model.schedule, PagedSchedule)
+    paged.model.schedule.strategy = Fixed(optimistic)  # type: ignore[assignment]
     rng = np.random.default_rng(0)
     tokens = [int(t) for t in rng.integers(8, resident.config.vocab_size, PROMPT + PAIRS * STRETCH)]
     sessions = {"resident": resident.session(), "paged": paged.session()}

@@ -35,17 +35,9 @@ EACH, EXPERTS, LIMIT = 6, 24, 10.0
 REPEATS = 7
 
 
-def product(
-    rows: int,
-    x: mx.array,
-    slots: mx.array,
-    weights: mx.array,
-    gate_up: Bank,
-    down: Bank,
-    start: mx.array | None,
-) -> mx.array:
-    routed = expert_ffn(x, slots, weights, gate_up, down, LIMIT)
-    return routed if start is None else routed + start
+def product(chunk: Routed, gate_up: Bank, down: Bank) -> mx.array:
+    routed = expert_ffn(chunk.x, chunk.ids, chunk.weights, gate_up, down, LIMIT)
+    return routed if chunk.shared is None else routed + chunk.shared
 
 
 class Shared:
@@ -62,16 +54,8 @@ class Shared:
         return mx.quantized_matmul(hidden, *self._down, **form)
 
 
-def no_product(
-    rows: int,
-    x: mx.array,
-    slots: mx.array,
-    weights: mx.array,
-    gate_up: Bank,
-    down: Bank,
-    start: mx.array | None,
-) -> mx.array:
-    return x.astype(mx.float32)
+def no_product(chunk: Routed, gate_up: Bank, down: Bank) -> mx.array:
+    return chunk.x.astype(mx.float32)
 
 
 def no_shared(x: mx.array) -> mx.array:
@@ -91,7 +75,10 @@ class Pair:
         for path in self.paths:
             records = write_records(path, EXPERTS)
             files.open(path, path.stat().st_size)
-            self.layers.append(PagedExperts(records, 2 * EACH, LruPolicy(EXPERTS), self.pool, mx.float32))
+            policy = LruPolicy(EXPERTS)
+            self.layers.append(
+                PagedExperts(records, 2 * EACH, policy, self.pool, mx.float32, lambda *a: self.product(*a))
+            )
         self.x = mx.random.normal((1, 1, HIDDEN))
         mx.eval(self.x)
 
@@ -118,7 +105,7 @@ class Pair:
         for layer, shared, ids in zip(self.layers, self.shared, experts, strict=True):
             wanted = mx.array(np.array(ids, np.uint32).reshape(1, 1, EACH))
             weights = mx.full((1, 1, EACH), 1 / EACH)
-            (x,) = layer.routed(self.product, [Routed(x, wanted, weights, shared(x))])
+            (x,) = layer.routed([Routed(x, wanted, weights, shared(x), 1)])
             x = x / mx.sqrt(mx.mean(x * x))
         mx.eval(x)
         seconds = time.perf_counter() - started
@@ -141,7 +128,7 @@ class Pair:
             if hits:
                 slots = mx.array([[[layer.table.slot_of[e] for e in range(hits)]]], mx.uint32)
                 weights = mx.full((1, 1, hits), 1 / EACH)
-                beside = self.product(1, x, slots, weights, *layer.bank.banks(), beside)
+                beside = self.product(Routed(x, slots, weights, beside, 1), *layer.bank.banks())
             mx.eval(beside)
         return time.perf_counter() - started
 

@@ -136,7 +136,7 @@ class Ours:
         files = Files()
         files.open(records.files[0], records.sizes[0])
         self._pool = ReaderPool(DiskReader(files), 1)
-        self._layer = PagedExperts(records, BATCH, LruPolicy(records.count), self._pool, mx.float32)
+        self._layer = PagedExperts(records, BATCH, LruPolicy(records.count), self._pool, mx.float32, nothing)
         self._x = mx.zeros((1, BATCH // 6, HIDDEN))
 
     def __call__(self, experts: list[int], threads: int) -> float:
@@ -146,23 +146,15 @@ class Ours:
         mx.eval(ids)
         before = self._layer.stats.misses
         started = time.perf_counter()
-        chunk = Routed(self._x, ids, mx.zeros(ids.shape), mx.zeros((1,)))
-        mx.eval(self._layer.routed(nothing, [chunk]))
+        chunk = Routed(self._x, ids, mx.zeros(ids.shape), mx.zeros((1,)), BATCH // 6)
+        mx.eval(self._layer.routed([chunk]))
         seconds = time.perf_counter() - started
         assert self._layer.stats.misses - before == len(experts)
         return seconds
 
 
-def nothing(
-    rows: int,
-    x: mx.array,
-    slots: mx.array,
-    weights: mx.array,
-    gate_up: Bank,
-    down: Bank,
-    start: mx.array | None,
-) -> mx.array:
-    return mx.zeros((*x.shape[:2], 1))
+def nothing(chunk: Routed, gate_up: Bank, down: Bank) -> mx.array:
+    return mx.zeros((*chunk.x.shape[:2], 1))
 
 
 def compare(path: Path, records: RecordMap, pairs: int) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from bench.demo_model.tasks import KINDS
 from bench.paging.traces import Trace, save
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions
-from dsv4_mlx.model.tensors import ExpertProduct, ExpertSource, Routed
+from dsv4_mlx.model.tensors import ExpertSource, Routed
 
 CHECKPOINT = Path(__file__).parents[2] / "dsv4_mlx" / "demo"
 TOKENS = 8000  # of the 8192 that the model was trained for
@@ -34,10 +34,10 @@ class Recorded:
     def __init__(self, experts: ExpertSource, note: Callable[[mx.array], None]) -> None:
         self._experts, self._note = experts, note
 
-    def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
+    def routed(self, chunks: Sequence[Routed]) -> list[mx.array]:
         for chunk in chunks:
             self._note(chunk.ids)
-        return self._experts.routed(product, chunks)
+        return self._experts.routed(chunks)
 
 
 def text(folder: Path, tokens: int) -> list[int]:

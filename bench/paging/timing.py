@@ -103,7 +103,7 @@ class Parts:
     def experts(self, count: int) -> None:
         ids = mx.arange(count, dtype=mx.uint32)[None, None]
         weights = mx.ones((1, 1, count))
-        mx.eval(self._experts.routed(self._moe._product, [Routed(self._x, ids, weights, self._zero)]))
+        mx.eval(self._experts.routed([Routed(self._x, ids, weights, self._zero, 1)]))
 
     def shared(self) -> None:
         moe = self._moe

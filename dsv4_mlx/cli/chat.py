@@ -51,22 +51,19 @@ def chat(
 
     asked = question(prompt) if prompt is not None or is_piped() else None
     folder = model_folder(model)
-    from dsv4_mlx.cli.chat_engine import SessionChatEngine
+    from dsv4_mlx.cli.chat_engine import ThreadChatEngine
     from dsv4_mlx.engine.info import check
     from dsv4_mlx.engine.wiring import prepare
+    from dsv4_mlx.scheduler.backend import ModelBackend
 
     check(folder)  # a model that is missing or unfinished is said before anything is drawn
     options = engine.with_kernels()
     prepare(options.wire)  # and what it has to warn of
 
-    speaker = SessionChatEngine(
-        folder,
-        options,
-        sampling,
-        max_tokens,
-        data_folder() / "states",
+    chat_engine = ThreadChatEngine(
+        ModelBackend(folder, options), folder.name, sampling, max_tokens, data_folder() / "states"
     )
     start = ChatOptions(str(folder), system, think, seed, resume, write_crash_log)
-    code = talk(speaker, data_folder(), start, terminal_environment(), question=asked, plain=plain)
+    code = talk(chat_engine, data_folder(), start, terminal_environment(), question=asked, plain=plain)
     if code:
         raise typer.Exit(code)

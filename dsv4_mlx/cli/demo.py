@@ -94,7 +94,7 @@ def build(folder: Path) -> Demo:
     model, record = folder / MODEL_ID, folder / RECORD
     if _intact(SHIPPED, model, record):
         return Demo(SHIPPED, model, reused=True)
-    from dsv4_mlx.convert.run import convert  # not before: the demo is mostly there
+    from dsv4_mlx.convert.run import convert
 
     try:
         _clear(folder, model)

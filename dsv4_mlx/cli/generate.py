@@ -52,12 +52,11 @@ def generate(
     Example: dsv4-mlx generate ~/models/flash -p "Why is the sky blue?" --think off
     """
     from dsv4_mlx.cli.stdin import question
-    from dsv4_mlx.engine.complete import complete as go_on
     from dsv4_mlx.engine.engine import Engine
     from dsv4_mlx.engine.generate import answer
+    from dsv4_mlx.engine.generate import complete as go_on
     from dsv4_mlx.engine.info import vocabulary
     from dsv4_mlx.machine.awake import Awake
-    from dsv4_mlx.tokenizer.markers import Spelling
 
     think = _no_thinking(call, think) if complete else think
     asked = question(prompt, exact=complete)
@@ -73,7 +72,7 @@ def generate(
         held = form(opened, folder, rule, thinking=think != "off")
         session = opened.session()
         if complete:
-            of = session, Spelling(folder), asked, sampling
+            of = opened, session, asked, sampling
             _say(go_on(*of, max_tokens=max_tokens, constraint=held["constraint"]))
         else:
             _say(answer(opened, session, asked, think, sampling, max_tokens=max_tokens, **held))

@@ -1,4 +1,4 @@
-"""Where a prefill is cut.
+"""Where a prefill is cut, and which of the cuts a session can go back to.
 
 A cut depends on the tokens before it only: never on memory, time, or what was restored. So a prompt is
 cut alike whenever it is prefilled, and a restored session is bit-equal to a cold one.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dsv4_mlx.engine.memory import RESTART_POINTS
+from dsv4_mlx.model.state import Snapshot
 from dsv4_mlx.tokenizer.template import Markers
 
 EVERY = 512  # a cut at each multiple, counted from position 0
 APART = 256  # a message boundary cuts when the last cut is at least this far back
+LATEST = 4  # of the restart points, those of the latest cuts are kept whatever lies before
 
 
 def chunk_ends(tokens: Sequence[int], markers: Markers | None) -> list[int]:
@@ -36,3 +39,18 @@ def _closes(previous: int, token: int, markers: Markers | None) -> bool:
         return False
     opens = previous == markers.assistant and token in (markers.think, markers.end_think)
     return token == markers.end or opens
+
+
+def spread_restart_points(points: Sequence[Snapshot]) -> list[Snapshot]:
+    """At most RESTART_POINTS of `points`, in order: the latest, and before them about evenly spread ones.
+
+    A later prompt may share any part of this one, such as an agent's instructions.
+    """
+    kept = list(points)
+    while len(kept) > RESTART_POINTS:
+        old = kept[:-LATEST]
+        starts = [0, *(point.length for point in old[:-1])]
+        ends = [*(point.length for point in old[1:]), kept[-LATEST].length]
+        gaps = [end - start for start, end in zip(starts, ends, strict=True)]
+        del kept[gaps.index(min(gaps))]
+    return kept

@@ -1,96 +1,108 @@
-"""What a turn must be, and what comes out of the decode loop while it is made.
+"""The decode loop as a conversation: it asks for rows and is given tokens; events come out.
 
-How likely a token was, and which others were.
+    PrefillProgress*  Token*  Finished       in this order; whatever happens, one Finished, and it is the last
 
-Whether the model thinks, and the end of a thinking that has taken its budget.
+A PrefillProgress with done == total comes once: the prompt is in. Whoever answers the requests may compute
+rows of several sessions together, draft tokens and verify them, or run ahead: the tokens are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-
-from dsv4_mlx.engine.constraint import Constraint
+from dsv4_mlx.engine.chooser import Chooser, Top, likelihood
 from dsv4_mlx.engine.sampler import Floats
-from dsv4_mlx.tokenizer.template import Markers
+
+Ended = Literal["stop", "length"]
+Reason = Literal[Ended, "cancelled", "error"]
 
 
 @dataclass(frozen=True)
 class PrefillProgress:
-    """`done` of `total` tokens of the prompt are computed; the others were known before."""
+    """`done` of `total` tokens of the prompt are computed; `cached` more were known before."""
 
     done: int
     total: int
+    cached: int
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """A token of the answer. Where asked for: its natural log probability, and the likeliest ones'."""
+class Token:
+    """A token of the answer. Where asked for: its natural log probability, of the model's own distribution
+    (before bias, penalties, constraint and temperature), and the likeliest (id, log probability), best first.
+    """
 
-    token: int
+    id: int
     logprob: float | None = None
     top: Top = ()
 
 
 @dataclass(frozen=True)
-class GenerationLimits:
-    """What an answer must be, beside how its tokens are drawn.
+class Finished:
+    """`stop`: the model ended its turn (that token is not emitted). `length`: max_tokens or the context.
 
-    `max_tokens` None: what the context leaves. `logprobs`: so many alternatives beside each token, of the
-    model's own distribution (before bias, penalties, constraint, temperature). `think_budget`: tokens of
-    thinking before its end is forced. A `constraint` is used up: it is left where the answer ends.
+    `error` says why for reason "error": a Dsv4Error for what can be expected, anything else is a bug.
     """
 
-    max_tokens: int | None = None
-    constraint: Constraint | None = None
-    logprobs: int | None = None
-    think_budget: int | None = None
+    reason: Reason
+    error: BaseException | None = None
 
 
-Top = tuple[tuple[int, float], ...]
+Event = PrefillProgress | Token | Finished
 
 
-def likelihood(logits: Floats, token: int, count: int) -> tuple[float, Top]:
-    """logits float32 [V] -> natural log probability of `token`, and of the `count` likeliest, best first.
+@dataclass(frozen=True)
+class Rows:
+    """A request: take `tokens` in at `position`, and choose up to `count` tokens that follow; 0 for none.
 
-    A tie goes to the smaller id.
+    At position 0 they are the prompt, of which a session may hold something already. Elsewhere they follow
+    what was given before; who has gone further goes back to `position` first. `logits`: whether the rows'
+    logits must come to the host, for the loop or for `choose`.
     """
-    values = logits.astype(np.float64)
-    values -= values.max()
-    values -= np.log(np.exp(values).sum())
-    count = min(count, len(values))
-    if count == 0:
-        return float(values[token]), ()
-    edge = np.partition(values, -count)[-count]
-    candidates = np.flatnonzero(values >= edge)
-    best = candidates[np.argsort(-values[candidates], kind="stable")][:count]
-    return float(values[token]), tuple((int(i), float(values[i])) for i in best)
+
+    tokens: Sequence[int]
+    position: int
+    count: int
+    choose: Chooser
+    logits: bool
 
 
-class ThinkingBudget:
-    """Follows one turn. `budget`: tokens of thinking before its end is forced; None: as many as it likes."""
+@dataclass(frozen=True)
+class Drawn:
+    """The answer: 1 to `count` tokens in order, none for a count of 0; all by `choose`, which a stop ends.
 
-    def __init__(self, prompt: Sequence[int], markers: Markers, budget: int | None) -> None:
-        self._end, self._left = markers.end_think, budget
-        self._open = thinks(prompt, markers)
+    `logits`: where asked for, float32 [V] that each was drawn from. The last token has not been taken in,
+    the others have; rows of refused drafts, and of what was run ahead of a stop, are taken back.
+    """
 
-    @property
-    def forced(self) -> int | None:
-        """The token that must come next; None leaves the choice."""
-        return self._end if self._open and self._left is not None and self._left <= 0 else None
-
-    def accept(self, token: int) -> None:
-        """The turn goes on with `token`."""
-        self._open = self._open and token != self._end
-        if self._left is not None:
-            self._left -= 1
+    tokens: Sequence[int]
+    logits: Sequence[Floats] | None = None
 
 
-def thinks(prompt: Sequence[int], markers: Markers) -> bool:
-    """Whether `prompt` ends inside the thinking of an assistant's turn."""
-    for token in reversed(prompt):
-        if token in (markers.think, markers.end_think, markers.assistant):
-            return token == markers.think
-    return False
+def decode(
+    choose: Chooser, room: int, logprobs: int | None = None
+) -> Generator[Rows | Token, Drawn | None, Ended]:
+    """The one loop: yields requests, each to be sent its answer, and tokens; returns what ended it.
+
+    `room`: tokens of the answer at most. `logprobs`: so many alternatives beside each token's own. It may be
+    left at any yield. The stopping token is not yielded.
+    """
+    logits = choose.on_host or logprobs is not None
+    rows = Rows(tuple(choose.tokens), 0, room, choose, logits)
+    while True:
+        drawn = yield rows
+        if drawn is None:
+            raise RuntimeError("a request for rows wants an answer")
+        for i, token in enumerate(drawn.tokens):
+            if token in choose.stops:
+                return "stop"
+            if logprobs is None or drawn.logits is None:
+                yield Token(token)
+            else:
+                yield Token(token, *likelihood(drawn.logits[i], token, logprobs))
+        room -= len(drawn.tokens)
+        if not rows.count:
+            return "length"
+        rows = Rows(drawn.tokens[-1:], len(choose.tokens) - 1, room, choose, logits)

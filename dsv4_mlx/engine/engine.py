@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,7 +13,7 @@ from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.memory import expert_room, largest_context, repeated_scales, state_bytes, workspace
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.engine.wiring import prepare
-from dsv4_mlx.errors import DoesNotFit, Dsv4Warning, UsageError
+from dsv4_mlx.errors import DoesNotFit, Dsv4Warning, Progress, UsageError
 from dsv4_mlx.machine.limits import memory_limit, memory_pressure, page_cache_share
 from dsv4_mlx.machine.support import check_supported
 from dsv4_mlx.machine.units import size
@@ -46,9 +45,7 @@ class Engine:
         self.pager = pager  # None where all experts are in memory
 
     @staticmethod
-    def open(
-        folder: Path, options: EngineOptions | None = None, progress: Callable[[int, int], None] | None = None
-    ) -> Engine:
+    def open(folder: Path, options: EngineOptions | None = None, progress: Progress | None = None) -> Engine:
         """Open a converted folder or an official checkpoint. Raises Dsv4Error.
 
         `progress(done, total)` counts bytes.

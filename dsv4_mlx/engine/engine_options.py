@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from dsv4_mlx.errors import UsageError
 
 if TYPE_CHECKING:
     from dsv4_mlx.ops.table import Ops
+
+NEVER = -1000.0  # added to a logit: the token can't be drawn
 
 
 def _reference() -> Ops:
@@ -79,6 +81,10 @@ class SamplingOptions:
         for name, ids in (("logit-bias", self.logit_bias), ("stop-id", self.stop_ids)):
             for token in sorted(ids):
                 _require(0 <= token < vocabulary, name, f"for token {token}", f"an id below {vocabulary}")
+
+    def without(self, token: int) -> SamplingOptions:
+        """The same, but `token` is never drawn; a negative id names none."""
+        return self if token < 0 else replace(self, logit_bias={**self.logit_bias, token: NEVER})
 
 
 def _require(true: bool, name: str, found: object, expected: str) -> None:

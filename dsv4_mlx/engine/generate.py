@@ -1,11 +1,14 @@
 """THE MAIN PATH: prompt -> tokens -> prefill -> decode -> text. Start reading here.
 
     messages --Prompts.encode--> ids                                     tokenizer/template.py
-        ids --session.prefill--> logits after the prompt  prefill        engine/session.py
-     logits --Constraint.allow--> logits         where one is given      engine/constraint.py
-     logits --sample--> id                                               engine/sampler.py
-         id --session.advance--> logits                   decode         engine/session.py
-         id --Answer.push--> pieces of thinking and answer               tokenizer/output_parser.py
+        ids --decode--> Rows --SessionRows--> Drawn --> Token, Token ...  engine/decode.py
+
+    What answers a request for rows, engine/session.py:
+        ids --Session.prefill--> logits after the prompt
+         id --Session.advance--> logits
+     logits --Chooser.draw--> id                                         engine/chooser.py
+
+    id --TextParser.push-->   pieces of thinking and answer              tokenizer/output_parser.py
 
 `prefill` and `advance` run the same forward pass, model/transformer.py, over more rows or one.
 """
@@ -13,73 +16,83 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
+from dsv4_mlx.engine.chooser import Chooser, GenerationLimits
 from dsv4_mlx.engine.constraint import Constraint
-from dsv4_mlx.engine.decode import GenerationLimits, PrefillProgress, Sampled, ThinkingBudget, likelihood
+from dsv4_mlx.engine.decode import Drawn, Ended, Event, Finished, PrefillProgress, Rows, Token, decode
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import SamplingOptions
-from dsv4_mlx.engine.sampler import Sampler
-from dsv4_mlx.engine.session import Session, TokenSequence
-from dsv4_mlx.tokenizer.output_parser import AnswerParser, Piece
+from dsv4_mlx.engine.session import Session, SessionRows, TokenSequence, check_prompt, room_for_answer
+from dsv4_mlx.tokenizer.output_parser import Piece, TextParser
 from dsv4_mlx.tokenizer.template import Think
 
-Progress = Callable[[int, int], None]  # prompt tokens done, in all
+Answerer = Callable[[Rows], Generator[PrefillProgress, None, Drawn]]
 
 
-def steps(
-    session: TokenSequence, prompt: Sequence[int], options: SamplingOptions, wanted: GenerationLimits
-) -> Generator[PrefillProgress | Sampled, None, Literal["stop", "length"]]:
-    """The one loop: prefill cut by cut, then token by token; returns what ended it.
+def run(
+    rows: SessionRows,
+    prompt: Sequence[int],
+    options: SamplingOptions,
+    wanted: GenerationLimits,
+    answer: Answerer | None = None,
+) -> Generator[PrefillProgress | Token, None, Ended]:
+    """The decode loop over one session, prompt cut by cut and then token by token; returns what ended it.
 
-    It may be left or paused at any yield; the session then holds what was computed. The stopping token is
-    not yielded, and the session does not take it in. Raises DoesNotFit for a prompt longer than the
-    context, InputError and UsageError for ids that the model has not.
+    `answer` answers in place of `rows`, by the same session.
+
+    It may be left or paused at any yield; the session then holds what was computed, and never what stopped
+    it. Raises DoesNotFit for a prompt longer than the context, InputError and UsageError for ids that the
+    model has not.
     """
+    session = rows.session
     options.check(session.vocabulary)
-    constraint = wanted.constraint
-    room = session.room_after(prompt)
-    room = room if wanted.max_tokens is None else min(wanted.max_tokens, room)
-    sampler = Sampler(options, prompt=len(prompt))
-    thinking = ThinkingBudget(prompt, session.markers, wanted.think_budget)
-    for done, total in session.prefill(prompt):
-        yield PrefillProgress(done, total)
-    for _ in range(room):
-        logits = session.logits
-        token = thinking.forced
-        if token is None:
-            token = sampler(logits if constraint is None else constraint.allow(logits), session.tokens)
-        if token == session.markers.end or token in options.stop_ids:
-            return "stop"
-        thinking.accept(token)
-        if constraint is not None:
-            constraint.accept(token)
-        if wanted.logprobs is None:
-            yield Sampled(token)
+    room = room_for_answer(len(prompt), session.context, wanted.max_tokens)
+    choose = Chooser(prompt, session.markers, options, wanted)
+    return (yield from drive(decode(choose, room, wanted.logprobs), answer or rows))
+
+
+def drive(
+    loop: Generator[Rows | Token, Drawn | None, Ended],
+    answer: Answerer,
+) -> Generator[PrefillProgress | Token, None, Ended]:
+    """`loop`, its requests answered: what is left are its tokens, and what is said of the prompt."""
+    drawn: Drawn | None = None
+    while True:
+        try:
+            step = loop.send(drawn)
+        except StopIteration as end:
+            ended: Ended = end.value
+            return ended
+        drawn = None
+        if isinstance(step, Rows):
+            drawn = yield from answer(step)
         else:
-            yield Sampled(token, *likelihood(logits, token, wanted.logprobs))
-        session.advance(token)
-    return "length"
+            yield step
+
+
+def stream(
+    rows: SessionRows, prompt: Sequence[int], options: SamplingOptions, wanted: GenerationLimits
+) -> Iterator[Event]:
+    """The events of one answer, Finished the last of them. Raises as `run`."""
+    yield Finished((yield from run(rows, prompt, options, wanted)))
 
 
 def generate(
     session: TokenSequence,
-    prompt: list[int],
+    prompt: Sequence[int],
     options: SamplingOptions,
     *,
     max_tokens: int | None = None,
-    progress: Progress | None = None,
     constraint: Constraint | None = None,
 ) -> Iterator[int]:
     """Yield token ids until one that stops, `max_tokens`, the end of the context, or the caller is done.
 
-    The stopping token is not yielded. Stop strings are the caller's: see `answer`. Raises as `steps`.
+    The stopping token is not yielded. Stop strings are the caller's: see `answer`. Raises as `run`.
     """
-    for step in steps(session, prompt, options, GenerationLimits(max_tokens, constraint)):
-        if isinstance(step, Sampled):
-            yield step.token
-        elif progress is not None and step.done:
-            progress(step.done, step.total)
+    for event in run(SessionRows(session), prompt, options, GenerationLimits(max_tokens, constraint)):
+        if isinstance(event, Token):
+            yield event.id
 
 
 def answer(
@@ -92,20 +105,51 @@ def answer(
     max_tokens: int | None = None,
     constraint: Constraint | None = None,
     schema: Any = None,
-) -> Iterator[Piece]:
-    """One question, one answer: yields pieces of thinking and answer as the model says them.
+) -> Generator[Piece, None, Ended]:
+    """One question, one answer: yields pieces of thinking and answer as the model says them, and returns
+    what ended it.
 
     schema: what the prompt asks for; `constraint` is what holds the answer to it. Raises as `generate`, and
     DoesNotFit for a prompt that leaves no room for an answer.
     """
     conversation = engine.prompts.ask(text, think, schema)
     prompt = engine.prompts.encode(conversation)
-    session.leave_room(prompt)
-    parser = AnswerParser(conversation, engine.prompts.tokenizer, list(options.stop_strings))
-    count = 0
-    for token in generate(session, prompt, options, max_tokens=max_tokens, constraint=constraint):
-        count += 1
-        yield from parser.push(token)
-        if parser.stopped:
-            return
-    yield from parser.finish(length=count == max_tokens)
+    check_prompt(prompt, session.vocabulary, session.context)
+    parser = TextParser(conversation, engine.prompts.spelling, options.stop_strings)
+    options = options.without(engine.prompts.spelling.dsml)  # no tools, so no call of one
+    limits = GenerationLimits(max_tokens, constraint)
+    return (yield from read_answer(stream(SessionRows(session), prompt, options, limits), parser))
+
+
+def complete(
+    engine: Engine,
+    session: Session,
+    text: str,
+    options: SamplingOptions,
+    *,
+    max_tokens: int | None = None,
+    constraint: Constraint | None = None,
+) -> Generator[Piece, None, Ended]:
+    """What follows `text`, without a template. Markers in it count as text; those that the model writes are
+    left out. Raises as `answer`.
+    """
+    spelling = engine.prompts.spelling
+    prompt = spelling.begun(text)
+    check_prompt(prompt, session.vocabulary, session.context)
+    parser, options = TextParser(None, spelling, options.stop_strings), options.without(spelling.dsml)
+    limits = GenerationLimits(max_tokens, constraint)
+    return (yield from read_answer(stream(SessionRows(session), prompt, options, limits), parser))
+
+
+def read_answer(events: Iterator[Event], parser: TextParser) -> Generator[Piece, None, Ended]:
+    """The events of one answer -> what it says; returns what ended it, the model, its text or a limit."""
+    length = False
+    for event in events:
+        if isinstance(event, Token):
+            yield from parser.push(event.id)
+            if parser.over:
+                break
+        elif isinstance(event, Finished):
+            length = event.reason == "length"
+    yield from parser.finish(length=length)
+    return parser.reason

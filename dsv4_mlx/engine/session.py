@@ -5,7 +5,7 @@ A session only goes on: `sync` and `advance` add tokens. Three ways lead back.
     take_back(k)          the last k tokens, at most SLACK (8), are forgotten; costs nothing
     snapshot, restore     any number of tokens; a snapshot costs a copy of the rings (18 MB at full size)
     fork                  a second session from here; whichever writes first copies the rows
-    branch(tokens)        a second session, of what can be kept of this one for another sequence
+    fork_at(tokens)       a second session, of what can be kept of this one for another sequence
 
 A snapshot leaves the compressed rows where they are, in the session. It holds while the session writes
 beyond it only; once the session has gone back before it and written something else, `restore` refuses.
@@ -14,7 +14,7 @@ To keep two branches at once, fork.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,14 +22,13 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from dsv4_mlx.engine.chunking import chunk_ends
-from dsv4_mlx.engine.memory import RESTART_POINTS
-from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, UsageError
+from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.engine.chunking import chunk_ends, spread_restart_points
+from dsv4_mlx.engine.decode import Drawn, PrefillProgress, Rows
+from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, Progress, UsageError
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
-from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.tokenizer.template import Markers
 
-LATEST = 4  # of the restart points, those of the latest cuts are kept whatever lies before
 Logits = npt.NDArray[np.float32]
 
 
@@ -43,52 +42,42 @@ class SessionSnapshot:
     logits: Logits | None
 
 
-class TokenSequence(Protocol):
-    """What the decode loop needs of a session; as in Session."""
-
-    tokens: list[int]
-    markers: Markers
+class LanguageModel(Protocol):
+    """What a session needs of a model; as in model.transformer.Transformer."""
 
     @property
-    def vocabulary(self) -> int: ...
+    def config(self) -> ModelConfig: ...
 
     @property
-    def logits(self) -> Logits: ...
+    def dtype(self) -> mx.Dtype: ...
 
-    def room_after(self, tokens: Sequence[int]) -> int: ...
+    @property
+    def chunks_per_step(self) -> int: ...
 
-    def prefill(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]: ...
+    def new_state(self, *, growth: int) -> ModelState: ...
 
-    def advance(self, token: int) -> Logits: ...
+    def streams_of(
+        self, chunks: Sequence[mx.array], state: ModelState, check_cancelled: Callable[[], None] = ...
+    ) -> tuple[list[mx.array], list[Snapshot]]: ...
+
+    def logits(self, streams: mx.array, *, last: bool) -> mx.array: ...
 
 
 class Session:
     """Hand it the whole token sequence; it computes what it has not seen. Not for use by two threads.
 
+    What changes the cache (the state and the tokens it holds) says so; everything else leaves it as it is.
+    Logits are copies of their own: valid for ever.
     `growth`: tokens by which the state's row buffers grow.
     """
 
-    def __init__(self, model: Transformer, context: int, markers: Markers, growth: int = GROWTH) -> None:
+    def __init__(self, model: LanguageModel, context: int, markers: Markers, growth: int = GROWTH) -> None:
         self.model, self.context, self.markers, self.growth = model, context, markers, growth
         self.tokens: list[int] = []
-        self.together: int | None = None  # chunks in a step of `prefill` at most; None: the model says
-        self.between: Callable[[], None] = lambda: None  # called between layers of a prefill; may raise
-        self.reused = 0  # tokens of the last `sync` that needed no computation
+        self.cached = 0  # tokens of the last `sync` that needed no computation
         self._state: ModelState = model.new_state(growth=growth)
         self._restart: list[Snapshot] = []
         self._logits: Logits | None = None
-
-    def room_after(self, tokens: Sequence[int]) -> int:
-        """Tokens that can follow `tokens`."""
-        return max(0, self.context - len(tokens))
-
-    def leave_room(self, prompt: Sequence[int]) -> None:
-        """Raises DoesNotFit for a prompt that just fills the context; longer ones `prefill` refuses."""
-        if len(prompt) == self.context:
-            raise DoesNotFit(
-                f"the prompt has {len(prompt)} tokens and fills the context: an answer has no room",
-                next="shorten the prompt, or give a larger --context",
-            )
 
     @property
     def vocabulary(self) -> int:
@@ -100,65 +89,78 @@ class Session:
         """Tokens that its row buffers hold before they grow."""
         return self._state.capacity
 
-    def sync(self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None) -> Logits:
-        """Make `tokens` the sequence; float32 logits [V] after its last token.
+    def sync(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
+        """Make `tokens` the sequence; float32 logits [V] after its last token. Changes the cache.
 
         What the session has in common with it is kept: all of it where the sequence is only longer, else
         up to the last restart point, which lies at a cut. Raises as check_tokens.
         """
-        for done, total in self.prefill(tokens):
-            if progress is not None and done:
-                progress(done, total)
+        for step in self.prefill(tokens):
+            if progress is not None and step.done:
+                progress(step.done, step.total)
         return self.logits
 
-    def prefill(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """`sync` step by step: yields (tokens computed, to compute), first with 0, then at cuts.
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        *,
+        chunks_per_step: Callable[[], int | None] = lambda: None,
+        check_cancelled: Callable[[], None] = lambda: None,
+    ) -> Iterator[PrefillProgress]:
+        """`sync` step by step: yields how far it is, first with 0 done, then at cuts. Changes the cache, with
+        the first yield and with each step; nothing else may change it before the end.
 
-        A step is as many chunks as the model takes at once, `together` at most. The caller may stop after
-        any: the session is then as far as it got, and a later `sync` goes on from there, cut alike. What
-        `between` raises comes out here, and the session is where the step began. At the
-        end `logits` are those of the last token.
+        A step is as many chunks as the model takes at once; `chunks_per_step`, asked before each, may allow
+        fewer. The caller may stop after any: the session is then as far as it got, and a later `sync` goes on
+        from there, cut alike. `check_cancelled` is called between layers: what it raises comes out here, and
+        the session is where the step began. At the end `logits` are those of the last token.
         """
         tokens = [int(token) for token in tokens]
         check_tokens(tokens, self.vocabulary, self.context)
-        self.reused = self._keep(tokens)
-        start, marks = len(self.tokens), chunk_ends(tokens, self.markers)
-        yield 0, len(tokens) - start
+        start = self.cached = self._keep(tokens)
+        marks = chunk_ends(tokens, self.markers)
+        yield PrefillProgress(0, len(tokens) - start, start)
         if start == len(tokens):
             return  # all of it was known
         ends = [*(cut for cut in marks if start < cut < len(tokens)), len(tokens)]
         while ends:
-            together = self.model.loop.together
-            count = together if self.together is None else min(self.together, together)
+            most, allowed = self.model.chunks_per_step, chunks_per_step()
+            count = most if allowed is None else min(allowed, most)
             group, ends = ends[:count], ends[count:]
             starts = [len(self.tokens), *group]
-            points = self._step([tokens[a:b] for a, b in zip(starts, group, strict=False)])
+            points = self._step([tokens[a:b] for a, b in zip(starts, group, strict=False)], check_cancelled)
             end = group[-1]
             if end < len(tokens) or (marks and end == marks[-1]):
                 points = [*points, self._state.snapshot()]
-            self._restart = thinned([*self._restart, *points])
-            yield end - start, len(tokens) - start
+            self._restart = spread_restart_points([*self._restart, *points])
+            yield PrefillProgress(end - start, len(tokens) - start, start)
 
     @property
     def logits(self) -> Logits:
-        """float32 [V] after the last token; read-only. Raises UsageError when empty, or after `take_back`."""
+        """float32 [V] after the last token; read-only. Raises UsageError when empty, or after `take_back`.
+
+        The array stays valid when the session goes on; this property is then another's.
+        """
         if self._logits is None:
             raise UsageError("there are no logits here", next="sync or advance first")
         return self._logits
 
-    def keeps(self, tokens: Sequence[int]) -> int:
-        """How many of `tokens` a `sync` of them would not compute."""
+    def cached_prefix(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens` a `sync` of them would not compute; true until the cache changes."""
         return self._keepable(tokens)[0]
 
-    def branch(self, tokens: Sequence[int]) -> Session:
-        """An independent session that holds what this one could keep of `tokens`, and no rows beyond it."""
+    def fork_at(self, tokens: Sequence[int]) -> Session:
+        """An independent session that holds what this one could keep of `tokens`, and no rows beyond it.
+
+        This one's cache is not changed: rows are copied when either writes.
+        """
         twin = self.fork()
         twin._keep(list(tokens))
         twin._state.shrink()
         return twin
 
     def advance(self, token: int) -> Logits:
-        """Append one token; float32 logits [V] after it. Raises InputError, DoesNotFit."""
+        """Append one token; float32 logits [V] after it. Changes the cache. Raises InputError, DoesNotFit."""
         if not 0 <= token < self.model.config.vocab_size:
             raise InputError(f"token {token} is not an id from 0 to {self.model.config.vocab_size - 1}")
         if len(self.tokens) >= self.context:
@@ -167,7 +169,10 @@ class Session:
         return self.logits
 
     def take_back(self, count: int) -> None:
-        """Forget the last `count` tokens. Raises UsageError beyond model.state.SLACK (8)."""
+        """Forget the last `count` tokens. Changes the cache, and leaves no logits.
+
+        Raises UsageError beyond model.state.SLACK (8).
+        """
         if not 0 <= count <= self._state.retractable:
             raise UsageError(
                 f"can't take back {count} tokens, expected 0 to {self._state.retractable} here",
@@ -179,15 +184,16 @@ class Session:
             self._logits = None
 
     def snapshot(self) -> SessionSnapshot:
-        """Remember this point for `restore`."""
+        """Remember this point for `restore`: valid until the session has gone back before it and written."""
         return SessionSnapshot(tuple(self.tokens), self._state.snapshot(), tuple(self._restart), self._logits)
 
     def holds(self, snapshot: SessionSnapshot) -> bool:
-        """Whether `restore(snapshot)` would be accepted."""
+        """Whether `restore(snapshot)` would be accepted; true until the cache changes."""
         return self._state.holds(snapshot.point)
 
     def restore(self, snapshot: SessionSnapshot) -> None:
         """Return to a snapshot of this session, or of the one it was forked from, taken before the fork.
+        Changes the cache.
 
         Raises UsageError if the session has since gone back before it and continued from there, or if it is
         another session's: the rows it stands on are not here.
@@ -203,14 +209,23 @@ class Session:
         self._restart = list(snapshot.restart)
         self._logits = snapshot.logits
 
+    def adopt(self, tokens: list[int], state: ModelState) -> None:
+        """Become the sequence `tokens`, after which `state` is. Replaces the cache: `state` is the session's
+        from here on. There are no logits until more is added.
+        """
+        self._state, self.tokens, self._logits = state, tokens, None
+        self._restart = [state.snapshot()]
+
     def fork(self) -> Session:
-        """An independent session that has seen the same tokens."""
+        """An independent session that has seen the same tokens: neither's changes reach the other."""
         twin = Session(self.model, self.context, self.markers, self.growth)
-        twin.reused, twin.tokens, twin._logits = self.reused, list(self.tokens), self._logits
+        twin.cached, twin.tokens, twin._logits = self.cached, list(self.tokens), self._logits
         twin._state, twin._restart = self._state.fork(), list(self._restart)
         return twin
 
-    def _step(self, chunks: Sequence[list[int]]) -> list[Snapshot]:
+    def _step(
+        self, chunks: Sequence[list[int]], check_cancelled: Callable[[], None] = lambda: None
+    ) -> list[Snapshot]:
         """Take consecutive chunks in; snapshots after each but the last."""
         decoding = len(chunks) == 1 and len(chunks[0]) == 1
         start = None if decoding else self._state.snapshot()
@@ -219,7 +234,7 @@ class Session:
         def between() -> None:
             nonlocal left
             try:
-                self.between()
+                check_cancelled()
             except BaseException as error:
                 left = error
                 raise
@@ -275,6 +290,57 @@ class Session:
         self._restart = [point for point in self._restart if point.length <= length]
 
 
+class TokenSequence(Protocol):
+    """What the plain answerer needs of a session; as in Session."""
+
+    tokens: list[int]
+    markers: Markers
+    context: int
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def logits(self) -> Logits: ...
+
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        *,
+        chunks_per_step: Callable[[], int | None] = ...,
+        check_cancelled: Callable[[], None] = ...,
+    ) -> Iterator[PrefillProgress]: ...
+
+    def advance(self, token: int) -> Logits: ...
+
+
+@dataclass(frozen=True)
+class SessionRows:
+    """Answers the decode loop the plain way: one session, one row, one token at a time."""
+
+    session: TokenSequence
+    chunks_per_step: Callable[[], int | None] = lambda: None  # this and the next: as in Session.prefill
+    check_cancelled: Callable[[], None] = lambda: None
+
+    def take_in(self, rows: Rows) -> Generator[PrefillProgress, None, None]:
+        """Their tokens. Raises as Session.prefill and Session.advance."""
+        if rows.position == 0:
+            yield from self.session.prefill(
+                rows.tokens, chunks_per_step=self.chunks_per_step, check_cancelled=self.check_cancelled
+            )
+            return
+        for token in rows.tokens:
+            self.session.advance(token)
+
+    def __call__(self, rows: Rows) -> Generator[PrefillProgress, None, Drawn]:
+        """Their tokens, and the one that follows. Raises as `take_in`."""
+        yield from self.take_in(rows)
+        if not rows.count:
+            return Drawn(())
+        logits = self.session.logits
+        return Drawn((rows.choose.draw(logits),), (logits,) if rows.logits else None)
+
+
 def check_tokens(tokens: Sequence[int], vocabulary: int, context: int) -> None:
     """Raises InputError for no tokens or ids outside the vocabulary, DoesNotFit for too many."""
     if not tokens:
@@ -289,19 +355,20 @@ def check_tokens(tokens: Sequence[int], vocabulary: int, context: int) -> None:
         )
 
 
-def thinned(points: Sequence[Snapshot]) -> list[Snapshot]:
-    """At most RESTART_POINTS of `points`, in order: the latest, and before them about evenly spread ones.
+def room_for_answer(prompt: int, context: int, max_tokens: int | None = None) -> int:
+    """Tokens that an answer to `prompt` tokens may have: what the context leaves, at most `max_tokens`."""
+    room = max(0, context - prompt)
+    return room if max_tokens is None else min(room, max_tokens)
 
-    A later prompt may share any part of this one, such as an agent's instructions.
-    """
-    kept = list(points)
-    while len(kept) > RESTART_POINTS:
-        old = kept[:-LATEST]
-        starts = [0, *(point.length for point in old[:-1])]
-        ends = [*(point.length for point in old[1:]), kept[-LATEST].length]
-        gaps = [end - start for start, end in zip(starts, ends, strict=True)]
-        del kept[gaps.index(min(gaps))]
-    return kept
+
+def check_prompt(prompt: Sequence[int], vocabulary: int, context: int) -> None:
+    """As check_tokens; DoesNotFit also for a prompt that leaves no room for an answer."""
+    check_tokens(prompt, vocabulary, context)
+    if not room_for_answer(len(prompt), context):
+        raise DoesNotFit(
+            f"the prompt has {len(prompt)} tokens and fills the context: an answer has no room",
+            next="shorten the prompt, or give a larger --context",
+        )
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -100,8 +100,7 @@ def load(session: Session, path: Path, who: str) -> int:
             buffer.write(arrays[name], 0)
     mx.eval(state.arrays())
     state.length = state.reached = len(tokens)
-    session._state, session.tokens, session._logits = state, tokens, None
-    session._restart = [state.snapshot()]
+    session.adopt(tokens, state)
     return len(tokens)
 
 

@@ -15,14 +15,14 @@ import mlx.core as mx
 from dsv4_mlx.checkpoint.manifest import OFFICIAL
 from dsv4_mlx.engine.engine import Engine, fitting
 from dsv4_mlx.engine.engine_options import EngineOptions
-from dsv4_mlx.errors import DoesNotFit, Dsv4Error, ModelOutputError, UsageError
+from dsv4_mlx.errors import DoesNotFit, Dsv4Error, ModelOutputError, Progress, UsageError
 from dsv4_mlx.evaluation import logprobs
 from dsv4_mlx.evaluation.file_checks import files, numbers
 from dsv4_mlx.evaluation.layers import layers, sample
 from dsv4_mlx.evaluation.long_run import NAME as LONG
 from dsv4_mlx.evaluation.long_run import TOKENS, cuts, long_answer
 from dsv4_mlx.evaluation.needles import LENGTHS, name_of, needles
-from dsv4_mlx.evaluation.report import Acceptance, AcceptanceStep, Bar, Progress, made_with
+from dsv4_mlx.evaluation.report import Acceptance, AcceptanceStep, Bar, made_with
 from dsv4_mlx.ops.selftest.verdicts import Verdict
 from dsv4_mlx.ops.table import Ops
 from dsv4_mlx.weights.load import find_model

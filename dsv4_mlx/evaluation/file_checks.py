@@ -8,7 +8,8 @@ from dsv4_mlx.checkpoint.identity import downloaded
 from dsv4_mlx.checkpoint.manifest import OFFICIAL, Manifest
 from dsv4_mlx.config import ModelConfig, Yarn
 from dsv4_mlx.convert.verify import verify, verify_official
-from dsv4_mlx.evaluation.report import AcceptanceStep, Bar, Progress
+from dsv4_mlx.errors import Progress
+from dsv4_mlx.evaluation.report import AcceptanceStep, Bar
 
 # The same in every checkpoint of DeepSeek V4: what nobody retrains can't be another by accident only.
 RELEASED: dict[str, object] = {

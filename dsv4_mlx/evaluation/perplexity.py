@@ -20,7 +20,7 @@ from dsv4_mlx.engine.chunking import chunk_ends
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.session import check_logits
-from dsv4_mlx.errors import DoesNotFit, InputError, MachineError
+from dsv4_mlx.errors import DoesNotFit, InputError, MachineError, Progress
 from dsv4_mlx.evaluation.intervals import (
     Bucket,
     Distance,
@@ -38,7 +38,6 @@ from dsv4_mlx.weights.load import find_model
 PIECE = 32  # rows whose probabilities are in memory as float64 at once: 33 MB each at full size
 Rows = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from typing import Any
 import mlx.core as mx
 
 from dsv4_mlx import __version__
+from dsv4_mlx.errors import Progress
 from dsv4_mlx.machine.limits import description
 from dsv4_mlx.weights.stored import StoredModel
 
-Progress = Callable[[int, int], None]  # done, in all
 Bar = Callable[[str, str], AbstractContextManager[Progress]]  # title and unit of what is counted
 
 

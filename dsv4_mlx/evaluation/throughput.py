@@ -23,14 +23,13 @@ from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.memory import touched_state, touched_weights
 from dsv4_mlx.engine.sampler import Sampler
-from dsv4_mlx.errors import UsageError
+from dsv4_mlx.errors import Progress, UsageError
 from dsv4_mlx.machine.limits import description
 from dsv4_mlx.paging.stats import LayerStats, total
 from dsv4_mlx.weights.load import find_model
 
 REPEATS = 3
 WARM_UP = 16  # tokens prefilled and 2 decoded before anything is measured
-Progress = Callable[[int, int], None]  # passes done, in all
 
 
 @dataclass(frozen=True)

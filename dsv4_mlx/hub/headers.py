@@ -6,7 +6,7 @@ goes on needs no network for them, and shards may be deleted once they are conve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,12 @@ from typing import Any
 from dsv4_mlx.checkpoint.header import LARGEST_HEADER, Header, parse_header
 from dsv4_mlx.checkpoint.identity import PIECE, SAMPLES, STATE, identify, sample_points
 from dsv4_mlx.checkpoint.source import INDEX, OPTIONAL, REQUIRED, Source, outline
-from dsv4_mlx.errors import InputError
+from dsv4_mlx.errors import InputError, Progress
 from dsv4_mlx.hub.fetch import Fetcher, write
 from dsv4_mlx.hub.remote import Remote
 
 FIRST = 1 << 18  # bytes of a header's first read: enough for most
 AT_ONCE = 8  # small reads beside each other
-
-Progress = Callable[[int, int], None]
 
 
 def texts(fetcher: Fetcher) -> None:

@@ -71,17 +71,17 @@ class Block(Module):
         return self.forward_chunks([Chunk(streams, tokens, plan)], state, lambda i: None)[0]
 
     def forward_chunks(
-        self, chunks: Sequence[Chunk], state: LayerState, taken: Callable[[int], None]
+        self, chunks: Sequence[Chunk], state: LayerState, on_layer: Callable[[int], None]
     ) -> list[Streams]:
         """Consecutive chunks, streams [B, T, C, D] each: attention one by one, the experts of all together.
 
-        `taken(i)` is called when the state has taken chunk i in and not yet the next.
+        `on_layer(i)` is called when the state has taken chunk i in and not yet the next.
         """
         entries = []
         for i, (streams, _, plan) in enumerate(chunks):
             entry = self.attn_hc.pre(streams)
             out = self.attn(entry, state, plan)
-            taken(i)
+            on_layer(i)
             entries.append(self.ffn_hc.pre(Streams(entry.streams, out, entry.mix)))
         outs = self.ffn.forward_chunks(entries, [chunk.tokens for chunk in chunks])
         return [Streams(entry.streams, out, entry.mix) for entry, out in zip(entries, outs, strict=True)]

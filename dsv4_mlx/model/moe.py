@@ -8,7 +8,7 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.tensors import ExpertSource, Linear, Routed, TensorSource
+from dsv4_mlx.model.tensors import ExpertProduct, ExpertSource, Linear, Routed, TensorSource
 from dsv4_mlx.ops.table import Ops
 from dsv4_mlx.ops.types import Bank, BlockInput
 
@@ -31,7 +31,12 @@ class MoE(Module):
             [source.linear(f"{prefix}.shared_experts.{name}", (width, hidden)) for name in ("w1", "w3")]
         )
         self.shared_down = source.linear(f"{prefix}.shared_experts.w2", (hidden, width))
-        self.experts: ExpertSource = source.experts(block)
+        self.experts: ExpertSource = source.experts(block, _product(ops, self.limit))
+
+    @property
+    def experts_by_token(self) -> mx.array:
+        """int32 [V, A]: the experts of each token id, where `hashed`."""
+        return self._experts_of
 
     def __call__(self, entry: BlockInput, tokens: mx.array) -> mx.array:
         """From the normed input [B, T, D] and tokens [B, T] (read by hash layers) to [B, T, D] float32."""
@@ -40,7 +45,7 @@ class MoE(Module):
     def forward_chunks(self, entries: Sequence[BlockInput], tokens: Sequence[mx.array]) -> list[mx.array]:
         """Chunks [B, T, D], tokens [B, T] that go through the experts together -> float32 [B, T, D] each."""
         chunks = [self._route(entry, ids) for entry, ids in zip(entries, tokens, strict=True)]
-        return self.experts.routed(self._product, chunks)
+        return self.experts.routed(chunks)
 
     def _route(self, entry: BlockInput, tokens: mx.array) -> Routed:
         """x [B, T, D] of the input, ids and weights [B, T, A], the shared expert's output [B, T, D]."""
@@ -53,17 +58,15 @@ class MoE(Module):
             )
         x = entry.x
         shared = self.ops.shared_ffn(x, self.shared_gate_up.bank(), self.shared_down.bank(), self.limit)
-        return Routed(x, ids, weights, shared)
+        return Routed(x, ids, weights, shared, x.shape[0] * x.shape[1])
 
-    def _product(
-        self,
-        chunk: int,
-        x: mx.array,
-        slots: mx.array,
-        weights: mx.array,
-        gate_up: Bank,
-        down: Bank,
-        start: mx.array | None,
-    ) -> mx.array:
-        """A model.tensors.ExpertProduct: x [B, T, D] -> float32 [B, T, D]."""
-        return self.ops.expert_ffn(x, slots, weights, gate_up, down, self.limit, start, chunk=chunk)
+
+def _product(ops: Ops, limit: float) -> ExpertProduct:
+    """Not a method: a block would hold itself through its experts, and its memory with it."""
+
+    def product(chunk: Routed, gate_up: Bank, down: Bank) -> mx.array:
+        """x, ids and weights [B, T, A] of a chunk -> float32 [B, T, D]."""
+        x, ids, weights, shared, rows = chunk
+        return ops.expert_ffn(x, ids, weights, gate_up, down, limit, shared, chunk=rows)
+
+    return product

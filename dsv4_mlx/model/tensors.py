@@ -96,32 +96,29 @@ class Embedding(Module):
         )  # fmt: skip
 
 
-# rows of the chunk in all, x [B, T, D], indices [B, T, A] of matrices in the banks, weights [B, T, A],
-# gate|up bank, down bank, what the sum is added to or None -> float32 [B, T, D]; ops.expert_ffn but for limit
-ExpertProduct = Callable[[int, mx.array, mx.array, mx.array, Bank, Bank, mx.array | None], mx.array]
-
-
 class Routed(NamedTuple):
     """A chunk on its way through the experts: x [B, T, D], their ids and weights [B, T, A].
 
-    `shared` float32 [B, T, D] is what the experts' outputs are added to: the shared expert's.
+    `shared` float32 [B, T, D] is what the experts' outputs are added to: the shared expert's; None: nothing.
+    `rows`: B T of the whole chunk, of which this may be a part: it decides, with the recipe, how experts are
+    multiplied.
     """
 
     x: mx.array
     ids: mx.array
     weights: mx.array
-    shared: mx.array
+    shared: mx.array | None
+    rows: int
 
-    @property
-    def rows(self) -> int:
-        """B T: what decides, with the recipe, how the experts are multiplied."""
-        return self.x.shape[0] * self.x.shape[1]
+
+# a chunk whose ids are indices of matrices in the banks, gate|up bank, down bank -> float32 [B, T, D]
+ExpertProduct = Callable[[Routed, Bank, Bank], mx.array]
 
 
 class ExpertSource(Protocol):
     """Where the routed experts of a layer live: in memory or paged, which is not the model's matter."""
 
-    def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
+    def routed(self, chunks: Sequence[Routed]) -> list[mx.array]:
         """For each chunk the sum of its experts' outputs and `shared`, float32 [B, T, D].
 
         `shared` needs no routed expert: it may be computed while they come.
@@ -150,5 +147,5 @@ class TensorSource(Protocol):
     def table(self, name: str, shape: tuple[int, ...]) -> mx.array:
         """An integer tensor, as int32 [shape]."""
 
-    def experts(self, block: str) -> ExpertSource:
-        """The routed experts of a block: "layers.3", "mtp.0"."""
+    def experts(self, block: str, product: ExpertProduct) -> ExpertSource:
+        """The routed experts of a block, "layers.3" or "mtp.0", to be multiplied by `product`."""

@@ -64,18 +64,19 @@ class DraftBlock(Module):
         return self.ops.hc_post(self.block(Streams(x), tokens, state.layers[self.index], plan))
 
 
-Taken = Callable[[int, int], None]  # (chunk, layer): this layer's state has taken this chunk in, no later one
+# (chunk, layer): this layer's state has taken this chunk in, and no later one
+OnLayer = Callable[[int, int], None]
 
 
 class LayerSchedule(Protocol):
     """How consecutive chunks go through the layers. Whoever pages experts brings another of the same bits."""
 
     @property
-    def together(self) -> int:
+    def chunks_per_step(self) -> int:
         """How many chunks of a prefill may be handed over at once."""
 
     def __call__(
-        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
+        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, on_layer: OnLayer
     ) -> list[Streams]:
         """The streams [B, T, C, D] of each chunk after the last block."""
 
@@ -83,16 +84,16 @@ class LayerSchedule(Protocol):
 class ChunkMajor:
     """A chunk through all blocks, then the next."""
 
-    together = 1
+    chunks_per_step = 1
 
     def __call__(
-        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
+        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, on_layer: OnLayer
     ) -> list[Streams]:  # [B, T, C, D] of each chunk
         found = []
         for i, (streams, tokens, plan) in enumerate(chunks):
             for layer, block in enumerate(blocks):
                 streams = block(streams, tokens, state.layers[layer], plan)
-                taken(i, layer)
+                on_layer(i, layer)
             found.append(streams)
         return found
 
@@ -113,7 +114,16 @@ class Transformer(Module):
             for i in range(config.draft_blocks)
         ]
         self.planner = ChunkPlanner(config)
-        self.loop: LayerSchedule = ChunkMajor()
+        self.schedule: LayerSchedule = ChunkMajor()
+
+    def use(self, schedule: LayerSchedule) -> None:
+        """Chunks go through the layers by `schedule` from now on: other times, the same bits."""
+        self.schedule = schedule
+
+    @property
+    def chunks_per_step(self) -> int:
+        """How many chunks of a prefill may be handed over at once."""
+        return self.schedule.chunks_per_step
 
     def new_state(self, batch: int = 1, growth: int = GROWTH) -> ModelState:
         """The state before the first token; its row buffers grow by `growth` tokens."""
@@ -131,12 +141,16 @@ class Transformer(Module):
         return self.streams_of([tokens], state)[0][0]
 
     def streams_of(
-        self, chunks: Sequence[mx.array], state: ModelState, between: Callable[[], None] = lambda: None
+        self,
+        chunks: Sequence[mx.array],
+        state: ModelState,
+        check_cancelled: Callable[[], None] = lambda: None,
     ) -> tuple[list[mx.array], list[Snapshot]]:
         """Consecutive chunks of tokens [B, T] -> the streams of each, and a snapshot after each but the last.
 
-        As `streams` of one after the other, to the bit; at most `loop.together` of them. `between` is called
-        between layers. If it raises, the state is to be given back to where it was (ModelState.abandon).
+        As `streams` of one after the other, to the bit; at most `chunks_per_step` of them. `check_cancelled`
+        is called between layers. If it raises, the state is to be given back to where it was
+        (ModelState.abandon).
         """
         start = state.length
         state.reserve(start + sum(tokens.shape[1] for tokens in chunks))
@@ -148,12 +162,12 @@ class Transformer(Module):
             start += tokens.shape[1]
         rings: list[dict[int, list[mx.array]]] = [{} for _ in chunks[1:]]
 
-        def taken(chunk: int, layer: int) -> None:
-            between()
+        def on_layer(chunk: int, layer: int) -> None:
+            check_cancelled()
             if chunk < len(rings):
                 rings[chunk][layer] = state.layers[layer].rings()
 
-        left = self.loop(self.blocks, entering, state, taken)
+        left = self.schedule(self.blocks, entering, state, on_layer)
         points = []
         for i, tokens in enumerate(chunks):
             state.advance(tokens.shape[1])

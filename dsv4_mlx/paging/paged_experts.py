@@ -32,8 +32,7 @@ from dsv4_mlx.paging.stats import LayerStats
 from dsv4_mlx.weights.records import RecordMap
 
 Ids = npt.NDArray[np.int64]
-# rows of the chunk in all; x, slots and weights of some of its rows
-Product = Callable[[int, mx.array, mx.array, mx.array], mx.array]
+Product = Callable[[Routed], mx.array]  # of rows whose ids are slots -> float32 [B, T, D]
 
 
 class GroupedRows:
@@ -53,12 +52,14 @@ class GroupedRows:
         if not rows.size:
             return None
         one = (1, rows.size, 1)
-        out = product(
-            self._chunk,
+        part = Routed(
             self._x[mx.array(rows // self._shape[-1])][None],
             mx.array(slot_of[self._experts[rows]].astype(np.uint32)).reshape(one),
             self._weights[mx.array(rows)].reshape(one),
-        )[0]
+            None,
+            self._chunk,
+        )
+        out = product(part)[0]
         self._rows.append(rows)
         self._outs.append(out)
         return out
@@ -68,7 +69,8 @@ class GroupedRows:
         place = np.empty(self._experts.size, np.int64)
         place[np.concatenate(self._rows)] = np.arange(self._experts.size)
         rows = mx.concatenate(self._outs)[mx.array(place)]
-        return add_in_order(rows.reshape(*self._shape, -1)) + self._shared
+        out = add_in_order(rows.reshape(*self._shape, -1))
+        return out if self._shared is None else out + self._shared
 
 
 FEW_ROWS = 16  # up to so many tokens a run's output is kept until its slots are needed, else computed at once
@@ -97,9 +99,16 @@ class PagedExperts:
     """`records` in `slots` slots. While `optimistic` is a list, runs don't wait, and add to it instead."""
 
     def __init__(
-        self, records: RecordMap, slots: int, policy: Policy, pool: ReaderPool, dtype: mx.Dtype
+        self,
+        records: RecordMap,
+        slots: int,
+        policy: Policy,
+        pool: ReaderPool,
+        dtype: mx.Dtype,
+        product: ExpertProduct,
     ) -> None:
-        self.records, self.policy, self._pool, self._dtype = records, policy, pool, dtype
+        self.records, self.policy, self._pool = records, policy, pool
+        self._dtype, self._product = dtype, product
         self.bank = SlotBank(records, slots, dtype)
         self.table = SlotTable(slots, records.count)
         self.stats = LayerStats()
@@ -113,13 +122,13 @@ class PagedExperts:
             tuple[int, list[mx.array]]
         ] = []  # epochs that may not be finished, and their outputs
 
-    def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
+    def routed(self, chunks: Sequence[Routed]) -> list[mx.array]:
         """As model.tensors.ExpertSource; experts of several chunks are read once.
 
         Raises Dsv4Error when a record can't be read.
         """
         if self.optimistic is not None:
-            return [self._run_optimistically(self.optimistic, product, chunk) for chunk in chunks]
+            return [self._run_optimistically(self.optimistic, chunk) for chunk in chunks]
         few = sum(chunk.ids[..., 0].size for chunk in chunks) <= FEW_ROWS
         predicted = self.predictor.predict(chunks[0].x) if few and self.predictor is not None else None
         mx.eval([chunk.ids for chunk in chunks], [] if predicted is None else predicted)
@@ -134,9 +143,9 @@ class PagedExperts:
         if predicted is not None and self.predictor is not None:
             self.predictor.advise(np.array(predicted))
         if not run.misses and not run.early:
-            outs = self._together(product, chunks, wanted, run)
+            outs = self._together(chunks, wanted, run)
         else:
-            outs = self._in_groups(product, chunks, wanted, run, GROUP if not few else run.size)
+            outs = self._in_groups(chunks, wanted, run, GROUP if not few else run.size)
         if not few:
             self._finish()
         return outs
@@ -196,9 +205,7 @@ class PagedExperts:
         self._collect()
         self._finish()
 
-    def _run_optimistically(
-        self, optimistic: list[OptimisticRun], product: ExpertProduct, chunk: Routed
-    ) -> mx.array:
+    def _run_optimistically(self, optimistic: list[OptimisticRun], chunk: Routed) -> mx.array:
         """No word from the host: what is not loaded is computed with another slot's bytes.
 
         Whoever collects these runs evaluates them before a slot is written again, and asks whether they were
@@ -209,27 +216,24 @@ class PagedExperts:
             self._on_device = mx.array(np.array(table, np.uint32))
         optimistic.append(OptimisticRun(self, chunk.ids))
         slots = self._on_device[chunk.ids]
-        return product(chunk.rows, chunk.x, slots, chunk.weights, *self.bank.banks(), chunk.shared)
+        return self._product(chunk._replace(ids=slots), *self.bank.banks())
 
     def _begin(self, run: ExpertRun) -> None:
         for expert in run.reads():
             self._read(expert)
 
-    def _together(
-        self, product: ExpertProduct, chunks: Sequence[Routed], wanted: Sequence[Ids], run: ExpertRun
-    ) -> list[mx.array]:
+    def _together(self, chunks: Sequence[Routed], wanted: Sequence[Ids], run: ExpertRun) -> list[mx.array]:
         """Every expert is loaded: one product a chunk, as with all experts in memory."""
         epoch, slot_of, banks = self.table.use(run.group()), self._slot_of(), self.bank.banks()
         outs = []
         for chunk, ids in zip(chunks, wanted, strict=True):
             slots = mx.array(slot_of[ids].astype(np.uint32))
-            outs.append(product(chunk.rows, chunk.x, slots, chunk.weights, *banks, chunk.shared))
+            outs.append(self._product(chunk._replace(ids=slots), *banks))
         self._queued.append((epoch, outs))
         return outs
 
     def _in_groups(
         self,
-        product: ExpertProduct,
         chunks: Sequence[Routed],
         wanted: Sequence[Ids],
         run: ExpertRun,
@@ -237,11 +241,11 @@ class PagedExperts:
     ) -> list[mx.array]:
         """Groups of experts as they come; `worth` of them are worth a product while others are read."""
 
-        def rows(chunk: int, x: mx.array, slots: mx.array, weights: mx.array) -> mx.array:
-            return product(chunk, x, slots, weights, *self.bank.banks(), None)
+        def rows(part: Routed) -> mx.array:
+            return self._product(part, *self.bank.banks())
 
         parts = [GroupedRows(chunk, ids) for chunk, ids in zip(chunks, wanted, strict=True)]
-        shared = [chunk.shared for chunk in chunks]
+        shared = [chunk.shared for chunk in chunks if chunk.shared is not None]
         mx.async_eval(shared)  # type: ignore[no-untyped-call]
         while not run.done:
             self._begin(run)

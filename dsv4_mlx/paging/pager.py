@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.machine.limits import Pressure
+from dsv4_mlx.model.tensors import ExpertProduct
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.paging.paged_experts import PagedExperts
 from dsv4_mlx.paging.policy import DuelPolicy
@@ -54,7 +55,7 @@ class Pager:
         self._steps = 0
         self._seen: list[LayerStats] = []
 
-    def paged(self, block: str, records: RecordMap) -> PagedExperts:
+    def paged(self, block: str, records: RecordMap, product: ExpertProduct) -> PagedExperts:
         """The source of a block's experts. Raises InputError, MachineError for a file that can't be read."""
         for path, size in zip(records.files, records.sizes, strict=True):
             self.files.open(path, size)
@@ -64,7 +65,7 @@ class Pager:
                 next="convert it, or leave --verify-reads out",
             )
         slots = self.memory.slots_of(block)
-        layer = PagedExperts(records, slots, DuelPolicy(records.count), self.pool, self._dtype)
+        layer = PagedExperts(records, slots, DuelPolicy(records.count), self.pool, self._dtype, product)
         self.layers[block] = layer
         return layer
 
@@ -84,9 +85,9 @@ class Pager:
             self.follow_pressure()
             known.advise(tokens)
 
-        model.loop = PagedSchedule(layers, before, self._together(model))
+        model.use(PagedSchedule(layers, before, self._chunks_per_step(model)))
 
-    def _together(self, model: Transformer) -> int:
+    def _chunks_per_step(self, model: Transformer) -> int:
         """Chunks that go through a layer together: as many as their activations leave room for."""
         config = model.config
         values = config.hidden_size * (2 * config.streams + 2 * config.experts_per_token + 4)

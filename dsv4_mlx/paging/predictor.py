@@ -73,7 +73,8 @@ class HashLayers:
 
     def __init__(self, blocks: list[Block], experts: list[PagedExperts]) -> None:
         self._tables = [
-            (np.array(block.ffn._experts_of), paged) for block, paged in zip(blocks, experts, strict=True)
+            (np.array(block.ffn.experts_by_token), paged)
+            for block, paged in zip(blocks, experts, strict=True)
         ]
 
     def advise(self, tokens: Sequence[mx.array]) -> None:

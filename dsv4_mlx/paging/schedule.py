@@ -16,7 +16,7 @@ import numpy as np
 
 from dsv4_mlx.model.block import Block, Chunk
 from dsv4_mlx.model.state import ModelState
-from dsv4_mlx.model.transformer import Taken
+from dsv4_mlx.model.transformer import OnLayer
 from dsv4_mlx.ops.types import Streams
 from dsv4_mlx.paging.paged_experts import FEW_ROWS, OptimisticRun, PagedExperts
 
@@ -43,25 +43,28 @@ class StrategySwitch:
 class PagedSchedule:
     """A model.transformer.LayerSchedule. `before(tokens)`, of each chunk, is called when a step begins.
 
-    Up to `together` chunks of a prefill go through a layer before any goes to the next: attention one after
-    the other, the experts of all of them read once.
+    Up to `chunks_per_step` chunks of a prefill go through a layer before any goes to the next: attention one
+    after the other, the experts of all of them read once.
     """
 
     def __init__(
-        self, layers: Sequence[PagedExperts], before: Callable[[Sequence[mx.array]], None], together: int
+        self,
+        layers: Sequence[PagedExperts],
+        before: Callable[[Sequence[mx.array]], None],
+        chunks_per_step: int,
     ) -> None:
-        self._layers, self._before, self.together = layers, before, together
+        self._layers, self._before, self.chunks_per_step = layers, before, chunks_per_step
         self.strategy = StrategySwitch()
 
     def __call__(
-        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken
+        self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, on_layer: OnLayer
     ) -> list[Streams]:
         self._before([chunk.tokens for chunk in chunks])
         rows = sum(chunk.tokens.size for chunk in chunks)
         if rows <= FEW_ROWS and len(chunks) == 1 and self.strategy.optimistic:
             return [self._run_optimistically(blocks, chunks[0], state)]
         before = [layer.stats.misses for layer in self._layers]
-        found = _read_per_layer(blocks, chunks, state, taken, 0)
+        found = _read_per_layer(blocks, chunks, state, on_layer, 0)
         if rows <= FEW_ROWS:
             self.strategy.learn(
                 sum(layer.stats.misses > n for layer, n in zip(self._layers, before, strict=True))
@@ -97,14 +100,14 @@ class PagedSchedule:
 
 
 def _read_per_layer(
-    blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, taken: Taken, first: int
+    blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, on_layer: OnLayer, first: int
 ) -> list[Streams]:
     """From block `first` on, whose input the chunks hold."""
     for layer in range(first, len(blocks)):
-        left = blocks[layer].forward_chunks(chunks, state.layers[layer], partial(_swapped, taken, layer))
+        left = blocks[layer].forward_chunks(chunks, state.layers[layer], partial(_swapped, on_layer, layer))
         chunks = [chunk._replace(streams=one) for chunk, one in zip(chunks, left, strict=True)]
     return [chunk.streams for chunk in chunks]
 
 
-def _swapped(taken: Taken, layer: int, chunk: int) -> None:
-    taken(chunk, layer)
+def _swapped(on_layer: OnLayer, layer: int, chunk: int) -> None:
+    on_layer(chunk, layer)

@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from dsv4_mlx.ops.types import Bank
 from dsv4_mlx.weights.records import RecordMap
-from dsv4_mlx.weights.resident_experts import ResidentExperts, room
+from dsv4_mlx.weights.resident_experts import expert_banks, room
 
 EMPTY = -1
 
@@ -161,8 +161,7 @@ class SlotBank:
         Valid as long as the bank, except with scales that are cast: those are a copy, made at every call.
         """
         if self._views is None:
-            views = ResidentExperts(self._array, self._layout, self._dtype)
-            banks = views.gate_up, views.down
+            banks = expert_banks(self._array, self._layout, self._dtype)
             if self._layout.format == "affine4" and self._dtype != mx.bfloat16:
                 return banks  # scales are cast: a copy that a later read would not reach
             mx.eval([part for bank in banks for part in bank if isinstance(part, mx.array)])

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import mlx.core as mx
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.decode import GenerationLimits, PrefillProgress, Sampled
+from dsv4_mlx.engine.chooser import GenerationLimits
+from dsv4_mlx.engine.decode import Ended, PrefillProgress, Token
 from dsv4_mlx.engine.engine import Engine, weight_bytes
 from dsv4_mlx.engine.engine_options import EngineOptions
-from dsv4_mlx.engine.generate import steps
+from dsv4_mlx.engine.generate import run
 from dsv4_mlx.engine.memory import state_bytes, workspace
-from dsv4_mlx.engine.session import Session, TokenSequence
+from dsv4_mlx.engine.session import Session, SessionRows
+from dsv4_mlx.engine.session_file import identity
+from dsv4_mlx.errors import Progress
 from dsv4_mlx.machine.limits import memory_limit
 from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.scheduler.session_policy import SessionLimits
@@ -23,9 +26,6 @@ from dsv4_mlx.scheduler.session_pool import Reusable
 from dsv4_mlx.tokenizer.template import Prompts
 
 GROWTH = 2048  # tokens by which sessions grow: short ones stay small
-
-Progress = Callable[[int, int], None]
-Ended = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Pause:
     until: float
 
 
-Run = Generator[PrefillProgress | Sampled | Pause, None, Ended]
+Run = Generator[PrefillProgress | Token | Pause, None, Ended]
 
 
 class Backend(Protocol):
@@ -61,8 +61,8 @@ class Backend(Protocol):
 
     def session(self) -> Reusable: ...
 
-    def run(self, session: Reusable, job: GenerationRequest) -> Run:
-        """The job's steps, as engine.generate.steps."""
+    def run(self, rows: SessionRows, job: GenerationRequest) -> Run:
+        """The job's steps, as engine.generate.run; `rows` answer for a session of `session`."""
 
     def memory(self) -> dict[str, int]:
         """Bytes in use, by kind. Any thread."""
@@ -117,8 +117,8 @@ class ModelBackend:
     def session(self) -> Session:
         return self.engine.session(GROWTH)
 
-    def run(self, session: TokenSequence, job: GenerationRequest) -> Run:
-        return (yield from steps(session, job.prompt, job.sampling, wanted(job)))
+    def run(self, rows: SessionRows, job: GenerationRequest) -> Run:
+        return run(rows, job.prompt, job.sampling, wanted(job))
 
     def memory(self) -> dict[str, int]:
         return {
@@ -131,6 +131,20 @@ class ModelBackend:
         pager = None if self._engine is None else self._engine.pager
         return {} if pager is None else pager.sums()
 
+    @property
+    def notice(self) -> str:
+        """How many experts are in memory and why, for people; "" where all are."""
+        return self.engine.expert_memory
+
+    def recently(self) -> str:
+        """How paged experts did since the last call, for people; "" where all are in memory."""
+        pager = self.engine.pager
+        return "" if pager is None else pager.recently()
+
+    def identity(self) -> str:
+        """What a saved state must have been computed with to be taken up here."""
+        return identity(self.engine.manifest, self._options, self.session())
+
     def recover(self) -> None:
         mx.clear_cache()
 
@@ -140,6 +154,7 @@ class ModelBackend:
 
 
 def wanted(job: GenerationRequest) -> GenerationLimits:
+    """Raises UsageError."""
     return GenerationLimits(job.max_tokens, job.constraint, job.logprobs, job.think_budget)
 
 

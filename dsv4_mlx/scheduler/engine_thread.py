@@ -8,20 +8,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
-from dsv4_mlx.engine.session import check_tokens
-from dsv4_mlx.errors import DoesNotFit, UsageError
+from dsv4_mlx.engine.decode import Reason
+from dsv4_mlx.engine.session import check_prompt
 from dsv4_mlx.scheduler.admission import SchedulerOptions
-from dsv4_mlx.scheduler.backend import Backend
+from dsv4_mlx.scheduler.backend import Backend, wanted
 from dsv4_mlx.scheduler.linger import Linger
-from dsv4_mlx.scheduler.request import Emit, GenerationRequest, QueueFull, Reason, Unavailable
+from dsv4_mlx.scheduler.request import Emit, GenerationRequest, QueueFull, Unavailable
 from dsv4_mlx.scheduler.scheduler import Counts, RunningSequence, Scheduler
+from dsv4_mlx.scheduler.session_pool import SessionPool
 
+T = TypeVar("T")
 State = Literal["loading", "ready", "unhealthy", "closed"]
 STALLED = 120.0  # seconds without progress while jobs are active: then something hangs
-TOP = 20  # most alternatives of a token
 DESCRIBED: dict[State, str] = {
     "loading": "still loading",
     "ready": "ready",
@@ -76,11 +78,16 @@ class Ticket:
 class EngineThread:
     """Loads a backend and runs jobs on it. `start` begins; `close` ends it for good.
 
-    `linger` is told of work by the engine's thread.
+    `linger` is told of work by the engine's thread, which also calls `watch` when `state` is another, or
+    `loaded`.
     """
 
     def __init__(
-        self, backend: Backend, options: SchedulerOptions | None = None, linger: Linger | None = None
+        self,
+        backend: Backend,
+        options: SchedulerOptions | None = None,
+        linger: Linger | None = None,
+        watch: Callable[[], None] = lambda: None,
     ) -> None:
         self.backend, self.options = backend, options or SchedulerOptions()
         self.state: State = "loading"
@@ -89,11 +96,11 @@ class EngineThread:
         self._wake = threading.Condition()
         self._news = False
         self._inbox: list[RunningSequence] = []
-        self._probes: list[threading.Event] = []
+        self._calls: list[Callable[[Scheduler | None], None]] = []
         self._closing: float | None = None  # time.monotonic() at which jobs are ended
         self._submitted = self._refused = 0
         self._runner: Scheduler | None = None
-        self._linger = linger or Linger()
+        self._linger, self._watch = linger or Linger(), watch
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> EngineThread:
@@ -118,7 +125,8 @@ class EngineThread:
             if self.state != "ready" or self._closing is not None or runner is None:
                 self._refused += 1
                 closing = "shutting down" if self._closing is not None else DESCRIBED[self.state]
-                raise Unavailable(f"the model is {closing}", next="try again later")
+                later = "start the program again" if self.state == "unhealthy" else "try again later"
+                raise Unavailable(f"the model is {closing}", next=later)
             waiting = len(self._inbox) + len(runner.waiting)
             if waiting >= self.options.waiting + max(0, self.options.active - len(runner.active)):
                 self._refused += 1
@@ -134,16 +142,36 @@ class EngineThread:
 
         return Ticket(cancel)
 
+    def call(self, work: Callable[[SessionPool], T]) -> Future[T]:
+        """Run `work` in the engine's thread: once the model is open, between two steps, before jobs that are
+        submitted later. Where that can't be any more, the result is cancelled.
+        """
+        result: Future[T] = Future()
+
+        def run(runner: Scheduler | None) -> None:
+            if runner is None:
+                result.cancel()
+            if result.set_running_or_notify_cancel() and runner is not None:
+                try:
+                    result.set_result(work(runner.pool))
+                except Exception as error:  # its caller's, and no reason for the thread to end
+                    result.set_exception(error)
+
+        with self._wake:
+            ended = self.state == "closed"
+            if not ended:
+                self._calls.append(run)
+                self._notify()
+        if ended:
+            run(None)
+        return result
+
     def probe(self, timeout: float) -> Health:
         """Ask the thread for a sign of life, and wait for it up to `timeout` seconds."""
-        answer = threading.Event()
         runner = self._runner
         if runner is None:
             return Health(self.state, self._thread.is_alive(), 0.0)
-        with self._wake:
-            self._probes.append(answer)
-            self._notify()
-        answered = answer.wait(timeout)
+        answered = not wait([self.call(lambda pool: None)], timeout).not_done
         stalled = time.monotonic() - runner.progress if runner.active and not answered else 0.0
         hangs = self.state == "ready" and (stalled > STALLED or not self._thread.is_alive())
         return Health("unhealthy" if hangs else self.state, answered, stalled)
@@ -174,8 +202,9 @@ class EngineThread:
             paging=self.backend.paging(),
         )
 
-    def close(self, grace: float) -> bool:
-        """Take no more jobs, let active ones run for `grace` seconds, end the rest; whether the thread ended.
+    def close(self, grace: float, wait: float = 30.0) -> bool:
+        """Take no more jobs, let active ones run for `grace` seconds, end the rest; whether the thread ended
+        within `wait` seconds after that.
 
         A second call may shorten the grace of the first.
         """
@@ -184,7 +213,7 @@ class EngineThread:
             self._closing = end if self._closing is None else min(end, self._closing)
             self._notify()
         if self._thread.is_alive():
-            self._thread.join(grace + 30)
+            self._thread.join(grace + wait)
         return not self._thread.is_alive()
 
     def _notify(self) -> None:
@@ -192,25 +221,17 @@ class EngineThread:
         self._wake.notify()
 
     def _check(self, job: GenerationRequest) -> None:
-        context, vocabulary = self.backend.context, self.backend.vocabulary
-        check_tokens(job.prompt, vocabulary, context)
-        if len(job.prompt) == context:
-            raise DoesNotFit(
-                f"the prompt has {len(job.prompt)} tokens and fills the context: an answer has no room",
-                next="shorten the prompt, or give a larger --context",
-            )
+        vocabulary = self.backend.vocabulary
+        check_prompt(job.prompt, vocabulary, self.backend.context)
         job.sampling.check(vocabulary)
-        limits = {"max_tokens": job.max_tokens, "logprobs": job.logprobs, "think_budget": job.think_budget}
-        for name, value in limits.items():
-            most = TOP if name == "logprobs" else None
-            if value is not None and (value < 0 or (most is not None and value > most)):
-                raise UsageError(f"{name} is {value}, expected 0 {f'to {most}' if most else 'or more'}")
+        wanted(job)
 
     # From here on: the engine's thread.
 
     def _main(self) -> None:
         def progress(done: int, total: int) -> None:
             self.loaded = done, total
+            self._watch()
             if self._closing is not None:
                 raise Unavailable("the model is shutting down")
 
@@ -221,12 +242,16 @@ class EngineThread:
         except Exception as error:  # whoever asks for the state is told; the program decides what to do
             self.error, self.state = error, "unhealthy"
         try:
+            self._watch()
             self._loop()
         finally:
             self._linger.close()
             self.backend.close()
-            self.state = "closed"
-            self._answer_probes()
+            with self._wake:
+                self.state, calls = "closed", self._calls
+            for call in calls:
+                call(None)
+            self._watch()
 
     def _loop(self) -> None:
         delay: float | None = None
@@ -236,9 +261,10 @@ class EngineThread:
                     self._wake.wait(delay)
                 self._news = False
                 inbox, self._inbox = self._inbox, []
-                closing = self._closing
-            self._answer_probes()
-            runner = self._runner
+                calls, self._calls = self._calls, []
+                closing, runner = self._closing, self._runner
+            for call in calls:
+                call(runner)
             if runner is None:
                 if closing is not None:
                     return
@@ -249,7 +275,10 @@ class EngineThread:
                 runner.add(entry)
             if runner.broken is not None:
                 self.error, self.state = runner.broken, "unhealthy"
-                runner.end_all(Unavailable("the device failed twice in a row", next="restart the server"))
+                self._watch()
+                runner.end_all(
+                    Unavailable("the device failed twice in a row", next="start the program again")
+                )
             over = closing is not None and time.monotonic() >= closing
             if over or (closing is not None and not runner.active and not len(runner.waiting)):
                 runner.end_all(Unavailable("the model is shutting down"))
@@ -260,9 +289,3 @@ class EngineThread:
             if closing is not None:
                 rest = max(0.0, closing - time.monotonic())
                 delay = rest if delay is None else min(delay, rest)
-
-    def _answer_probes(self) -> None:
-        with self._wake:
-            probes, self._probes = self._probes, []
-        for probe in probes:
-            probe.set()

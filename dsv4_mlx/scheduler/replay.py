@@ -20,7 +20,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
@@ -30,18 +30,17 @@ import numpy as np
 from deepseek_recipe import AssistantMessage, Conversation, ToolCall, ToolDefinition, UserMessage
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.decode import Sampled, thinks
-from dsv4_mlx.engine.generate import steps
+from dsv4_mlx.engine.chooser import thinks
+from dsv4_mlx.engine.decode import Drawn, Ended, PrefillProgress, Rows, Token
+from dsv4_mlx.engine.generate import run
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
-from dsv4_mlx.engine.session import Session
-from dsv4_mlx.errors import InputError, MachineError, UsageError
+from dsv4_mlx.engine.session import Session, SessionRows
+from dsv4_mlx.errors import InputError, MachineError, Progress, UsageError
 from dsv4_mlx.machine.limits import memory_limit
 from dsv4_mlx.model.state import ModelState, Snapshot
-from dsv4_mlx.model.transformer import ChunkMajor, Transformer
-from dsv4_mlx.scheduler.backend import GROWTH, Ended, Pause, Progress, Run, session_limits, wanted
+from dsv4_mlx.scheduler.backend import GROWTH, Pause, Run, session_limits, wanted
 from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.scheduler.session_policy import SessionLimits
-from dsv4_mlx.scheduler.session_pool import Reusable
 from dsv4_mlx.tokenizer.template import Markers, Prompts
 from dsv4_mlx.weights.load import find_model
 
@@ -66,6 +65,7 @@ class ScriptedTurn:
     content: str = ""
     calls: tuple[ScriptedCall, ...] = ()
     raw: str | None = None
+    ids: tuple[int, ...] | None = None  # instead of all text: the tokens
     finish: Literal["stop", "length"] = "stop"
     tokens_per_second: float = 0.0
     error: str | None = None
@@ -159,39 +159,57 @@ MOST_CONTEXT = 1 << 20
 ELEMENT = 2  # bytes of a number in the sessions whose memory is accounted for: bfloat16, as on a Mac
 
 
-class ScriptedModel:
-    """What a Session needs of a model. `script`: ids after `prompt` tokens; then `end`, for ever."""
+class SilentModel:
+    """What a Session needs of a model, and no layers: it counts tokens and has nothing to say about them."""
 
-    def __init__(self, config: ModelConfig, script: Sequence[int], prompt: int, end: int) -> None:
-        self.config, self._script, self._prompt, self._end = config, list(script), prompt, end
+    dtype, chunks_per_step = mx.bfloat16, 1
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+
+    def new_state(self, *, growth: int) -> ModelState:
+        return ModelState(replace(self.config, layers=0, mtp_layers=0), self.dtype, growth=growth)
+
+    def streams_of(
+        self,
+        chunks: Sequence[mx.array],
+        state: ModelState,
+        check_cancelled: Callable[[], None] = lambda: None,
+    ) -> tuple[list[mx.array], list[Snapshot]]:
+        """As Transformer, of one chunk [1, T]: the streams are the tokens."""
+        (tokens,) = chunks
+        state.reserve(state.length + tokens.shape[1])
+        state.advance(tokens.shape[1])
+        return [tokens], []
+
+    def logits(self, streams: mx.array, *, last: bool) -> mx.array:
+        """float32 [1, 1, 1]."""
+        return mx.ones((1, 1, 1))
+
+
+class ScriptedRows:
+    """Answers the decode loop for a session of a SilentModel: `script`, an id after the other, then `end` for
+    ever."""
+
+    def __init__(self, rows: SessionRows, script: Sequence[int], end: int) -> None:
+        self._rows, self._script, self._end = rows, list(script), end
         self._at = 0
-        self.loop = ChunkMajor()
 
     @property
     def expected(self) -> int:
         """The next token."""
         return self._script[self._at] if self._at < len(self._script) else self._end
 
-    def new_state(self, growth: int) -> ModelState:
-        return ModelState(replace(self.config, layers=0, mtp_layers=0), mx.bfloat16, growth=growth)
-
-    def streams_of(
-        self, chunks: Sequence[mx.array], state: ModelState, between: Callable[[], None] = lambda: None
-    ) -> tuple[list[mx.array], list[Snapshot]]:
-        """As Transformer, of one chunk, no layers: `state` counts its tokens. The streams are the tokens."""
-        (tokens,) = chunks
-        if state.length >= self._prompt:
-            self._follow(cast(int, tokens[0, 0].item()))
-        rows = tokens.shape[1]
-        state.reserve(state.length + rows)
-        state.advance(rows)
-        return [tokens], []
-
-    def logits(self, streams: mx.array, *, last: bool) -> mx.array:
-        """float32 [1, 1, V] after the tokens so far."""
-        logits = np.full((1, 1, self.config.vocab_size), UNLIKELY, np.float32)
-        logits[0, 0, self.expected] = 0
-        return mx.array(logits)
+    def __call__(self, rows: Rows) -> Generator[PrefillProgress, None, Drawn]:
+        """A constraint, or a thinking that has taken its budget, may draw something else than `expected`."""
+        yield from self._rows.take_in(rows)
+        if rows.position:
+            self._follow(rows.tokens[-1])
+        if not rows.count:
+            return Drawn(())
+        logits = np.full(self._rows.session.vocabulary, UNLIKELY, np.float32)
+        logits[self.expected] = 0
+        return Drawn((rows.choose.draw(logits),), (logits,) if rows.logits else None)
 
     def _follow(self, token: int) -> None:
         """A token that was forced may skip part of the script, such as the rest of a thinking."""
@@ -242,20 +260,18 @@ class ReplayBackend:
 
     def session(self) -> Session:
         config, prompts, context = self._open()
-        model = ScriptedModel(config, [], 0, prompts.markers.end)
-        return Session(cast(Transformer, model), context, prompts.markers, GROWTH)
+        return Session(SilentModel(config), context, prompts.markers, GROWTH)
 
-    def run(self, session: Reusable, job: GenerationRequest) -> Run:
-        config, prompts, _ = self._open()
+    def run(self, rows: SessionRows, job: GenerationRequest) -> Run:
+        prompts = self.prompts
         turn, modes = next(self._next)
         script = _rest(modes[thinks(job.prompt, prompts.markers)], job.prompt, prompts.markers)
-        model = ScriptedModel(config, script, len(job.prompt), prompts.markers.end)
-        cast(Session, session).model = cast(Transformer, model)
+        answer = ScriptedRows(rows, script, prompts.markers.end)
         limits = [len(script)] if turn.finish == "length" or turn.error is not None else []
         limits += [] if job.max_tokens is None else [job.max_tokens]
         asked = replace(wanted(job), max_tokens=min(limits, default=None))
         begun, count = 0.0, 0
-        real = steps(session, job.prompt, job.sampling, asked)
+        real = run(rows, job.prompt, job.sampling, asked, answer)
         while True:
             try:
                 step = next(real)
@@ -263,8 +279,8 @@ class ReplayBackend:
                 if turn.error is not None:
                     raise MachineError(turn.error) from None
                 return cast(Ended, end.value)
-            if isinstance(step, Sampled):
-                if step.token not in (model.expected, prompts.markers.end_think):
+            if isinstance(step, Token):
+                if step.id not in (answer.expected, prompts.markers.end_think):
                     raise InputError(
                         "the request does not allow what the script says next",
                         where=turn.where,
@@ -283,6 +299,14 @@ class ReplayBackend:
     def paging(self) -> dict[str, float]:
         return {}
 
+    notice = ""
+
+    def recently(self) -> str:
+        return ""
+
+    def identity(self) -> str:
+        return ""  # there is no state to save
+
     def recover(self) -> None:
         pass
 
@@ -296,6 +320,8 @@ def script_ids(prompts: Prompts, turn: ScriptedTurn, think: bool) -> list[int]:
     Where it does not think, the turn's reasoning is left out.
     """
     try:
+        if turn.ids is not None:
+            return list(turn.ids)
         if turn.raw is not None:
             return prompts.tokenizer.encode(turn.raw)
         calls = [ToolCall(str(i), call.name, call.arguments) for i, call in enumerate(turn.calls)]

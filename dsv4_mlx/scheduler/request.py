@@ -1,22 +1,20 @@
 """What is asked of the engine thread, and what it says back. No HTTP, no text: token ids in, token ids out.
 
-    Worker.submit(job, emit) -> Ticket
-    emit(Prefill)*  emit(Started)  emit(Token)*  emit(Finished)       in the worker's thread, in this order
+    EngineThread.submit(job, emit) -> Ticket
+    emit(PrefillProgress)*  emit(Token)*  emit(Finished)       in the engine's thread, in this order
 
-Every job ends with exactly one Finished, whatever happens; Started is missing if it ended before.
+Every job ends with exactly one Finished, whatever happens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from dsv4_mlx.engine.constraint import Constraint
+from dsv4_mlx.engine.decode import Event
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.errors import Dsv4Error
-
-Reason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True)
@@ -39,44 +37,6 @@ class GenerationRequest:
     hint: str = ""
 
 
-@dataclass(frozen=True)
-class Prefill:
-    """`done` of `total` prompt tokens are computed; `cached` more were known. First with done = 0."""
-
-    done: int
-    total: int
-    cached: int
-
-
-@dataclass(frozen=True)
-class Started:
-    """The prompt is in; `cached` of its tokens needed no computation."""
-
-    cached: int
-
-
-@dataclass(frozen=True)
-class Token:
-    """One sampled token. Log probabilities are natural, of the model's own distribution: before bias,
-    penalties, constraint and temperature. `top`: the likeliest (id, log probability), best first."""
-
-    id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Finished:
-    """`stop`: the model ended its turn (that token is not emitted). `length`: max_tokens or the context.
-
-    `error` says why for reason "error": a Dsv4Error for what can be expected, anything else is a bug.
-    """
-
-    reason: Reason
-    error: BaseException | None = None
-
-
-Event = Prefill | Started | Token | Finished
 Emit = Callable[[Event], None]  # must not block and must not raise
 
 

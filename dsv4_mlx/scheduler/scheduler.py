@@ -10,21 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import get_args
 
-from dsv4_mlx.engine.decode import PrefillProgress, Sampled
+from dsv4_mlx.engine.decode import Event, Finished, Reason, Token
+from dsv4_mlx.engine.session import SessionRows, room_for_answer
 from dsv4_mlx.errors import DoesNotFit
 from dsv4_mlx.scheduler.admission import FairShare, SchedulerOptions, Waiting
-from dsv4_mlx.scheduler.backend import Backend, Run
-from dsv4_mlx.scheduler.request import (
-    Emit,
-    Event,
-    Finished,
-    GenerationRequest,
-    Prefill,
-    Reason,
-    Started,
-    Token,
-    Unavailable,
-)
+from dsv4_mlx.scheduler.backend import Backend, Pause, Run
+from dsv4_mlx.scheduler.request import Emit, GenerationRequest, Unavailable
 from dsv4_mlx.scheduler.session_pool import Lease, SessionPool
 
 
@@ -42,7 +33,6 @@ class RunningSequence:
     cancelled: bool = False  # set by any thread
     run: Run | None = None
     lease: Lease | None = None
-    cached: int = 0
     until: float = 0.0  # a pause lasts until then
     blocked: bool = False  # needs memory that another job has
 
@@ -129,12 +119,17 @@ class Scheduler:
             self.progress = self.clock()
 
     def _fits(self, entry: RunningSequence) -> bool:
-        prompt, room = entry.job.prompt, self.backend.context - len(entry.job.prompt)
-        most = room if entry.job.max_tokens is None else min(room, entry.job.max_tokens)
+        prompt = entry.job.prompt
+        most = room_for_answer(len(prompt), self.backend.context, entry.job.max_tokens)
         entry.lease = self.pool.acquire(prompt, most)
         if entry.lease is not None:
-            entry.run = self.backend.run(entry.lease.session, entry.job)
+            rows = SessionRows(entry.lease.session, self._chunks_per_step, entry.check)
+            entry.run = self.backend.run(rows, entry.job)
         return entry.lease is not None
+
+    def _chunks_per_step(self) -> int | None:
+        """Alone, a prefill takes its chunks as the model likes them best; others should not wait for it."""
+        return 1 if len(self.active) > 1 else None
 
     def _advance(self, entry: RunningSequence) -> None:
         """One step of one job, whatever comes of it."""
@@ -144,9 +139,6 @@ class Scheduler:
         if not self.pool.may_go_on(lease):
             entry.blocked = True
             return
-        # Alone, a prefill may take its chunks as the model likes them best; others should not wait for it.
-        lease.session.together = 1 if len(self.active) > 1 else None
-        lease.session.between = entry.check
         begun = self.clock()
         try:
             step = next(run)
@@ -162,21 +154,15 @@ class Scheduler:
             return
         self.progress = self.clock()
         self._shares.charge(entry, self.progress - begun)
-        if isinstance(step, Sampled):
-            self.counts.generated += 1
-            self._say(entry, Token(step.token, step.logprob, step.top))
-        elif isinstance(step, PrefillProgress):
-            self._prefilled(entry, step)
-        else:
+        if isinstance(step, Pause):
             entry.until = step.until
-
-    def _prefilled(self, entry: RunningSequence, step: PrefillProgress) -> None:
-        entry.cached = len(entry.job.prompt) - step.total
-        self._say(entry, Prefill(step.done, step.total, entry.cached))
-        if step.done == step.total:
+            return
+        if isinstance(step, Token):
+            self.counts.generated += 1
+        elif step.done == step.total:
             self.counts.prompt += len(entry.job.prompt)
-            self.counts.cached += entry.cached
-            self._say(entry, Started(entry.cached))
+            self.counts.cached += step.cached
+        self._say(entry, step)
 
     def _fail(self, entry: RunningSequence, error: Exception) -> None:
         """A session that a failed step left is empty (session.py): then it was the device, or a bug."""

@@ -1,4 +1,4 @@
-"""The live sessions. Used in the worker's thread only; what it decides is session_policy.py's."""
+"""The live sessions. Used in the engine thread only; what it decides is session_policy.py's."""
 
 from __future__ import annotations
 
@@ -13,18 +13,15 @@ from dsv4_mlx.scheduler.session_policy import SMALL, CachedSession, SessionLimit
 class Reusable(TokenSequence, Protocol):
     """A session that the pool can keep; as in engine.Session."""
 
-    together: int | None
-    between: Callable[[], None]
-
     @property
     def capacity(self) -> int: ...
 
     @property
     def growth(self) -> int: ...
 
-    def keeps(self, tokens: Sequence[int]) -> int: ...
+    def cached_prefix(self, tokens: Sequence[int]) -> int: ...
 
-    def branch(self, tokens: Sequence[int]) -> Self: ...
+    def fork_at(self, tokens: Sequence[int]) -> Self: ...
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,31 @@ class SessionPool:
     def held(self) -> list[CachedSession]:
         return list(self._held.values())
 
+    @property
+    def idle(self) -> list[Reusable]:
+        """Sessions in which no job runs."""
+        return [self._sessions[one.key] for one in self.held if one.idle]
+
+    def adopt(self, session: Reusable) -> None:
+        """Keep a session that was made elsewhere, for the prompt that goes on from it."""
+        self._clock += 1
+        key, tokens, size = self._clock, len(session.tokens), self.limits.cost(session.capacity)
+        self._sessions[key] = session
+        self._held[key] = CachedSession(key, tokens, tokens, size, self._clock)
+        self._evict(growth(self.held, key, size, self.limits) or ())
+
     def acquire(self, prompt: Sequence[int], max_tokens: int) -> Lease | None:
-        """A session for `prompt`, to be released or dropped; None while active jobs need the memory."""
+        """A session for `prompt`, to be released or dropped; None while active jobs need the memory.
+
+        May evict idle sessions. The lease is valid until `release` or `drop`: nobody else has its session.
+        """
         tokens = list(prompt)
         found = plan(
-            self.held, lambda key: self._sessions[key].keeps(tokens), len(tokens), max_tokens, self.limits
+            self.held,
+            lambda key: self._sessions[key].cached_prefix(tokens),
+            len(tokens),
+            max_tokens,
+            self.limits,
         )
         if found is None:
             return None
@@ -61,7 +78,7 @@ class SessionPool:
         self._clock += 1
         key = found.base
         if key is None or found.branch:
-            session = self._new() if key is None else self._sessions[key].branch(tokens)
+            session = self._new() if key is None else self._sessions[key].fork_at(tokens)
             key = self._clock
             self._sessions[key] = session
             self.branches += found.branch
@@ -70,7 +87,10 @@ class SessionPool:
         return Lease(key, session)
 
     def may_go_on(self, lease: Lease) -> bool:
-        """Whether the session may take one more token now; else ask again when another job has ended."""
+        """Whether the session may take one more token now; else ask again when another job has ended.
+
+        May evict idle sessions. The answer is good for that one token.
+        """
         session = lease.session
         if len(session.tokens) < session.capacity:
             return True
@@ -86,7 +106,7 @@ class SessionPool:
         return True
 
     def release(self, lease: Lease) -> None:
-        """The job is over; its session stays for later prompts."""
+        """The job is over; its session stays for later prompts until it is evicted. May evict others."""
         session, held = lease.session, self._held[lease.key]
         if not session.tokens:
             self.drop(lease)

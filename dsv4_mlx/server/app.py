@@ -20,6 +20,7 @@ from starlette.routing import Route
 from dsv4_mlx.engine.engine import fitting
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
 from dsv4_mlx.grammar.grammars import Grammars
+from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.turn_cache import TurnCache
 from dsv4_mlx.server import openapi as models
 from dsv4_mlx.server.api_errors import ApiError, invalid
@@ -29,10 +30,8 @@ from dsv4_mlx.server.openapi import document
 from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.protocols.fields import Body, flag, parse, text
 from dsv4_mlx.server.protocols.request import ParsedRequest, ProtocolName, ServerInfo
-from dsv4_mlx.server.service import EngineService
 from dsv4_mlx.server.streaming import Endpoint, ServerContext, body_of
 from dsv4_mlx.server.translate import Translator
-from dsv4_mlx.tokenizer.markers import Spelling
 from dsv4_mlx.tokenizer.template import LEVELS, Prompts
 from dsv4_mlx.weights.load import find_model
 
@@ -49,8 +48,8 @@ _PROTOCOLS: dict[str, ProtocolName] = {
 class App(Starlette):
     """The ASGI application."""
 
-    def __init__(self, counter: ServerContext) -> None:
-        self.counter, facts = counter, counter.intake.facts
+    def __init__(self, server: ServerContext) -> None:
+        self.server, facts = server, server.translator.facts
         routes = [
             Route("/", _say(lambda: models.greeting(facts))),
             Route("/health", self._health),
@@ -63,18 +62,18 @@ class App(Starlette):
             Route("/responses/input_tokens", self._count, methods=["POST"]),
             Route("/tokenize", self._tokenize, methods=["POST"]),
             Route("/detokenize", self._detokenize, methods=["POST"]),
-            *(Route(path, Endpoint(counter, name), methods=["POST"]) for path, name in _PROTOCOLS.items()),
+            *(Route(path, Endpoint(server, name), methods=["POST"]) for path, name in _PROTOCOLS.items()),
             Route("/models/{name:path}", self._model),
         ]
         paths = {route.path for route in routes}
-        gate = Middleware(Gate, facts.options, paths, counter.record, counter.crash)
+        gate = Middleware(Gate, facts.options, paths, server.record, server.crash)
         super().__init__(
             routes=routes, middleware=[gate], exception_handlers={404: _nothing, 405: _other_method}
         )
         self.router.redirect_slashes = False
 
     async def _model(self, request: Request) -> Response:
-        one = models.model(self.counter.intake.facts)
+        one = models.model(self.server.translator.facts)
         name = request.path_params["name"]
         if name != one["id"]:
             raise ApiError(
@@ -83,13 +82,13 @@ class App(Starlette):
         return JSONResponse(one)
 
     async def _health(self, request: Request) -> Response:
-        worker = self.counter.worker
-        facts = self.counter.intake.facts
+        worker = self.server.worker
+        facts = self.server.translator.facts
         if worker.state == "loading":
             done, total = worker.loaded
             body = {"status": "loading", "model": facts.model, "loaded_bytes": done, "total_bytes": total}
             return JSONResponse(body, 503, {"retry-after": "5"})
-        health = await self.counter.call(worker.probe, PROBE)
+        health = await self.server.call(worker.probe, PROBE)
         stats = worker.stats()
         well = health.state == "ready" and health.answered
         body = {
@@ -103,42 +102,42 @@ class App(Starlette):
         return JSONResponse(body, 200 if well else 503)
 
     async def _metrics(self, request: Request) -> Response:
-        page = self.counter.record.metrics(self.counter.worker)
+        page = self.server.record.metrics(self.server.worker)
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _count(self, request: Request) -> Response:
         """Exact: the prompt is rendered as it would be, without a queue and without a limit."""
-        counter = self.counter
-        raw = await body_of(request, counter.limits)
+        server = self.server
+        raw = await body_of(request, server.limits)
         protocol: ProtocolName = "messages" if request.scope["path"].startswith("/messages") else "responses"
-        ask: ParsedRequest = await counter.call(counter.intake.read, protocol, raw)
-        said = {"input_tokens": len(await counter.call(counter.intake.rendered, ask))}
+        ask: ParsedRequest = await server.call(server.translator.read, protocol, raw)
+        said = {"input_tokens": len(await server.call(server.translator.rendered, ask))}
         return JSONResponse(said if protocol == "messages" else {"object": "response.input_tokens", **said})
 
     async def _tokenize(self, request: Request) -> Response:
         """{"content" or "prompt": text, "parse_special": false} -> its ids."""
         body = await self._body(request)
-        spelling = self.counter.intake.spelling
+        spelling = self.server.translator.spelling
         given = text(body, "content" if "content" in body else "prompt")
         encode = spelling.encode_raw if flag(body, "parse_special") else spelling.encode
-        ids = await self.counter.call(encode, given)
-        context = self.counter.intake.facts.context
+        ids = await self.server.call(encode, given)
+        context = self.server.translator.facts.context
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": context})
 
     async def _detokenize(self, request: Request) -> Response:
         """{"tokens": ids} -> their text."""
         body = await self._body(request)
-        intake = self.counter.intake
+        translator = self.server.translator
         ids = body.get("tokens")
         if not isinstance(ids, list) or not all(
-            type(id) is int and 0 <= id < intake.facts.vocabulary for id in ids
+            type(id) is int and 0 <= id < translator.facts.vocabulary for id in ids
         ):
-            raise invalid(f"tokens is not an array of ids below {intake.facts.vocabulary}", "tokens")
-        content = await self.counter.call(intake.spelling.decode, ids)
+            raise invalid(f"tokens is not an array of ids below {translator.facts.vocabulary}", "tokens")
+        content = await self.server.call(translator.spelling.decode, ids)
         return JSONResponse({"content": content, "prompt": content})
 
     async def _body(self, request: Request) -> Body:
-        return parse(await body_of(request, self.counter.limits), self.counter.limits)
+        return parse(await body_of(request, self.server.limits), self.server.limits)
 
 
 def _say(what: Callable[[], Any]) -> Callable[[Request], Awaitable[Response]]:
@@ -181,10 +180,10 @@ def model_facts(
 
 
 def make_app(
-    folder: Path, facts: ServerInfo, worker: EngineService, threads: Executor, crash: Callable[[str], str]
+    folder: Path, facts: ServerInfo, worker: EngineThread, threads: Executor, crash: Callable[[str], str]
 ) -> App:
     """The application; reads tokenizer and template, which takes a second at full size. Raises InputError."""
     prompts = Prompts(folder, find_model(folder).manifest.checkpoint)
     grammars = Grammars(folder, facts.vocabulary, prompts.markers)
-    intake = Translator(facts, Spelling(folder), grammars, TurnCache(prompts))
-    return App(ServerContext(intake, worker, threads, facts.options.limits, Metrics(), crash))
+    translator = Translator(facts, prompts.spelling, grammars, TurnCache(prompts))
+    return App(ServerContext(translator, worker, threads, facts.options.limits, Metrics(), crash))

@@ -16,11 +16,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dsv4_mlx.errors import EXIT_INTERRUPT, EXIT_TERMINATED, MachineError, UsageError
 from dsv4_mlx.machine import wire_guard
+from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.server.app import App
 from dsv4_mlx.server.crowd import Crowd, Door, without_exhausted
 from dsv4_mlx.server.middleware import is_loopback
 from dsv4_mlx.server.options import ServerOptions
-from dsv4_mlx.server.service import EngineService
 
 BACKLOG = 128  # connections that wait to be accepted
 IDLE_TIME = 75  # seconds that a connection without a request is kept
@@ -71,14 +71,12 @@ def listen(options: ServerOptions) -> list[socket.socket]:
     return bound
 
 
-def serve(app: App, options: ServerOptions, sockets: list[socket.socket], worker: EngineService) -> int:
+def serve(app: App, options: ServerOptions, sockets: list[socket.socket], worker: EngineThread) -> int:
     """Serve until a signal; its exit code. The worker is closed. Raises what made the engine unusable."""
     return asyncio.run(_serve(app, options, sockets, worker))
 
 
-async def _serve(
-    app: App, options: ServerOptions, sockets: list[socket.socket], worker: EngineService
-) -> int:
+async def _serve(app: App, options: ServerOptions, sockets: list[socket.socket], worker: EngineThread) -> int:
     server = make_server(app, options)
     ended = asyncio.Event()
     codes: list[int] = []
@@ -108,7 +106,7 @@ async def _serve(
     return codes[0] if codes else 0
 
 
-async def _broken(worker: EngineService) -> None:
+async def _broken(worker: EngineThread) -> None:
     """Returns when the engine can't be used any more: a server without one is better restarted."""
     while worker.state != "unhealthy":
         await asyncio.sleep(0.2)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dsv4_mlx.server.service import EngineService
+from dsv4_mlx.scheduler.engine_thread import EngineThread
 
 log = logging.getLogger("dsv4_mlx.server")
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -78,7 +78,7 @@ class Metrics:
             said += f" {rate:.1f} tok/s"
         return said
 
-    def metrics(self, worker: EngineService) -> str:
+    def metrics(self, worker: EngineThread) -> str:
         """Prometheus text."""
         stats = worker.stats()
         out = _counter("dsv4_requests_total", "Requests answered.")

@@ -57,7 +57,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check(head: RequestHead, options: ServerOptions) -> dict[str, str]:
-    """Headers that the answer carries for this client's sake (CORS). Raises Refusal."""
+    """Headers that the answer carries for this client's sake (CORS). Raises ApiError."""
     size = sum(len(name) + len(value) for name, value in head.headers.items())
     if size > options.limits.headers:
         raise ApiError(

@@ -1,4 +1,4 @@
-"""One turn over HTTP, from its body to its last byte.
+"""One exchange over HTTP, from its body to its last byte.
 
 Events of the engine thread, awaited on the event loop.
 """
@@ -20,14 +20,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from dsv4_mlx.scheduler.request import Event, Finished, GenerationRequest, Prefill, Started, Token
+from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress, Token
+from dsv4_mlx.scheduler.engine_thread import EngineThread
+from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.server.api_errors import ApiError, from_error
 from dsv4_mlx.server.metrics import Metrics, TurnFigures
 from dsv4_mlx.server.middleware import RequestScope, scope_of
 from dsv4_mlx.server.options import ServerLimits
 from dsv4_mlx.server.protocols.request import ParsedRequest, ProtocolName
 from dsv4_mlx.server.protocols.stream import StreamEncoder
-from dsv4_mlx.server.service import EngineService
 from dsv4_mlx.server.translate import Translator
 
 
@@ -81,10 +82,10 @@ JSON = {"content-type": "application/json"}
 
 @dataclass
 class ServerContext:
-    """The service window: what every exchange needs."""
+    """What every exchange needs."""
 
-    intake: Translator
-    worker: EngineService
+    translator: Translator
+    worker: EngineThread
     threads: Executor
     limits: ServerLimits
     record: Metrics
@@ -97,12 +98,12 @@ class ServerContext:
 
 @dataclass
 class Exchange:
-    """One turn under way."""
+    """One request and its answer, under way."""
 
-    counter: ServerContext
+    server: ServerContext
     ask: ParsedRequest
     job: GenerationRequest
-    wire: StreamEncoder
+    encoder: StreamEncoder
     visit: RequestScope
     send: Send
     feed: EventQueue = field(default_factory=EventQueue)
@@ -123,50 +124,51 @@ class Exchange:
                 break
             if isinstance(event, Token):
                 self._token(event, frames)
-            elif isinstance(event, Prefill):
+            elif isinstance(event, PrefillProgress):
                 self.done, self.total = event.done, event.total
                 self.open(frames, event.cached)
-            elif isinstance(event, Started):
-                self.open(frames, event.cached)
-                frames += self.wire.started(event.cached)
-            elif isinstance(event, Finished):
+                if event.done == event.total:
+                    frames += self.encoder.started(event.cached)
+            else:
                 self._finished(event, frames)
         return frames
 
     def figures(self) -> TurnFigures:
         """What is counted of it."""
-        wire, new = self.wire, len(self.sampled)
-        return TurnFigures(wire.prompt_tokens, wire.cached, new, self.began, self.first_token, self.ended)
+        encoder, new = self.encoder, len(self.sampled)
+        return TurnFigures(
+            encoder.prompt_tokens, encoder.cached, new, self.began, self.first_token, self.ended
+        )
 
     def open(self, frames: list[str], cached: int) -> None:
         if not self.opened and self.ask.stream:
             self.opened = True
-            frames += self.wire.open(cached)
+            frames += self.encoder.open(cached)
 
     def _token(self, token: Token, frames: list[str]) -> None:
         if self.first_token is None:
             self.first_token = time.monotonic()
         self.sampled.append(token.id)
-        frames += self.wire.token(token)
-        if self.wire.over:
-            frames += self.wire.finish(length=False)
+        frames += self.encoder.token(token)
+        if self.encoder.over:
+            frames += self.encoder.finish(length=False)
             self.ended = "stop"
 
     def _finished(self, event: Finished, frames: list[str]) -> None:
         if event.reason in ("stop", "length"):
-            frames += self.wire.finish(length=event.reason == "length")
+            frames += self.encoder.finish(length=event.reason == "length")
             self.ended = event.reason
             if event.reason == "stop" and self.ask.conversation is not None:
-                turns = self.counter.intake.turns
-                turns.remember(self.job.prompt, self.sampled, self.wire.said(), self.wire.handle)
+                turns = self.server.translator.turns
+                turns.remember(self.job.prompt, self.sampled, self.encoder.completion(), self.encoder.handle)
             return
         if event.error is None:
             self.refusal = ApiError(503, "unavailable", "the server is shutting down", retry_after=5)
         else:
-            self.refusal = _told(event.error, self.counter)
+            self.refusal = _told(event.error, self.server)
         self.ended = self.refusal.code
         if self.ask.stream:
-            frames += self.wire.failed(self.refusal, self.visit.id)
+            frames += self.encoder.failed(self.refusal, self.visit.id)
 
     async def start(self, headers: dict[str, str]) -> None:
         await self.send({"type": "http.response.start", "status": 200, "headers": Headers(headers).raw})
@@ -177,85 +179,89 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The endpoint of one protocol. Raises Refusal before anything was sent, and ClientDisconnect."""
+    """The endpoint of one protocol. Raises ApiError before anything was sent, and ClientDisconnect."""
 
-    counter: ServerContext
+    server: ServerContext
     protocol: ProtocolName
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        counter, visit = self.counter, scope_of(scope)
-        _check_ready(counter.worker)
-        raw = await body_of(Request(scope, receive), counter.limits)
-        ask: ParsedRequest = await counter.call(counter.intake.read, self.protocol, raw)
-        job: GenerationRequest = await counter.call(counter.intake.job, ask)
-        wire = counter.intake.wire(ask, job)
-        turn = Exchange(counter, ask, job, wire, visit, send)
+        server, visit = self.server, scope_of(scope)
+        _check_ready(server.worker)
+        raw = await body_of(Request(scope, receive), server.limits)
+        ask: ParsedRequest = await server.call(server.translator.read, self.protocol, raw)
+        job: GenerationRequest = await server.call(server.translator.job, ask)
+        encoder = server.translator.encoder(ask, job)
+        exchange = Exchange(server, ask, job, encoder, visit, send)
         try:
-            ticket = counter.worker.submit(job, turn.feed.emit)
+            ticket = server.worker.submit(job, exchange.feed.emit)
         except Exception as error:  # what each kind means to a client: api_errors.py
-            raise _told(error, counter) from None
-        watch = asyncio.create_task(_watch(receive, turn.feed))
+            raise _told(error, server) from None
+        watch = asyncio.create_task(_watch(receive, exchange.feed))
         try:
-            await (_stream(turn) if ask.stream else _plain(turn, scope, receive))
+            await (_stream(exchange) if ask.stream else _plain(exchange, scope, receive))
         except ClientDisconnect:
-            turn.ended = "client_disconnected"
+            exchange.ended = "client_disconnected"
             raise
         except ApiError:
             raise
         except Exception as error:  # a bug: a stream that has begun ends with its own kind of error
-            refusal = _told(error, counter)
-            turn.ended = refusal.code
+            refusal = _told(error, server)
+            exchange.ended = refusal.code
             if not visit.status:
                 raise refusal from None
-            await turn.piece("".join(wire.failed(refusal, visit.id)) if ask.stream else "", more=False)
+            await exchange.piece("".join(encoder.failed(refusal, visit.id)) if ask.stream else "", more=False)
         finally:
             ticket.cancel()
             watch.cancel()
-            visit.detail = counter.record.turn(turn.figures())
+            visit.detail = server.record.turn(exchange.figures())
 
 
-async def _stream(turn: Exchange) -> None:
-    limits = turn.counter.limits
-    await turn.start(STREAM)
+async def _stream(exchange: Exchange) -> None:
+    limits = exchange.server.limits
+    await exchange.start(STREAM)
     spoken = time.monotonic() + FIRST_SIGN - limits.keep_alive
-    while turn.ended is None:
-        events = await turn.feed.next(max(0.0, spoken + limits.keep_alive - time.monotonic()))
-        if turn.feed.gone:
+    while exchange.ended is None:
+        events = await exchange.feed.next(max(0.0, spoken + limits.keep_alive - time.monotonic()))
+        if exchange.feed.gone:
             raise ClientDisconnect
-        frames = turn.take(events)
+        frames = exchange.take(events)
         if not frames and time.monotonic() >= spoken + limits.keep_alive:
-            if turn.opened:
-                frames = turn.wire.keep_alive(turn.done, turn.total)
+            if exchange.opened:
+                frames = exchange.encoder.keep_alive(exchange.done, exchange.total)
             else:
-                turn.open(frames, 0)
+                exchange.open(frames, 0)
         if frames:
-            await turn.piece("".join(frames))
+            await exchange.piece("".join(frames))
             spoken = time.monotonic()
-    await turn.piece("", more=False)
+    await exchange.piece("", more=False)
 
 
-async def _plain(turn: Exchange, scope: Scope, receive: Receive) -> None:
+async def _plain(exchange: Exchange, scope: Scope, receive: Receive) -> None:
     """Blank lines keep a long silence from looking like death; JSON readers skip them."""
-    limits, visit = turn.counter.limits, turn.visit
-    due = turn.began + limits.silent_time
-    while turn.ended is None:
-        turn.take(await turn.feed.next(max(0.0, due - time.monotonic())))
-        if turn.feed.gone:
+    limits, visit = exchange.server.limits, exchange.visit
+    due = exchange.began + limits.silent_time
+    while exchange.ended is None:
+        exchange.take(await exchange.feed.next(max(0.0, due - time.monotonic())))
+        if exchange.feed.gone:
             raise ClientDisconnect
-        if turn.ended is None and time.monotonic() >= due:
+        if exchange.ended is None and time.monotonic() >= due:
             if not visit.status:
-                await turn.start(JSON)
-            await turn.piece("\n")
+                await exchange.start(JSON)
+            await exchange.piece("\n")
             due = time.monotonic() + limits.keep_alive
-    if turn.refusal is not None and not visit.status:
-        raise turn.refusal
-    answer = turn.wire.answer() if turn.refusal is None else turn.refusal.body(turn.ask.family, visit.id)
+    if exchange.refusal is not None and not visit.status:
+        raise exchange.refusal
+    answer = (
+        exchange.encoder.answer()
+        if exchange.refusal is None
+        else exchange.refusal.body(exchange.ask.family, visit.id)
+    )
     if visit.status:
-        await turn.piece(json.dumps(answer, ensure_ascii=False, separators=(",", ":")), more=False)
+        await exchange.piece(json.dumps(answer, ensure_ascii=False, separators=(",", ":")), more=False)
     else:
-        hit, miss = turn.wire.cached, turn.wire.prompt_tokens - turn.wire.cached
+        hit, miss = exchange.encoder.cached, exchange.encoder.prompt_tokens - exchange.encoder.cached
         reply = JSONResponse(answer, headers={"x-dsv4-cache": f"hit={hit}; miss={miss}"})
-        await reply(scope, receive, turn.send)
+        await reply(scope, receive, exchange.send)
 
 
 async def _watch(receive: Receive, feed: EventQueue) -> None:
@@ -265,7 +271,7 @@ async def _watch(receive: Receive, feed: EventQueue) -> None:
 
 
 async def body_of(request: Request, limits: ServerLimits) -> bytes:
-    """The request's body. Raises Refusal 413 as soon as it is too large, 408 if it comes too slowly."""
+    """The request's body. Raises ApiError 413 as soon as it is too large, 408 if it comes too slowly."""
     body = bytearray()  # grows in one place: pieces would leave holes
     try:
         async with asyncio.timeout(limits.body_time):
@@ -278,18 +284,18 @@ async def body_of(request: Request, limits: ServerLimits) -> bytes:
     return bytes(body)
 
 
-def _check_ready(worker: EngineService) -> None:
+def _check_ready(worker: EngineThread) -> None:
     if worker.state == "loading":
         raise ApiError(503, "unavailable", "the model is loading", retry_after=5)
     if worker.state != "ready":
         raise ApiError(503, "unavailable", f"the engine is {worker.state}", retry_after=5)
 
 
-def _told(error: BaseException, counter: ServerContext) -> ApiError:
+def _told(error: BaseException, server: ServerContext) -> ApiError:
     import traceback
 
     refusal = from_error(error)
     if refusal.status == 500 and not hasattr(error, "exit_code"):
         detail = "".join(traceback.format_exception(error))
-        refusal = from_error(error, counter.crash(detail))
+        refusal = from_error(error, server.crash(detail))
     return refusal

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 
+from dsv4_mlx.engine.session import room_for_answer
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.grammar.grammars import Grammars
 from dsv4_mlx.scheduler.request import GenerationRequest
@@ -22,9 +22,8 @@ from dsv4_mlx.server.protocols.stream import StreamEncoder
 from dsv4_mlx.tokenizer.markers import Spelling
 
 log = logging.getLogger("dsv4_mlx.server")
-NEVER = -1000.0  # added to a logit: the token can't be drawn
 
-WIRES: dict[ProtocolName, type[StreamEncoder]] = {
+ENCODERS: dict[ProtocolName, type[StreamEncoder]] = {
     "chat": ChatEncoder,
     "completions": CompletionsEncoder,
     "responses": ResponsesEncoder,
@@ -41,7 +40,7 @@ class Translator:
         self._lock = threading.Lock()
 
     def read(self, protocol: ProtocolName, raw: bytes) -> ParsedRequest:
-        """Raises Refusal."""
+        """Raises ApiError."""
         body = parse(raw, self.facts.options.limits)
         if protocol == "chat":
             ask = chat.read(body, self.facts)
@@ -60,7 +59,7 @@ class Translator:
         return ask
 
     def rendered(self, ask: ParsedRequest) -> tuple[int, ...]:
-        """The prompt's ids, however many. Raises Refusal."""
+        """The prompt's ids, however many. Raises ApiError."""
         if ask.conversation is None:
             return ask.prompt
         try:
@@ -69,14 +68,14 @@ class Translator:
             raise invalid(error.message, PROMPT_PARAM[ask.protocol]) from None
 
     def prompt(self, ask: ParsedRequest) -> tuple[int, ...]:
-        """The prompt's ids. Raises Refusal if they leave no room for an answer."""
+        """The prompt's ids. Raises ApiError if they leave no room for an answer."""
         ids = self.rendered(ask)
-        if len(ids) >= self.facts.context:
+        if not room_for_answer(len(ids), self.facts.context):
             raise too_long(len(ids), self.facts.context, PROMPT_PARAM[ask.protocol])
         return ids
 
     def job(self, ask: ParsedRequest) -> GenerationRequest:
-        """Raises Refusal for a prompt that is too long and for a form that can't be enforced."""
+        """Raises ApiError for a prompt that is too long and for a form that can't be enforced."""
         ids = self.prompt(ask)
         stage = ask.parsing.thinking_initial_stage
         thinking = stage is not None and stage.starts_in_reasoning()
@@ -86,10 +85,7 @@ class Translator:
                 constraint = self.grammars.constraint(ask.rule, thinking=thinking)
             except InputError as error:
                 raise invalid(error.message, "tools" if ask.tools.offered else "response_format") from None
-        sampling = ask.sampling
-        if not ask.tools.offered and self.spelling.dsml >= 0:
-            bias = {**sampling.logit_bias, self.spelling.dsml: NEVER}
-            sampling = dataclasses.replace(sampling, logit_bias=bias)
+        sampling = ask.sampling if ask.tools.offered else ask.sampling.without(self.spelling.dsml)
         return GenerationRequest(
             prompt=ids,
             sampling=sampling,
@@ -100,9 +96,9 @@ class Translator:
             hint=ask.hint,
         )
 
-    def wire(self, ask: ParsedRequest, job: GenerationRequest) -> StreamEncoder:
+    def encoder(self, ask: ParsedRequest, job: GenerationRequest) -> StreamEncoder:
         """For one turn."""
-        return WIRES[ask.protocol](ask, self.turns.handle(), len(job.prompt), self.spelling)
+        return ENCODERS[ask.protocol](ask, self.turns.handle(), len(job.prompt), self.spelling)
 
     def _check_model(self, name: str) -> None:
         if name == self.facts.model:

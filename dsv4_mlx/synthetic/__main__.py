@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 from dsv4_mlx.checkpoint.inventory import inventory
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.convert.recipe import find_recipe
-from dsv4_mlx.errors import EXIT_INTERRUPT, Dsv4Error, InputError, MachineError, UsageError
+from dsv4_mlx.errors import EXIT_INTERRUPT, Dsv4Error, InputError, MachineError, Progress, UsageError
 from dsv4_mlx.machine.disks import at_home
 from dsv4_mlx.synthetic.configs import cut, release_config, small_config
 from dsv4_mlx.synthetic.holes import write_converted, write_holes
-from dsv4_mlx.synthetic.write import Progress, make_empty, write_checkpoint
+from dsv4_mlx.synthetic.write import make_empty, write_checkpoint
 
 EXAMPLES = """examples:
   python -m dsv4_mlx.synthetic /tmp/small

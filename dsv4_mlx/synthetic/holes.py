@@ -34,9 +34,10 @@ from dsv4_mlx.convert.codec import affine4, raw_rows, values
 from dsv4_mlx.convert.conversion_plan import FilePlan, TargetTensor, make_plan
 from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.convert.summary import build_manifest
+from dsv4_mlx.errors import Progress
 from dsv4_mlx.synthetic.tokenizer import tokenizer_json
 from dsv4_mlx.synthetic.values import Bytes, least_scales, tensor_bytes
-from dsv4_mlx.synthetic.write import Hole, Progress, make_empty, write_official, writing
+from dsv4_mlx.synthetic.write import Hole, make_empty, write_official, writing
 
 FIRST, LAST = 320, 32  # rows of embedding and head
 ZEROS = bytes(1 << 20)

@@ -13,7 +13,7 @@ from typing import Any
 
 from dsv4_mlx.checkpoint.inventory import ITEM_BYTES, Tensor, Weight, inventory
 from dsv4_mlx.config import ModelConfig, parse_config
-from dsv4_mlx.errors import InputError, MachineError
+from dsv4_mlx.errors import InputError, MachineError, Progress
 from dsv4_mlx.synthetic.tokenizer import tokenizer_json
 from dsv4_mlx.synthetic.values import Bytes, tensor_bytes
 
@@ -21,8 +21,6 @@ INDEX = "model.safetensors.index.json"
 # Serialisation order of the safetensors library: widest types first, then by name.
 DTYPE_ORDER = ("I64", "F32", "BF16", "F8_E8M0", "F8_E4M3", "I8")
 GENERATION = {"bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 1.0, "top_p": 1.0}
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
-"""The terminal chat. It asks a chat engine, knows nothing of the model, and imports no mlx.
+"""The terminal chat. It talks to a ChatEngine, knows nothing of the model, and imports no mlx.
 
-terminal.py         the view that suits; the chat put together
-chat.py             what a line of input does           commands.py     the words that start with /
-chat_engine.py      what the chat asks of an engine     chat_thread.py  the thread that owns the engine
-answering.py        the answer under way                attach.py       files and pipes in a question
-conversation.py     what was said                       store.py        conversations as files
-view.py             what shows the chat:
-screen.py           a terminal, drawn                   plain.py        a terminal or a pipe, as lines
-input.py            what the keys do                    history.py      the lines typed before
-status.py           the one-line displays               scrollback.py   what has been shown
-markdown.py         growing text -> finished lines      paint.py        lines -> styled segments, bytes
+chat_engine.py   what the chat asks of an engine, and the events it hears
+chat.py          what a line of input does              commands.py     the words that start with /
+conversation.py  what was said                          store.py        conversations as files
+attach.py        files in a question; the clipboard     history.py      lines typed before
+answering.py     the answer under way and its figures   view.py         what shows it must do:
+screen.py        a terminal, drawn                      plain.py        a terminal or a pipe, as lines
+input.py         keys and the line being typed          status.py       the one-line displays
+markdown.py      Markdown as it comes                   scrollback.py   what has been said, as entries
+paint.py         text with colours -> lines             terminal.py     which view; all of it put together
 """

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from dsv4_mlx.machine.units import duration, rate, size
-from dsv4_mlx.terminal.chat_thread import AnswerPiece, Counted, Ended, Prefilling
+from dsv4_mlx.terminal.chat_engine import AnswerPiece, Counted, Ended, Prefilling
 from dsv4_mlx.terminal.conversation import Message
 
 ENDINGS = {
@@ -43,7 +43,7 @@ def stats(answering: AnswerInProgress) -> str:
 
 @dataclass
 class AnswerInProgress:
-    """Takes in the worker's events. Times are of the monotonic clock; `context` includes the prompt."""
+    """Takes in the engine's events. Times are of the monotonic clock; `context` includes the prompt."""
 
     question: str
     prompt_tokens: int

@@ -14,18 +14,21 @@ from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, DoesNotFit, Dsv4Error
 from dsv4_mlx.machine.awake import Awake
 from dsv4_mlx.terminal.answering import AnswerInProgress
 from dsv4_mlx.terminal.attach import Attachment, clean
-from dsv4_mlx.terminal.chat_engine import ChatMessage, ChatRequest, EngineInfo, Think
-from dsv4_mlx.terminal.chat_thread import (
+from dsv4_mlx.terminal.chat_engine import (
     AnswerPiece,
-    ChatEngineThread,
+    ChatEngine,
+    ChatMessage,
+    ChatRequest,
     Counted,
     Ended,
+    EngineInfo,
     EngineOpened,
     Event,
     Failed,
     Loading,
     Prefilling,
     Recalled,
+    Think,
 )
 from dsv4_mlx.terminal.conversation import Conversation, Message
 from dsv4_mlx.terminal.store import ConversationStore
@@ -58,23 +61,23 @@ class Commands(Protocol):
 
 
 class Chat:
-    """One conversation after another with one model. Used from one thread; `pump` takes in the worker's."""
+    """One conversation after another with one model. Used from one thread; `pump` takes in events."""
 
     def __init__(
         self,
-        worker: ChatEngineThread,
+        engine: ChatEngine,
         store: ConversationStore,
         view: View,
         options: ChatOptions,
         commands: Commands,
         awake: Awake | None = None,
     ) -> None:
-        self.worker, self.store, self.view, self.options = worker, store, view, options
+        self.engine, self.store, self.view, self.options = engine, store, view, options
         self.commands = commands
         self.awake = awake or Awake()
         self.conversation = Conversation.new(options.system, options.think)
         self.conversation.model = options.model
-        self.facts: EngineInfo | None = None
+        self.info: EngineInfo | None = None
         self.loading: Loading | None = None
         self.load_started = time.monotonic()
         self.answering: AnswerInProgress | None = None
@@ -92,7 +95,7 @@ class Chat:
 
     @property
     def busy(self) -> bool:
-        return self.facts is None or self.answering is not None
+        return self.info is None or self.answering is not None
 
     def start(self) -> None:
         """Begin to open the model, and take up the conversation that was asked for. Raises InputError."""
@@ -101,7 +104,7 @@ class Chat:
             if self.options.system:
                 self.conversation.system = self.options.system
         self.awake.on()
-        self.worker.start()
+        self.engine.start()
         if self.options.resume is not None:
             self.take_up()
             self.view.replay(self.conversation)
@@ -134,13 +137,13 @@ class Chat:
 
     def interrupt(self) -> bool:
         """Ctrl-C. Whether there was something to stop."""
-        if self.facts is None:
-            self.worker.stop()
+        if self.info is None:
+            self.engine.stop()
             return True
         if self.answering is None:
             return False
         self.answering.stopping = True
-        self.worker.stop()
+        self.engine.stop()
         if self.waiting:
             self.view.put_back("\n".join(self.waiting))
             self.waiting.clear()
@@ -152,8 +155,8 @@ class Chat:
         conversation = self.conversation
         conversation.messages.append(Message("user", full))
         try:
-            tokens = self.worker.speaker.count(conversation.spoken(), conversation.think)
-            limit = self.facts.context if self.facts else 0
+            tokens = self.engine.count(conversation.spoken(), conversation.think)
+            limit = self.info.context if self.info else 0
             if tokens >= limit:
                 raise _too_long(tokens, limit)
         except Dsv4Error as error:
@@ -171,7 +174,7 @@ class Chat:
         self.answering = AnswerInProgress(full, tokens)
         self.awake.on()
         self.view.begin(self.answering)
-        self.worker.ask(ChatRequest(conversation.spoken(), conversation.think, seed))
+        self.engine.ask(ChatRequest(conversation.spoken(), conversation.think, seed))
 
     def retry(self, text: str) -> None:
         """Ask again, and draw differently."""
@@ -183,7 +186,7 @@ class Chat:
         extra = "\n".join([*(a.prompt() for a in self.attachments), text])
         more = (ChatMessage("user", extra),) if extra.strip() else ()
         spoken = (*self.conversation.spoken(), *more)
-        return self.worker.speaker.count(spoken, self.conversation.think) if spoken else 0
+        return self.engine.count(spoken, self.conversation.think) if spoken else 0
 
     # -- the conversation ----------------------------------------------------------------------------
 
@@ -214,14 +217,12 @@ class Chat:
     def put_away(self) -> None:
         """What was computed for the conversation may be kept on disk."""
         left = self.conversation
-        if left.messages and self.facts is not None:
-            key, spoken, think = left.key, left.spoken(), left.think
-            self.worker.order(lambda: self.worker.speaker.keep(key, spoken, think))
+        if left.messages and self.info is not None:
+            self.engine.keep(left.key, left.spoken(), left.think)
 
     def take_up(self) -> None:
         """What was kept on disk for the conversation may be read back."""
-        key = self.conversation.key
-        self.worker.order(lambda: self.worker.events.put(Recalled(self.worker.speaker.recall(key))))
+        self.engine.recall(self.conversation.key)
 
     def tell_problems(self) -> None:
         for problem in self.store.take_problems():
@@ -233,22 +234,22 @@ class Chat:
         if self.answering is not None:
             self.interrupt()
         else:
-            self.view.leave(0 if self.facts is not None else EXIT_INTERRUPT)
+            self.view.leave(0 if self.info is not None else EXIT_INTERRUPT)
 
     def close(self) -> None:
         """Let the engine's thread end. Called once, after the view has gone."""
         self.put_away()
-        self.worker.close(30.0)
+        self.engine.close(30.0)
         self.awake.off()
 
-    # -- what the worker says ------------------------------------------------------------------------
+    # -- what the engine says ------------------------------------------------------------------------
 
     def pump(self) -> bool:
         """Take in what has happened; whether anything has."""
         happened = False
         while True:
             try:
-                event = self.worker.events.get_nowait()
+                event = self.engine.events.get_nowait()
             except Empty:
                 return happened
             happened = True
@@ -258,7 +259,7 @@ class Chat:
         if isinstance(event, Loading):
             self.loading = event
         elif isinstance(event, EngineOpened):
-            self._opened(event.facts)
+            self._opened(event.info)
         elif isinstance(event, Failed):
             self._failed(event)
         elif isinstance(event, Recalled):
@@ -267,11 +268,11 @@ class Chat:
         elif self.answering is not None:
             self._heard(event, self.answering)
 
-    def _opened(self, facts: EngineInfo) -> None:
-        self.facts = facts
+    def _opened(self, info: EngineInfo) -> None:
+        self.info = info
         self.awake.off()
-        if facts.notice:
-            self.view.note(facts.notice)
+        if info.notice:
+            self.view.note(info.notice)
         if self.conversation.messages:
             self.used = self.count()
         self._next()

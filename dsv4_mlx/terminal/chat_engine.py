@@ -1,19 +1,19 @@
-"""What the chat asks of an engine. The real one is in cli/chat_engine.py; tests bring a scripted one."""
+"""What the chat asks of an engine, and the events that tell what came of it.
+
+The real engine is in cli/chat_engine.py; tests bring a scripted one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Literal, Protocol
 
 Think = Literal["off", "on", "max"]
 Role = Literal["system", "user", "assistant"]
 Kind = Literal["thinking", "answer", "tool"]
-Progress = Callable[[int, int], None]
-
-
-class AnswerStopped(Exception):
-    """The person asked to stop. Raised by the callbacks below, in the thread that called them."""
+Ending = Literal["stop", "length", "interrupted", "error"]
 
 
 @dataclass(frozen=True)
@@ -42,42 +42,100 @@ class EngineInfo:
     notice: str = ""  # how it was opened, where there is something to say
 
 
-class StreamCallbacks(Protocol):
-    """Hears an answer as it is made. Every call may raise Stopped, which a speaker lets pass."""
+@dataclass(frozen=True)
+class Loading:
+    """Bytes of the model that are loaded, and in all."""
 
-    def prefill(self, done: int, total: int, reused: int) -> None:
-        """`done` of `total` tokens of the prompt are computed; `reused` more were known already."""
+    done: int
+    total: int
 
-    def between(self) -> None:
-        """Between two layers of a prefill."""
 
-    def piece(self, kind: Kind, text: str) -> None:
-        """The model said something."""
+@dataclass(frozen=True)
+class EngineOpened:
+    info: EngineInfo
 
-    def token(self) -> None:
-        """One token is done; it may have made no piece yet."""
+
+@dataclass(frozen=True)
+class Failed:
+    """The model could not be opened. `error` is None where the person stopped it."""
+
+    error: BaseException | None
+
+
+@dataclass(frozen=True)
+class Prefilling:
+    """`done` of `total` tokens of the prompt are computed; `reused` more were known already."""
+
+    done: int
+    total: int
+    reused: int
+    at: float  # time.monotonic(), here and below
+
+
+@dataclass(frozen=True)
+class AnswerPiece:
+    """The model said something."""
+
+    kind: Kind
+    text: str
+    at: float
+
+
+@dataclass(frozen=True)
+class Counted:
+    """`tokens` of the answer so far, bytes of memory in use, and how paged experts did."""
+
+    tokens: int
+    at: float
+    memory: int
+    experts: str = ""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The answer is over. `detail`: the traceback of an error that nobody expects."""
+
+    how: Ending
+    at: float
+    error: BaseException | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """So many tokens of a conversation were restored from disk."""
+
+    tokens: int
+
+
+Event = Loading | EngineOpened | Failed | Prefilling | AnswerPiece | Counted | Ended | Recalled
 
 
 class ChatEngine(Protocol):
-    """An engine with one conversation in its memory. All calls but `count` come from one thread."""
+    """A model with a thread of its own. The chat orders, and takes events whenever it likes: nothing wakes
+    it per token. No call but `close` waits for the model."""
 
-    def open(self, progress: Progress) -> EngineInfo:
-        """Load the model; `progress(done, total)` counts bytes and may raise Stopped. Raises Dsv4Error."""
+    @property
+    def events(self) -> SimpleQueue[Event]:
+        """What has happened, in order."""
+
+    def start(self) -> None:
+        """Load the model: Loading, Loading ..., then EngineOpened or Failed."""
+
+    def ask(self, asked: ChatRequest) -> None:
+        """Order an answer: Prefilling, then AnswerPiece and Counted, at last Ended, whatever happens."""
+
+    def stop(self) -> None:
+        """Stop loading, or answering at the next token or prefill chunk."""
+
+    def close(self, seconds: float) -> bool:
+        """Stop, do what was ordered before, and wait for the thread; whether it ended in time."""
 
     def count(self, messages: Sequence[ChatMessage], think: Think) -> int:
-        """Tokens of a prompt. Any thread, once the model is open."""
-
-    def memory(self) -> int:
-        """Bytes the model and its state take now."""
-
-    def experts(self) -> str:
-        """How paged experts did since the last call, for the status line; "" where all are in memory."""
-
-    def reply(self, asked: ChatRequest, listener: StreamCallbacks) -> Literal["stop", "length"]:
-        """Answer, and say whether the model ended it or a limit did. Raises Dsv4Error."""
+        """Tokens of a prompt. Raises Dsv4Error."""
 
     def keep(self, key: str, messages: Sequence[ChatMessage], think: Think) -> None:
-        """The conversation `key` is left: what was computed for it may be kept on disk. Raises nothing."""
+        """The conversation `key` is left: what was computed for it may be kept on disk."""
 
-    def recall(self, key: str) -> int:
-        """The conversation `key` is taken up: how many tokens need no prefill. Raises nothing."""
+    def recall(self, key: str) -> None:
+        """The conversation `key` is taken up: Recalled says how much of it needs no prefill."""

@@ -86,7 +86,7 @@ def _read(chat: Chat, argument: str) -> None:
     if not argument:
         chat.view.problem("/read needs a file\n  next: /read FILE")
         return
-    limit = chat.facts.context if chat.facts else 0
+    limit = chat.info.context if chat.info else 0
     attachment = read_text(argument.strip("\"'") if argument[:1] in "\"'" else argument)
     before = chat.count()
     chat.attachments.append(attachment)
@@ -194,7 +194,7 @@ def _edit(chat: Chat, argument: str) -> None:
 
 
 def _tokens(chat: Chat, argument: str) -> None:
-    limit = chat.facts.context if chat.facts else 0
+    limit = chat.info.context if chat.info else 0
     used = chat.count()
     lines = [f"{used:,} of {limit:,} tokens are used, {max(0, limit - used):,} are free"]
     for attachment in chat.attachments:

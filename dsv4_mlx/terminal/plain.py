@@ -75,7 +75,7 @@ class Plain:
         """Show what happens until the model is idle."""
         while self.code is None and self.chat.busy:
             with contextlib.suppress(Empty):
-                self.chat.take(self.chat.worker.events.get(timeout=0.2))
+                self.chat.take(self.chat.engine.events.get(timeout=0.2))
             self._progress()
 
     def _guarded(self, work: Callable[[], None]) -> None:

@@ -49,10 +49,10 @@ BAR = 20
 def status(chat: Chat, width: int) -> str:
     """Context, speeds and memory; what does not fit is left out from the right."""
     answering = chat.answering or chat.finished
-    if chat.facts is None:
+    if chat.info is None:
         return fitted(["loading", *_waiting(chat)], width)
     used = chat.answering.context if chat.answering else chat.used
-    parts = [f"{used:,}/{chat.facts.context:,} tokens"]
+    parts = [f"{used:,}/{chat.info.context:,} tokens"]
     parts += _waiting(chat)
     if answering is not None:
         parts.append(f"prefill {rate(answering.prefill_rate)} tok/s")
@@ -69,7 +69,7 @@ def status(chat: Chat, width: int) -> str:
 
 def progress(chat: Chat, width: int) -> str | None:
     """How far loading, or reading the prompt, is; None once the model speaks."""
-    if chat.facts is None:
+    if chat.info is None:
         return _loading(chat, width)
     answering = chat.answering
     if answering is None or not answering.silent or answering.message.tokens:

@@ -10,7 +10,6 @@ from pathlib import Path
 from dsv4_mlx.machine.awake import Awake
 from dsv4_mlx.terminal.chat import Chat, ChatOptions
 from dsv4_mlx.terminal.chat_engine import ChatEngine
-from dsv4_mlx.terminal.chat_thread import ChatEngineThread
 from dsv4_mlx.terminal.commands import SlashCommands
 from dsv4_mlx.terminal.store import ConversationStore
 
@@ -28,7 +27,7 @@ def charset(environment: Mapping[str, str]) -> str | None:
 
 
 def talk(
-    speaker: ChatEngine,
+    engine: ChatEngine,
     folder: Path,
     options: ChatOptions,
     environment: Mapping[str, str],
@@ -44,12 +43,12 @@ def talk(
     foreign = charset(environment)
     drawn = question is None and not plain and foreign is None and environment.get("TERM", "") != "dumb"
     if drawn and sys.stdin.isatty() and sys.stdout.isatty():
-        return _drawn(speaker, folder, options, environment, awake)
-    return _plain(speaker, folder, options, question, foreign, awake)
+        return _drawn(engine, folder, options, environment, awake)
+    return _plain(engine, folder, options, question, foreign, awake)
 
 
 def _drawn(
-    speaker: ChatEngine,
+    engine: ChatEngine,
     folder: Path,
     options: ChatOptions,
     environment: Mapping[str, str],
@@ -69,14 +68,12 @@ def _drawn(
     color = not environment.get("NO_COLOR")
     output = HeldOutput(sys.stdout, size, environment.get("TERM", ""), color)
     view = Screen(create_input(sys.stdin), output, LineHistory(folder / "history"), color)
-    chat = Chat(
-        ChatEngineThread(speaker), ConversationStore(folder / "chats"), view, options, SlashCommands(), awake
-    )
+    chat = Chat(engine, ConversationStore(folder / "chats"), view, options, SlashCommands(), awake)
     return _ended(chat, lambda: view.run(chat))
 
 
 def _plain(
-    speaker: ChatEngine,
+    engine: ChatEngine,
     folder: Path,
     options: ChatOptions,
     question: str | None,
@@ -92,9 +89,7 @@ def _plain(
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     history = LineHistory(folder / "history") if question is None else None
     view = Plain(sys.stdout, sys.stderr, history)
-    chat = Chat(
-        ChatEngineThread(speaker), ConversationStore(folder / "chats"), view, options, SlashCommands(), awake
-    )
+    chat = Chat(engine, ConversationStore(folder / "chats"), view, options, SlashCommands(), awake)
     if foreign is not None and sys.stdout.isatty():
         view.note(
             f"this terminal's locale is {foreign}, not UTF-8: plain text, and ? for what it can't show\n"

@@ -65,8 +65,8 @@ class Spelling:
             thinking_start=f"\ue000{word}.s\ue001",
             thinking_end=f"\ue000{word}.e\ue001",
         )
-        # tokens that structure prompts and are never part of an answer's text
-        self.control = frozenset(added) - {self.dsml, self.think, self.end_think}
+        # tokens that are never part of a text; the library reads the other two
+        self.control = frozenset(added) - {self.dsml, self.end_think}
 
     def id(self, text: str) -> int | None:
         """The id of a marker."""
@@ -107,36 +107,28 @@ class Spelling:
 
 
 class PlainText:
-    """Ids -> text, markers included in their private spelling. Bytes of an unfinished character are held, and
-    what may be the beginning of one of the `stop` strings, which end the text.
-    """
+    """Ids -> text, markers included in their private spelling. Bytes of an unfinished character are held."""
 
-    def __init__(self, spelling: Spelling, stop: list[str] | None = None) -> None:
+    def __init__(self, spelling: Spelling) -> None:
         request = ConversationRequest(Conversation([], thinking_mode=False), ModelVersion.DeepseekV4Pro)
         generator = ChatCompletionRequest.chunk_generator(request, "text", "text")
         options = ParsingOptions(
             parse_tool_calls=False,
             thinking_initial_stage=ThinkingInitialStage.ContentContinuation,  # keeps newlines at the start
             special_tokens=spelling.unparsed,
-            stop_sequences=stop,
         )
         self._stream = StreamProcessor(generator, options, spelling.tokenizer)
         self._stream.push(InferenceChunk.ready())
         self.text = ""
 
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string has ended the text."""
-        return self._stream.finished
-
     def push(self, tokens: list[int]) -> None:
-        self._take(self._stream.push(InferenceChunk.tokens(tokens)))
+        for token in tokens:  # one by one: of several that end within a character the library loses all
+            self._take(self._stream.push(InferenceChunk.tokens([token])))
 
     def whole(self) -> str:
         """All of the text; the end of it."""
-        if not self.stopped:
-            self._take(self._stream.push(InferenceChunk.finish(InferenceFinishReason.Stop)))
-            self._take(self._stream.finish())
+        self._take(self._stream.push(InferenceChunk.finish(InferenceFinishReason.Stop)))
+        self._take(self._stream.finish())
         return self.text
 
     def _take(self, chunks: list[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from deepseek_recipe import (
 )
 
 from dsv4_mlx.errors import InputError
+from dsv4_mlx.tokenizer.markers import Spelling
 
 Think = Literal["off", "on", "max"]
 Role = Literal["system", "user", "assistant"]
@@ -54,7 +56,7 @@ class Prompts:
 
     def __init__(self, folder: Path, checkpoint: str) -> None:
         """Read `folder/tokenizer.json`. Raises InputError."""
-        path = folder / "tokenizer.json"
+        self._folder, path = folder, folder / "tokenizer.json"
         if not path.is_file():
             raise InputError(
                 "there is no tokenizer.json", where=folder, next="copy it from the official checkpoint"
@@ -76,6 +78,11 @@ class Prompts:
             think=self._marker(SpecialToken.ThinkingStart, path),
             end_think=self._marker(SpecialToken.ThinkingEnd, path),
         )
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """The same tokenizer as what reads answers needs it."""
+        return Spelling(self._folder)
 
     def conversation(self, messages: list[Message], think: Think, schema: Any = None) -> Conversation:
         """Messages and a mode -> the library's conversation, with the effort word this checkpoint knows.

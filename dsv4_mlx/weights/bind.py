@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from dsv4_mlx.checkpoint.manifest import REPAIR, ManifestTensor
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.model.tensors import ExpertSource, Linear
+from dsv4_mlx.model.tensors import ExpertProduct, ExpertSource, Linear
 from dsv4_mlx.weights.records import Paged
 from dsv4_mlx.weights.resident_experts import QUANTISED, ResidentExperts, layout, segments_differ
 from dsv4_mlx.weights.stored import ArraySource, StoredModel
@@ -49,7 +49,7 @@ class StoredTensors:
             raise self._bad(f"{name} names an expert outside 0 to {self.config.experts - 1}")
         return ids.astype(mx.int32)
 
-    def experts(self, block: str) -> ExpertSource:
+    def experts(self, block: str, product: ExpertProduct) -> ExpertSource:
         table = self.manifest.experts.get(block)
         if table is None:
             raise self._bad(f"the manifest has no experts of {block}")
@@ -61,8 +61,8 @@ class StoredTensors:
         if segments_differ(table, self.config.expert_width, self.config.hidden_size):
             raise self._bad(f"the expert segments of {block} are not those that config.json asks for")
         if self._paged is not None:
-            return self._paged(block, self._stored.record_map(block))
-        return ResidentExperts(self._arrays.records(block, table), table, self._dtype)
+            return self._paged(block, self._stored.record_map(block), product)
+        return ResidentExperts(self._arrays.records(block, table), table, self._dtype, product)
 
     def finish(self, kept: str | None = None) -> None:
         """Every tensor of the folder must have been taken, but those whose names start with `kept`.

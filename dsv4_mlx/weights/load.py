@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from dsv4_mlx.checkpoint.manifest import NAME as MANIFEST
 from dsv4_mlx.checkpoint.manifest import Manifest
 from dsv4_mlx.checkpoint.source import INDEX
 from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.errors import Progress
 from dsv4_mlx.model.block import Block
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops.table import Numerics, Ops
@@ -25,8 +26,6 @@ from dsv4_mlx.weights.official import OfficialModel
 from dsv4_mlx.weights.records import Paged
 from dsv4_mlx.weights.resident_experts import ResidentExperts
 from dsv4_mlx.weights.stored import ArraySource, StoredModel
-
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from dsv4_mlx.checkpoint.inventory import FP8_BLOCK, ITEM_BYTES
 from dsv4_mlx.checkpoint.manifest import REPAIR, ExpertTable, Segment
 from dsv4_mlx.checkpoint.record import MX_GROUP, Bytes, check_codes, expand_scales, exponents
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.model.tensors import ExpertSource
+from dsv4_mlx.model.tensors import ExpertProduct, ExpertSource
 
 # (block, its records) -> experts that are read when they are needed, in place of all of them in memory
-Paged = Callable[[str, "RecordMap"], ExpertSource]
+Paged = Callable[[str, "RecordMap", ExpertProduct], ExpertSource]
 
 HEADER_LENGTH = 8  # bytes at the start of a safetensors file that say how long its header is
 

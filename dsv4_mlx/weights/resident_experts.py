@@ -50,25 +50,31 @@ class ResidentExperts:
     of 2 I outputs.
     """
 
-    def __init__(self, records: mx.array, table: ExpertTable, dtype: mx.Dtype) -> None:
-        self.records = records
-        self.gate_up = _bank(records, table, ("gate", "up"), dtype)
-        self.down = _bank(records, table, ("down",), dtype)
+    def __init__(
+        self, records: mx.array, table: ExpertTable, dtype: mx.Dtype, product: ExpertProduct
+    ) -> None:
+        self.records, self._product = records, product
+        self.gate_up, self.down = expert_banks(records, table, dtype)
 
-    def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
-        return [product(c.rows, c.x, c.ids, c.weights, self.gate_up, self.down, c.shared) for c in chunks]
+    def routed(self, chunks: Sequence[Routed]) -> list[mx.array]:
+        return [self._product(chunk, self.gate_up, self.down) for chunk in chunks]
+
+
+def expert_banks(records: mx.array, table: ExpertTable, dtype: mx.Dtype) -> tuple[Bank, Bank]:
+    """records uint32 [E, record] -> gate|up and down over all of them, as views."""
+    return _bank(records, table, ("gate", "up"), dtype), _bank(records, table, ("down",), dtype)
 
 
 class FloatExperts(Module):
     """Experts as plain floats, gate_up [E, 2 I, D] and down [E, D, I]: for training and small tests."""
 
-    def __init__(self, gate_up: mx.array, down: mx.array) -> None:
+    def __init__(self, gate_up: mx.array, down: mx.array, product: ExpertProduct) -> None:
         super().__init__()
-        self.gate_up, self.down = gate_up, down
+        self.gate_up, self.down, self._product = gate_up, down, product
 
-    def routed(self, product: ExpertProduct, chunks: Sequence[Routed]) -> list[mx.array]:
+    def routed(self, chunks: Sequence[Routed]) -> list[mx.array]:
         gate_up, down = Bank(self.gate_up), Bank(self.down)
-        return [product(c.rows, c.x, c.ids, c.weights, gate_up, down, c.shared) for c in chunks]
+        return [self._product(chunk, gate_up, down) for chunk in chunks]
 
 
 def _bank(records: mx.array, table: ExpertTable, names: tuple[str, ...], dtype: mx.Dtype) -> Bank:
@@ -128,14 +134,14 @@ class FloatTensors:
     def table(self, name: str, shape: tuple[int, ...]) -> mx.array:
         return self._take(name, shape).astype(mx.int32)
 
-    def experts(self, block: str) -> FloatExperts:
+    def experts(self, block: str, product: ExpertProduct) -> FloatExperts:
         prefix = f"{block}.ffn.experts."
         count = 1 + max((int(n.split(".")[-3]) for n in self._left if n.startswith(prefix)), default=-1)
         gate, up, down = (
             mx.stack([self._take(f"{prefix}{e}.{w}.weight", None) for e in range(count)]).astype(mx.float32)
             for w in ("w1", "w3", "w2")
         )
-        return FloatExperts(mx.concatenate([gate, up], axis=1), down)
+        return FloatExperts(mx.concatenate([gate, up], axis=1), down, product)
 
     def finish(self) -> None:
         """Every tensor must have been taken. Raises InputError."""

@@ -17,7 +17,7 @@ from dsv4_mlx.config import CSA, HCA, WINDOW, ModelConfig
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.engine.generate import answer, generate
-from dsv4_mlx.tokenizer.output_parser import AnswerParser, Piece
+from dsv4_mlx.tokenizer.output_parser import Piece, TextParser
 
 QUESTION = "What is the sliding window?"
 ANSWER = "Each token sees the last 128 tokens in full."
@@ -106,7 +106,7 @@ def test_it_calls_a_tool(model: Engine) -> None:
         [UserMessage("What is the weather in Faldor?")], thinking_mode=False, tools=[tool]
     )
     prompt = model.prompts.encode(conversation)
-    parser = AnswerParser(conversation, model.prompts.tokenizer)
+    parser = TextParser(conversation, model.prompts.spelling)
     pieces: list[Piece] = []
     for token in generate(model.session(), prompt, SamplingOptions(temperature=0.0), max_tokens=100):
         pieces += parser.push(token)

@@ -15,7 +15,7 @@ from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.synthetic.tokenizer import tokenizer_json
-from dsv4_mlx.tokenizer.output_parser import AnswerParser
+from dsv4_mlx.tokenizer.output_parser import TextParser
 from dsv4_mlx.tokenizer.template import Prompts
 
 
@@ -103,24 +103,24 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Prompts:
 )
 def test_a_stop_string_split_over_tokens(prompts: Prompts, text: str, answer: str) -> None:
     """Fed byte by byte, so that no token holds all of it."""
-    parser = AnswerParser(prompts.ask("x", "off"), prompts.tokenizer, ["STOP"])
+    parser = TextParser(prompts.ask("x", "off"), prompts.spelling, ["STOP"])
     said = []
     for character in text:
         for token in prompts.tokenizer.encode(character):
-            if not parser.stopped:
+            if not parser.over:
                 said += [piece.text for piece in parser.push(token)]
-    assert parser.stopped == ("STOP" in text)
+    assert parser.over == ("STOP" in text)
     said += [piece.text for piece in parser.finish(length=False)]
     assert "".join(said) == answer
 
 
 def test_a_stop_string_in_the_thinking_does_not_stop(prompts: Prompts) -> None:
-    parser = AnswerParser(prompts.ask("x", "on"), prompts.tokenizer, ["STOP"])
+    parser = TextParser(prompts.ask("x", "on"), prompts.spelling, ["STOP"])
     tokens = [
         *prompts.tokenizer.encode("a STOP"),
         prompts.markers.end_think,
         *prompts.tokenizer.encode("b STOP c"),
     ]
-    pieces = [piece for token in tokens if not parser.stopped for piece in parser.push(token)]
+    pieces = [piece for token in tokens if not parser.over for piece in parser.push(token)]
     assert "".join(piece.text for piece in pieces if piece.kind == "thinking") == "a STOP"
     assert "".join(piece.text for piece in pieces if piece.kind == "answer") == "b "

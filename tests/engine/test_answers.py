@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dsv4_mlx.engine.engine import Engine
-from dsv4_mlx.tokenizer.output_parser import AnswerParser, Piece
+from dsv4_mlx.tokenizer.output_parser import Piece, TextParser
 from dsv4_mlx.tokenizer.template import THINK, Prompts, Think
 
 
@@ -15,7 +15,7 @@ def prompts(engine: Engine) -> Prompts:
 
 
 def parse(prompts: Prompts, ids: list[int], think: Think, *, length: bool = False) -> list[Piece]:
-    answer = AnswerParser(prompts.ask("x", think), prompts.tokenizer)
+    answer = TextParser(prompts.ask("x", think), prompts.spelling)
     pieces = [piece for token in ids for piece in answer.push(token)]
     return [*pieces, *answer.finish(length=length)]
 
@@ -45,7 +45,7 @@ def test_without_thinking_all_is_answer(prompts: Prompts) -> None:
 
 def test_pieces_come_as_tokens_do(prompts: Prompts) -> None:
     """Nothing waits for the end: each token of plain text gives its text at once."""
-    answer = AnswerParser(prompts.ask("x", "off"), prompts.tokenizer)
+    answer = TextParser(prompts.ask("x", "off"), prompts.spelling)
     words = ["the", " a", "nd", " of", " it"]
     for word in words:
         for token in prompts.tokenizer.encode(word):
@@ -58,7 +58,7 @@ def test_pieces_come_as_tokens_do(prompts: Prompts) -> None:
 def test_characters_split_over_tokens(prompts: Prompts, text: str, think: Think) -> None:
     ids = prompts.tokenizer.encode(text)
     assert len(ids) > len(text) or text.isascii()  # the small tokenizer has a token per byte here
-    pieces = parse(prompts, ids, think)
+    pieces = parse(prompts, [*ids, prompts.markers.end_think], think)
     assert "".join(piece.text for piece in pieces) == text
     assert not any("\ufffd" in piece.text for piece in pieces)
 
@@ -72,6 +72,11 @@ def test_an_unfinished_character_comes_out_at_the_end_at_most(prompts: Prompts) 
 def test_an_answer_cut_while_thinking(prompts: Prompts) -> None:
     ids = prompts.tokenizer.encode("still thinking")
     assert joined(parse(prompts, ids, "max", length=True)) == {"thinking": "still thinking"}
+
+
+def test_thinking_that_ends_within_a_character_is_an_answer_too(prompts: Prompts) -> None:
+    ids = prompts.tokenizer.encode("ok 🙂")[:-1]
+    assert joined(parse(prompts, ids, "on")) == {"thinking": "ok ", "answer": "ok"}
 
 
 def test_no_tokens_no_pieces(prompts: Prompts) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from checkpoints import Checkpoints
 from small_model import MARKERS, new_session, tiny_model, token_ids
 from tokenizers import Tokenizer
 
-from dsv4_mlx.engine.complete import complete
+from dsv4_mlx.engine.chooser import GenerationLimits
+from dsv4_mlx.engine.decode import Ended, Finished, PrefillProgress, Token
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import SamplingOptions
-from dsv4_mlx.engine.generate import answer, generate
+from dsv4_mlx.engine.generate import answer, complete, generate, stream
+from dsv4_mlx.engine.session import Session, SessionRows
 from dsv4_mlx.errors import DoesNotFit
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.output_parser import Piece
 from dsv4_mlx.tokenizer.template import THINK, Think
 
 PROMPT = token_ids(np.random.default_rng(9), 40)
@@ -68,6 +73,37 @@ def test_the_context_ends_an_answer(model: Transformer) -> None:
         list(generate(session, PROMPT * 2, never))
 
 
+ENDINGS = [(900.0, 5, "stop"), (-900.0, 5, "length"), (-900.0, None, "length")]
+
+
+@pytest.mark.parametrize(("bias", "most", "reason"), ENDINGS)
+def test_the_events_of_an_answer(model: Transformer, bias: float, most: int | None, reason: str) -> None:
+    session = new_session(model, context=50)
+    session.sync(PROMPT[:30])
+    options = SamplingOptions(temperature=0, logit_bias={MARKERS.end: bias})
+    *events, last = stream(SessionRows(session), PROMPT, options, GenerationLimits(most))
+    said = {"stop": 0, "length": 10 if most is None else most}[reason]
+    assert events[:2] == [PrefillProgress(0, 10, 30), PrefillProgress(10, 10, 30)]
+    assert [type(event) for event in events[2:]] == [Token] * said
+    assert isinstance(last, Finished) and last.reason == reason
+
+
+@pytest.mark.parametrize("most", [5, None])
+def test_an_answer_tells_whether_a_limit_cut_it(engine: Engine, most: int | None) -> None:
+    """By max_tokens or by the context."""
+    told: list[Ended] = []
+
+    def ask(bias: float) -> Iterator[Piece]:
+        session = Session(engine.model, 64, markers)
+        options = SamplingOptions(seed=1, logit_bias={markers.end: bias})
+        told.append((yield from answer(engine, session, "Why?", "off", options, max_tokens=most)))
+
+    markers = engine.prompts.markers
+    for bias in (-900.0, 900.0):
+        list(ask(bias))
+    assert told == ["length", "stop"]
+
+
 def test_the_caller_can_stop(model: Transformer) -> None:
     session = new_session(model)
     tokens = generate(session, PROMPT, SamplingOptions(seed=1), max_tokens=100)
@@ -82,11 +118,12 @@ def test_an_answer_says_what_the_tokens_say(checkpoints: Checkpoints, engine: En
     options = SamplingOptions(seed=2)
     pieces = list(answer(engine, engine.session(), "Why?", think, options, max_tokens=30))
     prompt = engine.prompts.encode(engine.prompts.ask("Why?", think))
-    ids = list(generate(engine.session(), prompt, options, max_tokens=30))
+    undrawn = options.without(engine.prompts.spelling.dsml)
+    ids = list(generate(engine.session(), prompt, undrawn, max_tokens=30))
     assert pieces and pieces[0].kind == ("answer" if think == "off" else "thinking")
     said = "".join(piece.text for piece in pieces)
     whole = Tokenizer.from_file(str(checkpoints.converted("small") / "tokenizer.json"))
-    markers = {engine.prompts.markers.end_think, engine.prompts.markers.think}
+    markers = {engine.prompts.markers.end_think, *engine.prompts.spelling.control}
     expected = whole.decode([i for i in ids if i not in markers], skip_special_tokens=False)
     assert said.replace("\ufffd", "") == expected.replace("\ufffd", "")
 
@@ -99,14 +136,17 @@ def test_a_text_is_gone_on_with(checkpoints: Checkpoints, engine: Engine) -> Non
     assert prompt[1:] == spelling.encode(text) and spelling.decode(prompt[1:]) == text
     assert prompt[0] == spelling.id("<｜begin▁of▁sentence｜>")
     assert spelling.id("<｜User｜>") not in prompt
-    said = [piece.text for piece in complete(engine.session(), spelling, text, options, max_tokens=30)]
-    ids = list(generate(engine.session(), prompt, options, max_tokens=30))
+    said = [piece.text for piece in complete(engine, engine.session(), text, options, max_tokens=30)]
+    undrawn = options.without(spelling.dsml)
+    ids = [
+        id for id in generate(engine.session(), prompt, undrawn, max_tokens=30) if id not in spelling.control
+    ]
     whole = "".join(said)
     assert len(said) > 10 and whole == spelling.decode(ids)
     stop = whole[len(whole) // 2 :][:2]
     stopping = SamplingOptions(seed=3, stop_strings=(stop,))
     assert (
-        "".join(p.text for p in complete(engine.session(), spelling, text, stopping, max_tokens=30))
+        "".join(p.text for p in complete(engine, engine.session(), text, stopping, max_tokens=30))
         == whole.partition(stop)[0]
     )
 
@@ -114,18 +154,19 @@ def test_a_text_is_gone_on_with(checkpoints: Checkpoints, engine: Engine) -> Non
 @pytest.mark.parametrize(
     ("token", "stop", "expected"),
     [
-        (None, (), "｜DSML｜" * 3),  # as the checkpoint spells it
+        (None, (), ""),  # a marker is no text
         ("a", ("ab",), "aaa"),  # the last might have begun the stop string
         ("a", ("aa",), ""),
     ],
 )
-def test_nothing_of_a_text_is_kept_back_or_respelt(
+def test_nothing_of_a_text_is_kept_back_and_no_marker_is_in_it(
     token: str | None, stop: tuple[str, ...], expected: str, checkpoints: Checkpoints, engine: Engine
 ) -> None:
     spelling = Spelling(checkpoints.converted("small"))
-    (id,) = [spelling.dsml] if token is None else spelling.encode(token)
+    (id,) = [spelling.id("<｜User｜>")] if token is None else spelling.encode(token)
+    assert id is not None
     options = SamplingOptions(temperature=0, logit_bias={id: 100.0}, stop_strings=stop)
-    said = [piece.text for piece in complete(engine.session(), spelling, "Once", options, max_tokens=3)]
+    said = [piece.text for piece in complete(engine, engine.session(), "Once", options, max_tokens=3)]
     assert "".join(said) == expected
 
 
@@ -135,4 +176,4 @@ def test_a_text_that_fills_the_context(checkpoints: Checkpoints, engine: Engine)
     while len(spelling.begun(text)) < engine.context:
         text += "b"
     with pytest.raises(DoesNotFit, match="an answer has no room"):
-        list(complete(engine.session(), spelling, text, SamplingOptions()))
+        list(complete(engine, engine.session(), text, SamplingOptions()))

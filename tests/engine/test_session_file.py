@@ -58,7 +58,7 @@ def test_what_follows_is_bit_equal_to_a_session_that_was_never_saved(
     wanted = cold.sync(following)
     assert saved.load(warm, path, WHO) == 1024
     found = warm.sync(following)
-    assert warm.reused == 1024 and np.array_equal(found, wanted)
+    assert warm.cached == 1024 and np.array_equal(found, wanted)
     for token in range(50, 60):
         assert np.array_equal(warm.advance(token), cold.advance(token))
     warm.take_back(8)

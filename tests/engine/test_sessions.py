@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -11,15 +13,18 @@ from checkpoints import run
 from compare import PARTITION, assert_bits, assert_close
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
+import dsv4_mlx
+from dsv4_mlx.engine.chooser import GenerationLimits
 from dsv4_mlx.engine.chunking import chunk_ends
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.memory import RESTART_POINTS, state_bytes
-from dsv4_mlx.engine.session import Session, check_logits, common_prefix
-from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError
+from dsv4_mlx.engine.session import Session, check_logits, check_prompt, common_prefix, room_for_answer
+from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, UsageError
 from dsv4_mlx.evaluation.score import score
 from dsv4_mlx.model.transformer import Transformer
 
 TOKENS = token_ids(np.random.default_rng(1), 1300)
+PACKAGE = Path(dsv4_mlx.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,7 @@ def test_sync_is_a_prefill_cut_by_the_rule(model: Transformer) -> None:
     session = new_session(model)
     logits = session.sync(TOKENS)
     expected = run(model, TOKENS, chunk_ends(TOKENS, MARKERS))
-    assert (session.tokens, session.reused) == (TOKENS, 0)
+    assert (session.tokens, session.cached) == (TOKENS, 0)
     assert_close(logits, expected[-1], PARTITION)
 
 
@@ -40,7 +45,7 @@ def test_the_same_sequence_costs_nothing(model: Transformer, monkeypatch: pytest
     logits = session.sync(TOKENS[:600])
     monkeypatch.setattr(Session, "_step", lambda *_: pytest.fail("computed again"))
     assert_bits(session.sync(TOKENS[:600]), logits)
-    assert session.reused == 600
+    assert session.cached == 600
 
 
 @pytest.mark.parametrize("shared", [0, 100, 511, 512, 700, 1024, 1100, 1299])
@@ -51,7 +56,7 @@ def test_another_end_is_bit_equal_to_a_cold_start(model: Transformer, shared: in
     warm.sync(TOKENS)
     expected = cold.sync(other)
     assert_bits(warm.sync(other), expected, "restored")
-    assert warm.reused == max((cut for cut in (512, 1024) if cut <= shared), default=0)
+    assert warm.cached == max((cut for cut in (512, 1024) if cut <= shared), default=0)
     for token in TOKENS[:3]:
         assert_bits(warm.advance(token), cold.advance(token), "decoded after it")
 
@@ -61,7 +66,7 @@ def test_a_longer_prompt_after_a_short_one(model: Transformer) -> None:
     warm, cold = new_session(model), new_session(model)
     warm.sync(TOKENS[:530])
     logits = warm.sync(TOKENS[:700])
-    assert warm.reused == 530
+    assert warm.cached == 530
     assert_close(logits, cold.sync(TOKENS[:700]), PARTITION)
 
 
@@ -73,7 +78,7 @@ def test_the_end_of_a_prompt_is_no_restart_point(model: Transformer) -> None:
     other = TOKENS[:600] + TOKENS[:50]
     expected = cold.sync(other)
     assert_bits(warm.sync(other), expected)
-    assert warm.reused == 512
+    assert warm.cached == 512
 
 
 def test_a_prefix_of_what_was_seen(model: Transformer) -> None:
@@ -81,7 +86,7 @@ def test_a_prefix_of_what_was_seen(model: Transformer) -> None:
     warm.sync(TOKENS)
     expected = cold.sync(TOKENS[:900])
     assert_bits(warm.sync(TOKENS[:900]), expected)
-    assert (warm.reused, warm.tokens) == (512, TOKENS[:900])
+    assert (warm.cached, warm.tokens) == (512, TOKENS[:900])
     assert_bits(warm.sync(TOKENS[:512]), new_session(model).sync(TOKENS[:512]), "up to a cut exactly")
 
 
@@ -91,7 +96,7 @@ def test_decoded_tokens_are_part_of_the_sequence(model: Transformer) -> None:
     for token in TOKENS[50:60]:
         last = session.advance(token)
     assert_bits(session.sync(TOKENS[:60]), last)
-    assert session.reused == 60
+    assert session.cached == 60
     assert_close(last, new_session(model).sync(TOKENS[:60]), PARTITION)
 
 
@@ -114,7 +119,6 @@ def test_bad_tokens_are_refused_before_anything_changes(model: Transformer, wron
 
 def test_the_context_is_a_limit(model: Transformer) -> None:
     session = new_session(model, context=30)
-    assert session.room_after(TOKENS[:28]) == 2 and session.room_after(TOKENS[:40]) == 0
     with pytest.raises(DoesNotFit, match="31 tokens, the context holds 30"):
         session.sync(TOKENS[:31])
     session.sync(TOKENS[:29])
@@ -171,3 +175,30 @@ def test_a_session_costs_what_the_limits_count() -> None:
     counted = state_bytes(model.config, len(session.tokens), 4, 512)
     assert len(session._restart) == RESTART_POINTS
     assert 0.9 * counted.session < sum(held.values()) <= counted.session
+
+
+@pytest.mark.parametrize(
+    ("prompt", "most", "room"), [(28, None, 2), (28, 1, 1), (28, 9, 2), (30, None, 0), (40, 3, 0), (5, 0, 0)]
+)
+def test_room_for_an_answer(prompt: int, most: int | None, room: int) -> None:
+    assert room_for_answer(prompt, 30, most) == room
+
+
+def test_one_place_says_that_an_answer_has_no_room(model: Transformer) -> None:
+    check_prompt(TOKENS[:29], 384, 30)
+    with pytest.raises(DoesNotFit, match="30 tokens and fills the context"):
+        check_prompt(TOKENS[:30], 384, 30)
+    with pytest.raises(DoesNotFit, match="31 tokens, the context holds 30"):
+        check_prompt(TOKENS[:31], 384, 30)
+    with pytest.raises(InputError):
+        check_prompt([], 384, 30)
+    said = [path for path in PACKAGE.rglob("*.py") if "an answer has no room" in path.read_text("utf-8")]
+    assert said == [PACKAGE / "engine/session.py"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_tokens": -1}, {"logprobs": 21}, {"logprobs": -1}, {"think_budget": -2}]
+)
+def test_limits_that_cannot_be_are_refused_where_they_are_made(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}, expected 0"):
+        GenerationLimits(**wrong)

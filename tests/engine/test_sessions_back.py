@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from checkpoints import same_bits, state_bits
 from small_model import new_session, tiny_model, token_ids
 
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.sampler import Sampler
-from dsv4_mlx.engine.session import Logits, Session
+from dsv4_mlx.engine.session import Logits, Session, SessionSnapshot
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, UsageError
 from dsv4_mlx.model.transformer import Transformer
 
 # Lengths around the ends of groups of 4 and 128 and of the window, and where nothing ends.
+TOKENS = token_ids(np.random.default_rng(8), 80)
 LENGTHS = (3, 4, 31, 126, 127, 128, 129, 255, 257, 262)
 
 
@@ -213,7 +216,7 @@ def test_restart_points_come_back_with_a_snapshot(model: Transformer, rng: np.ra
     session.restore(snapshot)
     other = tokens[:515] + token_ids(rng, 9)
     logits = session.sync(other)
-    assert session.reused == 512
+    assert session.cached == 512
     assert np.array_equal(logits, at(model, other).sync(other))
 
 
@@ -248,3 +251,33 @@ def test_returned_logits_are_safe_from_callers(model: Transformer) -> None:
     session = new_session(model)
     with pytest.raises(ValueError, match="read-only"):
         session.advance(9)[0] = 1.0
+
+
+CALLS: dict[str, Callable[[Session, SessionSnapshot], object]] = {
+    "sync": lambda session, early: session.sync(TOKENS[:50]),
+    "prefill": lambda session, early: list(session.prefill(TOKENS[:50])),
+    "advance": lambda session, early: session.advance(9),
+    "take_back": lambda session, early: session.take_back(1),
+    "restore": lambda session, early: session.restore(early),
+    "adopt": lambda session, early: session.adopt(TOKENS[:3], session.model.new_state(growth=256)),
+    "cached_prefix": lambda session, early: session.cached_prefix(TOKENS[:70]),
+    "fork": lambda session, early: session.fork().sync(TOKENS[:50]),
+    "fork_at": lambda session, early: session.fork_at(TOKENS[:30]).sync(TOKENS[:35]),
+    "snapshot": lambda session, early: session.snapshot(),
+    "holds": lambda session, early: session.holds(session.snapshot()),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_method_says_whether_it_changes_the_cache(model: Transformer, name: str) -> None:
+    assert sorted(CALLS) == sorted(n for n, f in vars(Session).items() if callable(f) and n[0] != "_")
+    session = new_session(model)
+    session.sync(TOKENS[:20])
+    early = session.snapshot()
+    session.sync(TOKENS[:40])
+    state, before = session._state, (session._state.length, list(session.tokens), state_bits(session._state))
+    CALLS[name](session, early)
+    after = session._state.length, session.tokens, state_bits(session._state)
+    same = session._state is state and after[:2] == before[:2] and same_bits(after[2], before[2])
+    says = re.search("(Changes|Replaces) the cache", getattr(Session, name).__doc__) is not None
+    assert says == (not same)

@@ -22,10 +22,10 @@ from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.cli.main import run as cli
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions
-from dsv4_mlx.errors import UsageError
+from dsv4_mlx.errors import Progress, UsageError
 from dsv4_mlx.evaluation.acceptance import AcceptanceOptions, AcceptanceTools, accept
 from dsv4_mlx.evaluation.long_run import cuts
-from dsv4_mlx.evaluation.report import Acceptance, AcceptanceStep, Bar, Progress
+from dsv4_mlx.evaluation.report import Acceptance, AcceptanceStep, Bar
 from dsv4_mlx.ops.selftest.verdicts import Verdict
 from dsv4_mlx.ops.table import REFERENCE, Ops
 from dsv4_mlx.ops.types import Streams

@@ -111,7 +111,7 @@ class Always:
 def test_guessing_gives_the_same_bits(model: Model, memory: str, right: bool) -> None:
     """Steps that were right to read nothing, and steps repaired from the first layer that was not."""
     engine = model.open(memory)
-    engine.model.loop.strategy = strategy = Always()  # type: ignore[attr-defined]
+    engine.model.schedule.strategy = strategy = Always()  # type: ignore[attr-defined]
     session, whole = engine.session(), model.open("100%").session()
     for count in (30, *range(31, 61)):
         assert np.array_equal(session.sync(model.tokens[:count]), whole.sync(model.tokens[:count]))
@@ -123,7 +123,7 @@ def test_guessing_gives_the_same_bits(model: Model, memory: str, right: bool) ->
 def test_a_read_that_fails_in_a_repair_leaves_the_program_usable(model: Model) -> None:
     engine = model.open("3x")
     assert engine.pager is not None
-    engine.model.loop.strategy = Always()  # type: ignore[attr-defined]
+    engine.model.schedule.strategy = Always()  # type: ignore[attr-defined]
     reader = engine.pager.pool.reader
     session = engine.session()
     first = session.sync(model.tokens[:20])

@@ -33,7 +33,7 @@ def step_graph(model: Model, slots: int) -> Graph:
     engine = model.open(f"{slots}x", expert_threads=1)
     assert engine.pager is not None
     net, paged = engine.model, list(engine.pager.layers.values())
-    net.loop = ChunkMajor()
+    net.use(ChunkMajor())
     state = net.new_state()
     mx.eval(net(mx.array([model.tokens[:9]], mx.int32), state), state.arrays())
     optimistic: list[OptimisticRun] = []
@@ -51,10 +51,10 @@ def step_graph(model: Model, slots: int) -> Graph:
 
 def views(layer: PagedExperts) -> Any:
     """`SlotBank.banks` without evaluating: what is traced has no values."""
-    from dsv4_mlx.weights.resident_experts import ResidentExperts
+    from dsv4_mlx.weights.resident_experts import expert_banks
 
-    made = ResidentExperts(layer.bank._array, layer.bank._layout, mx.float32)
-    return lambda: (made.gate_up, made.down)
+    made = expert_banks(layer.bank._array, layer.bank._layout, mx.float32)
+    return lambda: made
 
 
 VIEWS = ("Slice", "Unflatten", "View")  # of a bank; their arguments hold its shape

@@ -21,14 +21,14 @@ def opened(model: Model, memory: str, together: int = 1) -> Engine:
         EngineOptions(context=2048, numerics="exact", expert_memory=memory, expert_threads=3),
     )
     if engine.pager is not None:
-        engine.model.loop.together = together  # type: ignore[misc]
+        engine.model.schedule.chunks_per_step = together  # type: ignore[misc]
     return engine
 
 
 def prefilled(engine: Engine, tokens: list[int]) -> tuple[Session, list[int], LayerStats]:
     """The session, how far it said it was after each group, and what was read."""
     session = engine.session()
-    said = [done for done, _ in session.prefill(tokens)]
+    said = [step.done for step in session.prefill(tokens)]
     return session, said, total(engine.pager.stats()) if engine.pager is not None else LayerStats()
 
 
@@ -56,7 +56,7 @@ def test_logits_and_restart_points_are_the_same(
         other = [*tokens[:shared], *tokens[:40]]
         alone = whole.fork()
         assert np.array_equal(session.sync(other), alone.sync(other))
-        assert session.reused == alone.reused == shared // 512 * 512
+        assert session.cached == alone.cached == shared // 512 * 512
         assert np.array_equal(session.sync([*other, 9]), alone.sync([*other, 9]))
 
 
@@ -67,7 +67,7 @@ def test_experts_are_read_once_for_chunks_together(model: Model, tokens: list[in
 
 def test_small_models_take_as_many_chunks_as_allowed(model: Model) -> None:
     engine = Engine.open(model.folder, EngineOptions(context=512, expert_memory="5x"))
-    assert engine.model.loop.together == 8
+    assert engine.model.schedule.chunks_per_step == 8
 
 
 class Enough(Exception):
@@ -95,11 +95,9 @@ def test_left_between_layers(model: Model, tokens: list[int], moment: int) -> No
         if passed == moment:
             raise Enough
 
-    session.between = between
     with pytest.raises(Enough):
-        session.sync(asked)
+        list(session.prefill(asked, check_cancelled=between))
     assert session.tokens == known
     assert not session.holds(further), "the pass that was left may have written over its rows"
-    session.between = lambda: None
     assert np.array_equal(session.sync(asked), calm.sync(asked))
-    assert session.reused == len(known)
+    assert session.cached == len(known)

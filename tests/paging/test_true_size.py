@@ -38,7 +38,7 @@ for _ in range(int(sys.argv[4])):
     digest.update(logits.tobytes())
     tokens.append(int(np.argmax(logits)))
     logits = session.advance(tokens[-1])
-used = np.unique(np.array(engine.model.blocks[0].ffn._experts_of)[tokens])
+used = np.unique(np.array(engine.model.blocks[0].ffn.experts_by_token)[tokens])
 print(json.dumps({
     "bits": digest.hexdigest(), "tokens": tokens, "used": used.tolist(), "opened": opened,
     "seconds": time.perf_counter() - begin, "paged": engine.pager is not None,

@@ -140,7 +140,8 @@ def test_builds_up_to_evaluation(release: Release, stored: str) -> None:
     found = (opened(release, stored, mac, None, "auto") for mac in MACS)
     for slots in {one[1].slots for one in found if one is not None}:
         for block, table in model.manifest.experts.items():
-            experts = BlankSlots(slots, mx.bfloat16)(block, model.record_map(block))
+            records = model.record_map(block)
+            experts = BlankSlots(slots, mx.bfloat16)(block, records, lambda chunk, *banks: chunk.x)
             assert experts.down.codes.shape[:2] == (slots, model.config.hidden_size)
             assert experts.gate_up.codes.shape[:2] == (slots, 2 * model.config.expert_width)
             assert experts.gate_up.mode == table.format.replace("affine4", "affine")

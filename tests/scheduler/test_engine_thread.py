@@ -6,20 +6,22 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
 from small_model import tiny_model, token_ids
 
+from dsv4_mlx.engine.decode import Finished, PrefillProgress, Token
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import generate
-from dsv4_mlx.errors import DoesNotFit, InputError, UsageError
+from dsv4_mlx.errors import DoesNotFit, InputError, Progress, UsageError
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.scheduler.admission import SchedulerOptions
-from dsv4_mlx.scheduler.backend import Progress
 from dsv4_mlx.scheduler.engine_thread import EngineThread
-from dsv4_mlx.scheduler.request import Finished, GenerationRequest, Prefill, QueueFull, Unavailable
-from scheduler.tiny import Heard, ScriptedBackend, TinyBackend, job
+from dsv4_mlx.scheduler.request import GenerationRequest, QueueFull, Unavailable
+from dsv4_mlx.scheduler.session_pool import SessionPool
+from scheduler.tiny import Heard, ScriptedBackend, TinyBackend, alone, job
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,60 @@ def test_a_model_that_does_not_open_is_unhealthy(model: Transformer) -> None:
     with pytest.raises(Unavailable, match="out of order"):
         worker.submit(job([9]), Heard())
     assert worker.stats().refused == 1
+    assert worker.close(1)
+
+
+def test_other_work_runs_between_two_steps_in_the_engines_thread(model: Transformer) -> None:
+    seen: list[object] = []
+    backend = TinyBackend(model)
+    backend.before_open = lambda progress: time.sleep(0.05)
+    worker = EngineThread(backend, watch=lambda: seen.append(worker.state))
+    early = worker.call(lambda pool: (threading.current_thread().name, len(pool.held)))
+    heard = Heard(lambda event: seen.append(type(event)))
+    worker.start()
+    assert early.result(30) == ("engine", 0), "it waits until the model is open"
+    worker.submit(job([9] * 20, 400), heard)
+    until(lambda: Token in seen)
+    failing = worker.call(lambda pool: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        failing.result(30)
+    found = worker.call(lambda pool: [one.tokens for one in pool.held]).result(30)
+    assert len(found) == 1 and heard.end is None, "while the job runs"
+    last = worker.call(lambda pool: len(pool.idle))
+    assert worker.close(0) and last.result(0) == 0, "what was ordered before the end is done"
+    assert worker.call(lambda pool: 1).cancelled()
+    assert [state for state in seen if isinstance(state, str)] == ["ready", "closed"]
+
+
+def test_work_for_a_model_that_does_not_open_is_cancelled(model: Transformer) -> None:
+    backend = TinyBackend(model)
+
+    def fails(progress: Progress) -> None:
+        raise InputError("no such model")
+
+    backend.before_open = fails
+    worker = EngineThread(backend)
+    work = worker.call(lambda pool: 1)
+    worker.start()
+    with pytest.raises(CancelledError):
+        work.result(30)
+    assert worker.close(1)
+
+
+def test_a_session_from_elsewhere_is_gone_on_with(model: Transformer, rng: np.random.Generator) -> None:
+    prompt = token_ids(rng, 40)
+    worker = started(backend := TinyBackend(model))
+
+    def adopt(pool: SessionPool) -> None:
+        session = backend.session()
+        session.sync(prompt[:30])
+        pool.adopt(session)
+        assert [one.tokens for one in pool.idle] == [prompt[:30]]
+
+    worker.call(adopt).result(30)
+    heard = Heard()
+    worker.submit(job(prompt, 4), heard)
+    assert heard.wait().cached == 30 and heard.tokens == alone(model, job(prompt, 4))
     assert worker.close(1)
 
 
@@ -244,7 +300,7 @@ def test_64_jobs_with_random_cancels(model: Transformer, seed: int) -> None:
 def said_alone(backend: TinyBackend, pairs: list[tuple[GenerationRequest, Heard]]) -> None:
     """Each says what it says alone; after tokens that were sampled before, only within tolerance."""
     for asked, heard in pairs:
-        reused = next((event.cached for event in heard.events if isinstance(event, Prefill)), 0)
+        reused = next((event.cached for event in heard.events if isinstance(event, PrefillProgress)), 0)
         if heard.tokens and reused % 512 == 0:
             session = backend.session()
             expected = generate(session, list(asked.prompt), asked.sampling, max_tokens=len(heard.tokens))

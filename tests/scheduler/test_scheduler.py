@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
+from dsv4_mlx.engine.decode import Finished, PrefillProgress, Token
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.errors import InputError, ModelOutputError
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.scheduler.admission import SchedulerOptions
-from dsv4_mlx.scheduler.request import Finished, GenerationRequest, Prefill, Started, Token, Unavailable
+from dsv4_mlx.scheduler.request import GenerationRequest, Unavailable
 from dsv4_mlx.scheduler.scheduler import Scheduler
 from scheduler.tiny import ENDLESS, Heard, TinyBackend, add, alone, drain, job, runner
 
@@ -45,8 +46,8 @@ def test_events_come_in_order(backend: TinyBackend, rng: np.random.Generator) ->
     one = runner(backend)
     _, heard = add(one, job(prompt, 3))
     drain(one)
-    assert heard.events[:4] == [Prefill(0, 700, 0), Prefill(512, 700, 0), Prefill(700, 700, 0), Started(0)]
-    assert [type(event) for event in heard.events[4:]] == [Token] * 3 + [Finished]
+    assert heard.events[:3] == [PrefillProgress(done, 700, 0) for done in (0, 512, 700)]
+    assert [type(event) for event in heard.events[3:]] == [Token] * 3 + [Finished]
     assert heard.end == Finished("length")
     assert (one.counts.prompt, one.counts.cached, one.counts.generated) == (700, 0, 3)
 
@@ -109,7 +110,7 @@ def test_cancelled_at_any_moment(model: Transformer, seed: int) -> None:
     ended = heard.end
     assert ended is not None and ended.reason in ("cancelled", "length")
     assert len(heard.events) <= before + 1
-    known = [event for event in heard.events if isinstance(event, Prefill)]
+    known = [event for event in heard.events if isinstance(event, PrefillProgress)]
     _, again = add(one, asked)
     drain(one)
     assert again.tokens == alone(model, asked)
@@ -123,22 +124,22 @@ def test_cancelled_between_layers(model: Transformer, rng: np.random.Generator) 
     one = runner(TinyBackend(model))
     asked = job(token_ids(rng, 1500), 10)
     entry, heard = add(one, asked)
-    one.step()
-    one.step()
-    lease = entry.lease
-    assert lease is not None
-    layers = 0
+    layers, second = 0, False
 
     def notice(check: Callable[[], None]) -> Callable[[], None]:
-        def between() -> None:
+        def counted() -> None:
             nonlocal layers
             layers += 1
-            entry.cancelled = layers == 2
+            entry.cancelled = second and layers == 2
             check()
 
-        return between
+        return counted
 
     entry.check = notice(entry.check)  # type: ignore[method-assign]
+    one.step()
+    one.step()
+    lease, layers, second = entry.lease, 0, True
+    assert lease is not None
     one.step()
     assert heard.events[-1] == Finished("cancelled")
     assert layers == 2
@@ -288,14 +289,14 @@ def test_chunks_go_together_only_while_nobody_waits(model: Transformer, rng: np.
     found = {}
     for name, several, busy in (("apart", 1, False), ("together", 2, False), ("beside", 2, True)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(model.loop, "together", several)
+            patch.setattr(model.schedule, "chunks_per_step", several)
             one = runner(TinyBackend(model))
             if busy:
                 add(one, other)
                 one.step()
             _, heard = add(one, job(prompt, 3))
             drain(one)
-        steps = [event.done for event in heard.events if isinstance(event, Prefill)]
+        steps = [event.done for event in heard.events if isinstance(event, PrefillProgress)]
         found[name] = steps, heard.tokens
     assert found["apart"][0] == [0, 512, 1024, 1100]
     assert found["together"][0] == [0, 1024, 1100]

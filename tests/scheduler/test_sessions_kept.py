@@ -148,7 +148,7 @@ def test_a_branch_holds_no_more_rows_than_it_needs(model: Transformer, rng: np.r
     tokens = token_ids(rng, 1300)
     long.sync(tokens)
     other = tokens[:600] + token_ids(rng, 20)
-    twin: Session = long.branch(other)
+    twin: Session = long.fork_at(other)
     assert (twin.tokens, twin.capacity) == (tokens[:512], 512) and long.tokens == tokens
     assert np.array_equal(twin.sync(other), new_session(model).sync(other))
     assert np.array_equal(long.sync([*tokens, 9]), _continued(model, tokens))

@@ -21,12 +21,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsv4_mlx.cli.demo import SHIPPED
+from dsv4_mlx.engine.decode import PrefillProgress
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.engine.generate import generate
 from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.backend import ModelBackend
 from dsv4_mlx.scheduler.replay import ReplayBackend
-from dsv4_mlx.scheduler.request import GenerationRequest, Prefill
+from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.scheduler.scheduler import Scheduler
 from dsv4_mlx.scheduler.turn_cache import Call, Completion, TurnCache
 from dsv4_mlx.tokenizer.template import Prompts
@@ -263,7 +264,7 @@ def test_an_agents_second_turn_prefills_only_what_is_new(checkpoints: Checkpoint
     assert (second_prompt.spliced, second_prompt.recovered) == (1, 1)
     second = run(runner, GenerationRequest(second_prompt.ids))
     known = len(prompt) + len(first.tokens)
-    cached = next(event.cached for event in second.events if isinstance(event, Prefill))
+    cached = next(event.cached for event in second.events if isinstance(event, PrefillProgress))
     assert cached == known
     new = len(second_prompt.ids) - known
     result = backend.prompts.tokenizer.encode("<tool_result>a.txt\nb.txt</tool_result>")

@@ -5,22 +5,23 @@ from __future__ import annotations
 import itertools
 import queue
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
+from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress, Token
 from dsv4_mlx.engine.engine_options import SamplingOptions
-from dsv4_mlx.engine.generate import generate, steps
-from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.generate import Answerer, generate, run
+from dsv4_mlx.engine.session import Session, SessionRows
+from dsv4_mlx.errors import Progress
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.scheduler.admission import SchedulerOptions
-from dsv4_mlx.scheduler.backend import Progress, Run, session_limits, wanted
-from dsv4_mlx.scheduler.replay import ScriptedModel
-from dsv4_mlx.scheduler.request import Event, Finished, GenerationRequest, Prefill, Token
+from dsv4_mlx.scheduler.backend import Run, session_limits, wanted
+from dsv4_mlx.scheduler.replay import ScriptedRows, SilentModel
+from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.scheduler.scheduler import RunningSequence, Scheduler
 from dsv4_mlx.scheduler.session_policy import SessionLimits
-from dsv4_mlx.scheduler.session_pool import Reusable
 from dsv4_mlx.tokenizer.template import Prompts
 
 CONTEXT = 4096
@@ -59,9 +60,12 @@ class TinyBackend:
     def session(self) -> Session:
         return new_session(self.model, self.context, self.growth)
 
-    def run(self, session: Reusable, job: GenerationRequest) -> Run:
+    def answer(self, rows: SessionRows, job: GenerationRequest) -> Answerer:
+        return rows
+
+    def run(self, rows: SessionRows, job: GenerationRequest) -> Run:
         self.before_step(job)
-        real = steps(session, job.prompt, job.sampling, wanted(job))
+        real = run(rows, job.prompt, job.sampling, wanted(job), self.answer(rows, job))
         while True:
             try:
                 step = next(real)
@@ -90,14 +94,11 @@ class ScriptedBackend(TinyBackend):
         """What the job says: as long as it may, depending on its seed."""
         return token_ids(np.random.default_rng(job.sampling.seed), job.max_tokens or 0)
 
-    def run(self, session: Reusable, job: GenerationRequest) -> Run:
-        model = ScriptedModel(self.model.config, self.script(job), len(job.prompt), MARKERS.end)
-        cast(Session, session).model = cast(Transformer, model)
-        return (yield from super().run(session, job))
+    def answer(self, rows: SessionRows, job: GenerationRequest) -> Answerer:
+        return ScriptedRows(rows, self.script(job), MARKERS.end)
 
     def session(self) -> Session:
-        model = ScriptedModel(self.model.config, [], 0, MARKERS.end)
-        return Session(cast(Transformer, model), self.context, MARKERS, self.growth)
+        return Session(SilentModel(self.model.config), self.context, MARKERS, self.growth)
 
 
 class Heard:
@@ -130,7 +131,7 @@ class Heard:
 
     @property
     def cached(self) -> int:
-        return next(event.cached for event in self.events if isinstance(event, Prefill))
+        return next(event.cached for event in self.events if isinstance(event, PrefillProgress))
 
 
 def job(

@@ -143,7 +143,7 @@ def start(prompts: Prompts, spelling: Spelling, grammars: Grammars, serve_app: S
             PlainTurns(prompts),
         )
         facts = ServerInfo(options, MODEL_ID, prompts.levels, VOCABULARY, context, 1 << 20)
-        intake = Translator(facts, spelling, grammars, turns)
+        translator = Translator(facts, spelling, grammars, turns)
         threads = ThreadPoolExecutor(2)
         crashes: list[str] = []
 
@@ -151,7 +151,7 @@ def start(prompts: Prompts, spelling: Spelling, grammars: Grammars, serve_app: S
             crashes.append(detail)
             return "crash.log"
 
-        app = App(ServerContext(intake, worker, threads, options.limits, Metrics(), crash))
+        app = App(ServerContext(translator, worker, threads, options.limits, Metrics(), crash))
         listener = serve_app(app, options)
 
         def end() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from deepseek_recipe import Conversation
 
 from dsv4_mlx.cli.demo import SHIPPED
-from dsv4_mlx.scheduler.engine_thread import Health, State, Stats
-from dsv4_mlx.scheduler.request import Emit, Finished, GenerationRequest, Prefill, Reason, Started, Token
+from dsv4_mlx.engine.decode import Finished, PrefillProgress, Reason, Token
+from dsv4_mlx.scheduler.engine_thread import EngineThread, Health, State, Stats, Ticket
+from dsv4_mlx.scheduler.request import Emit, GenerationRequest
 from dsv4_mlx.scheduler.turn_cache import Completion, Rendered, TurnCache
 from dsv4_mlx.tokenizer.template import Prompts
 
@@ -32,25 +33,27 @@ class Script:
     cached: int = 0
 
 
-@dataclass
-class FakeTicket:
-    cancelled: threading.Event = field(default_factory=threading.Event)
-
-    def cancel(self) -> None:
-        self.cancelled.set()
+class FakeTicket(Ticket):
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+        super().__init__(self.cancelled.set)
 
 
-class FakeWorker:
+class FakeWorker(EngineThread):
     """Each job takes the next script, then again from the first; its thread ends with the job."""
 
     def __init__(self, prompts: Prompts, scripts: Iterable[Script], context: int = 4096) -> None:
-        self.prompts, self.scripts, self.context = prompts, list(scripts), context
+        self.prompts, self.scripts, self._context = prompts, list(scripts), context
         self.state: State = "ready"
         self.error: BaseException | None = None
         self.loaded = (1, 1)
         self.jobs: list[GenerationRequest] = []
         self.tickets: list[FakeTicket] = []
         self.refuse: BaseException | None = None
+
+    @property
+    def context(self) -> int:
+        return self._context
 
     def submit(self, job: GenerationRequest, emit: Emit) -> FakeTicket:
         if self.refuse is not None:
@@ -67,11 +70,12 @@ class FakeWorker:
             emit(Finished("cancelled"))
             return
         cached = min(script.cached, len(job.prompt) - 1)
-        emit(Prefill(0, len(job.prompt) - cached, cached))
+        new = len(job.prompt) - cached
+        emit(PrefillProgress(0, new, cached))
         if ticket.cancelled.wait(script.prefill):
             emit(Finished("cancelled"))
             return
-        emit(Started(cached))
+        emit(PrefillProgress(new, new, cached))
         ids = self.prompts.tokenizer.encode(script.text)
         top = ((5, -1.5), (self.prompts.markers.end_think, -2.5))
         for count, id in enumerate(ids):
@@ -93,7 +97,7 @@ class FakeWorker:
     def stats(self) -> Stats:
         return Stats(0, 0, 1, 10, 100, len(self.jobs), 0, {}, 100, 40, 7, 0, 0, 0, {}, {})
 
-    def close(self, grace: float) -> bool:
+    def close(self, grace: float, wait: float = 30.0) -> bool:
         self.state = "closed"
         for ticket in self.tickets:
             ticket.cancel()

@@ -46,7 +46,7 @@ class Cutter:
     def __init__(self, spelling: Spelling) -> None:
         self.spelling = spelling
         vocabulary = json.loads((CHECKPOINT / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
-        self._bytes = [vocabulary[character] for character in _byte_characters()]
+        self._bytes: list[int] = [vocabulary[character] for character in _byte_characters()]
 
     def ids(self, segments: Sequence[Segment], cuts: Sequence[int]) -> list[int]:
         """`cuts`: numbers that choose the length of each piece in turn."""
@@ -64,8 +64,12 @@ class Cutter:
                 try:
                     out += self.spelling.encode(piece.decode())
                 except UnicodeDecodeError:
-                    out += [self._bytes[byte] for byte in piece]
+                    out += [self.byte(byte) for byte in piece]
         return out
+
+    def byte(self, value: int) -> int:
+        """The token of one byte."""
+        return self._bytes[value]
 
 
 def _byte_characters() -> list[str]:

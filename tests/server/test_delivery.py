@@ -89,7 +89,7 @@ def test_a_client_that_leaves_ends_its_turn(start: Start, path: str, stream: boo
         time.sleep(0.05)
         assert not running.worker.tickets[0].cancelled.is_set()
     assert running.worker.tickets[0].cancelled.wait(2)
-    assert until(lambda: running.app.counter.record.cancelled == 1)
+    assert until(lambda: running.app.server.record.cancelled == 1)
 
 
 def test_a_client_that_takes_nothing_is_dropped(start: Start) -> None:
@@ -106,7 +106,7 @@ def test_a_client_that_takes_nothing_is_dropped(start: Start) -> None:
         assert call(running.port, "POST", "/v1/chat/completions", {"messages": HI}).status == 200
         assert time.monotonic() - began < 2
         assert running.worker.tickets[0].cancelled.wait(20)
-    assert until(lambda: running.app.counter.record.cancelled == 1)
+    assert until(lambda: running.app.server.record.cancelled == 1)
 
 
 def test_a_plain_answer_that_takes_long_begins_with_blank_lines(start: Start) -> None:

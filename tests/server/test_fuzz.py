@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from server.fakes import CHECKPOINT, PlainTurns
 from server.sse import Cutter, Read, Turn, read_chat, read_messages, read_responses
 
+from dsv4_mlx.engine.decode import Token
 from dsv4_mlx.grammar.grammars import Grammars
-from dsv4_mlx.scheduler.request import Token
 from dsv4_mlx.server.protocols.request import ParsedRequest, ProtocolName, ServerInfo
 from dsv4_mlx.server.protocols.stream import StreamEncoder
-from dsv4_mlx.server.translate import WIRES, Translator
+from dsv4_mlx.server.translate import ENCODERS, Translator
 from dsv4_mlx.tokenizer.markers import Spelling
 from dsv4_mlx.tokenizer.template import Prompts
 
@@ -48,7 +48,7 @@ READERS: dict[str, Callable[[str], Read]] = {
 
 
 @pytest.fixture(scope="module")
-def intake(prompts: Prompts, spelling: Spelling, grammars: Grammars) -> Translator:
+def translator(prompts: Prompts, spelling: Spelling, grammars: Grammars) -> Translator:
     from dsv4_mlx.server.options import ServerOptions
 
     facts = ServerInfo(ServerOptions(), "m", prompts.levels, 1792, 1 << 20, 1 << 20)
@@ -61,7 +61,7 @@ def cutter(spelling: Spelling) -> Cutter:
 
 
 @cache
-def asked(intake: Translator, protocol: ProtocolName, *, stream: bool) -> ParsedRequest:
+def asked(translator: Translator, protocol: ProtocolName, *, stream: bool) -> ParsedRequest:
     """A request with two tools."""
     names, schema = ("read", "write_file"), {"type": "object"}
     body: dict[str, Any] = {"stream": stream}
@@ -78,25 +78,25 @@ def asked(intake: Translator, protocol: ProtocolName, *, stream: bool) -> Parsed
             "input": "q",
             "tools": [{"type": "function", "name": name, "parameters": schema} for name in names],
         }
-    return intake.read(protocol, json.dumps(body).encode())
+    return translator.read(protocol, json.dumps(body).encode())
 
 
-def run(wire: StreamEncoder, ids: list[int], *, length: bool = False) -> str:
-    frames = [*wire.open(0), *wire.started(0)]
+def run(encoder: StreamEncoder, ids: list[int], *, length: bool = False) -> str:
+    frames = [*encoder.open(0), *encoder.started(0)]
     for id in ids:
-        frames += wire.token(Token(id))
-    return "".join([*frames, *wire.finish(length=length)])
+        frames += encoder.token(Token(id))
+    return "".join([*frames, *encoder.finish(length=length)])
 
 
 def check_same(
-    intake: Translator, cutter: Cutter, protocol: ProtocolName, turn: Turn, cuts: list[int]
+    translator: Translator, cutter: Cutter, protocol: ProtocolName, turn: Turn, cuts: list[int]
 ) -> None:
-    ids = cutter.ids(turn.segments(intake.spelling), cuts)
-    wire = WIRES[protocol](asked(intake, protocol, stream=True), "h", 5, intake.spelling)
-    read = READERS[protocol](run(wire, ids))
-    plain = WIRES[protocol](asked(intake, protocol, stream=False), "h", 5, intake.spelling)
+    ids = cutter.ids(turn.segments(translator.spelling), cuts)
+    encoder = ENCODERS[protocol](asked(translator, protocol, stream=True), "h", 5, translator.spelling)
+    read = READERS[protocol](run(encoder, ids))
+    plain = ENCODERS[protocol](asked(translator, protocol, stream=False), "h", 5, translator.spelling)
     run(plain, ids)
-    for said in (wire.said(), plain.said()):
+    for said in (encoder.completion(), plain.completion()):
         calls = tuple((call.name, json.loads(call.arguments)) for call in said.calls)
         assert (said.reasoning, trimmed(said.content, turn), calls) == (
             turn.reasoning,
@@ -122,7 +122,7 @@ def turn_marks(turn: Turn) -> int:
 
 
 def check_cut_off(
-    intake: Translator,
+    translator: Translator,
     cutter: Cutter,
     protocol: ProtocolName,
     turn: Turn,
@@ -130,10 +130,10 @@ def check_cut_off(
     at: float,
     length: bool,
 ) -> None:
-    ids = cutter.ids(turn.segments(intake.spelling), cuts)
+    ids = cutter.ids(turn.segments(translator.spelling), cuts)
     kept = ids[: int(at * len(ids))]
-    wire = WIRES[protocol](asked(intake, protocol, stream=True), "h", 5, intake.spelling)
-    read = READERS[protocol](run(wire, kept, length=length))
+    encoder = ENCODERS[protocol](asked(translator, protocol, stream=True), "h", 5, translator.spelling)
+    read = READERS[protocol](run(encoder, kept, length=length))
     assert turn.reasoning.startswith(read.reasoning.rstrip("\ufffd"))
     thought = turn.reasoning.startswith(read.content.rstrip("\ufffd"))  # thinking that never ended is shown
     content = trimmed(read.content, turn).rstrip("\ufffd")
@@ -141,15 +141,15 @@ def check_cut_off(
     opening = turn.content + "\n\n<" if turn.calls else turn.content
     begun = opening.startswith(content) or opening.lstrip("\n").startswith(content.lstrip("\n"))
     assert begun or (thought and not length)
-    assert intake.spelling.markup not in json.dumps(read.__dict__, ensure_ascii=False)
+    assert translator.spelling.markup not in json.dumps(read.__dict__, ensure_ascii=False)
     for (name, arguments), (expected, values) in zip(read.calls or [], turn.calls, strict=False):
         assert expected == name
         whole = _arguments_text(values)
         unclosed = arguments.removesuffix('"').rstrip("\ufffd")  # the library closes a string that is cut off
         assert whole.startswith((arguments, unclosed)) or json.loads(arguments) == values
-    answer = json.dumps(wire.answer(), ensure_ascii=False)
-    assert intake.spelling.markup not in answer
-    if wire.unfinished:
+    answer = json.dumps(encoder.answer(), ensure_ascii=False)
+    assert translator.spelling.markup not in answer
+    if encoder.unfinished:
         assert read.end in ("length", "max_tokens", "incomplete")
 
 
@@ -160,15 +160,15 @@ def _arguments_text(values: dict[str, Any]) -> str:
 @settings(max_examples=500)
 @given(PROTOCOL, TURNS, CUTS)
 def test_same_message_however_cut(
-    intake: Translator, cutter: Cutter, protocol: ProtocolName, turn: Turn, cuts: list[int]
+    translator: Translator, cutter: Cutter, protocol: ProtocolName, turn: Turn, cuts: list[int]
 ) -> None:
-    check_same(intake, cutter, protocol, turn, cuts)
+    check_same(translator, cutter, protocol, turn, cuts)
 
 
 @settings(max_examples=500)
 @given(PROTOCOL, TURNS, CUTS, st.floats(0, 1), st.booleans())
 def test_cut_off_anywhere(
-    intake: Translator,
+    translator: Translator,
     cutter: Cutter,
     protocol: ProtocolName,
     turn: Turn,
@@ -176,23 +176,23 @@ def test_cut_off_anywhere(
     at: float,
     length: bool,
 ) -> None:
-    check_cut_off(intake, cutter, protocol, turn, cuts, at, length)
+    check_cut_off(translator, cutter, protocol, turn, cuts, at, length)
 
 
 @pytest.mark.long
 @settings(max_examples=5000)
 @given(PROTOCOL, TURNS, CUTS)
 def test_same_message_however_cut_long(
-    intake: Translator, cutter: Cutter, protocol: ProtocolName, turn: Turn, cuts: list[int]
+    translator: Translator, cutter: Cutter, protocol: ProtocolName, turn: Turn, cuts: list[int]
 ) -> None:
-    check_same(intake, cutter, protocol, turn, cuts)
+    check_same(translator, cutter, protocol, turn, cuts)
 
 
 @pytest.mark.long
 @settings(max_examples=5000)
 @given(PROTOCOL, TURNS, CUTS, st.floats(0, 1), st.booleans())
 def test_cut_off_anywhere_long(
-    intake: Translator,
+    translator: Translator,
     cutter: Cutter,
     protocol: ProtocolName,
     turn: Turn,
@@ -200,7 +200,7 @@ def test_cut_off_anywhere_long(
     at: float,
     length: bool,
 ) -> None:
-    check_cut_off(intake, cutter, protocol, turn, cuts, at, length)
+    check_cut_off(translator, cutter, protocol, turn, cuts, at, length)
 
 
 def test_the_checkpoint_has_the_markers(spelling: Spelling) -> None:

@@ -10,10 +10,11 @@ from paging.paged_model import EACH, make
 from server.client import call
 from server.conftest import Start
 
+from dsv4_mlx.engine.decode import Event, Finished
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.scheduler.backend import ModelBackend
 from dsv4_mlx.scheduler.engine_thread import EngineThread
-from dsv4_mlx.scheduler.request import Event, Finished, GenerationRequest
+from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.server.metrics import Metrics
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}

@@ -9,11 +9,11 @@ import pytest
 from server.fakes import PlainTurns
 from server.sse import read_chat, read_messages, read_responses
 
+from dsv4_mlx.engine.decode import Token
 from dsv4_mlx.grammar.grammars import Grammars
-from dsv4_mlx.scheduler.request import Token
 from dsv4_mlx.server.protocols.request import ServerInfo
 from dsv4_mlx.server.protocols.stream import StreamEncoder
-from dsv4_mlx.server.translate import WIRES, Translator
+from dsv4_mlx.server.translate import ENCODERS, Translator
 from dsv4_mlx.tokenizer.markers import Spelling
 from dsv4_mlx.tokenizer.template import Prompts
 
@@ -25,26 +25,26 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 
 @pytest.fixture
 def say(facts: ServerInfo, prompts: Prompts, spelling: Spelling, grammars: Grammars) -> Any:
-    """say(text with markers, body fields) -> (wire, what the stream said)."""
-    intake = Translator(facts, spelling, grammars, PlainTurns(prompts))
+    """say(text with markers, body fields) -> (encoder, what the stream said)."""
+    translator = Translator(facts, spelling, grammars, PlainTurns(prompts))
 
     def run(
         text: str, *, length: bool = False, ids: list[int] | None = None, **body: Any
     ) -> tuple[StreamEncoder, Any]:
         body = {"messages": [{"role": "user", "content": "q"}], "stream": True, **body}
-        wire = WIRES["chat"](intake.read("chat", json.dumps(body).encode()), "h", 5, spelling)
-        frames = [*wire.open(0), *wire.started(0)]
+        encoder = ENCODERS["chat"](translator.read("chat", json.dumps(body).encode()), "h", 5, spelling)
+        frames = [*encoder.open(0), *encoder.started(0)]
         for id in prompts.tokenizer.encode(text) if ids is None else ids:
-            frames += wire.token(Token(id))
-        return wire, read_chat("".join([*frames, *wire.finish(length=length)]))
+            frames += encoder.token(Token(id))
+        return encoder, read_chat("".join([*frames, *encoder.finish(length=length)]))
 
     return run
 
 
 def test_thinking_that_never_ends_is_the_answer_too(say: Any) -> None:
-    wire, read = say("all of it thought")
+    encoder, read = say("all of it thought")
     assert (read.reasoning, read.content, read.end) == ("all of it thought", "all of it thought", "stop")
-    assert wire.answer()["choices"][0]["message"]["content"] == "all of it thought"
+    assert encoder.answer()["choices"][0]["message"]["content"] == "all of it thought"
 
 
 def test_thinking_cut_off_by_a_limit_is_not_an_answer(say: Any) -> None:
@@ -68,11 +68,11 @@ CUTS = [
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_call_that_is_cut_off_is_not_made_whole(say: Any, cut: int) -> None:
-    wire, read = say("hm</think>x\n\n" + BLOCK[:cut], tools=[TOOL])
+    encoder, read = say("hm</think>x\n\n" + BLOCK[:cut], tools=[TOOL])
     assert read.content == "x"
     whole = BLOCK[:cut].count("</｜DSML｜") >= 2
-    message = wire.answer()["choices"][0]["message"]
-    if not wire.unfinished and not read.calls:
+    message = encoder.answer()["choices"][0]["message"]
+    if not encoder.unfinished and not read.calls:
         assert read.end == "stop"
     elif not whole:
         assert read.end == "length" and "tool_calls" not in message
@@ -88,14 +88,14 @@ def test_calls_without_the_blocks_end_are_calls(say: Any) -> None:
 
 def test_one_call_at_a_time(say: Any) -> None:
     two = f"<｜DSML｜tool_calls>\n{CALL}{CALL}</｜DSML｜tool_calls>"
-    wire, read = say("</think>" + two, tools=[TOOL], parallel_tool_calls=False)
-    assert wire.over and len(read.calls) == 1 and read.end == "tool_calls"
+    encoder, read = say("</think>" + two, tools=[TOOL], parallel_tool_calls=False)
+    assert encoder.over and len(read.calls) == 1 and read.end == "tool_calls"
     assert len(say("</think>" + two, tools=[TOOL])[1].calls) == 2
 
 
 def test_markup_of_tools_that_were_not_offered_ends_the_turn(say: Any) -> None:
-    wire, read = say("</think>some text\n\n" + BLOCK + "more")
-    assert wire.over and (read.content, read.calls, read.end) == ("some text", [], "stop")
+    encoder, read = say("</think>some text\n\n" + BLOCK + "more")
+    assert encoder.over and (read.content, read.calls, read.end) == ("some text", [], "stop")
 
 
 @pytest.mark.parametrize("text", ["1 <", "1 <\n", "a\n\n", "x < y\n\nz", "<"])
@@ -112,44 +112,44 @@ def test_quoted_markup_is_text(say: Any, spelling: Spelling) -> None:
 
 
 def test_control_tokens_are_not_text(say: Any, prompts: Prompts) -> None:
-    wire, read = say("</think>a<｜User｜>b<｜end▁of▁sentence｜>c<｜fim▁hole｜>")
+    encoder, read = say("</think>a<｜User｜>b<｜end▁of▁sentence｜>c<｜fim▁hole｜>")
     assert read.content == "abc"
-    assert wire.answer()["usage"]["completion_tokens"] == 7
+    assert encoder.answer()["usage"]["completion_tokens"] == 7
 
 
 def test_stop_strings_look_at_the_answer_only(say: Any) -> None:
-    wire, read = say("STOP</think>a STOP b", stop=["STOP"])
-    assert wire.over and (read.reasoning, read.content, read.end) == ("STOP", "a ", "stop")
+    encoder, read = say("STOP</think>a STOP b", stop=["STOP"])
+    assert encoder.over and (read.reasoning, read.content, read.end) == ("STOP", "a ", "stop")
 
 
 def test_logprobs(facts: ServerInfo, prompts: Prompts, spelling: Spelling, grammars: Grammars) -> None:
-    intake = Translator(facts, spelling, grammars, PlainTurns(prompts))
+    translator = Translator(facts, spelling, grammars, PlainTurns(prompts))
     body = {"messages": [{"role": "user", "content": "q"}], "logprobs": True, "top_logprobs": 2}
-    ask = intake.read("chat", json.dumps(body).encode())
+    ask = translator.read("chat", json.dumps(body).encode())
     assert ask.logprobs == 2
-    wire = WIRES["chat"](ask, "h", 5, spelling)
-    wire.started(0)
+    encoder = ENCODERS["chat"](ask, "h", 5, spelling)
+    encoder.started(0)
     (id,) = spelling.encode("a")
     for token in (spelling.end_think, id):
-        wire.token(Token(token, -0.5, ((token, -0.5), (spelling.end_think, -2.0))))
-    wire.finish(length=False)
-    (entry,) = wire.answer()["choices"][0]["logprobs"]["content"]
+        encoder.token(Token(token, -0.5, ((token, -0.5), (spelling.end_think, -2.0))))
+    encoder.finish(length=False)
+    (entry,) = encoder.answer()["choices"][0]["logprobs"]["content"]
     assert (entry["token"], entry["logprob"], entry["bytes"]) == ("a", -0.5, [97])
     assert [one["token"] for one in entry["top_logprobs"]] == ["a", "</think>"]
     assert bytes(entry["top_logprobs"][1]["bytes"]).decode() == "</think>"
 
 
 def test_hidden_thinking(say: Any) -> None:
-    wire, read = say("secret</think>shown", include_reasoning=False)
+    encoder, read = say("secret</think>shown", include_reasoning=False)
     assert (read.reasoning, read.content) == ("", "shown")
-    assert "secret" not in json.dumps(wire.answer())
+    assert "secret" not in json.dumps(encoder.answer())
 
 
 @pytest.mark.parametrize("protocol", ["chat", "messages", "responses"])
 def test_a_cut_call_in_every_protocol(
     facts: ServerInfo, prompts: Prompts, spelling: Spelling, grammars: Grammars, protocol: Any
 ) -> None:
-    intake = Translator(facts, spelling, grammars, PlainTurns(prompts))
+    translator = Translator(facts, spelling, grammars, PlainTurns(prompts))
     message = {"messages": [{"role": "user", "content": "q"}], "stream": True}
     body: dict[str, Any] = {
         "chat": {**message, "tools": [TOOL]},
@@ -160,12 +160,12 @@ def test_a_cut_call_in_every_protocol(
         },
         "responses": {"input": "q", "stream": True, "tools": [{"type": "function", "name": "f"}]},
     }[protocol]
-    wire = WIRES[protocol](intake.read(protocol, json.dumps(body).encode()), "h", 5, spelling)
-    frames = [*wire.open(0), *wire.started(0)]
+    encoder = ENCODERS[protocol](translator.read(protocol, json.dumps(body).encode()), "h", 5, spelling)
+    frames = [*encoder.open(0), *encoder.started(0)]
     for id in prompts.tokenizer.encode("hm</think>" + BLOCK[: BLOCK.index("ab") + 4]):
-        frames += wire.token(Token(id))
-    text = "".join([*frames, *wire.finish(length=False)])
+        frames += encoder.token(Token(id))
+    text = "".join([*frames, *encoder.finish(length=False)])
     read = {"chat": read_chat, "messages": read_messages, "responses": read_responses}[protocol](text)
     assert read.end in ("length", "max_tokens", "incomplete")
     assert read.calls == [["f", '{"p": "ab"']]
-    assert '"ab' not in json.dumps(wire.answer()), "a plain answer leaves the call out"
+    assert '"ab' not in json.dumps(encoder.answer()), "a plain answer leaves the call out"

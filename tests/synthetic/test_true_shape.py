@@ -32,7 +32,8 @@ CODE = """
 import json, os, resource, sys, time
 from pathlib import Path
 import numpy as np
-from dsv4_mlx.engine.engine import Engine, EngineOptions
+from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine_options import EngineOptions
 begin = time.perf_counter()
 options = EngineOptions(context=512, expert_memory="1x", expert_threads=2)
 engine = Engine.open(Path(sys.argv[1]), options)

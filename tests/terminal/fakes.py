@@ -9,7 +9,6 @@ from dsv4_mlx.machine.awake import Awake
 from dsv4_mlx.terminal.answering import AnswerInProgress
 from dsv4_mlx.terminal.chat import Chat, ChatOptions
 from dsv4_mlx.terminal.chat_engine import Kind
-from dsv4_mlx.terminal.chat_thread import ChatEngineThread
 from dsv4_mlx.terminal.commands import SlashCommands
 from dsv4_mlx.terminal.conversation import Conversation
 from dsv4_mlx.terminal.store import ConversationStore
@@ -68,11 +67,11 @@ class Talk:
         self, folder: Path, scene: str = "quick", resume: str | None = None, awake: Awake | None = None
     ) -> None:
         self.shown = Shown()
-        self.speaker: Scripted = SCENES[scene]()
+        self.engine: Scripted = SCENES[scene]()
         options = ChatOptions("scripted", seed=1, resume=resume, report=lambda detail: "LOG")
         store = ConversationStore(folder / "chats")
         self.chat = Chat(
-            ChatEngineThread(self.speaker),
+            self.engine,
             store,
             self.shown,
             options,

@@ -47,18 +47,18 @@ def test_thinking_modes_reach_the_engine(talk: Talk) -> None:
     for command, mode in (("/nothink", "off"), ("/max", "max"), ("/think", "on")):
         talk.says(command)
         talk.says("hello")
-        assert talk.speaker.asked[-1].think == mode
+        assert talk.engine.asked[-1].think == mode
 
 
 def test_system_is_set_shown_and_removed(talk: Talk) -> None:
     talk.says("/system Be brief.")
     talk.says("hello")
-    assert [m.role for m in talk.speaker.asked[-1].messages] == ["system", "user"]
+    assert [m.role for m in talk.engine.asked[-1].messages] == ["system", "user"]
     talk.says("/system")
     assert talk.shown.notes[-1] == "system: Be brief."
     talk.says("/system -")
     talk.says("again")
-    assert talk.speaker.asked[-1].messages[0].role == "user"
+    assert talk.engine.asked[-1].messages[0].role == "user"
 
 
 def test_read_puts_a_file_before_the_question(talk: Talk, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_read_puts_a_file_before_the_question(talk: Talk, tmp_path: Path) -> Non
     talk.says(f"/read {file}")
     assert "3 lines" in talk.shown.notes[-1]
     talk.says("what is it?")
-    sent = talk.speaker.asked[-1].messages[-1].text
+    sent = talk.engine.asked[-1].messages[-1].text
     assert sent == f"{file}:\n````\none\n```\ntwo\n````\n\nwhat is it?"
     assert not talk.chat.attachments
 
@@ -154,7 +154,7 @@ def test_save_load_and_list(talk: Talk, tmp_path: Path) -> None:
     talk.says("/load my")
     assert talk.texts[0] == "first question" and talk.shown.replayed == 1
     talk.says("third")
-    assert len(talk.texts) == 4 and len(talk.speaker.asked[-1].messages) == 3
+    assert len(talk.texts) == 4 and len(talk.engine.asked[-1].messages) == 3
     talk.says("/load 2")
     assert talk.texts[0] == "second question"
     talk.says("/load nothing like it")
@@ -168,7 +168,7 @@ def test_retry_undo_and_edit(talk: Talk) -> None:
     talk.says("first")
     talk.says("second")
     talk.says("/retry")
-    seeds = [asked.seed for asked in talk.speaker.asked]
+    seeds = [asked.seed for asked in talk.engine.asked]
     assert len(talk.texts) == 4 and seeds[2] != seeds[1]
     talk.says("/edit")
     assert talk.shown.back == "second" and talk.texts[0] == "first" and len(talk.texts) == 2

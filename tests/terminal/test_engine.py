@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from subprocess import DEVNULL, run
+from typing import Any
 
 import pytest
 
-from dsv4_mlx.cli.chat_engine import SessionChatEngine
+from dsv4_mlx.cli.chat_engine import ThreadChatEngine
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
+from dsv4_mlx.errors import InputError
+from dsv4_mlx.scheduler.backend import ModelBackend
 from dsv4_mlx.synthetic import small_config, write_checkpoint
-from dsv4_mlx.terminal.chat_engine import AnswerStopped, ChatMessage, ChatRequest, Kind
+from dsv4_mlx.terminal.chat_engine import (
+    AnswerPiece,
+    ChatMessage,
+    ChatRequest,
+    Counted,
+    Ended,
+    EngineInfo,
+    EngineOpened,
+    Event,
+    Failed,
+    Kind,
+    Loading,
+    Prefilling,
+    Recalled,
+)
 from terminal.screens import CTRL_C, CTRL_D, Person
 
 MAIN = [sys.executable, "-m", "dsv4_mlx"]
@@ -29,42 +48,67 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "converted"
 
 
-class Heard:
-    """A Listener that stops after so many prefill steps or tokens."""
+class Heard(SimpleQueue[Event]):
+    """Events of an engine, which is stopped after so many prefill steps or tokens."""
 
     def __init__(self, prefills: int = 10**9, tokens: int = 10**9) -> None:
-        self.left = [prefills, tokens]
-        self.prefills: list[tuple[int, int, int]] = []
-        self.said: list[tuple[Kind, str]] = []
+        self.left: dict[type[Event], int] = {Prefilling: prefills, Counted: tokens}
+        self.seen: list[Event] = []
+        self.stop: Callable[[], None] = lambda: None
 
-    def prefill(self, done: int, total: int, reused: int) -> None:
-        self.prefills.append((done, total, reused))
-        self._count(0)
+    def put(self, event: Event, block: bool = True, timeout: float | None = None) -> None:
+        super().put(event)
+        if type(event) in self.left:
+            self.left[type(event)] -= 1
+            if not self.left[type(event)]:
+                self.stop()
 
-    def between(self) -> None:
-        pass
+    def until(self, kind: type[Event]) -> Any:
+        """The next event of a kind; all of them are `seen`."""
+        while True:
+            self.seen.append(self.get(timeout=60))
+            if isinstance(self.seen[-1], kind):
+                return self.seen[-1]
 
-    def piece(self, kind: Kind, text: str) -> None:
-        self.said.append((kind, text))
+    @property
+    def prefills(self) -> list[Prefilling]:
+        return [event for event in self.seen if isinstance(event, Prefilling)]
 
-    def token(self) -> None:
-        self._count(1)
-
-    def _count(self, what: int) -> None:
-        self.left[what] -= 1
-        if not self.left[what]:
-            raise AnswerStopped
-
-
-def speaker(model: Path, max_tokens: int) -> SessionChatEngine:
-    found = SessionChatEngine(
-        model, EngineOptions(context=4096), SamplingOptions(temperature=1.0), max_tokens
-    )
-    found.open(lambda done, total: None)
-    return found
+    @property
+    def said(self) -> list[tuple[Kind, str]]:
+        return [(event.kind, event.text) for event in self.seen if isinstance(event, AnswerPiece)]
 
 
-def test_a_stopped_prefill_and_a_stopped_answer_leave_a_sound_session(model: Path) -> None:
+def reply(engine: ThreadChatEngine, asked: ChatRequest, heard: Heard) -> Ended:
+    engine.events, heard.stop = heard, engine.stop
+    engine.ask(asked)
+    ended = heard.until(Ended)
+    assert isinstance(ended, Ended) and ended.error is None
+    return ended
+
+
+@pytest.fixture
+def opened(model: Path) -> Iterator[Callable[..., ThreadChatEngine]]:
+    """opened(max_tokens, states) -> an engine whose model is loaded; closed when the test ends."""
+    engines: list[ThreadChatEngine] = []
+
+    def start(max_tokens: int, states: Path | None = None) -> ThreadChatEngine:
+        backend = ModelBackend(model, EngineOptions(context=4096))
+        engine = ThreadChatEngine(backend, "model", SamplingOptions(), max_tokens, states)
+        engines.append(engine)
+        engine.events = heard = Heard()
+        engine.start()
+        assert heard.until(EngineOpened).info == EngineInfo("model", 4096)
+        assert any(isinstance(event, Loading) for event in heard.seen)
+        return engine
+
+    yield start
+    assert all(engine.close(30) for engine in engines)
+
+
+def test_a_stopped_prefill_and_a_stopped_answer_leave_a_sound_session(
+    opened: Callable[..., ThreadChatEngine],
+) -> None:
     # A prefill is cut where an assistant's turn opens, 256 tokens after the last cut at the earliest.
     said = (
         ChatMessage("user", "many words " * 70),
@@ -73,17 +117,32 @@ def test_a_stopped_prefill_and_a_stopped_answer_leave_a_sound_session(model: Pat
     )
     asked = ChatRequest(said, "on", 7)
     whole = Heard()
-    assert speaker(model, 6).reply(asked, whole) == "length"
+    assert reply(opened(6), asked, whole).how == "length"
     assert len(whole.prefills) >= 2 and whole.said
-    stopped = speaker(model, 6)
-    with pytest.raises(AnswerStopped):
-        stopped.reply(asked, Heard(prefills=1))
-    with pytest.raises(AnswerStopped):
-        stopped.reply(asked, first := Heard(tokens=3))
-    assert first.prefills[0][2] > 0, "the part that was computed is used"
+    stopped = opened(6)
+    assert reply(stopped, asked, Heard(prefills=1)).how == "interrupted"
+    assert reply(stopped, asked, first := Heard(tokens=3)).how == "interrupted"
+    assert first.prefills[0].reused > 0, "the part that was computed is used"
     again = Heard()
-    stopped.reply(asked, again)
+    reply(stopped, asked, again)
     assert again.said == whole.said
+
+
+def test_loading_can_be_stopped(model: Path) -> None:
+    engine = ThreadChatEngine(ModelBackend(model, EngineOptions()), "model", SamplingOptions(), 6)
+    engine.events = heard = Heard()
+    heard.left[Loading], heard.stop = 1, engine.stop
+    engine.start()
+    assert heard.until(Failed) == Failed(None)
+    assert engine.close(30)
+
+
+def test_a_model_that_does_not_open_says_why(tmp_path: Path) -> None:
+    engine = ThreadChatEngine(ModelBackend(tmp_path, EngineOptions()), "model", SamplingOptions(), 6)
+    engine.start()
+    failed = engine.events.get(timeout=60)
+    assert isinstance(failed, Failed) and isinstance(failed.error, InputError)
+    assert engine.close(30)
 
 
 def test_chat_in_a_terminal(model: Path, tmp_path: Path) -> None:
@@ -153,26 +212,31 @@ def test_a_missing_or_unfinished_model(tmp_path: Path, name: str, message: str) 
 
 
 @pytest.mark.long
-def test_a_resumed_conversation_takes_its_state_from_disk(model: Path, tmp_path: Path) -> None:
+def test_a_resumed_conversation_takes_its_state_from_disk(
+    opened: Callable[..., ThreadChatEngine], tmp_path: Path
+) -> None:
     said = (ChatMessage("user", "many words " * 70), ChatMessage("assistant", "yes"))
     asked = ChatRequest((*said, ChatMessage("user", "more")), "on", 7)
-    options = (model, EngineOptions(context=4096), SamplingOptions(), 6, tmp_path / "states")
-    first, second = SessionChatEngine(*options), SessionChatEngine(*options)
-    first.open(lambda done, total: None)
+    first, second = opened(6, tmp_path / "states"), opened(6, tmp_path / "states")
     whole = Heard()
-    first.reply(asked, whole)
-    first._rate = 1e9  # a prefill so fast that no disk is worth it
+    reply(first, asked, whole)
+    first.rate = 1e9  # a prefill so fast that no disk is worth it
     first.keep("key", said, "on")
+    first.recall("key")
+    assert whole.until(Recalled) == Recalled(0)
     assert not (tmp_path / "states").exists()
-    first._rate = 10.0
+    first.rate = 10.0
     first.keep("key", said, "on")
-    second.open(lambda done, total: None)
-    assert second.recall("other") == 0
-    restored = second.recall("key")
+    first.recall("key")
+    assert whole.until(Recalled) == Recalled(0), "what it knows already"
+    again = second.events = Heard()
+    second.recall("other")
+    assert again.until(Recalled) == Recalled(0)
+    second.recall("key")
+    restored = again.until(Recalled).tokens
     assert restored >= 256
-    again = Heard()
-    second.reply(asked, again)
-    assert again.prefills[0][2] == restored and again.said == whole.said
+    reply(second, asked, again)
+    assert again.prefills[0].reused == restored and again.said == whole.said
 
 
 def test_generate_in_a_terminal_is_plain_on_request(model: Path) -> None:

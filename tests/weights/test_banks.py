@@ -28,7 +28,7 @@ from dsv4_mlx.paging.slots import SlotBank
 from dsv4_mlx.synthetic import cut, release_config
 from dsv4_mlx.synthetic.configs import Release
 from dsv4_mlx.weights.records import RecordMap
-from dsv4_mlx.weights.resident_experts import ResidentExperts, room
+from dsv4_mlx.weights.resident_experts import expert_banks, room
 
 MOST = 2**31 - 1
 VIEWS = {"View", "Slice", "Unflatten"}
@@ -70,10 +70,10 @@ def faults(table: ExpertTable, slots: int, dtype: mx.Dtype, ops: Ops, tokens: in
     hidden = down.shape[0]
 
     def layer(records: mx.array, x: mx.array, ids: mx.array, weights: mx.array) -> list[mx.array]:
-        banks = ResidentExperts(records, table, dtype)
-        assert banks.gate_up.codes.shape == (slots, 2 * gate.shape[0], gate.shape[1])
-        assert banks.down.codes.shape == (slots, *down.shape)
-        return [ops.expert_ffn(x, ids, weights, banks.gate_up, banks.down, 10.0)]
+        gate_up, down_bank = expert_banks(records, table, dtype)
+        assert gate_up.codes.shape == (slots, 2 * gate.shape[0], gate.shape[1])
+        assert down_bank.codes.shape == (slots, *down.shape)
+        return [ops.expert_ffn(x, ids, weights, gate_up, down_bank, 10.0)]
 
     given = [
         mx.zeros((slots, table.record_bytes // 4), mx.uint32),

@@ -1,7 +1,9 @@
 """One file a protocol: a body in, events out.
 
-chat.py, messages.py, responses.py, completions.py      what one protocol wants of a body
-fields.py, options.py, tools.py      a body's values, checked: by type; for sampling and thinking; tools
-request.py              what a request wants, whichever protocol it came in
-parser.py, stream.py    sampled tokens -> the library's events -> the protocol's, and its whole answer
+chat.py, completions.py, messages.py, responses.py      the four protocols
+fields.py           bytes -> a checked JSON object; its values -> typed ones, or an ApiError
+options.py          sampling and thinking, in any protocol's words
+tools.py            tools and the choice among them
+request.py          ParsedRequest: what a request wants, whichever protocol it came in
+stream.py           StreamEncoder: what the four have in common on the way out
 """

@@ -1,4 +1,4 @@
-"""Chat Completions: a body -> Ask.
+"""Chat Completions: a body -> ParsedRequest.
 
 Chat Completions and text completions on the wire.
 """
@@ -14,7 +14,17 @@ from dsv4_mlx.grammar.rules import Json, Regex
 from dsv4_mlx.scheduler.turn_cache import Call, Completion
 from dsv4_mlx.server.api_errors import ApiError, invalid, unsupported
 from dsv4_mlx.server.options import ServerLimits
-from dsv4_mlx.server.protocols.fields import Body, flag, record, records, stops, text, whole
+from dsv4_mlx.server.protocols.fields import (
+    Body,
+    flag,
+    logprobs_of,
+    most_tokens,
+    object_of,
+    objects_of,
+    one_choice,
+    stops,
+    text,
+)
 from dsv4_mlx.server.protocols.options import resolve, sampling
 from dsv4_mlx.server.protocols.request import (
     NAME,
@@ -27,19 +37,18 @@ from dsv4_mlx.server.protocols.request import (
 from dsv4_mlx.server.protocols.stream import FINGERPRINT, StreamEncoder, frame, is_object
 from dsv4_mlx.server.protocols.tools import arguments_text, chosen, rendered, with_schema
 
-MOST = 1 << 31
 _ROLES = {"developer": "system", "function": "tool"}
 _TEXT_PARTS = ("input_text", "output_text")
 
 
 def read(body: Body, facts: ServerInfo) -> ParsedRequest:
-    """Raises Refusal 400 for what can't be done; fields nobody knows are ignored."""
+    """Raises ApiError 400 for what can't be done; fields nobody knows are ignored."""
     limits = facts.options.limits
     one_choice(body)
     thinking = resolve(body, facts.options.think)
     functions = _functions(body, limits)
     tools = chosen(body.get("tool_choice"), functions, one=not flag(body, "parallel_tool_calls", True))
-    messages = [_message(one) for one in records(body, "messages", limits.messages)]
+    messages = [_message(one) for one in objects_of(body, "messages", limits.messages)]
     if not messages:
         raise invalid("messages is empty, expected at least one message", "messages")
     logprobs = logprobs_of(body)
@@ -74,37 +83,16 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
         tools=tools,
         wanted=wanted,
         logprobs=logprobs,
-        usage=flag(record(body, "stream_options"), "include_usage"),
+        usage=flag(object_of(body, "stream_options"), "include_usage"),
         hint=str(body.get("prompt_cache_key") or body.get("user") or "")[:128],
     )
 
 
-def one_choice(body: Body) -> None:
-    """Raises Refusal 400 for more than one answer at once."""
-    for name in ("n", "best_of"):
-        if (whole(body, name, 0, MOST) or 1) != 1:
-            raise unsupported(f"{name} is {body[name]}: one answer at a time", name)
-
-
-def most_tokens(body: Body, *names: str) -> int | None:
-    """The least of the limits given; None for what the context leaves. Raises Refusal 400 below 1."""
-    given = [whole(body, name, 1, 1 << 53) for name in names]
-    return min((value for value in given if value is not None), default=None)
-
-
-def logprobs_of(body: Body) -> int | None:
-    """How many alternatives beside each token; None for no log probabilities."""
-    asked, top = flag(body, "logprobs"), whole(body, "top_logprobs", 0, 20)
-    if top and not asked:
-        raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
-    return (top or 0) if asked else None
-
-
 def _functions(body: Body, limits: ServerLimits) -> list[Body]:
     """Declared functions; other kinds of tools run elsewhere and are left out."""
-    declared = records(body, "tools", limits.tools)
-    found = [record(tool, "function") for tool in declared if tool.get("type", "function") == "function"]
-    found = found or records(body, "functions", limits.tools)
+    declared = objects_of(body, "tools", limits.tools)
+    found = [object_of(tool, "function") for tool in declared if tool.get("type", "function") == "function"]
+    found = found or objects_of(body, "functions", limits.tools)
     for function in found:
         text(function, "name")
     return [with_schema({"name": "", **function}, "parameters") for function in found]
@@ -183,7 +171,7 @@ def _answered(messages: list[Body]) -> list[Body]:
 
 def _form(body: Body, messages: list[Body]) -> tuple[Body, Json | Regex | None]:
     """response_format -> (what the library renders, what is enforced)."""
-    asked = record(body, "response_format")
+    asked = object_of(body, "response_format")
     kind = asked.get("type", "text")
     if kind == "text":
         return {}, None
@@ -192,10 +180,10 @@ def _form(body: Body, messages: list[Body]) -> tuple[Body, Json | Regex | None]:
         named = "json" in json.dumps(messages, ensure_ascii=False).lower()
         return ({"response_format": {"type": kind}} if named else {}), Json()
     if kind == "json_schema":
-        schema = record(asked, "json_schema").get("schema")
+        schema = object_of(asked, "json_schema").get("schema")
         if not isinstance(schema, dict):
             raise invalid("response_format.json_schema has no schema", "response_format")
-        described = {"name": "answer", **record(asked, "json_schema")}
+        described = {"name": "answer", **object_of(asked, "json_schema")}
         return {"response_format": {**asked, "json_schema": described}}, Json(
             json.dumps(schema), strict=described.get("strict") is True
         )
@@ -255,7 +243,7 @@ class ChatEncoder(StreamEncoder):
         given["usage"] = with_writes(given["usage"])
         return given
 
-    def said(self) -> Completion:
+    def completion(self) -> Completion:
         import json
 
         message = json.loads(self._answer.to_json())["choices"][0]["message"]

@@ -1,4 +1,4 @@
-"""Text completions, with `suffix` for filling in the middle: a body -> Ask. No chat template."""
+"""Text completions, with `suffix` for filling in the middle: a body -> ParsedRequest. No chat template."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from typing import Any
 from deepseek_recipe import ChatCompletionRequest, ThinkingInitialStage
 
 from dsv4_mlx.server.api_errors import invalid, unsupported
-from dsv4_mlx.server.protocols.chat import most_tokens, one_choice
-from dsv4_mlx.server.protocols.fields import Body, flag, record, stops, text, whole
+from dsv4_mlx.server.protocols.fields import (
+    Body,
+    flag,
+    most_tokens,
+    object_of,
+    one_choice,
+    stops,
+    text,
+    whole,
+)
 from dsv4_mlx.server.protocols.options import ThinkingOptions, sampling
 from dsv4_mlx.server.protocols.request import NAME, ParsedRequest, ServerInfo, conversion
 from dsv4_mlx.tokenizer.markers import Spelling
@@ -18,7 +26,7 @@ FIM = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
 
 
 def read(body: Body, facts: ServerInfo, spelling: Spelling) -> ParsedRequest:
-    """Raises Refusal 400 for what can't be done; fields nobody knows are ignored."""
+    """Raises ApiError 400 for what can't be done; fields nobody knows are ignored."""
     one_choice(body)
     before, suffix = _prompt(body.get("prompt", ""), facts), text(body, "suffix")
     if flag(body, "echo") and suffix:
@@ -48,7 +56,7 @@ def read(body: Body, facts: ServerInfo, spelling: Spelling) -> ParsedRequest:
         prompt=tuple(prompt),
         prompt_text=before if flag(body, "echo") and isinstance(before, str) else "",
         logprobs=logprobs,
-        usage=flag(record(body, "stream_options"), "include_usage"),
+        usage=flag(object_of(body, "stream_options"), "include_usage"),
         hint=str(body.get("user") or "")[:128],
     )
 

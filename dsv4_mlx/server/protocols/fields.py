@@ -1,4 +1,4 @@
-"""Values of a JSON body, by the type they must have. Everything here raises Refusal 400 with `param`.
+"""Values of a JSON body, by the type they must have. Everything here raises ApiError 400 with `param`.
 
 The bytes of a request -> a JSON object that nothing behind it has to fear.
 """
@@ -8,17 +8,18 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
-from dsv4_mlx.server.api_errors import ApiError, invalid
+from dsv4_mlx.server.api_errors import ApiError, invalid, unsupported
 from dsv4_mlx.server.options import ServerLimits
 
 Body = dict[str, Any]
+MOST = 1 << 31
 
 
 def parse(raw: bytes, limits: ServerLimits) -> Body:
     """A JSON object with finite numbers, bounded depth and whole characters. Nulls at its top are left out.
 
     A lone surrogate becomes U+FFFD: no tokenizer can take it, and clients cut strings in the middle of an
-    emoji. Of a name given twice the last counts. Raises Refusal 400.
+    emoji. Of a name given twice the last counts. Raises ApiError 400.
     """
     try:
         text = raw.decode("utf-8-sig")
@@ -131,7 +132,7 @@ def text(body: Body, name: str, default: str = "") -> str:
     return value
 
 
-def record(body: Body, name: str) -> Body:
+def object_of(body: Body, name: str) -> Body:
     """An object, or an empty one where it is absent."""
     value = body.get(name)
     if value is None:
@@ -141,7 +142,7 @@ def record(body: Body, name: str) -> Body:
     return value
 
 
-def records(body: Body, name: str, most: int) -> list[Body]:
+def objects_of(body: Body, name: str, most: int) -> list[Body]:
     """A list of objects, or an empty one where it is absent."""
     value = body.get(name, [])
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
@@ -162,6 +163,27 @@ def stops(body: Body, name: str, limits: ServerLimits) -> list[str]:
     if any(len(one) > limits.stop_length for one in given):
         raise invalid(f"{name} holds a string longer than {limits.stop_length} characters", name)
     return [one for one in given if one]
+
+
+def one_choice(body: Body) -> None:
+    """Raises ApiError 400 for more than one answer at once."""
+    for name in ("n", "best_of"):
+        if (whole(body, name, 0, MOST) or 1) != 1:
+            raise unsupported(f"{name} is {body[name]}: one answer at a time", name)
+
+
+def most_tokens(body: Body, *names: str) -> int | None:
+    """The least of the limits given; None for what the context leaves. Raises ApiError 400 below 1."""
+    given = [whole(body, name, 1, 1 << 53) for name in names]
+    return min((value for value in given if value is not None), default=None)
+
+
+def logprobs_of(body: Body) -> int | None:
+    """How many alternatives beside each token; None for no log probabilities."""
+    asked, top = flag(body, "logprobs"), whole(body, "top_logprobs", 0, 20)
+    if top and not asked:
+        raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
+    return (top or 0) if asked else None
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Messages: a body -> Ask.
+"""Messages: a body -> ParsedRequest.
 
 Messages on the wire.
 """
@@ -25,8 +25,7 @@ from dsv4_mlx.grammar.rules import Json
 from dsv4_mlx.scheduler.turn_cache import Call, Completion
 from dsv4_mlx.server.api_errors import ApiError, invalid
 from dsv4_mlx.server.options import ServerLimits
-from dsv4_mlx.server.protocols.chat import most_tokens
-from dsv4_mlx.server.protocols.fields import Body, flag, record, records, stops, text
+from dsv4_mlx.server.protocols.fields import Body, flag, most_tokens, object_of, objects_of, stops, text
 from dsv4_mlx.server.protocols.options import resolve, sampling
 from dsv4_mlx.server.protocols.request import (
     NAME,
@@ -44,16 +43,16 @@ _LIBRARY_MOST = 393_216  # the largest max_tokens that the library takes
 
 
 def read(body: Body, facts: ServerInfo) -> ParsedRequest:
-    """Raises Refusal 400 for what can't be done; fields nobody knows are ignored."""
+    """Raises ApiError 400 for what can't be done; fields nobody knows are ignored."""
     limits = facts.options.limits
     thinking = resolve(body, facts.options.think)
     declared = _tools(body, limits)
-    choice = record(body, "tool_choice")
+    choice = object_of(body, "tool_choice")
     functions = [{"parameters": tool["input_schema"], **tool} for tool in declared]
     for function in functions:
         del function["input_schema"]
     tools = chosen(choice or None, functions, one=flag(choice, "disable_parallel_tool_use"))
-    messages = [_message(one) for one in records(body, "messages", limits.messages)]
+    messages = [_message(one) for one in objects_of(body, "messages", limits.messages)]
     if not messages:
         raise invalid("messages is empty, expected at least one message", "messages")
     most = most_tokens(body, "max_tokens")
@@ -96,14 +95,14 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
         handles=_handles(given["messages"], conversation),
         tools=tools,
         wanted=wanted,
-        hint=str(record(body, "metadata").get("user_id") or "")[:128],
+        hint=str(object_of(body, "metadata").get("user_id") or "")[:128],
     )
 
 
 def _tools(body: Body, limits: ServerLimits) -> list[Body]:
     """Declared functions; the vendor's own kinds, which have no schema, run elsewhere and are left out."""
     found = []
-    for tool in records(body, "tools", limits.tools):
+    for tool in objects_of(body, "tools", limits.tools):
         if tool.get("type", "custom") in ("custom", "function"):
             text(tool, "name")
             kept = {
@@ -180,7 +179,7 @@ def _handles(messages: list[Body], conversation: Conversation) -> dict[int, str]
 
 
 def _wanted(body: Body) -> Json | None:
-    form = record(record(body, "output_config"), "format") or record(body, "output_format")
+    form = object_of(object_of(body, "output_config"), "format") or object_of(body, "output_format")
     if not form:
         return None
     if form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
@@ -232,7 +231,7 @@ class MessagesEncoder(StreamEncoder):
             del given["content"][-1]  # a call that was cut off is not one to execute
         return given
 
-    def said(self) -> Completion:
+    def completion(self) -> Completion:
         blocks = json.loads(self._answer.to_json())["content"]
         texts = {kind: "".join(b[kind] for b in blocks if b["type"] == kind) for kind in ("thinking", "text")}
         calls = (b for b in blocks if b["type"] == "tool_use")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.server.api_errors import invalid
-from dsv4_mlx.server.protocols.fields import Body, number, record, whole
+from dsv4_mlx.server.protocols.fields import Body, number, object_of, whole
 from dsv4_mlx.tokenizer.template import Level, Think
 
 SEEDS = 1 << 63
@@ -22,7 +22,7 @@ def sampling(
 ) -> SamplingOptions:
     """The client's values where it gives them, else the checkpoint's own: temperature 1, no cut.
 
-    mode "deepseek": while thinking, only seed and logit_bias are the client's. Raises Refusal 400.
+    mode "deepseek": while thinking, only seed and logit_bias are the client's. Raises ApiError 400.
     """
     free = SamplingOptions(
         temperature=number(body, "temperature", 0, 2, SamplingOptions.temperature),
@@ -46,7 +46,7 @@ def _seed(body: Body) -> int:
 
 
 def _bias(body: Body, vocabulary: int) -> dict[int, float]:
-    given = record(body, "logit_bias")
+    given = object_of(body, "logit_bias")
     found: dict[int, float] = {}
     for token in given:
         if not token.isascii() or not token.isdigit() or len(token) > 9 or int(token) >= vocabulary:
@@ -86,10 +86,10 @@ class ThinkingOptions:
 def resolve(body: Body, default: Think) -> ThinkingOptions:
     """Explicit switches win over effort "none", that over the model's name, that over the server's default.
 
-    Takes Chat Completions, Responses and Messages bodies alike: their words don't collide. Raises Refusal.
+    Takes Chat Completions, Responses and Messages bodies alike: their words don't collide. Raises ApiError.
     """
     template, reasoning, output = (
-        record(body, name) for name in ("chat_template_kwargs", "reasoning", "output_config")
+        object_of(body, name) for name in ("chat_template_kwargs", "reasoning", "output_config")
     )
     effort = next(
         (

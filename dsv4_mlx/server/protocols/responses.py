@@ -1,4 +1,4 @@
-"""Responses: a body -> Ask.
+"""Responses: a body -> ParsedRequest.
 
 Responses on the wire.
 """
@@ -17,8 +17,7 @@ from dsv4_mlx.grammar.rules import Json
 from dsv4_mlx.scheduler.turn_cache import Call, Completion
 from dsv4_mlx.server.api_errors import ApiError, invalid, unsupported
 from dsv4_mlx.server.options import ServerLimits
-from dsv4_mlx.server.protocols.chat import most_tokens
-from dsv4_mlx.server.protocols.fields import Body, flag, record, records, text, whole
+from dsv4_mlx.server.protocols.fields import Body, flag, most_tokens, object_of, objects_of, text, whole
 from dsv4_mlx.server.protocols.options import ThinkingOptions, resolve, sampling
 from dsv4_mlx.server.protocols.request import (
     NAME,
@@ -43,11 +42,11 @@ _ECHOED = (
 
 
 def read(body: Body, facts: ServerInfo) -> ParsedRequest:
-    """Raises Refusal 400 for what can't be done; fields nobody knows are ignored."""
+    """Raises ApiError 400 for what can't be done; fields nobody knows are ignored."""
     limits = facts.options.limits
     _check_stateless(body)
     thinking = resolve(body, facts.options.think)
-    declared = [_tool(tool) for tool in records(body, "tools", limits.tools)]
+    declared = [_tool(tool) for tool in objects_of(body, "tools", limits.tools)]
     functions = _functions(declared)
     tools = chosen(_choice(body), functions, one=not flag(body, "parallel_tool_calls", True))
     items = _items(body, limits)
@@ -63,7 +62,7 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
         **given,
         "tools": declared,
         "reasoning": _reasoning(body, thinking),
-        "text": record(body, "text"),
+        "text": object_of(body, "text"),
     }
     given["reasoning"] = {**shown["reasoning"], **({} if thinking.on else {"effort": "none"})}
     options = conversion()
@@ -108,7 +107,8 @@ def _items(body: Body, limits: ServerLimits) -> list[Body]:
     if isinstance(given, str):
         return [{"role": "user", "content": given}] if given or not body.get("instructions") else []
     items = [
-        {k: v for k, v in item.items() if v is not None} for item in records(body, "input", limits.messages)
+        {k: v for k, v in item.items() if v is not None}
+        for item in objects_of(body, "input", limits.messages)
     ]
     if any(item.get("type") == "item_reference" for item in items):
         raise unsupported("item_reference: this server stores no items; send the full input", "input")
@@ -136,7 +136,7 @@ def _answered(items: list[Body]) -> list[Body]:
 def _tool(tool: Body) -> Body:
     kind = tool.get("type", "function")
     if kind == "namespace":
-        return {**tool, "tools": [_tool(inner) for inner in records(tool, "tools", 1024)]}
+        return {**tool, "tools": [_tool(inner) for inner in objects_of(tool, "tools", 1024)]}
     if kind == "function":
         return with_schema({"type": "function", **tool}, "parameters")
     return tool
@@ -181,7 +181,7 @@ def _shown_choice(body: Body) -> Body:
 
 def _reasoning(body: Body, thinking: ThinkingOptions) -> Body:
     return {
-        k: v for k, v in record(body, "reasoning").items() if k in ("effort", "summary") and v is not None
+        k: v for k, v in object_of(body, "reasoning").items() if k in ("effort", "summary") and v is not None
     }
 
 
@@ -194,8 +194,8 @@ def _logprobs(body: Body) -> int | None:
 
 def _form(body: Body, items: list[Body]) -> tuple[Body, Json | None]:
     """text.format -> (what the library renders, what is enforced)."""
-    given = record(body, "text")
-    form = record(given, "format")
+    given = object_of(body, "text")
+    form = object_of(given, "format")
     kind = form.get("type", "text")
     if kind == "text":
         return {"text": given}, None
@@ -272,7 +272,7 @@ class ResponsesEncoder(StreamEncoder):
             ]
         return given
 
-    def said(self) -> Completion:
+    def completion(self) -> Completion:
         items = json.loads(self._answer.to_json())["output"]
         reasoning = "".join(p["text"] for i in items if i["type"] == "reasoning" for p in i["content"])
         content = "".join(p["text"] for i in items if i["type"] == "message" for p in i["content"])

@@ -12,13 +12,13 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from dsv4_mlx import __version__
-from dsv4_mlx.scheduler.request import Token
+from dsv4_mlx.engine.decode import Token
 from dsv4_mlx.scheduler.turn_cache import Completion
 from dsv4_mlx.server.api_errors import ApiError
 from dsv4_mlx.server.protocols.fields import Body
-from dsv4_mlx.server.protocols.parser import Chunk, OutputParser
 from dsv4_mlx.server.protocols.request import ParsedRequest
 from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.output_parser import Chunk, OutputParser
 
 FINGERPRINT = f"fp_dsv4mlx_{__version__}"
 
@@ -65,7 +65,7 @@ class StreamEncoder(ABC):
         """The library's whole answer -> ours."""
 
     @abstractmethod
-    def said(self) -> Completion:
+    def completion(self) -> Completion:
         """What the client was told, for the turn to be recognised when it comes back."""
 
     def open(self, cached: int) -> list[str]:
@@ -85,7 +85,7 @@ class StreamEncoder(ABC):
         if self.over:
             return []
         self.tokens += 1
-        return self._take(self._parser.push(token))
+        return self._take(self._parser.push(token.id, token.logprob, token.top))
 
     def finish(self, *, length: bool) -> list[str]:
         return self._take(self._parser.finish(length=length))

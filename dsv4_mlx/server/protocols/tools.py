@@ -23,7 +23,7 @@ def with_schema(function: Body, key: str) -> Body:
 def chosen(
     choice: Any, functions: list[Body], *, one: bool = False, param: str = "tool_choice"
 ) -> ToolOptions:
-    """tool_choice in any protocol's words -> Tools. Raises Refusal 400.
+    """tool_choice in any protocol's words -> ToolOptions. Raises ApiError 400.
 
     `functions`: name, parameters and strict of each function, named as the model sees it.
     """
