@@ -60,6 +60,24 @@ def form(engine: Engine, folder: Path, rule: Json | Regex | None, *, thinking: b
     return {"constraint": constraint, "schema": json.loads(rule.schema) if isinstance(rule, Json) else None}
 
 
+def is_whole(
+    rule: Json | Regex | None, constraint: Constraint | None, answer: str, vocabulary: int, end: int
+) -> bool:
+    """Whether an answer has its form to the end: where `end` is the token that ends a turn, it may follow."""
+    if rule is None or constraint is None:
+        return True
+    import numpy as np
+
+    from dsv4_mlx.grammar.rules import Json
+
+    if not np.isfinite(constraint.allow(np.zeros(vocabulary, np.float32))[end]):
+        return False
+    try:  # a stop string takes text away that the constraint has seen
+        return not isinstance(rule, Json) or json.loads(answer) is not ...
+    except ValueError:
+        return False
+
+
 def _text(schema: Path) -> str:
     try:
         text = schema.read_text(encoding="utf-8")

@@ -47,7 +47,7 @@ def bench(
     options = engine.with_kernels(context=contexts[-1] + decode)
     with progress("loading") as loading:
         opened = Engine.open(folder, options, loading)
-    with progress("measuring", "passes") as show:
+    with progress("measuring", "tokens") as show:
         found = report(opened, folder, frontiers(opened, contexts, decode, progress=show), decode)
     if plot is not None:
         _draw(plot, found)

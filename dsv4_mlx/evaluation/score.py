@@ -10,9 +10,17 @@ import numpy as np
 from dsv4_mlx.engine.chunking import chunk_ends
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.session import Logits, check_logits, check_tokens
+from dsv4_mlx.errors import Progress
 
 
-def score(engine: Engine, tokens: Sequence[int], *, chunk: int | None = None, decode: int = 0) -> Logits:
+def score(
+    engine: Engine,
+    tokens: Sequence[int],
+    *,
+    chunk: int | None = None,
+    decode: int = 0,
+    progress: Progress | None = None,
+) -> Logits:
     """float32 [T, V]: row t holds the logits after token t. The tokens are used as they are.
 
     The prefill is cut where `generate` cuts it, or at multiples of `chunk`; the last `decode` tokens are
@@ -32,4 +40,6 @@ def score(engine: Engine, tokens: Sequence[int], *, chunk: int | None = None, de
             rows.append(np.array(logits[0]))
             check_logits(rows[-1], end - 1)
             start = end
+            if progress is not None:
+                progress(end, len(tokens))
     return np.concatenate(rows)

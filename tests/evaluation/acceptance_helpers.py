@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dsv4_mlx.checkpoint.identity import identity_of
 from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.evaluation.acceptance import AcceptanceOptions, AcceptanceTools, accept
 from dsv4_mlx.evaluation.report import Acceptance, AcceptanceStep
@@ -73,7 +72,6 @@ def digest_anew(folder: Path) -> None:
         ]
     for name in raw["source"]["texts"]:
         raw["source"]["texts"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    raw["source"]["identity"] = identity_of(raw["source"])
     (folder / "manifest.json").write_text(json.dumps(raw))
 
 
