@@ -36,20 +36,26 @@ def download(
 
     Example: dsv4-mlx download deepseek-ai/DeepSeek-V4-Flash ~/models/flash-official
     """
+    print(fill(repository, target, revision, exclude, verify=verify))
+
+
+def fill(
+    repository: str,
+    target: Path,
+    revision: str | None = None,
+    exclude: bool | None = None,
+    *,
+    verify: bool = False,
+) -> str:
+    """Download into `target` and show how far it is; what is there then, in a sentence. Raises Dsv4Error."""
     from dsv4_mlx.hub.download import download as run
     from dsv4_mlx.hub.remote import Retry
 
+    retry = Retry(tell=tell)
     with filling("downloading", [target], exclude) as show:
-        source = run(
-            repository,
-            target,
-            revision=revision,
-            retry=Retry(tell=tell),
-            progress=stages(show),
-            verify=verify,
-        )
+        source = run(repository, target, revision=revision, retry=retry, progress=stages(show), verify=verify)
     total = sum(header.size for header in source.shards.values())
-    print(f"{len(source.shards)} files with {size(total)} of weights are in {target}")
+    return f"{len(source.shards)} files with {size(total)} of weights are in {target}"
 
 
 def stages(show: Progress) -> Callable[[DownloadStep], None]:
