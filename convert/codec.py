@@ -12,10 +12,10 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from dsv4_mlx.checkpoint.check import check_bytes, scale_bytes
+from dsv4_mlx.checkpoint.check import Bytes, check_bytes, expand_scales, scale_bytes
 from dsv4_mlx.checkpoint.inventory import FP8_BLOCK, Weight
+from dsv4_mlx.checkpoint.manifest import MX_GROUP
 from dsv4_mlx.checkpoint.reader import SourceReader
-from dsv4_mlx.checkpoint.record import MX_GROUP, Bytes, expand_scales
 from dsv4_mlx.convert.recipe import AFFINE_BITS, AFFINE_GROUP
 
 Floats = npt.NDArray[np.float32]

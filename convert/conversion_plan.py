@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from dsv4_mlx.checkpoint.header import build_header
 from dsv4_mlx.checkpoint.inventory import ITEM_BYTES, BlockTensors, Inventory, Weight
-from dsv4_mlx.checkpoint.manifest import ALIGNMENT, Segment, packed
-from dsv4_mlx.checkpoint.record import record_bytes, record_segments
+from dsv4_mlx.checkpoint.manifest import ALIGNMENT, Segment, packed, record_bytes, record_segments
 from dsv4_mlx.convert.recipe import Format, Recipe
 
 

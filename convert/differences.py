@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dsv4_mlx.checkpoint.inventory import FP8_BLOCK, Weight
+from dsv4_mlx.checkpoint.manifest import MX_GROUP, SEGMENT_SOURCE
 from dsv4_mlx.checkpoint.reader import FolderReader, SourceReader
-from dsv4_mlx.checkpoint.record import MX_GROUP, SEGMENT_SOURCE
 from dsv4_mlx.convert.codec import decode_affine4, decode_bf16, scale_rows, values
 from dsv4_mlx.convert.conversion_plan import ExpertRecords, PlacedPart, TargetTensor
 from dsv4_mlx.convert.steps import quantised_at_once

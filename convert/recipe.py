@@ -26,8 +26,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsv4_mlx.checkpoint.inventory import Part, Weight
-from dsv4_mlx.checkpoint.manifest import PACKINGS
-from dsv4_mlx.checkpoint.record import NATIVE
+from dsv4_mlx.checkpoint.manifest import NATIVE, PACKINGS
 from dsv4_mlx.errors import UsageError
 
 Format = Literal["raw", "mxfp8", "mxfp4", "affine4"]

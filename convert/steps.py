@@ -12,8 +12,8 @@ import numpy.typing as npt
 from dsv4_mlx.checkpoint.check import check_bytes
 from dsv4_mlx.checkpoint.files import PAGE
 from dsv4_mlx.checkpoint.inventory import FP8_BLOCK, Weight
+from dsv4_mlx.checkpoint.manifest import SEGMENT_SOURCE
 from dsv4_mlx.checkpoint.reader import SourceReader
-from dsv4_mlx.checkpoint.record import SEGMENT_SOURCE
 from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.convert.codec import affine4, expanded_scales, values
 from dsv4_mlx.convert.conversion_plan import ExpertRecords, FilePlan, TargetTensor

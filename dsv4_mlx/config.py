@@ -239,8 +239,8 @@ class _Reader:
         return InputError(message, where=self.where, next="use the config.json of the official checkpoint")
 
     def config(self) -> ModelConfig:
-        other = unsupported_model(self.raw, self.where)
-        if other is not None:
+        known = self.raw.get("model_type") == FIXED["model_type"] and "quantization" not in self.raw
+        if not known and (other := unsupported_model(self.raw, self.where)) is not None:
             raise other
         self.raw, passed = official_form(self.raw)
         if passed:

@@ -10,8 +10,16 @@ from pathlib import Path
 import mlx.core as mx
 
 from dsv4_mlx.checkpoint.inventory import Inventory, Weight, inventory
-from dsv4_mlx.checkpoint.manifest import OFFICIAL, ExpertTable, Manifest, ManifestTensor, packed
-from dsv4_mlx.checkpoint.record import NATIVE, record_bytes, record_segments
+from dsv4_mlx.checkpoint.manifest import (
+    NATIVE,
+    OFFICIAL,
+    ExpertTable,
+    Manifest,
+    ManifestTensor,
+    packed,
+    record_bytes,
+    record_segments,
+)
 from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.convert.conversion_plan import make_plan

@@ -14,6 +14,7 @@ from oracle import goldens
 from oracle.numpy_model import Numerics, NumpyModel
 from oracle.official import OfficialCheckpoint
 
+from bench.demo_model.float_tensors import FloatTensors
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.model.state import ModelState
@@ -21,7 +22,6 @@ from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops.table import EXACT, NUMERICS, REFERENCE
 from dsv4_mlx.synthetic import cut, release_config, small_config, write_checkpoint
 from dsv4_mlx.weights.load import find_model, open_model
-from dsv4_mlx.weights.resident_experts import FloatTensors
 
 Array = NDArray[Any]
 BASE = {"expert_dtype": "fp8"}

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from bench.demo_model.float_tensors import FloatTensors
 from dsv4_mlx.checkpoint.inventory import Weight, inventory
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.engine.session import Session
@@ -16,7 +17,6 @@ from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops.table import EXACT, REFERENCE, Ops
 from dsv4_mlx.synthetic import small_config
 from dsv4_mlx.tokenizer.template import Markers
-from dsv4_mlx.weights.resident_experts import FloatTensors
 
 MARKERS = Markers(end=1, assistant=5, think=6, end_think=7)
 

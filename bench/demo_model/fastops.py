@@ -15,9 +15,10 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
+from bench.demo_model.trainable import TRAINABLE
 from dsv4_mlx.ops.reference.index_select import index_scores
 from dsv4_mlx.ops.reference.round_trip import hadamard, q4, rounded
-from dsv4_mlx.ops.table import TRAINABLE, Ops
+from dsv4_mlx.ops.table import Ops
 from dsv4_mlx.ops.types import AttendedRows, Bank, Rounding
 
 NOTHING = -1e30

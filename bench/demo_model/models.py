@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from bench.demo_model.float_tensors import FloatTensors
 from bench.demo_model.rounding import from_fp4, from_fp8
 from dsv4_mlx.checkpoint.inventory import Weight, inventory
 from dsv4_mlx.config import ModelConfig
@@ -22,7 +23,6 @@ from dsv4_mlx.ops.table import NUMERICS, REFERENCE, Ops
 from dsv4_mlx.ops.types import AttendedRows
 from dsv4_mlx.tokenizer.template import Prompts
 from dsv4_mlx.weights.load import find_model, open_model
-from dsv4_mlx.weights.resident_experts import FloatTensors
 
 CONTEXT = 8192
 DTYPES = {"F32": "<f4", "I64": "<i8", "BF16": "<u2", "F8_E4M3": "u1", "F8_E8M0": "u1", "I8": "u1"}

@@ -11,11 +11,11 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from bench.demo_model.float_tensors import FloatExperts, FloatTensors
 from bench.demo_model.rounding import rounded
 from dsv4_mlx.checkpoint.inventory import Weight, inventory
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.tensors import ExpertProduct
-from dsv4_mlx.weights.resident_experts import FloatExperts, FloatTensors
 
 Floats = npt.NDArray[np.float32]
 Parameters = dict[str, mx.array]

@@ -22,13 +22,13 @@ import mlx.core as mx
 import numpy as np
 
 from bench.paging.reads import HIDDEN, RECORD, WIDTH, make_cold, write_records
+from bench.paging.rejected import LruPolicy
 from dsv4_mlx.cli.chart import Line, Panel, chart
 from dsv4_mlx.machine.limits import description
 from dsv4_mlx.model.tensors import ExpertProduct, Routed
 from dsv4_mlx.ops.reference.expert_ffn import expert_ffn, swiglu
 from dsv4_mlx.ops.types import Bank
 from dsv4_mlx.paging.paged_experts import PagedExperts
-from dsv4_mlx.paging.policy import LruPolicy
 from dsv4_mlx.paging.reading import DiskReader, Files, ReaderPool
 
 EACH, EXPERTS, LIMIT = 6, 24, 10.0

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.paging.rejected import Gaps, Often
+from bench.paging.rejected import Gaps, LruPolicy, Often
 from bench.paging.replay import Make, hit_rate
 from bench.paging.traces import SKEWED, Trace, drawn, load, scan
-from dsv4_mlx.paging.policy import DuelPolicy, LruPolicy
+from dsv4_mlx.paging.policy import DuelPolicy
 
 SHARES = (0.10, 0.25, 0.50)
 WARM = 1000  # steps before anything is counted

@@ -25,11 +25,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from bench.paging.rejected import LruPolicy
 from dsv4_mlx.checkpoint.manifest import ALIGNMENT, ExpertTable, Segment
 from dsv4_mlx.model.tensors import Routed
 from dsv4_mlx.ops.types import Bank
 from dsv4_mlx.paging.paged_experts import PagedExperts
-from dsv4_mlx.paging.policy import LruPolicy
 from dsv4_mlx.paging.reading import DiskReader, Files, ReaderPool
 from dsv4_mlx.weights.records import RecordMap, converted_records
 

@@ -8,6 +8,22 @@ HALF_LIFE = 128  # steps
 SURPRISE = 1 / 100  # weight of one gap in the estimate of how regular gaps are
 
 
+class LruPolicy:
+    """The expert whose last use is longest ago. Of one step, the one named first is the older."""
+
+    def __init__(self, experts: int) -> None:
+        self._used = [-1] * experts
+        self._now = 0
+
+    def step(self, experts: Iterable[int]) -> None:
+        for expert in experts:
+            self._used[expert] = self._now
+            self._now += 1
+
+    def victim(self, candidates: Sequence[int]) -> int:
+        return min(candidates, key=self._used.__getitem__)
+
+
 class Often:
     """The least often used leaves, where a use of HALF_LIFE steps ago counts half: fails a scan."""
 

@@ -23,8 +23,9 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from dsv4_mlx.checkpoint.inventory import Form, Weight
 from dsv4_mlx.errors import InputError
 
 FORMAT = 1
@@ -235,3 +236,40 @@ def _inside(name: object) -> str:
 
 def _damaged(path: Path, why: str) -> InputError:
     return InputError(f"manifest.json is damaged: {why}", where=path, next=REPAIR)
+
+
+NATIVE: dict[Form, Literal["raw", "mxfp8", "mxfp4"]] = {"raw": "raw", "fp8": "mxfp8", "fp4": "mxfp4"}
+MX_GROUP = 32  # columns that share a scale in mxfp8 and mxfp4
+SEGMENT_SOURCE = {  # segment -> (w1, w3 or w2; codes or scales)
+    "gate_codes": (0, 0), "up_codes": (1, 0), "down_codes": (2, 0),
+    "gate_scales": (0, 1), "up_scales": (1, 1), "down_scales": (2, 1),
+}  # fmt: skip
+
+
+def record_segments(gate: Weight, up: Weight, down: Weight, format: str) -> tuple[Segment, ...]:
+    """The ranges of one expert's record in that format, in the order of manifest.SEGMENTS."""
+    return segments_of(gate.shape, up.shape, down.shape, format)
+
+
+def segments_of(
+    gate: tuple[int, ...], up: tuple[int, ...], down: tuple[int, ...], format: str
+) -> tuple[Segment, ...]:
+    """As record_segments, of matrices of these shapes [out, in]."""
+    segments: list[Segment] = []
+    offset = 0
+    for named in ((("gate", gate), ("up", up)), (("down", down),)):
+        parts = {name: packed(format, *shape) for name, shape in named}
+        for part in parts[named[0][0]]:
+            for name, _ in named:
+                dtype, shape = parts[name][part]
+                size = math.prod(shape) * SEGMENT_ITEM_BYTES[dtype]
+                kind = "codes" if part == "weight" else part
+                segments.append(Segment(f"{name}_{kind}", offset, size, shape, dtype))
+                offset += size
+    return tuple(segments)
+
+
+def record_bytes(segments: tuple[Segment, ...]) -> int:
+    """A record with its padding."""
+    used = segments[-1].offset + segments[-1].bytes
+    return -(-used // ALIGNMENT) * ALIGNMENT

@@ -45,15 +45,15 @@ def chat(
     Example: dsv4-mlx chat ~/models/flash
     """
     from dsv4_mlx.cli.console import write_crash_log
-    from dsv4_mlx.cli.stdin import is_piped, question
+    from dsv4_mlx.terminal.attach import is_piped, question
     from dsv4_mlx.terminal.chat import ChatOptions
     from dsv4_mlx.terminal.terminal import talk
 
     asked = question(prompt) if prompt is not None or is_piped() else None
     folder = model_folder(model)
     from dsv4_mlx.cli.chat_engine import ThreadChatEngine
+    from dsv4_mlx.engine.engine import prepare
     from dsv4_mlx.engine.info import check
-    from dsv4_mlx.engine.wiring import prepare
     from dsv4_mlx.scheduler.backend import ModelBackend
 
     check(folder)  # a model that is missing or unfinished is said before anything is drawn

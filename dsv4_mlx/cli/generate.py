@@ -1,24 +1,101 @@
-"""dsv4-mlx generate"""
+"""dsv4-mlx generate, and the form an answer must have (--json-schema, --regex)."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
-from dsv4_mlx.cli.answer_format import JsonSchemaOption, RegexOption, form, is_whole, rule_of
 from dsv4_mlx.cli.console import progress, tell
 from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, SAMPLING, EngineArguments, grouped
 from dsv4_mlx.cli.options import THINK, MaxTokensOption, ModelArgument, Think, ThinkOption
 from dsv4_mlx.engine.engine_options import SamplingOptions
-from dsv4_mlx.errors import AnswerCut, Progress, UsageError
+from dsv4_mlx.errors import AnswerCut, InputError, Progress, UsageError
 
 if TYPE_CHECKING:
+    from dsv4_mlx.engine.constraint import Constraint
     from dsv4_mlx.engine.decode import Ended
+    from dsv4_mlx.engine.engine import Engine
+    from dsv4_mlx.grammar.rules import Json, Regex
     from dsv4_mlx.tokenizer.output_parser import Piece
+
+JsonSchemaOption = Annotated[
+    Path | None,
+    typer.Option("--json-schema", metavar="FILE", help="The answer is JSON of the schema in FILE."),
+]
+RegexOption = Annotated[
+    str | None, typer.Option("--regex", metavar="PATTERN", help="The whole answer matches PATTERN.")
+]
+
+
+class AnswerFormat(TypedDict):
+    """What holds an answer to its form, and the schema that the prompt shows the model."""
+
+    constraint: Constraint | None
+    schema: Any
+
+
+def rule_of(schema: Path | None, pattern: str | None) -> Json | Regex | None:
+    """The rule that the two options make. Raises UsageError for both, InputError for a schema without use."""
+    if schema is not None and pattern is not None:
+        raise UsageError("--json-schema and --regex can't go together", next="give one of them")
+    if schema is None and pattern is None:
+        return None
+    from dsv4_mlx.grammar.grammars import check
+    from dsv4_mlx.grammar.rules import Json, Regex
+
+    rule = Json(_text(schema)) if schema is not None else Regex(pattern or "")
+    check(rule)  # a defect shows before a model is loaded
+    return rule
+
+
+def form(engine: Engine, folder: Path, rule: Json | Regex | None, *, thinking: bool) -> AnswerFormat:
+    """The constraint of one answer. Raises InputError for a rule that can't be enforced."""
+    if rule is None:
+        return {"constraint": None, "schema": None}
+    from dsv4_mlx.grammar.grammars import Grammars
+    from dsv4_mlx.grammar.rules import Json
+
+    grammars = Grammars(folder, engine.config.vocab_size, engine.prompts.markers)
+    try:
+        constraint = grammars.constraint(rule, thinking=thinking)
+    finally:
+        grammars.close()
+    return {"constraint": constraint, "schema": json.loads(rule.schema) if isinstance(rule, Json) else None}
+
+
+def is_whole(
+    rule: Json | Regex | None, constraint: Constraint | None, answer: str, vocabulary: int, end: int
+) -> bool:
+    """Whether an answer has its form to the end: where `end` is the token that ends a turn, it may follow."""
+    if rule is None or constraint is None:
+        return True
+    import numpy as np
+
+    from dsv4_mlx.grammar.rules import Json
+
+    if not np.isfinite(constraint.allow(np.zeros(vocabulary, np.float32))[end]):
+        return False
+    try:  # a stop string takes text away that the constraint has seen
+        return not isinstance(rule, Json) or json.loads(answer) is not ...
+    except ValueError:
+        return False
+
+
+def _text(schema: Path) -> str:
+    try:
+        text = schema.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the schema can't be read: {error}", where=schema) from None
+    if not text.strip():
+        raise InputError("the file of the schema is empty", where=schema, next="write a schema in it")
+    return text
+
 
 PromptOption = Annotated[
     str | None,
@@ -53,12 +130,12 @@ def generate(
 
     Example: dsv4-mlx generate ~/models/flash -p "Why is the sky blue?" --think off
     """
-    from dsv4_mlx.cli.stdin import question
     from dsv4_mlx.engine.engine import Engine
     from dsv4_mlx.engine.generate import answer
     from dsv4_mlx.engine.generate import complete as go_on
     from dsv4_mlx.engine.info import vocabulary
     from dsv4_mlx.machine.awake import Awake
+    from dsv4_mlx.terminal.attach import question
 
     think = _no_thinking(call, think) if complete else think
     asked = question(prompt, exact=complete)

@@ -12,8 +12,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dsv4_mlx.engine.chooser import Chooser, Top, likelihood
-from dsv4_mlx.engine.sampler import Floats
+from dsv4_mlx.engine.chooser import Chooser, Floats, Top, likelihood
 
 Ended = Literal["stop", "length"]
 Reason = Literal[Ended, "cancelled", "error"]

@@ -15,8 +15,7 @@ from dsv4_mlx.model.chunk import ChunkPlanner
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.ops.table import EXACT, REFERENCE, Ops
 from dsv4_mlx.ops.types import Streams
-from dsv4_mlx.weights.bind import StoredTensors
-from dsv4_mlx.weights.load import activation_dtype
+from dsv4_mlx.weights.load import StoredTensors, activation_dtype
 from dsv4_mlx.weights.stored import StoredModel
 
 PREFILL = 136  # tokens in one chunk: the window is full, a group of 128 closed; then one token more

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
+from dsv4_mlx.engine.chooser import Sampler
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.memory import state_bytes
-from dsv4_mlx.engine.sampler import Sampler
 from dsv4_mlx.engine.session import Logits, Session
 from dsv4_mlx.evaluation.needles import too_short
 from dsv4_mlx.evaluation.report import AcceptanceStep, Bar

@@ -20,10 +20,10 @@ import mlx.core as mx
 import numpy as np
 
 from dsv4_mlx import __version__
+from dsv4_mlx.engine.chooser import Sampler
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.memory import touched_state, touched_weights
-from dsv4_mlx.engine.sampler import Sampler
 from dsv4_mlx.errors import Progress, UsageError
 from dsv4_mlx.machine.limits import description
 from dsv4_mlx.paging.stats import LayerStats, total

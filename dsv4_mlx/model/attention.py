@@ -7,8 +7,7 @@ from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import LayerKind, ModelConfig
 from dsv4_mlx.model.chunk import ChunkPlan
-from dsv4_mlx.model.compressor import Compressor
-from dsv4_mlx.model.indexer import Indexer
+from dsv4_mlx.model.compressor import Compressor, Indexer
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import Linear, TensorSource
 from dsv4_mlx.ops.table import Numerics, Ops

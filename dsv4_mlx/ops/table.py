@@ -10,7 +10,6 @@ import mlx.core as mx
 
 from dsv4_mlx.ops import kernels
 from dsv4_mlx.ops.kernels.launch import Launcher
-from dsv4_mlx.ops.reference import trainable
 from dsv4_mlx.ops.reference.attend import attend
 from dsv4_mlx.ops.reference.compress import compress
 from dsv4_mlx.ops.reference.expert_ffn import expert_ffn, shared_ffn
@@ -68,16 +67,6 @@ class Ops:
 
 
 REFERENCE = Ops()
-TRAINABLE = Ops(
-    latents=trainable.latents,
-    query_heads=trainable.query_heads,
-    rotate=trainable.rotate,
-    attend=trainable.attend,
-    compress=trainable.compress,
-    index_select=trainable.index_select,
-    route=trainable.route,
-    name="reference, trainable",
-)
 
 
 def with_kernels(launcher: Launcher, without: Collection[str] = ()) -> Ops:

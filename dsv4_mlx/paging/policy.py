@@ -21,22 +21,6 @@ class Policy(Protocol):
         """Which of these loaded experts, none needed now and never empty, leaves for one of the step."""
 
 
-class LruPolicy:
-    """The expert whose last use is longest ago. Of one step, the one named first is the older."""
-
-    def __init__(self, experts: int) -> None:
-        self._used = [-1] * experts
-        self._now = 0
-
-    def step(self, experts: Iterable[int]) -> None:
-        for expert in experts:
-            self._used[expert] = self._now
-            self._now += 1
-
-    def victim(self, candidates: Sequence[int]) -> int:
-        return min(candidates, key=self._used.__getitem__)
-
-
 HALF_LIFE = 128  # steps after which a use counts half
 MEMORY = 256  # comparisons over which a rule's record is averaged
 OPEN = 512  # comparisons that may be undecided at a time

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsv4_mlx.checkpoint.inventory import Inventory, Weight, inventory
+from dsv4_mlx.checkpoint.manifest import MX_GROUP, NATIVE, OFFICIAL, Manifest, record_bytes, record_segments
 from dsv4_mlx.checkpoint.manifest import NAME as MANIFEST
-from dsv4_mlx.checkpoint.manifest import OFFICIAL, Manifest
-from dsv4_mlx.checkpoint.record import MX_GROUP, NATIVE, record_bytes, record_segments
 from dsv4_mlx.checkpoint.source import INDEX, Source
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.convert.conversion_plan import ConversionPlan as Files

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.wiring import most
+from dsv4_mlx.engine.engine import most
 from dsv4_mlx.machine import mlx_switches, wire_guard
 from dsv4_mlx.machine.disks import free_bytes
 from dsv4_mlx.machine.facts import Machine, this_machine
@@ -17,9 +17,9 @@ from dsv4_mlx.machine.limits import page_cache_share
 from dsv4_mlx.machine.macs import find_mac, highest_gpu_limit, page_cache_room
 from dsv4_mlx.machine.measure import copy_bandwidth, read_speed
 from dsv4_mlx.machine.units import size
-from dsv4_mlx.ops.selftest.choose import judged
+from dsv4_mlx.ops.selftest.choose import judged, this_metal
 from dsv4_mlx.ops.selftest.supervisor import Progress
-from dsv4_mlx.ops.selftest.verdicts import CheckLimits, Metal, Verdict, this_metal
+from dsv4_mlx.ops.selftest.verdicts import CheckLimits, Metal, Verdict
 from dsv4_mlx.planning.candidates import Candidate
 from dsv4_mlx.planning.fit import Fit, fit, smallest
 from dsv4_mlx.planning.speed import Prediction, Speeds, predict

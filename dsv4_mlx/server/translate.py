@@ -19,7 +19,7 @@ from dsv4_mlx.server.protocols.messages import MessagesEncoder
 from dsv4_mlx.server.protocols.request import PROMPT_PARAM, ParsedRequest, ProtocolName, ServerInfo
 from dsv4_mlx.server.protocols.responses import ResponsesEncoder
 from dsv4_mlx.server.protocols.stream import StreamEncoder
-from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.template import Spelling
 
 log = logging.getLogger("dsv4_mlx.server")
 

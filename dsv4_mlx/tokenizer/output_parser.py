@@ -31,7 +31,7 @@ from deepseek_recipe import (
     ThinkingInitialStage,
 )
 
-from dsv4_mlx.tokenizer.markers import PlainText, Spelling
+from dsv4_mlx.tokenizer.template import PlainText, Spelling
 
 Chunk = Any  # a chunk or event of one of the library's generators
 Logprobs = list[tuple[float, list[tuple[int, float]]]] | None

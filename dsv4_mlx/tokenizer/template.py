@@ -1,7 +1,15 @@
-"""Conversations -> the exact prompt of DeepSeek V4, as token ids."""
+"""Conversations -> the exact prompt of DeepSeek V4, as token ids; and how its markers are spelt.
+
+A model that quotes `</think>` or a tool call's markup writes ordinary tokens; one that ends its thinking or
+calls a tool samples the marker tokens. Read as text, the two look alike. So the parser gets a tokenizer whose
+markers are spelt with a random word of this process, which no text contains.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,17 +18,140 @@ from typing import Any, Literal
 
 from deepseek_recipe import (
     AssistantMessage,
+    ChatCompletionRequest,
     Conversation,
+    ConversationRequest,
     DeepseekV4Encoding,
+    InferenceChunk,
+    InferenceFinishReason,
     Message,
+    ModelVersion,
+    ParsingOptions,
     SpecialToken,
+    SpecialTokens,
+    StreamProcessor,
     SystemMessage,
+    ThinkingInitialStage,
     Tokenizer,
     UserMessage,
 )
 
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.tokenizer.markers import Spelling
+
+_PARSED = (SpecialToken.ThinkingStart, SpecialToken.ThinkingEnd, SpecialToken.Dsml)
+
+
+class Spelling:
+    """One checkpoint's tokenizer with its markers respelt."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read `folder/tokenizer.json`. Raises InputError."""
+        path = folder / "tokenizer.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            added: dict[int, str] = {int(one["id"]): str(one["content"]) for one in content["added_tokens"]}
+            word = secrets.token_hex(8)
+            private = {text: f"\ue000{word}.{id}\ue001" for id, text in added.items()}
+            self.tokenizer = Tokenizer.from_str(json.dumps(_respelt(content, private)))
+        except Exception as error:  # the library raises its own kinds for every defect of the file
+            raise InputError(f"tokenizer.json can't be read: {error}", where=path) from None
+        self._texts, self._private = added, re.compile(f"\ue000{word}\\.(\\d+)\ue001")
+        ids = {text: id for id, text in added.items()}
+        dsml, start, end = (SpecialToken.Dsml, SpecialToken.ThinkingStart, SpecialToken.ThinkingEnd)
+        self.dsml, self.think, self.end_think = (ids.get(t.default_str(), -1) for t in (dsml, start, end))
+        self.markup = private.get(dsml.default_str(), f"\ue000{word}")  # how the parser sees the DSML marker
+        self.special_end = private.get(end.default_str(), end.default_str())
+        self._decoded: dict[int, str] = {}
+        self.special = SpecialTokens(
+            dsml=self.markup,
+            thinking_start=private.get(start.default_str()),
+            thinking_end=self.special_end,
+        )
+        # for reading text as it is: nothing in it looks like these
+        self.unparsed = SpecialTokens(
+            dsml=f"\ue000{word}.d\ue001",
+            thinking_start=f"\ue000{word}.s\ue001",
+            thinking_end=f"\ue000{word}.e\ue001",
+        )
+        # tokens that are never part of a text; the library reads the other two
+        self.control = frozenset(added) - {self.dsml, self.end_think}
+
+    def id(self, text: str) -> int | None:
+        """The id of a marker."""
+        return next((id for id, spelt in self._texts.items() if spelt == text), None)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: a marker spelt in it stays text."""
+        return self.tokenizer.encode(text)
+
+    def begun(self, text: str) -> list[int]:
+        """Ids of a text that is to be continued, with the marker that begins every prompt."""
+        start = self.id(SpecialToken.Bos.default_str())
+        return self.encode(text) if start is None else [start, *self.encode(text)]
+
+    def encode_raw(self, text: str) -> list[int]:
+        """Ids of text in which markers count as markers."""
+        parts = re.split("(" + "|".join(re.escape(one) for one in self._texts.values()) + ")", text)
+        ids = {spelt: id for id, spelt in self._texts.items()}
+        return [id for part in parts if part for id in ([ids[part]] if part in ids else self.encode(part))]
+
+    def text(self, id: int) -> str:
+        """One token as text; empty for part of a character."""
+        if id not in self._decoded:
+            decoder = PlainText(self)
+            decoder.push([id])
+            self._decoded[id] = decoder.text
+        return self._decoded[id]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, markers as the checkpoint spells them."""
+        decoder = PlainText(self)
+        decoder.push(ids)
+        return self.original(decoder.whole())
+
+    def original(self, text: str) -> str:
+        """`text` with markers as the checkpoint spells them."""
+        return self._private.sub(lambda found: self._texts[int(found[1])], text)
+
+
+class PlainText:
+    """Ids -> text, markers included in their private spelling. Bytes of an unfinished character are held."""
+
+    def __init__(self, spelling: Spelling) -> None:
+        request = ConversationRequest(Conversation([], thinking_mode=False), ModelVersion.DeepseekV4Pro)
+        generator = ChatCompletionRequest.chunk_generator(request, "text", "text")
+        options = ParsingOptions(
+            parse_tool_calls=False,
+            thinking_initial_stage=ThinkingInitialStage.ContentContinuation,  # keeps newlines at the start
+            special_tokens=spelling.unparsed,
+        )
+        self._stream = StreamProcessor(generator, options, spelling.tokenizer)
+        self._stream.push(InferenceChunk.ready())
+        self.text = ""
+
+    def push(self, tokens: list[int]) -> None:
+        for token in tokens:  # one by one: of several that end within a character the library loses all
+            self._take(self._stream.push(InferenceChunk.tokens([token])))
+
+    def whole(self) -> str:
+        """All of the text; the end of it."""
+        self._take(self._stream.push(InferenceChunk.finish(InferenceFinishReason.Stop)))
+        self._take(self._stream.finish())
+        return self.text
+
+    def _take(self, chunks: list[Any]) -> None:
+        for chunk in chunks:
+            for choice in json.loads(chunk.to_json())["choices"]:
+                self.text += choice["delta"].get("content") or ""
+
+
+def _respelt(content: dict[str, Any], private: dict[str, str]) -> dict[str, Any]:
+    for one in content["added_tokens"]:
+        one["content"] = private[one["content"]]
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = {private.get(text, text): id for text, id in vocabulary.items()}
+    return content
+
 
 Think = Literal["off", "on", "max"]
 Role = Literal["system", "user", "assistant"]

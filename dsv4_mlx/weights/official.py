@@ -14,19 +14,21 @@ import mlx.core as mx
 import numpy as np
 
 import dsv4_mlx
-from dsv4_mlx.checkpoint.check import check_bytes, scale_bytes
+from dsv4_mlx.checkpoint.check import check_bytes, expand_scales, scale_bytes
 from dsv4_mlx.checkpoint.identity import identify
 from dsv4_mlx.checkpoint.inventory import BlockTensors, Inventory, Weight
-from dsv4_mlx.checkpoint.manifest import OFFICIAL, ExpertTable, Manifest, ManifestTensor
-from dsv4_mlx.checkpoint.match import match
-from dsv4_mlx.checkpoint.reader import SourceReader
-from dsv4_mlx.checkpoint.record import (
+from dsv4_mlx.checkpoint.manifest import (
     NATIVE,
+    OFFICIAL,
     SEGMENT_SOURCE,
-    expand_scales,
+    ExpertTable,
+    Manifest,
+    ManifestTensor,
     record_bytes,
     record_segments,
 )
+from dsv4_mlx.checkpoint.match import match
+from dsv4_mlx.checkpoint.reader import SourceReader
 from dsv4_mlx.checkpoint.source import Source, open_source
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.errors import InputError

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dsv4_mlx.checkpoint.check import Bytes, check_codes, expand_scales, exponents
 from dsv4_mlx.checkpoint.inventory import FP8_BLOCK, ITEM_BYTES
-from dsv4_mlx.checkpoint.manifest import REPAIR, ExpertTable, Segment
-from dsv4_mlx.checkpoint.record import MX_GROUP, Bytes, check_codes, expand_scales, exponents
+from dsv4_mlx.checkpoint.manifest import MX_GROUP, REPAIR, ExpertTable, Segment
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.model.tensors import ExpertProduct, ExpertSource
 

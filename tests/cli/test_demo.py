@@ -58,7 +58,7 @@ def test_the_demo_says_what_to_type_next(monkeypatch: pytest.MonkeyPatch, tmp_pa
     ("statement", "rooms"),
     (
         ("from dsv4_mlx.cli.models import model_folder; model_folder('demo')", ("convert", "machine.disks")),
-        ("from dsv4_mlx.cli.answer_format import rule_of; rule_of(None, None)", ("grammar",)),
+        ("from dsv4_mlx.cli.generate import rule_of; rule_of(None, None)", ("grammar",)),
     ),
 )
 def test_what_is_not_needed_is_not_imported(statement: str, rooms: tuple[str, ...]) -> None:

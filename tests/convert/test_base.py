@@ -17,10 +17,10 @@ from checkpoint.damage import add_tensor, edit_json, narrow_scales, poke
 from checkpoint.decoding import RawFile, official_tensors, official_values
 from checkpoints import run, same_bits
 
+from dsv4_mlx.checkpoint.check import AT_ONCE, check_codes
 from dsv4_mlx.checkpoint.manifest import read_manifest
 from dsv4_mlx.checkpoint.match import match
 from dsv4_mlx.checkpoint.reader import SourceReader
-from dsv4_mlx.checkpoint.record import AT_ONCE, check_codes
 from dsv4_mlx.checkpoint.source import Source, open_source
 from dsv4_mlx.convert.conversion_plan import FilePlan, make_plan
 from dsv4_mlx.convert.recipe import find_recipe

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from small_model import MARKERS, TINY, new_session, tiny_model, token_ids
 
-from dsv4_mlx.engine.chooser import Chooser, GenerationLimits
+from dsv4_mlx.engine.chooser import Chooser, Floats, GenerationLimits, Sampler
 from dsv4_mlx.engine.constraint import Without
 from dsv4_mlx.engine.decode import Drawn, Ended, PrefillProgress, Rows, Token, decode
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import drive, run
-from dsv4_mlx.engine.sampler import Floats, Sampler
 from dsv4_mlx.engine.session import Session, SessionRows
 from dsv4_mlx.model.transformer import Transformer
 

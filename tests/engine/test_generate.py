@@ -18,9 +18,8 @@ from dsv4_mlx.engine.generate import answer, complete, generate, stream
 from dsv4_mlx.engine.session import Session, SessionRows
 from dsv4_mlx.errors import DoesNotFit
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.tokenizer.markers import Spelling
 from dsv4_mlx.tokenizer.output_parser import Piece
-from dsv4_mlx.tokenizer.template import THINK, Think
+from dsv4_mlx.tokenizer.template import THINK, Spelling, Think
 
 PROMPT = token_ids(np.random.default_rng(9), 40)
 GREEDY = SamplingOptions(temperature=0)

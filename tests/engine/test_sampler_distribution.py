@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from dsv4_mlx.engine.chooser import Sampler
 from dsv4_mlx.engine.engine_options import SamplingOptions
-from dsv4_mlx.engine.sampler import Sampler
 from dsv4_mlx.errors import UsageError
 
 DRAWS = 100_000

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from small_model import new_session, tiny_model, token_ids
 
+from bench.demo_model.trainable import TRAINABLE
 from dsv4_mlx.checkpoint.manifest import Manifest
 from dsv4_mlx.engine import session_file as saved
 from dsv4_mlx.engine.engine_options import EngineOptions
@@ -21,7 +22,7 @@ from dsv4_mlx.engine.session import Session
 from dsv4_mlx.machine import mlx_switches
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops.kernels.launch import metal
-from dsv4_mlx.ops.table import NUMERIC_VERSION, REFERENCE, TRAINABLE, with_kernels
+from dsv4_mlx.ops.table import NUMERIC_VERSION, REFERENCE, with_kernels
 
 WHO = "this model"
 

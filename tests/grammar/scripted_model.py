@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dsv4_mlx.engine.chooser import Sampler
 from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.engine_options import SamplingOptions
-from dsv4_mlx.engine.sampler import Sampler
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.grammar.grammars import Grammars
 from dsv4_mlx.grammar.matcher import DSML

@@ -34,7 +34,7 @@ if sys.argv[2] == "a minute passes":
 
 @app.command()
 def wire(end: str) -> None:
-    from dsv4_mlx.engine.wiring import prepare
+    from dsv4_mlx.engine.engine import prepare
     wiring = prepare("auto")
     if wiring is None:
         print("unwired", flush=True)

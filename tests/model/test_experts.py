@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from small_model import tiny_model
 
+from bench.demo_model.float_tensors import FloatExperts, FloatTensors
 from dsv4_mlx.model.tensors import ExpertSource, Routed
 from dsv4_mlx.ops.types import Bank
 from dsv4_mlx.paging.paged_experts import PagedExperts
-from dsv4_mlx.weights.resident_experts import FloatExperts, FloatTensors, ResidentExperts
+from dsv4_mlx.weights.resident_experts import ResidentExperts
 
 
 @pytest.mark.parametrize("kind", [ExpertSource, FloatExperts, ResidentExperts, PagedExperts])

@@ -12,8 +12,8 @@ from mlx.nn.utils import value_and_grad
 from mlx.utils import tree_flatten, tree_unflatten
 from small_model import tiny_model, token_ids
 
+from bench.demo_model.trainable import TRAINABLE
 from dsv4_mlx.model.transformer import Transformer
-from dsv4_mlx.ops.table import TRAINABLE
 
 TOKENS = token_ids(np.random.default_rng(6), 140)
 IDS = mx.array([TOKENS])

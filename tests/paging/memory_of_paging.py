@@ -10,10 +10,10 @@ import mlx.core as mx
 from small_model import TINY
 
 from dsv4_mlx.convert.run import convert
+from dsv4_mlx.engine.chooser import Sampler
 from dsv4_mlx.engine.engine import Engine, routed_experts, weight_bytes
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.engine.memory import state_bytes
-from dsv4_mlx.engine.sampler import Sampler
 from dsv4_mlx.synthetic import small_config, write_checkpoint
 
 GROWTH_STEP = 1024  # tokens

@@ -16,11 +16,11 @@ from safetensors import safe_open
 
 from bench.paging import policies, traces
 from bench.paging.record import CHECKPOINT, record, text
-from bench.paging.rejected import Gaps, Often
+from bench.paging.rejected import Gaps, LruPolicy, Often
 from bench.paging.replay import Belady, hit_rate, misses
 from bench.paging.traces import SKEWED, Drawn, Trace, drawn, load, scan
 from dsv4_mlx.paging.expert_run import ExpertRun
-from dsv4_mlx.paging.policy import OPEN, DuelPolicy, LruPolicy, Policy
+from dsv4_mlx.paging.policy import OPEN, DuelPolicy, Policy
 from dsv4_mlx.paging.slots import SlotTable
 
 MAKERS: list[Callable[[int], Policy]] = [LruPolicy, DuelPolicy, Often, Gaps]

@@ -9,8 +9,8 @@ from itertools import combinations
 
 import pytest
 
+from bench.paging.rejected import LruPolicy
 from dsv4_mlx.paging.expert_run import ExpertRun
-from dsv4_mlx.paging.policy import LruPolicy
 from dsv4_mlx.paging.slots import SlotTable
 
 EXPERTS = 3

@@ -31,8 +31,7 @@ from dsv4_mlx.server.options import MODEL_ID, ServerLimits, ServerOptions
 from dsv4_mlx.server.protocols.request import ServerInfo
 from dsv4_mlx.server.streaming import ServerContext
 from dsv4_mlx.server.translate import Translator
-from dsv4_mlx.tokenizer.markers import Spelling
-from dsv4_mlx.tokenizer.template import Prompts
+from dsv4_mlx.tokenizer.template import Prompts, Spelling
 
 
 @pytest.fixture(scope="session")

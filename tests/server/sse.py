@@ -9,7 +9,7 @@ from typing import Any
 
 from server.fakes import CHECKPOINT
 
-from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.template import Spelling
 
 Segment = str | int  # text, or a marker's id
 

@@ -18,8 +18,7 @@ from dsv4_mlx.grammar.grammars import Grammars
 from dsv4_mlx.server.protocols.request import ParsedRequest, ProtocolName, ServerInfo
 from dsv4_mlx.server.protocols.stream import StreamEncoder
 from dsv4_mlx.server.translate import ENCODERS, Translator
-from dsv4_mlx.tokenizer.markers import Spelling
-from dsv4_mlx.tokenizer.template import Prompts
+from dsv4_mlx.tokenizer.template import Prompts, Spelling
 
 # Text that looks like markup, halves of it, and characters of several bytes.
 TRICKY = (

@@ -14,8 +14,7 @@ from dsv4_mlx.grammar.grammars import Grammars
 from dsv4_mlx.server.protocols.request import ServerInfo
 from dsv4_mlx.server.protocols.stream import StreamEncoder
 from dsv4_mlx.server.translate import ENCODERS, Translator
-from dsv4_mlx.tokenizer.markers import Spelling
-from dsv4_mlx.tokenizer.template import Prompts
+from dsv4_mlx.tokenizer.template import Prompts, Spelling
 
 VALUE = '<｜DSML｜parameter name="p" string="true">ab</｜DSML｜parameter>'
 CALL = f'<｜DSML｜invoke name="f">\n{VALUE}\n</｜DSML｜invoke>\n'

@@ -13,8 +13,7 @@ from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.protocols import chat, messages, responses
 from dsv4_mlx.server.protocols.options import resolve
 from dsv4_mlx.server.protocols.request import ParsedRequest, ServerInfo
-from dsv4_mlx.tokenizer.markers import Spelling
-from dsv4_mlx.tokenizer.template import LEVELS, Prompts, Think
+from dsv4_mlx.tokenizer.template import LEVELS, Prompts, Spelling, Think
 
 HI = [{"role": "user", "content": "hi"}]
 F = {"type": "function", "function": {"name": "f"}}

@@ -11,7 +11,7 @@ from dsv4_mlx.server.api_errors import ApiError
 from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.protocols import completions, messages, responses
 from dsv4_mlx.server.protocols.request import ServerInfo
-from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.template import Spelling
 
 HI = [{"role": "user", "content": "hi"}]
 F = {"type": "function", "function": {"name": "f"}}

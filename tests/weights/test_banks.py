@@ -18,8 +18,7 @@ import pytest
 from bench.count.ours import trace_ours
 from bench.count.trace import Graph, trace
 from dsv4_mlx.checkpoint.inventory import BlockTensors, inventory
-from dsv4_mlx.checkpoint.manifest import ExpertTable
-from dsv4_mlx.checkpoint.record import NATIVE, record_bytes, record_segments, segments_of
+from dsv4_mlx.checkpoint.manifest import NATIVE, ExpertTable, record_bytes, record_segments, segments_of
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.convert.recipe import RECIPES
 from dsv4_mlx.ops.kernels.launch import metal

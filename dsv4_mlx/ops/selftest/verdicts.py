@@ -9,19 +9,15 @@ import hashlib
 import importlib
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, get_args
-
-import mlx.core as mx
 
 from dsv4_mlx.machine import mlx_switches
 from dsv4_mlx.ops.kernels.launch import Launcher
@@ -89,15 +85,6 @@ class Metal:
             (self.launcher, self.system, self.chip, self.mlx, mlx_switches.setting(), _sources())
         )
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def this_metal() -> Metal | None:
-    """The Metal of this machine; None where there is none."""
-    if not mx.metal.is_available():
-        return None
-    chip = str(mx.device_info().get("device_name", "unknown"))
-    system = f"macOS {platform.mac_ver()[0]}"
-    return Metal("dsv4_mlx.ops.kernels.launch:metal", system, chip, version("mlx"))
 
 
 def resolve(spec: str) -> Any:

@@ -19,7 +19,7 @@ from dsv4_mlx.server.protocols.fields import (
 )
 from dsv4_mlx.server.protocols.options import ThinkingOptions, sampling
 from dsv4_mlx.server.protocols.request import NAME, ParsedRequest, ServerInfo, conversion
-from dsv4_mlx.tokenizer.markers import Spelling
+from dsv4_mlx.tokenizer.template import Spelling
 
 DEFAULT_MOST = 256
 FIM = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")

@@ -17,8 +17,8 @@ from dsv4_mlx.scheduler.turn_cache import Completion
 from dsv4_mlx.server.api_errors import ApiError
 from dsv4_mlx.server.protocols.fields import Body
 from dsv4_mlx.server.protocols.request import ParsedRequest
-from dsv4_mlx.tokenizer.markers import Spelling
 from dsv4_mlx.tokenizer.output_parser import Chunk, OutputParser
+from dsv4_mlx.tokenizer.template import Spelling
 
 FINGERPRINT = f"fp_dsv4mlx_{__version__}"
 

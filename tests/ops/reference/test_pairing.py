@@ -10,8 +10,7 @@ TOGETHER = {"hc_pre": "hyper_connections", "hc_post": "hyper_connections", "hc_h
 
 
 def test_every_reference_has_a_test() -> None:
-    """trainable.py is not an op: tests/model/test_gradients.py holds it to the others."""
-    ops = {path.stem for path in (ROOT / "dsv4_mlx/ops/reference").glob("*.py")} - {"__init__", "trainable"}
+    ops = {path.stem for path in (ROOT / "dsv4_mlx/ops/reference").glob("*.py")} - {"__init__"}
     tests = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")} - {
         "pairing"
     }

@@ -11,7 +11,7 @@ from compare import OP, assert_bits, assert_close
 from oracle.numpy_model import rope_frequencies
 
 from dsv4_mlx.config import parse_config
-from dsv4_mlx.model.rope import RopeTable, compressed_table, plain_table
+from dsv4_mlx.model.chunk import RopeTable, compressed_table, plain_table
 from dsv4_mlx.ops.reference.rotate import rotate
 from dsv4_mlx.synthetic import release_config
 

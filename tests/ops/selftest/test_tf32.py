@@ -41,7 +41,7 @@ def test_a_program_that_used_mlx_before_is_warned(first: str, setting: str | Non
     """Where it matters, and where nobody has said anything in time."""
     code = (
         f"import {first}\nimport mlx.core as mx\nmx.metal.is_available = lambda: {metal}\n"
-        "from dsv4_mlx.engine.wiring import prepare\nprepare('off')\nprepare('off')"
+        "from dsv4_mlx.engine.engine import prepare\nprepare('off')\nprepare('off')"
     )
     said = python(code, setting).stderr
     late = first == "mlx.core" and setting is None and metal

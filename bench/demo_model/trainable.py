@@ -17,6 +17,7 @@ from dsv4_mlx.ops.reference import latents as lowering
 from dsv4_mlx.ops.reference import query_heads as querying
 from dsv4_mlx.ops.reference import rotate as rotating
 from dsv4_mlx.ops.reference import route as routing
+from dsv4_mlx.ops.table import Ops
 
 
 def rotate(x: mx.array, table: mx.array) -> mx.array:
@@ -75,3 +76,15 @@ def route(
     """As the reference, ids and weights [B, T, A]; the weights have a slope, the choice has none."""
     ids, _ = routing.route(x, gate, bias, count=count, scale=scale)
     return routing.route_hashed(x, gate, mx.stop_gradient(ids), scale=scale)
+
+
+TRAINABLE = Ops(
+    latents=latents,
+    query_heads=query_heads,
+    rotate=rotate,
+    attend=attend,
+    compress=compress,
+    index_select=index_select,
+    route=route,
+    name="reference, trainable",
+)
