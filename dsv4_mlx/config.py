@@ -69,8 +69,7 @@ FLOATS = {
     "rope_theta": "rope_theta",
     "compress_rope_theta": "compress_rope_theta",
 }
-# Far above every release. Beyond them a damaged number would cost hours or all memory before it shows.
-LARGEST = {
+LARGEST = {  # far above every release: a damaged number would cost hours or all memory before it shows
     "max_position_embeddings": 2**31 - 1, "original_max_position_embeddings": 2**31 - 1, "vocab_size": 2**24,
     "num_hidden_layers": 512, "n_routed_experts": 4096, "hc_mult": 64, "hc_sinkhorn_iters": 1000,
 }  # fmt: skip

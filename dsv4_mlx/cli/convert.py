@@ -74,15 +74,7 @@ def convert(
         summary = _from_folder(folder, target, recipe, resume, repair, exclude)
     facts = summary.to_json()
     if not as_json:
-        print(f"{summary.status}: {summary.tensors} official tensors, {size(summary.bytes)} -> {target}")
-        if summary.extra:
-            print(f"blocks after the layers, kept: {', '.join(summary.extra)}")
-        if summary.left_out:
-            print(f"copies of embedding and head, left out: {', '.join(summary.left_out)}")
-        for name in summary.repaired:
-            print(f"made again: {name}")
-        for name in summary.kept:
-            print(f"kept as it was: {name}")
+        _show(summary, target)
     report = None
     if verify:
         with progress("verifying") as show:
@@ -94,6 +86,18 @@ def convert(
         print(json.dumps(facts, indent=1))
     if report is not None:
         raise_if_damaged(report)
+
+
+def _show(summary: Summary, target: Path) -> None:
+    print(f"{summary.status}: {summary.tensors} official tensors, {size(summary.bytes)} -> {target}")
+    if summary.extra:
+        print(f"blocks after the layers, kept: {', '.join(summary.extra)}")
+    if summary.left_out:
+        print(f"copies of embedding and head, left out: {', '.join(summary.left_out)}")
+    for name in summary.repaired:
+        print(f"made again: {name}")
+    for name in summary.kept:
+        print(f"kept as it was: {name}")
 
 
 def _from_folder(

@@ -64,8 +64,7 @@ def plan(
     repository, folder = DEFAULT, None
     if model and is_release(model):
         repository = model
-        tell(f"{model} is not on this machine: planned from its published config")
-        tell(f"  next: {commands_for(model)[1]}")
+        tell(f"planned from the published config of {model}; next: {commands_for(model)[1]}")
     elif model:
         folder = model_folder(model)
     ways, config = candidates_for(folder, repository)
