@@ -32,7 +32,7 @@ PARTS: dict[str, set[str]] = {
         "paging", "weights", "checkpoint", "model", "ops.table", "tokenizer", "machine", "config", "errors",
     },
     "convert": {"checkpoint", "machine", "config", "errors"},
-    "synthetic": {"convert", "checkpoint", "machine", "config", "errors"},
+    "synthetic": {"convert", "checkpoint", "config", "errors"},
     "hub": {"convert", "checkpoint", "machine", "config", "errors"},
     "grammar": {"engine", "tokenizer", "errors"},
     "scheduler": {"engine", "weights", "model", "tokenizer", "machine", "config", "errors"},
@@ -44,7 +44,7 @@ PARTS: dict[str, set[str]] = {
         "engine", "paging", "weights", "ops.selftest", "convert", "checkpoint", "synthetic", "machine",
         "config",
     },
-    "adapters": {"machine", "engine", "model", "checkpoint", "errors"},
+    "adapters": {"engine", "model", "checkpoint", "errors"},
     "server": {"scheduler", "grammar", "engine", "weights", "tokenizer", "machine", "errors"},
     "terminal": {"machine", "errors"},
     "cli": {

@@ -100,7 +100,8 @@ def test_a_scaling_that_says_the_same_is_the_same(more: dict[str, Any]) -> None:
 
 def test_a_quantisation_that_leaves_nothing_out_is_the_same() -> None:
     config = small_config()
-    for nothing in (None, []):
+    nothings: tuple[list[str] | None, ...] = (None, [])
+    for nothing in nothings:
         config["quantization_config"]["modules_to_not_convert"] = nothing
         passes(config)
 

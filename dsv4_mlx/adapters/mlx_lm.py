@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -35,7 +36,6 @@ from dsv4_mlx.engine.chunking import EVERY
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import Dsv4Error, InputError, UsageError
-from dsv4_mlx.machine.disks import at_home
 from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Transformer
 
@@ -123,7 +123,7 @@ def load(path: str, return_config: bool = False, **ignored: Any) -> tuple[Any, .
 
     mlx-lm's options for its own loader are accepted and mean nothing here. Raises Dsv4Error.
     """
-    folder = at_home(path)
+    folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
         raise InputError(f"there is no folder {path!r}", next="give the folder of a converted model")
     engine = Engine.open(folder, EngineOptions())

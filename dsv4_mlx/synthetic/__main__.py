@@ -15,7 +15,6 @@ from dsv4_mlx.checkpoint.inventory import inventory
 from dsv4_mlx.config import ModelConfig, parse_config
 from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.errors import EXIT_INTERRUPT, Dsv4Error, InputError, MachineError, Progress, UsageError
-from dsv4_mlx.machine.disks import at_home
 from dsv4_mlx.synthetic.configs import cut, release_config, small_config
 from dsv4_mlx.synthetic.holes import write_converted, write_holes
 from dsv4_mlx.synthetic.write import make_empty, write_checkpoint
@@ -42,10 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("out", type=at_home, metavar="OUT", help="a new or empty folder")
+    parser.add_argument("out", type=_path, metavar="OUT", help="a new or empty folder")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument(
-        "--config", type=at_home, metavar="FILE", help="an official config.json to follow exactly"
+        "--config", type=_path, metavar="FILE", help="an official config.json to follow exactly"
     )
     shape.add_argument(
         "--like", choices=("flash", "base", "pro", "0731"), help="the layers and keys of this release"
@@ -76,6 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor at exit
         return MachineError.exit_code
     return 0
+
+
+def _path(given: str) -> Path:
+    return Path(os.path.expanduser(given))
 
 
 class _Parser(argparse.ArgumentParser):
