@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,10 @@ from dsv4_mlx.checkpoint.header import Header, read_header
 from dsv4_mlx.checkpoint.identity import STATE, downloaded, identify, identity_of, stored_digest
 from dsv4_mlx.checkpoint.inventory import Inventory, Weight, inventory
 from dsv4_mlx.checkpoint.manifest import NAME as MANIFEST
-from dsv4_mlx.checkpoint.manifest import OFFICIAL, REPAIR, Manifest, read_manifest
+from dsv4_mlx.checkpoint.manifest import OFFICIAL, REPAIR, Manifest, config_of, read_manifest
 from dsv4_mlx.checkpoint.match import match
 from dsv4_mlx.checkpoint.reader import FolderReader, SourceReader
 from dsv4_mlx.checkpoint.source import INDEX, Source, open_source
-from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.convert.conversion_plan import ConversionPlan, FilePlan, make_plan
 from dsv4_mlx.convert.differences import Comparison, Damage, Deviation
 from dsv4_mlx.convert.pipeline import BLOCK, check_block
@@ -105,7 +104,12 @@ def verify(
             next=f"use the version of dsv4-mlx that made it; or, if a byte of its name is wrong: {REPAIR}",
         )
     source = None if against is None else _source(model, manifest, against)
-    table = inventory(_config(model, manifest)) if source is None else match(source)
+    try:
+        table = inventory(config_of(model, manifest)) if source is None else match(source)
+    except InputError as error:
+        if source is not None:
+            raise
+        raise InputError(error.message, where=error.where, next=REPAIR) from None
     headers = _headers(model, table, manifest)
     plan = make_plan(table, RECIPES[manifest.recipe], _stored_dtypes(manifest, headers))
     damage = [*_texts(model, manifest, source), *_structure(plan, manifest, headers)]
@@ -180,17 +184,6 @@ def verify_official(folder: Path, progress: Progress | None = None) -> Report:
         errors={},
         unknown=len(weights - digests.keys()),
     )
-
-
-def _config(model: Path, manifest: Manifest) -> ModelConfig:
-    """config.json; where it doesn't say how the experts were published, the manifest tells."""
-    try:
-        config = ModelConfig.read(model)
-    except InputError as error:
-        raise InputError(error.message, where=error.where, next=REPAIR) from None
-    if config.expert_format is None and any(table.format != "mxfp4" for table in manifest.experts.values()):
-        return replace(config, expert_format="fp8")
-    return config
 
 
 def _source(model: Path, manifest: Manifest, against: Path) -> Source:

@@ -14,7 +14,8 @@
   // order, a lane takes neighbouring channels for its places in the matrices of its slice.
   //
   // grid: (splits x threads, ceil(H / 8 / HEAD_TILES), B x T); threadgroup: 32 x SLICES x STREAMS.
-  // Everything is float32 after a row is loaded. The peak starts at the sink, so it is always finite.
+  // Everything is float32 after a row is loaded. The peak starts at the sink, so it is finite unless a NaN is there.
+  // As in MLX's own attention exp is fast: what it is off by grows with the distance from the peak, the share falls.
   constexpr int DIMS = K / SLICES;   // channels of a simdgroup
   constexpr int CHUNKS = DIMS / 8;   // its matrices
   constexpr int EACH = 2 * CHUNKS;   // channels of a lane
@@ -53,7 +54,7 @@
       }
       sums[tile][i] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
     }
-    peak[tile] = head + row < heads ? max(sinks[head + row], -FLT_MAX) : 0.0f;
+    peak[tile] = head + row < heads ? larger(sinks[head + row], -FLT_MAX) : 0.0f;
     total[tile] = 0.0f;
   }
 
@@ -121,11 +122,11 @@
           score[j] += mine[(part * HEAD_TILES + tile) * 64 + (column + j) * 8 + row];
         }
       }
-      const float highest = max(peak[tile], across_row_max(max(score[0], score[1])));
-      const float shrink = exp(peak[tile] - highest);
+      const float highest = larger(peak[tile], across_row_max(larger(score[0], score[1])));
+      const float shrink = fast::exp(peak[tile] - highest);
       simdgroup_matrix<float, 8, 8> share;  // heads x rows
       for (int j = 0; j < 2; j++) {
-        score[j] = exp(score[j] - highest);
+        score[j] = fast::exp(score[j] - highest);
         share.thread_elements()[j] = score[j];
       }
       peak[tile] = highest;
@@ -149,14 +150,14 @@
     for (int tile = 0; tile < HEAD_TILES; tile++) {
       float highest = peak[tile];
       for (int other = 0; other < STREAMS; other++) {
-        highest = max(highest, peaks[(other * HEAD_TILES + tile) * 16 + row]);
+        highest = larger(highest, peaks[(other * HEAD_TILES + tile) * 16 + row]);
       }
       float sum = 0.0f;
       for (int other = 0; other < STREAMS; other++) {
         const threadgroup float* from = peaks + (other * HEAD_TILES + tile) * 16 + row;
-        sum += from[8] * exp(from[0] - highest);
+        sum += from[8] * fast::exp(from[0] - highest);
       }
-      const float shrink = exp(peak[tile] - highest);
+      const float shrink = fast::exp(peak[tile] - highest);
       for (int i = 0; i < CHUNKS; i++) {
         sums[tile][i].thread_elements()[0] *= shrink;
         sums[tile][i].thread_elements()[1] *= shrink;
@@ -192,7 +193,7 @@
         continue;
       }
       const uint place = (threadgroup_position_in_grid.x * threadgroups_per_grid.z + token) * heads + head;
-      const float whole = DIRECT ? 1.0f / (total[tile] + exp(sinks[head] - peak[tile])) : 1.0f;
+      const float whole = DIRECT ? 1.0f / (total[tile] + fast::exp(sinks[head] - peak[tile])) : 1.0f;
       for (int i = 0; i < CHUNKS; i++) {
         const uint at = channel + 2 * i;
         float a = sums[tile][i].thread_elements()[0] * whole;
@@ -227,13 +228,13 @@
 
   float peak = -FLT_MAX;
   for (uint split = 0; split < splits; split++) {
-    peak = max(peak, stats[((split * tokens + token) * heads + head) * 2]);
+    peak = larger(peak, stats[((split * tokens + token) * heads + head) * 2]);
   }
-  float total = exp(sinks[head] - peak);
+  float total = fast::exp(sinks[head] - peak);
   float a = 0.0f, b = 0.0f;
   for (uint split = 0; split < splits; split++) {
     const uint place = (split * tokens + token) * heads + head;
-    const float share = exp(stats[place * 2] - peak);
+    const float share = fast::exp(stats[place * 2] - peak);
     total += stats[place * 2 + 1] * share;
     const float2 pair = *(const device float2*)(sums + ulong(place) * width + channel);
     a += pair.x * share;

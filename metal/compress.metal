@@ -19,15 +19,15 @@ void pool_group(
     thread Pool& pool, const device float* source, uint place, uint size, uint column, uint gap) {
   float top = pool.top;
   for (uint p = 0; p < P; ++p) {
-    top = max(top, source[((place + p) % size) * WIDTH + column + gap]);
+    top = larger(top, source[((place + p) % size) * WIDTH + column + gap]);
   }
-  const float before = exp(pool.top - top);  // 0 where nothing was pooled
+  const float before = precise::exp(pool.top - top);  // 0 where nothing was pooled
   pool.sum *= before;
   pool.weighted *= before;
   pool.top = top;
   for (uint p = 0; p < P; ++p) {
     const uint at = ((place + p) % size) * WIDTH + column;
-    const float share = exp(source[at + gap] - top);
+    const float share = precise::exp(source[at + gap] - top);
     pool.sum += share;
     pool.weighted += share * source[at];
   }

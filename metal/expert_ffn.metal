@@ -3,8 +3,8 @@
 // The activation between the two products of an expert: silu of the gate, which is cut at `limit` from above,
 // times the up value, which is cut on both sides.
 inline float swiglu(float gate, float up, float limit) {
-  gate = min(gate, limit);
-  return gate / (1.0f + exp(-gate)) * clamp(up, -limit, limit);
+  gate = smaller(gate, limit);
+  return gate / (1.0f + precise::exp(-gate)) * larger(smaller(up, limit), -limit);
 }
 
 // I and D are multiples of 32: no simdgroup and no tile goes beyond them.

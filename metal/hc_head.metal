@@ -15,7 +15,7 @@
   const uint row = threadgroup_position_in_grid.x;
   add_parts<C>(
       partial + row * (C + 1) * uniforms[0], uniforms[0], sums, lane, simdgroup, simdgroups_per_threadgroup);
-  const float scale = rsqrt(sums[C] / float(C * D) + constants[1]);
+  const float scale = precise::rsqrt(sums[C] / float(C * D) + constants[1]);
   float pre[C];
   for (int j = 0; j < C; ++j) {
     pre[j] = sigmoid(sums[j] * scale + base[j]) + constants[0];
@@ -24,7 +24,7 @@
   const float squares = add_threads(
       collapse<C, D, PER>(x + row * C * D, pre, thread_index, threads, u),
       scratch, lane, simdgroup, simdgroups_per_threadgroup);
-  const float norm = rsqrt(squares / float(D) + constants[1]);
+  const float norm = precise::rsqrt(squares / float(D) + constants[1]);
   for (int i = 0; i < PER; ++i) {
     const uint d = uint(i) * threads + thread_index;
     if (d < D) {

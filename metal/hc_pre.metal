@@ -9,9 +9,9 @@ template <int C>
 float sinkhorn(float score, int iterations, float eps) {
   float top = score;
   for (int step = 1; step < C; step *= 2) {
-    top = max(top, simd_shuffle_xor(top, ushort(step)));
+    top = larger(top, simd_shuffle_xor(top, ushort(step)));
   }
-  float value = exp(score - top);
+  float value = precise::exp(score - top);
   float sum = value;
   for (int step = 1; step < C; step *= 2) {
     sum += simd_shuffle_xor(sum, ushort(step));
@@ -108,7 +108,7 @@ float sinkhorn(float score, int iterations, float eps) {
   const uint row = threadgroup_position_in_grid.x;
   add_parts<M>(
       partial + row * (M + 1) * uniforms[0], uniforms[0], sums, lane, simdgroup, simdgroups_per_threadgroup);
-  const float scale = rsqrt(sums[M] / float(C * D) + constants[1]);
+  const float scale = precise::rsqrt(sums[M] / float(C * D) + constants[1]);
   if (simdgroup == 0) {
     const uint entry = lane % (C * C);
     const float value =
@@ -128,7 +128,7 @@ float sinkhorn(float score, int iterations, float eps) {
   const float squares = add_threads(
       collapse<C, D, PER>(x + row * C * D, pre, thread_index, threads, u),
       scratch, lane, simdgroup, simdgroups_per_threadgroup);
-  const float norm = rsqrt(squares / float(D) + constants[1]);
+  const float norm = precise::rsqrt(squares / float(D) + constants[1]);
   for (int i = 0; i < PER; ++i) {
     const uint d = uint(i) * threads + thread_index;
     if (d < D) {

@@ -1,17 +1,5 @@
 #include "tile.h"
 
-// A float as an unsigned number of the same order: -0 is 0, a NaN is below everything.
-inline uint order_of(float value) {
-  const uint bits = as_type<uint>(value);
-  if ((bits & 0x7FFFFFFF) > 0x7F800000) {
-    return 0;
-  }
-  if ((bits & 0x7FFFFFFF) == 0) {
-    return 0x80000000;
-  }
-  return (bits & 0x80000000) != 0 ? ~bits : bits | 0x80000000;
-}
-
 // body: scores
   // scores[b, t, n] = sum_h weights[b, t, h] * relu(q[b, t, h] . keys[b, n]) + mask[t, n], all float32:
   // q float32 [B, T, H, K], weights float32 [B, T, H], keys [B, N, K], mask float32 [T, N]
@@ -68,8 +56,8 @@ inline uint order_of(float value) {
         for (uint i = 0; i < CHUNKS; i++) {
           simdgroup_multiply_accumulate(products, rows[i], query[tile][i], products);
         }
-        sum += max(products.thread_elements()[0], 0.0f) * share[tile][0];
-        sum += max(products.thread_elements()[1], 0.0f) * share[tile][1];
+        sum += larger(products.thread_elements()[0], 0.0f) * share[tile][0];
+        sum += larger(products.thread_elements()[1], 0.0f) * share[tile][1];
       }
       sum = across_row_sum(sum);
       if (column == 0) {

@@ -14,7 +14,7 @@
     for (uint i = lane; i < Q; i += 32) {
       sum += float(source[i]) * float(source[i]);
     }
-    const float scale = rsqrt(simd_sum(sum) / float(Q) + constants[0]);
+    const float scale = precise::rsqrt(simd_sum(sum) / float(Q) + constants[0]);
     for (uint i = lane; i < Q; i += 32) {
       qr[row * Q + i] = T(float(source[i]) * scale * float(q_norm[i]));
     }

@@ -15,7 +15,7 @@
     v[i] = active ? float(q[first + i]) : 0.0f;
   }
   if (NORM) {
-    const float scale = row_scale<E>(v, K, constants[0]) * rsqrt(float(K));
+    const float scale = row_scale<E>(v, K, constants[0]) * precise::rsqrt(float(K));
     for (int i = 0; i < E; ++i) {
       v[i] *= scale;
     }

@@ -2,17 +2,12 @@
 //
 // logits float [R, N], bias float [N] (HASHED: unused), given [R, A] (HASHED: the ids; else unused),
 // constants = [scale] -> ids uint [R, A] (HASHED: none is written), weights float [R, A]
-// A tie goes to the smaller id. Template: N experts, A chosen. Grid (32, R): a simdgroup per row.
+// A tie goes to the smaller id, a NaN is below everything.
+// Template: N experts, A chosen. Grid (32, R): a simdgroup per row.
 #include "float32.h"
 
 inline float route_score(float logit) {
-  return sqrt(max(logit, 0.0f) + log_1_plus(exp(-fabs(logit))));
-}
-
-// An unsigned number with the order of the float: NaN is in the order too, so that some expert is always chosen.
-inline uint route_key(float value) {
-  const uint bits = as_type<uint>(value);
-  return (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
+  return precise::sqrt(larger(logit, 0.0f) + log_1_plus(precise::exp(-fabs(logit))));
 }
 
 // Lane a holds the a-th chosen expert's score; the sum is in the order of choice, so a row's own.
@@ -33,7 +28,7 @@ inline float route_sum(float chosen, uint lane, int count) {
   for (int i = 0; i < HELD; ++i) {
     const uint expert = uint(i) * 32 + lane;
     score[i] = expert < N ? route_score(logits[row * N + expert]) : 0.0f;
-    key[i] = expert < N ? max(route_key(score[i] + bias[expert]), 1u) : 0u;
+    key[i] = expert < N ? max(order_of(score[i] + bias[expert]), 1u) : 0u;
   }
   float mine = 0.0f;
   uint id = 0;

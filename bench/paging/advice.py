@@ -10,10 +10,10 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from dsv4_mlx.cli.models import model_folder
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.engine.generate import generate
+from dsv4_mlx.hub.models import model_folder
 from dsv4_mlx.paging.stats import total
 
 PROMPTS = ("Which layers route by token?", "Tell me about the window.", "What is an expert?")

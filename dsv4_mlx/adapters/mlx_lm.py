@@ -4,16 +4,16 @@
     python -m dsv4_mlx.adapters.mlx_lm benchmark --model ~/models/flash --prompt-tokens 512
     python -m dsv4_mlx.adapters.mlx_lm evaluate --model ~/models/flash --tasks arc_easy
 
-The programs are mlx-lm's own, with its options; `load` below takes the place of its loader, and
-`batch_generate` that of its batch generator, which needs caches that can be merged. `perplexity` and
-`evaluate` download the data they are asked for; `evaluate` needs the package lm-eval.
+MODEL may be a folder, a Hub id already downloaded, or `demo`. `TOOL --help` lists the options. The programs
+are mlx-lm's own; `load` below takes the place of its loader, and `batch_generate` that of its batch
+generator, which needs caches that can be merged. `perplexity` and `evaluate` download the data they are asked
+for; `evaluate` needs the package lm-eval.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,11 +31,11 @@ from tokenizers.processors import Sequence as Processors
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from dsv4_mlx.checkpoint.inventory import inventory
+from dsv4_mlx.api import resolve
 from dsv4_mlx.engine.chunking import EVERY
 from dsv4_mlx.engine.engine import Engine
-from dsv4_mlx.engine.engine_options import EngineOptions
-from dsv4_mlx.errors import Dsv4Error, InputError, UsageError
+from dsv4_mlx.engine.info import trunk
+from dsv4_mlx.errors import Dsv4Error, UsageError
 from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Transformer
 
@@ -75,7 +75,7 @@ class StateCache:
         return twin
 
 
-class Model:
+class CallableModel:
     """The transformer under the names mlx-lm calls: `model(tokens, cache=...)`, `make_cache`, `layers`."""
 
     def __init__(self, transformer: Transformer) -> None:
@@ -109,25 +109,19 @@ class Model:
     def leaf_modules(self) -> dict[str, Module]:
         """A stand-in with as many parameters as the trunk: mlx-lm would count packed codes wrongly."""
         whole = Module()
-        trunk = inventory(self.transformer.config)
-        blocks = [weight for block in trunk.layers for weight in block.all()]
-        for i, weight in enumerate([trunk.embed, *blocks, *trunk.head]):
-            if not weight.name.endswith("tid2eid"):
-                shape = (math.prod(weight.shape[:-1]), weight.shape[-1])
-                whole[f"w{i}"] = mx.broadcast_to(mx.array(0.0), shape)
+        for i, shape in enumerate(trunk(self.transformer.config)):
+            whole[f"w{i}"] = mx.broadcast_to(mx.array(0.0), (math.prod(shape[:-1]), shape[-1]))
         return {"whole": whole}
 
 
 def load(path: str, return_config: bool = False, **ignored: Any) -> tuple[Any, ...]:
-    """Open a converted folder as mlx_lm.load does: (model, tokenizer) or (model, tokenizer, config).
+    """Open MODEL as mlx_lm.load does: (model, tokenizer) or (model, tokenizer, config).
 
     mlx-lm's options for its own loader are accepted and mean nothing here. Raises Dsv4Error.
     """
-    folder = Path(os.path.expanduser(path))
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {path!r}", next="give the folder of a converted model")
-    engine = Engine.open(folder, EngineOptions())
-    found = Model(engine.model), tokenizer(engine, folder)
+    folder, options = resolve(path)
+    engine = Engine.open(folder, options)
+    found = CallableModel(engine.model), tokenizer(engine, folder)
     if not return_config:
         return found
     return *found, json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -148,7 +142,7 @@ def tokenizer(engine: Engine, folder: Path) -> TokenizerWrapper:
 
 
 def batch_generate(
-    model: Model,
+    model: CallableModel,
     tokenizer: TokenizerWrapper,
     prompts: list[list[int]],
     max_tokens: int | list[int] = 128,
@@ -199,6 +193,9 @@ def prepared(tool: str) -> Any:
 
 def main(arguments: list[str]) -> int:
     """Run one of mlx-lm's programs; returns the exit code."""
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(__doc__)
+        return 0
     try:
         if not arguments:
             raise UsageError(f"no tool was named, expected one of {', '.join(TOOLS)}")

@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dsv4_mlx.checkpoint.inventory import Form, Weight
+from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.errors import InputError
 
 FORMAT = 1
@@ -236,6 +237,17 @@ def _inside(name: object) -> str:
 
 def _damaged(path: Path, why: str) -> InputError:
     return InputError(f"manifest.json is damaged: {why}", where=path, next=REPAIR)
+
+
+def config_of(folder: Path, manifest: Manifest) -> ModelConfig:
+    """config.json; where it doesn't say how the experts were published, the manifest tells.
+
+    Raises InputError.
+    """
+    config = ModelConfig.read(folder)
+    if config.expert_format is None and any(table.format != "mxfp4" for table in manifest.experts.values()):
+        return replace(config, expert_format="fp8")
+    return config
 
 
 NATIVE: dict[Form, Literal["raw", "mxfp8", "mxfp4"]] = {"raw": "raw", "fp8": "mxfp8", "fp4": "mxfp4"}

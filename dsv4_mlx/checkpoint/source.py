@@ -54,9 +54,14 @@ def open_source(folder: Path) -> Source:
     return outline(folder, lambda name: read_header(inside(folder, name)))
 
 
+def read_config(folder: Path) -> ModelConfig:
+    """Raises InputError for a config.json that is another model's, or none."""
+    return parse_config(_text(folder, "config.json").decode("utf-8", "replace"), folder / "config.json")
+
+
 def outline(folder: Path, header_of: Callable[[str], Header]) -> Source:
     """As open_source, with the shards' headers from elsewhere: the shards need not be there yet."""
-    config = parse_config(_text(folder, "config.json").decode("utf-8", "replace"), folder / "config.json")
+    config = read_config(folder)
     texts = {name: _text(folder, name) for name in REQUIRED}
     _check_tokenizer(folder / "tokenizer.json", texts["tokenizer.json"])
     texts |= {name: _text(folder, name) for name in OPTIONAL if (folder / name).exists()}

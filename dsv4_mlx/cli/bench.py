@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dsv4_mlx.cli.console import progress, table
-from dsv4_mlx.cli.models import model_folder
+from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, EngineArguments, grouped
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
 from dsv4_mlx.errors import InputError, MachineError, UsageError

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import Progress, progress, tell
-from dsv4_mlx.cli.models import model_folder, official_folder
+from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, EngineArguments, grouped
-from dsv4_mlx.cli.options import JsonOption, ModelArgument, verdicts_file
+from dsv4_mlx.cli.options import JsonOption, ModelArgument
 from dsv4_mlx.errors import InputError, MachineError
+from dsv4_mlx.hub.models import official_folder
 
 if TYPE_CHECKING:
     from dsv4_mlx.evaluation.report import Acceptance, AcceptanceStep
@@ -86,7 +87,7 @@ def check(
     folder = model_folder(model)
     source = None if against is None else official_folder(against)
     with bar("checking Metal kernels", "kernels") as show:
-        choice = choose(engine.ops, verdicts_file(), progress=show)
+        choice = choose(engine.ops, progress=show)
     wanted = AcceptanceOptions(quick, source, logprobs, engine.options())
     found = accept(folder, AcceptanceTools(choice.ops, choice.verdicts), wanted, bar, keep)
     if not found.ok:

@@ -18,8 +18,9 @@ from typing import Annotated, Any
 
 import typer
 
-from dsv4_mlx.cli.options import ApiKeyFileOption, ApiKeyOption, api_key_from, config_folder
+from dsv4_mlx.cli.options import ApiKeyFileOption, ApiKeyOption, api_key_from
 from dsv4_mlx.errors import InputError, MachineError, UsageError
+from dsv4_mlx.machine.support import config_folder
 
 OUTPUT = 32_000  # tokens that agents ask for in one answer; the server cuts it to what the context leaves
 ID = "dsv4-mlx"

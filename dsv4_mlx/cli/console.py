@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from dsv4_mlx import __version__
-from dsv4_mlx.cli.options import cache_folder
 from dsv4_mlx.machine import units
+from dsv4_mlx.machine.support import cache_folder
 from dsv4_mlx.machine.units import duration, size
 
 _EVERY = 5.0  # seconds between lines when stderr is no terminal

@@ -12,10 +12,10 @@ import typer
 from dsv4_mlx.cli.console import progress, tell
 from dsv4_mlx.cli.disk_work import ExcludeOption, filling
 from dsv4_mlx.cli.download import RevisionOption, stages
-from dsv4_mlx.cli.models import official_folder, on_the_hub
 from dsv4_mlx.cli.options import JsonOption
 from dsv4_mlx.cli.verify import raise_if_damaged, show_report
 from dsv4_mlx.errors import UsageError
+from dsv4_mlx.hub.models import official_folder, on_the_hub
 from dsv4_mlx.machine.units import size
 
 if TYPE_CHECKING:

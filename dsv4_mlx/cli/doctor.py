@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import progress, table
-from dsv4_mlx.cli.options import JsonOption, cache_folder, verdicts_file
+from dsv4_mlx.cli.options import JsonOption
+from dsv4_mlx.machine.support import cache_folder, verdicts_file
 from dsv4_mlx.machine.units import size, speed
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import Progress, tell
-from dsv4_mlx.cli.disk_work import ExcludeOption, filling
-from dsv4_mlx.machine.units import size
+from dsv4_mlx.cli.disk_work import ExcludeOption, existing, filling
+from dsv4_mlx.hub.models import model_folder as found_folder
+from dsv4_mlx.hub.models import not_here, on_the_hub, short_name
+from dsv4_mlx.machine.disks import at_home, free_bytes
+from dsv4_mlx.machine.units import duration, size
 
 if TYPE_CHECKING:
     from dsv4_mlx.hub.download import DownloadStep
@@ -56,6 +60,34 @@ def fill(
         source = run(repository, target, revision=revision, retry=retry, progress=stages(show), verify=verify)
     total = sum(header.size for header in source.shards.values())
     return f"{len(source.shards)} files with {size(total)} of weights are in {target}"
+
+
+def model_folder(reference: str) -> Path:
+    """As hub.models.model_folder; the download of what is not on this machine is offered, on a terminal."""
+    return _offered(reference) if on_the_hub(reference) else found_folder(reference)
+
+
+def _offered(repository: str) -> Path:
+    """The model, downloaded now if a user at a terminal wants that. Raises InputError with what to type."""
+    from huggingface_hub import constants
+
+    refusal = not_here(repository, repository)
+    if constants.HF_HUB_OFFLINE or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise refusal
+    from dsv4_mlx.hub.remote import Retry, look
+
+    tell(f"{repository} is not on this machine; asking the Hub")
+    files = look(repository, retry=Retry(tell=tell)).files.values()
+    target = at_home(f"~/models/{short_name(repository)}-official")
+    total, free = sum(file.bytes for file in files), free_bytes(existing(target))
+    tell(
+        f"it has {size(total)}; {size(free)} are free in {existing(target)}; "
+        f"at 100 Mbit/s it takes {duration(total / (100e6 / 8))}"
+    )
+    if total > free or not typer.confirm(f"Download it to {target}?", default=False, err=True):
+        raise refusal
+    tell(fill(repository, target))
+    return target
 
 
 def stages(show: Progress) -> Callable[[DownloadStep], None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 import typer
 
 from dsv4_mlx.cli.console import progress, tell
-from dsv4_mlx.cli.models import model_folder
+from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, SAMPLING, EngineArguments, grouped
 from dsv4_mlx.cli.options import THINK, MaxTokensOption, ModelArgument, Think, ThinkOption
 from dsv4_mlx.engine.engine_options import SamplingOptions

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from dsv4_mlx.cli.console import progress, tell
-from dsv4_mlx.cli.models import model_folder
+from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, EngineArguments, grouped
 from dsv4_mlx.cli.options import ModelArgument
 from dsv4_mlx.errors import InputError, MachineError
@@ -37,8 +37,7 @@ def logits(
 
     Example: dsv4-mlx logits demo --tokens prompts.json --out logits.npz --numerics exact --chunk 128
     """
-    from dsv4_mlx.engine.engine import Engine
-    from dsv4_mlx.evaluation.score import score
+    from dsv4_mlx.engine.engine import Engine, score
 
     prompts = read_prompts(tokens)
     if out.parent != Path() and not out.parent.is_dir():

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 from dsv4_mlx.cli.console import progress
-from dsv4_mlx.cli.options import verdicts_file
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.errors import UsageError
 
 if TYPE_CHECKING:
-    from dsv4_mlx.ops.table import Ops
+    from dsv4_mlx.ops.selftest.choose import Choice
 
 
 OpsMode = Literal["auto", "reference"]
@@ -143,18 +142,18 @@ class EngineArguments:
 
         What was replaced by its reference is said on stderr. `plain` as in `progress`.
         """
-        return self.options(ops=trusted(self.ops, plain=plain), **more)
+        return self.options(ops=trusted(self.ops, plain=plain).ops, **more)
 
 
-def trusted(mode: OpsMode = "auto", *, plain: bool = False) -> Ops:
+def trusted(mode: OpsMode = "auto", *, plain: bool = False) -> Choice:
     """The ops of `--ops`, as EngineArguments.with_kernels has them."""
     from dsv4_mlx.ops.selftest.choose import choose
 
     with progress("checking Metal kernels, once", "kernels", plain=plain) as show:
-        choice = choose(mode, verdicts_file(), progress=show)
+        choice = choose(mode, progress=show)
     if choice.message is not None:
         print(f"warning: {choice.message}", file=sys.stderr)
-    return choice.ops
+    return choice
 
 
 # Defaults of the command line's own: a seed that nobody gave is drawn, and kernels are tried.

@@ -1,16 +1,13 @@
-"""Options that several commands share, declared once; the only reader of the environment."""
+"""Options that several commands share, declared once."""
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from dsv4_mlx.errors import UsageError
-from dsv4_mlx.machine.support import mac_caches
 from dsv4_mlx.server.options import ServerOptions
 
 Think = Literal["off", "on", "max"]
@@ -70,36 +67,3 @@ def api_key_from(given: str | None, file: Path | None) -> str | None:
             next="make one: openssl rand -hex 24",
         )
     return key
-
-
-def cache_folder() -> Path:
-    """Where this program keeps what it can make again."""
-    if sys.platform == "darwin":
-        return mac_caches()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "dsv4-mlx"
-
-
-def verdicts_file() -> Path:
-    """Where it is remembered which kernels can be trusted on this machine."""
-    return cache_folder() / "kernels.json"
-
-
-def data_folder() -> Path:
-    """Where this program keeps what it can't make again."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "dsv4-mlx"
-    base = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "share") / "dsv4-mlx"
-
-
-def config_folder() -> Path:
-    """Where other programs keep their settings, on every system that follows XDG and by custom on macOS."""
-    base = os.environ.get("XDG_CONFIG_HOME", "")
-    return Path(base) if os.path.isabs(base) else Path.home() / ".config"
-
-
-def terminal_environment() -> dict[str, str]:
-    """What the environment says about the terminal."""
-    names = ("TERM", "NO_COLOR", "LC_ALL", "LC_CTYPE", "LANG")
-    return {name: os.environ[name] for name in names if name in os.environ}

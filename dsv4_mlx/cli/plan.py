@@ -12,9 +12,10 @@ import typer
 
 from dsv4_mlx.cli.console import table, tell
 from dsv4_mlx.cli.disk_work import existing, name_disk
-from dsv4_mlx.cli.models import commands_for, is_release, model_folder
+from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.options import JsonOption
 from dsv4_mlx.errors import InputError, UsageError
+from dsv4_mlx.hub.models import commands_for, on_the_hub
 from dsv4_mlx.machine.disks import at_home
 from dsv4_mlx.machine.units import duration, parse_memory, parse_speed, rate, size
 
@@ -55,14 +56,14 @@ def plan(
 
     Example: dsv4-mlx plan --for 64GB --bandwidth 400GB --disk 5GB
     """
-    from dsv4_mlx.planning.candidates import DEFAULT, candidates_for
+    from dsv4_mlx.planning.candidates import DEFAULT, RELEASES, candidates_for
     from dsv4_mlx.planning.fit import budget_here, budget_of_mac
     from dsv4_mlx.planning.plan import plan as make
     from dsv4_mlx.planning.plan import with_more_memory
     from dsv4_mlx.planning.speed import Speeds, measured_speeds
 
     repository, folder = DEFAULT, None
-    if model and is_release(model):
+    if model in RELEASES and on_the_hub(model):
         repository = model
         tell(f"planned from the published config of {model}; next: {commands_for(model)[1]}")
     elif model:

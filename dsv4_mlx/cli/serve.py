@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dsv4_mlx.cli.models import model_folder
+from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, ContextOption, EngineArguments, grouped
 from dsv4_mlx.cli.options import (
     THINK,
@@ -123,12 +123,12 @@ def _serve(
     from concurrent.futures import ThreadPoolExecutor
 
     from dsv4_mlx.cli.console import write_crash_log
-    from dsv4_mlx.cli.demo import MODEL_ID as DEMO
-    from dsv4_mlx.machine.awake import Awake
-    from dsv4_mlx.machine.descriptors import connections
+    from dsv4_mlx.hub.models import MODEL_ID as DEMO
+    from dsv4_mlx.machine import wire_guard
+    from dsv4_mlx.machine.awake import Awake, Linger
+    from dsv4_mlx.machine.limits import connections
     from dsv4_mlx.scheduler.backend import Backend, ModelBackend
     from dsv4_mlx.scheduler.engine_thread import EngineThread
-    from dsv4_mlx.scheduler.linger import Linger
     from dsv4_mlx.scheduler.replay import ReplayBackend, read_script
     from dsv4_mlx.server.app import make_app, model_facts
     from dsv4_mlx.server.crowd import SPARE
@@ -163,7 +163,7 @@ def _serve(
         if options.api_key is None and options.allow_unauthenticated:
             log.warning("no API key: everybody who reaches %s can use the model", options.host)
         threading.Thread(target=_say_ready, args=(worker, log), daemon=True).start()
-        return run_server(app, options, sockets, worker)
+        return run_server(app, options, sockets, worker, wire_guard.clear)  # a hard end is one of ours, too
 
 
 def _log() -> logging.Logger:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import progress, table
-from dsv4_mlx.cli.models import model_folder, official_folder
+from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
 from dsv4_mlx.errors import InputError
+from dsv4_mlx.hub.models import official_folder
 from dsv4_mlx.machine.units import size
 
 if TYPE_CHECKING:

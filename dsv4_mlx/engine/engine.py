@@ -6,16 +6,19 @@ Unwired memory is paged, or prepared anew for every command.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import mlx.core as mx
+import numpy as np
 
 from dsv4_mlx.checkpoint.manifest import Manifest
 from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.engine.chunking import chunk_ends
 from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.memory import expert_room, largest_context, repeated_scales, state_bytes, workspace
-from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.session import Logits, Session, check_logits, check_tokens
 from dsv4_mlx.errors import DoesNotFit, Dsv4Warning, Progress, UsageError
 from dsv4_mlx.machine import mlx_switches, wire_guard
 from dsv4_mlx.machine.limits import memory_limit, memory_pressure, page_cache_share
@@ -114,10 +117,6 @@ class Engine:
         """
         check_supported()
         options = options or EngineOptions()
-        if options.numerics not in NUMERICS:
-            raise UsageError(f"numerics is {options.numerics!r}, expected one of {sorted(NUMERICS)}")
-        if options.wire not in ("auto", "off"):
-            raise UsageError(f"wire is {options.wire!r}, expected 'auto' or 'off'")
         stored = find_model(folder)
         config, manifest = stored.config, stored.manifest
         context, memory = fitting(config, manifest, options.context, options.expert_memory)
@@ -161,6 +160,38 @@ class Engine:
     def session(self, growth: int = GROWTH) -> Session:
         """A new, empty token sequence, whose row buffers grow by `growth` tokens."""
         return Session(self.model, self.context, self.prompts.markers, growth)
+
+
+def score(
+    engine: Engine,
+    tokens: Sequence[int],
+    *,
+    chunk: int | None = None,
+    decode: int = 0,
+    progress: Progress | None = None,
+) -> Logits:
+    """float32 [T, V]: row t holds the logits after token t. The tokens are used as they are.
+
+    The prefill is cut where `generate` cuts it, or at multiples of `chunk`; the last `decode` tokens are
+    fed one by one. Raises InputError, DoesNotFit as Session.sync.
+    """
+    check_tokens(tokens, engine.config.vocab_size, engine.context)
+    prefilled = max(0, len(tokens) - decode)
+    marks = chunk_ends(tokens, engine.prompts.markers) if chunk is None else range(chunk, len(tokens), chunk)
+    ends = [*(mark for mark in marks if mark < prefilled), prefilled, *range(prefilled + 1, len(tokens) + 1)]
+    state = engine.model.new_state()
+    rows = []
+    start = 0
+    for end in ends:
+        if end > start:
+            logits = engine.model(mx.array([list(tokens[start:end])], mx.int32), state)
+            mx.eval(logits, *state.arrays())
+            rows.append(np.array(logits[0]))
+            check_logits(rows[-1], end - 1)
+            start = end
+            if progress is not None:
+                progress(end, len(tokens))
+    return np.concatenate(rows)
 
 
 def weight_bytes(manifest: Manifest) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal
 
 from dsv4_mlx.errors import UsageError
@@ -22,7 +23,7 @@ def _reference() -> Ops:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to open a model. context None: the largest that fits, at most 131072."""
+    """How to open a model. context None: the largest that fits, at most 131072. Raises UsageError."""
 
     context: int | None = None
     numerics: Literal["official", "exact"] = "official"
@@ -31,6 +32,17 @@ class EngineOptions:
     expert_threads: int | None = None  # that read experts; None: as many as a short measurement finds best
     verify_reads: bool = False  # compare every expert that is read with its SHA-256
     wire: Literal["auto", "off"] = "auto"  # on a Mac, whether the model's memory may not be paged out
+
+    def __post_init__(self) -> None:
+        _require(self.context is None or _whole(self.context), "context", self.context, "a number of tokens")
+        for name, words in (("numerics", ("official", "exact")), ("wire", ("auto", "off"))):
+            word = getattr(self, name)
+            _require(isinstance(word, str) and word in words, name, repr(word), " or ".join(map(repr, words)))
+        memory, threads = self.expert_memory, self.expert_threads
+        _require(isinstance(memory, str), "expert-memory", memory, "'auto', or such as '24GB', '25%', '6x'")
+        few = threads is None or (_whole(threads) and 1 <= threads <= 64)
+        _require(few, "expert-threads", threads, "1 to 64")
+        _require(isinstance(self.verify_reads, bool), "verify-reads", self.verify_reads, "True or False")
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,7 @@ class SamplingOptions:
     stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_types()
         _require(0 <= self.temperature <= 100, "temperature", self.temperature, "0 to 100")
         _require(0 < self.top_p <= 1, "top-p", self.top_p, "above 0, up to 1")
         _require(self.top_k >= 0, "top-k", self.top_k, "0 (all) or more")
@@ -76,6 +89,27 @@ class SamplingOptions:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
         _require("" not in self.stop_strings, "stop", "an empty text", "at least one character")
 
+    def _check_types(self) -> None:
+        whole = {"top-k": self.top_k, "seed": self.seed}
+        for name, value in whole.items():
+            _require(_whole(value), name, value, "a whole number")
+        numbers = {
+            "temperature": self.temperature, "top-p": self.top_p, "min-p": self.min_p,
+            "repetition-penalty": self.repetition_penalty, "presence-penalty": self.presence_penalty,
+            "frequency-penalty": self.frequency_penalty,
+        }  # fmt: skip
+        for name, value in numbers.items():
+            _require(_number(value), name, value, "a number")
+        biases, ids, strings = self.logit_bias, self.stop_ids, self.stop_strings
+        pairs = isinstance(biases, Mapping) and all(_whole(k) and _number(v) for k, v in biases.items())
+        _require(pairs, "logit-bias", biases, "a dict of token ids and numbers")
+        listed = isinstance(ids, Collection) and not isinstance(ids, str) and all(map(_whole, ids))
+        _require(listed, "stop-ids", ids, "a set of token ids")
+        texts = isinstance(strings, Collection) and not isinstance(strings, str)
+        _require(texts and all(isinstance(one, str) for one in strings), "stop", strings, "a list of texts")
+        object.__setattr__(self, "stop_ids", frozenset(ids))
+        object.__setattr__(self, "stop_strings", tuple(strings))
+
     def check(self, vocabulary: int) -> None:
         """Raises UsageError for a token id that a model of this many tokens has not."""
         for name, ids in (("logit-bias", self.logit_bias), ("stop-id", self.stop_ids)):
@@ -85,6 +119,14 @@ class SamplingOptions:
     def without(self, token: int) -> SamplingOptions:
         """The same, but `token` is never drawn; a negative id names none."""
         return self if token < 0 else replace(self, logit_bias={**self.logit_bias, token: NEVER})
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _require(true: bool, name: str, found: object, expected: str) -> None:

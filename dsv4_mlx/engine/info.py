@@ -5,21 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dsv4_mlx.config import CSA, HCA, WINDOW
+from dsv4_mlx.checkpoint.inventory import inventory
+from dsv4_mlx.config import CSA, HCA, WINDOW, ModelConfig
 from dsv4_mlx.engine.memory import DRAFT, component_bytes, repeated_scales, state_bytes
 from dsv4_mlx.weights.load import activation_dtype, find_model
+from dsv4_mlx.weights.stored import StoredModel
 
 CONTEXTS = (4096, 32_768, 131_072, 1_048_576)
 
 
-def check(folder: Path) -> None:
-    """Whether the folder holds a model, by manifest or headers. Raises InputError, MachineError."""
-    find_model(folder)
+def check(folder: Path) -> StoredModel:
+    """The model that the folder holds, by manifest or headers. Raises InputError, MachineError."""
+    return find_model(folder)
 
 
 def vocabulary(folder: Path) -> int:
     """Tokens the model knows. Raises as `check`."""
     return find_model(folder).config.vocab_size
+
+
+def trunk(config: ModelConfig) -> list[tuple[int, ...]]:
+    """The shape of every weight that a token goes through: drafts and tables of ids left out."""
+    whole = inventory(config)
+    weights = [whole.embed, *(weight for block in whole.layers for weight in block.all()), *whole.head]
+    return [weight.shape for weight in weights if not weight.name.endswith("tid2eid")]
 
 
 def facts(folder: Path) -> dict[str, Any]:

@@ -5,5 +5,5 @@ file_checks.py  files and config.json                    layers.py      each lay
 needles.py      names in long texts                      words.py       the texts
 long_run.py     a long answer                            logprobs.py    against stored log-probabilities
 perplexity.py   `eval`: perplexity and distances         intervals.py   their uncertainty
-throughput.py   `bench`: speeds and memory               score.py       `logits`: those of a prompt
+throughput.py   `bench`: speeds and memory
 """

@@ -14,7 +14,6 @@ from dsv4_mlx.model.block import Block
 from dsv4_mlx.model.chunk import ChunkPlanner
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.ops.table import EXACT, REFERENCE, Ops
-from dsv4_mlx.ops.types import Streams
 from dsv4_mlx.weights.load import StoredTensors, activation_dtype
 from dsv4_mlx.weights.stored import StoredModel
 
@@ -73,8 +72,7 @@ def _outputs(stored: StoredModel, number: int, ops: Ops, dtype: mx.Dtype) -> lis
         state, planner = _state(config, number, dtype), ChunkPlanner(config)
         for start, end in ((0, PREFILL), (PREFILL, PREFILL + 1)):
             before = x[:, start:end]
-            streams = block(Streams(before), tokens[:, start:end], state, planner.plan(start, end - start))
-            added = ops.hc_post(streams) - before
+            added = block.added(before, tokens[:, start:end], state, planner.plan(start, end - start))
             mx.eval(added, [buffer.buffer for buffer in state.buffers()])
             found.append(np.array(added.astype(mx.float32))[0])
     return found

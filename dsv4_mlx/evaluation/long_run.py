@@ -12,13 +12,12 @@ import mlx.core as mx
 import numpy as np
 
 from dsv4_mlx.engine.chooser import Sampler
-from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine import Engine, score
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.memory import state_bytes
 from dsv4_mlx.engine.session import Logits, Session
 from dsv4_mlx.evaluation.needles import too_short
 from dsv4_mlx.evaluation.report import AcceptanceStep, Bar
-from dsv4_mlx.evaluation.score import score
 from dsv4_mlx.machine.units import rate, size
 
 CUT_TOKENS = 300

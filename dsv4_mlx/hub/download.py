@@ -11,8 +11,7 @@ from threading import Lock
 
 from dsv4_mlx.checkpoint.identity import STATE
 from dsv4_mlx.checkpoint.match import match
-from dsv4_mlx.checkpoint.source import Source
-from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.checkpoint.source import Source, read_config
 from dsv4_mlx.convert.conversion_plan import ConversionPlan, make_plan
 from dsv4_mlx.convert.folder import (
     RESUME,
@@ -225,7 +224,7 @@ def _headers(fetcher: Fetcher, progress: Progress | None) -> RemoteCheckpoint:
     remote, folder = fetcher.remote, fetcher.folder
     _same_commit(folder, remote.commit)
     texts(fetcher)
-    ModelConfig.read(folder)  # another model is refused before its shards are looked at
+    read_config(folder)  # another model is refused before its shards are looked at
     looking = None if progress is None else lambda done, total: progress(DownloadStep("looking", done, total))
     official = RemoteCheckpoint(remote, folder, looking)
     match(official.source)

@@ -1,9 +1,14 @@
-"""Which machines this runs on. Asked before MLX is imported: where it can't run it can't be installed."""
+"""Which machines this runs on, and the user's folders and settings there: the only reader of the environment.
+
+Asked before MLX is imported: where that can't run it can't be installed.
+"""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 from dsv4_mlx.errors import MachineError
@@ -60,3 +65,36 @@ def translated() -> bool:
 def mac_caches() -> Path:
     """Where this program keeps what it can make again, on a Mac. Raises RuntimeError without a home."""
     return Path.home() / "Library" / "Caches" / "dsv4-mlx"
+
+
+def cache_folder() -> Path:
+    """Where this program keeps what it can make again."""
+    if sys.platform == "darwin":
+        return mac_caches()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "dsv4-mlx"
+
+
+def verdicts_file() -> Path:
+    """Where it is remembered which kernels can be trusted on this machine."""
+    return cache_folder() / "kernels.json"
+
+
+def data_folder() -> Path:
+    """Where this program keeps what it can't make again."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "dsv4-mlx"
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "share") / "dsv4-mlx"
+
+
+def config_folder() -> Path:
+    """Where other programs keep their settings, on every system that follows XDG and by custom on macOS."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    return Path(base) if os.path.isabs(base) else Path.home() / ".config"
+
+
+def terminal_environment() -> dict[str, str]:
+    """What the environment says about the terminal."""
+    names = ("TERM", "NO_COLOR", "LC_ALL", "LC_CTYPE", "LANG")
+    return {name: os.environ[name] for name in names if name in os.environ}

@@ -70,6 +70,10 @@ class Block(Module):
         """tokens [B, T]. The experts' output is left pending: whoever comes next mixes it in."""
         return self.forward_chunks([Chunk(streams, tokens, plan)], state, lambda i: None)[0]
 
+    def added(self, x: mx.array, tokens: mx.array, state: LayerState, plan: ChunkPlan) -> mx.array:
+        """What the block adds to streams x [B, T, C, D], of tokens [B, T]; nothing is left pending."""
+        return self.ffn_hc.ops.hc_post(self(Streams(x), tokens, state, plan)) - x
+
     def forward_chunks(
         self, chunks: Sequence[Chunk], state: LayerState, on_layer: Callable[[int], None]
     ) -> list[Streams]:

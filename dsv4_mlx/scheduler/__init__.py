@@ -8,5 +8,4 @@ backend.py          what the thread drives: a model with sessions
 replay.py           a script in place of a model
 session_pool.py     the live sessions             session_policy.py   which of them goes on, and which go
 turn_cache.py       exact turns: what was sampled stands in the next prompt as it was
-linger.py           what is held while there is work, and a while longer
 """

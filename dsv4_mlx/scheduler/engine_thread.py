@@ -14,9 +14,9 @@ from typing import Literal, TypeVar
 
 from dsv4_mlx.engine.decode import Reason
 from dsv4_mlx.engine.session import check_prompt
+from dsv4_mlx.machine.awake import Linger
 from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.backend import Backend, wanted
-from dsv4_mlx.scheduler.linger import Linger
 from dsv4_mlx.scheduler.request import Emit, GenerationRequest, QueueFull, Unavailable
 from dsv4_mlx.scheduler.scheduler import Counts, RunningSequence, Scheduler
 from dsv4_mlx.scheduler.session_pool import SessionPool

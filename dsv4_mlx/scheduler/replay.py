@@ -33,6 +33,7 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.chooser import thinks
 from dsv4_mlx.engine.decode import Drawn, Ended, PrefillProgress, Rows, Token
 from dsv4_mlx.engine.generate import run
+from dsv4_mlx.engine.info import check
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
 from dsv4_mlx.engine.session import Session, SessionRows
 from dsv4_mlx.errors import InputError, MachineError, Progress, UsageError
@@ -42,7 +43,6 @@ from dsv4_mlx.scheduler.backend import GROWTH, Pause, Run, session_limits, wante
 from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.scheduler.session_policy import SessionLimits
 from dsv4_mlx.tokenizer.template import Markers, Prompts
-from dsv4_mlx.weights.load import find_model
 
 KEYS = frozenset(("reasoning", "content", "tool_calls", "raw", "finish", "tokens_per_second", "error"))
 SPOKEN = ("reasoning", "content", "tool_calls")
@@ -226,7 +226,7 @@ class ReplayBackend:
         self._opened: tuple[ModelConfig, Prompts, int] | None = None
 
     def open(self, progress: Progress) -> None:
-        stored = find_model(self._folder)
+        stored = check(self._folder)
         config, prompts = stored.config, Prompts(self._folder, stored.manifest.checkpoint)
         # Nothing is computed, so the model's own limit says nothing: an agent's prompt fits the demo too.
         if self._asked is not None and not 1 <= self._asked <= MOST_CONTEXT:

@@ -18,10 +18,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dsv4_mlx.engine.engine import fitting
+from dsv4_mlx.engine.info import check
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
-from dsv4_mlx.grammar.grammars import Grammars
 from dsv4_mlx.scheduler.engine_thread import EngineThread
-from dsv4_mlx.scheduler.turn_cache import TurnCache
 from dsv4_mlx.server import openapi as models
 from dsv4_mlx.server.api_errors import ApiError, invalid
 from dsv4_mlx.server.metrics import Metrics
@@ -33,7 +32,6 @@ from dsv4_mlx.server.protocols.request import ParsedRequest, ProtocolName, Serve
 from dsv4_mlx.server.streaming import Endpoint, ServerContext, body_of
 from dsv4_mlx.server.translate import Translator
 from dsv4_mlx.tokenizer.template import LEVELS, Prompts
-from dsv4_mlx.weights.load import find_model
 
 PROBE = 2.0  # seconds for the engine thread to say that it lives
 
@@ -169,7 +167,7 @@ def model_facts(
 
     `expert_memory` None: its weights won't be loaded.
     """
-    stored = find_model(folder)
+    stored = check(folder)
     config = stored.config
     if expert_memory is not None:
         context, _ = fitting(config, stored.manifest, context, expert_memory)
@@ -183,7 +181,6 @@ def make_app(
     folder: Path, facts: ServerInfo, worker: EngineThread, threads: Executor, crash: Callable[[str], str]
 ) -> App:
     """The application; reads tokenizer and template, which takes a second at full size. Raises InputError."""
-    prompts = Prompts(folder, find_model(folder).manifest.checkpoint)
-    grammars = Grammars(folder, facts.vocabulary, prompts.markers)
-    translator = Translator(facts, prompts.spelling, grammars, TurnCache(prompts))
+    prompts = Prompts(folder, check(folder).manifest.checkpoint)
+    translator = Translator.of(folder, facts, prompts)
     return App(ServerContext(translator, worker, threads, facts.options.limits, Metrics(), crash))

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dsv4_mlx.errors import EXIT_INTERRUPT, EXIT_TERMINATED, MachineError, UsageError
-from dsv4_mlx.machine import wire_guard
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.server.app import App
 from dsv4_mlx.server.crowd import Crowd, Door, without_exhausted
@@ -71,19 +70,34 @@ def listen(options: ServerOptions) -> list[socket.socket]:
     return bound
 
 
-def serve(app: App, options: ServerOptions, sockets: list[socket.socket], worker: EngineThread) -> int:
-    """Serve until a signal; its exit code. The worker is closed. Raises what made the engine unusable."""
-    return asyncio.run(_serve(app, options, sockets, worker))
+def serve(
+    app: App,
+    options: ServerOptions,
+    sockets: list[socket.socket],
+    worker: EngineThread,
+    before_exit: Callable[[], None] = lambda: None,
+) -> int:
+    """Serve until a signal; its exit code. The worker is closed. Raises what made the engine unusable.
+
+    `before_exit` is called where a second signal ends the process on the spot.
+    """
+    return asyncio.run(_serve(app, options, sockets, worker, before_exit))
 
 
-async def _serve(app: App, options: ServerOptions, sockets: list[socket.socket], worker: EngineThread) -> int:
+async def _serve(
+    app: App,
+    options: ServerOptions,
+    sockets: list[socket.socket],
+    worker: EngineThread,
+    before_exit: Callable[[], None],
+) -> int:
     server = make_server(app, options)
     ended = asyncio.Event()
     codes: list[int] = []
 
     def stop(number: signal.Signals) -> None:
         if codes:
-            wire_guard.clear()  # an end of ours, though a hard one
+            before_exit()
             os._exit(_CODES[number])  # asked a second time: now
         codes.append(_CODES[number])
         ended.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
 
 from dsv4_mlx.engine.session import room_for_answer
 from dsv4_mlx.errors import InputError
@@ -19,7 +20,7 @@ from dsv4_mlx.server.protocols.messages import MessagesEncoder
 from dsv4_mlx.server.protocols.request import PROMPT_PARAM, ParsedRequest, ProtocolName, ServerInfo
 from dsv4_mlx.server.protocols.responses import ResponsesEncoder
 from dsv4_mlx.server.protocols.stream import StreamEncoder
-from dsv4_mlx.tokenizer.template import Spelling
+from dsv4_mlx.tokenizer.template import Prompts, Spelling
 
 log = logging.getLogger("dsv4_mlx.server")
 
@@ -38,6 +39,12 @@ class Translator:
         self.facts, self.spelling, self.grammars, self.turns = facts, spelling, grammars, turns
         self._said: set[str] = set()
         self._lock = threading.Lock()
+
+    @staticmethod
+    def of(folder: Path, facts: ServerInfo, prompts: Prompts) -> Translator:
+        """For the model in `folder`, with nothing remembered yet. Raises InputError."""
+        grammars = Grammars(folder, facts.vocabulary, prompts.markers)
+        return Translator(facts, prompts.spelling, grammars, TurnCache(prompts))
 
     def read(self, protocol: ProtocolName, raw: bytes) -> ParsedRequest:
         """Raises ApiError."""

@@ -211,21 +211,25 @@ class TextParser:
 
     def push(self, token: int) -> list[Piece]:
         """Take in one sampled token."""
-        return list(_pieces(self._parser.push(token)))
+        return _all_pieces(self._parser.push(token))
 
     def finish(self, *, length: bool) -> list[Piece]:
         """The turn is over, by a limit (`length`) or else by its own end. What was held back."""
-        return list(_pieces(self._parser.finish(length=length and not self.over)))
+        return _all_pieces(self._parser.finish(length=length and not self.over))
 
 
-def _pieces(chunks: list[Chunk]) -> Iterator[Piece]:
-    for chunk in chunks:
-        for choice in json.loads(chunk.to_json())["choices"]:
-            delta = choice["delta"]
-            if delta.get("reasoning_content"):
-                yield Piece("thinking", delta["reasoning_content"])
-            if delta.get("content"):
-                yield Piece("answer", delta["content"])
-            for call in delta.get("tool_calls") or []:
-                function = call["function"]
-                yield Piece("tool", (function.get("name") or "") + (function.get("arguments") or ""))
+def pieces(chunk: dict[str, Any]) -> Iterator[Piece]:
+    """What a chunk of Chat Completions adds."""
+    for choice in chunk["choices"]:
+        delta = choice["delta"]
+        if delta.get("reasoning_content"):
+            yield Piece("thinking", delta["reasoning_content"])
+        if delta.get("content"):
+            yield Piece("answer", delta["content"])
+        for call in delta.get("tool_calls") or []:
+            function = call["function"]
+            yield Piece("tool", (function.get("name") or "") + (function.get("arguments") or ""))
+
+
+def _all_pieces(chunks: list[Chunk]) -> list[Piece]:
+    return [piece for chunk in chunks for piece in pieces(json.loads(chunk.to_json()))]

@@ -1,3 +1,5 @@
+#include "float32.h"
+
 // A row of K channels in the registers of one simdgroup: lane l holds channels l * E to l * E + E - 1, E even.
 // Lanes beyond K / E hold zeros and take part in everything that goes across lanes.
 
@@ -7,7 +9,7 @@ float row_scale(thread const float* v, int width, float eps) {
   for (int i = 0; i < E; ++i) {
     sum += v[i] * v[i];
   }
-  return rsqrt(simd_sum(sum) / float(width) + eps);
+  return precise::rsqrt(simd_sum(sum) / float(width) + eps);
 }
 
 // Neighbouring channels (2i, 2i + 1) are a complex number, multiplied by (factors[2i], factors[2i + 1]).
@@ -21,15 +23,15 @@ void row_rotate(thread float* v, const device float* factors) {
   }
 }
 
-// The largest magnitude among the BLOCK channels that this lane's belong to, and at least `tiny`.
+// The largest magnitude among the BLOCK channels that this lane's belong to, and at least `tiny`; NaN if one is.
 template <int E, int BLOCK>
 float block_top(thread const float* v, float tiny) {
   float top = tiny;
   for (int i = 0; i < E; ++i) {
-    top = max(top, fabs(v[i]));
+    top = larger(top, fabs(v[i]));
   }
   for (int step = 1; step < BLOCK / E; step *= 2) {
-    top = max(top, simd_shuffle_xor(top, ushort(step)));
+    top = larger(top, simd_shuffle_xor(top, ushort(step)));
   }
   return top;
 }
@@ -43,7 +45,7 @@ inline float block_scale(float top, uint carry, uint exponent) {
 // The nearest multiple of `unit` times the value's power of two, which is no less than `least`; ties to even.
 inline float nearest(float value, float least, float unit) {
   const float power = as_type<float>(as_type<uint>(value) & 0x7F800000u);
-  const float step = max(power, least) * unit;
+  const float step = (power > least ? power : least) * unit;
   return rint(value / step) * step;
 }
 
@@ -86,7 +88,7 @@ void row_hadamard(thread float* v, uint lane) {
       v[i] = (lane & uint(step)) ? other - v[i] : v[i] + other;
     }
   }
-  const float scale = rsqrt(float(K));
+  const float scale = precise::rsqrt(float(K));
   for (int i = 0; i < E; ++i) {
     v[i] *= scale;
   }

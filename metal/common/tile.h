@@ -1,5 +1,6 @@
 #include <metal_simdgroup>
 #include <metal_simdgroup_matrix>
+#include "float32.h"
 
 // The places of a simdgroup matrix. Each lane holds two neighbouring elements of a row of the 8 x 8 tile: the
 // layout of Apple's GPUs, on which MLX's own kernels rely as well.
@@ -12,8 +13,8 @@ inline uint tile_column(uint lane) {
 
 // Over the four lanes that share a row.
 inline float across_row_max(float value) {
-  value = max(value, simd_shuffle_xor(value, ushort(1)));
-  return max(value, simd_shuffle_xor(value, ushort(8)));
+  value = larger(value, simd_shuffle_xor(value, ushort(1)));
+  return larger(value, simd_shuffle_xor(value, ushort(8)));
 }
 inline float across_row_sum(float value) {
   value += simd_shuffle_xor(value, ushort(1));

@@ -15,7 +15,7 @@ import pytest
 from memory_run import tiny_engine
 
 from dsv4_mlx.adapters.mlx_lm import prepared
-from dsv4_mlx.evaluation.score import score
+from dsv4_mlx.engine.engine import score
 
 pytestmark = pytest.mark.long
 

@@ -18,11 +18,10 @@ from memory_run import tiny_engine
 from small_model import token_ids
 
 from dsv4_mlx.adapters import mlx_lm as adapter
-from dsv4_mlx.adapters.mlx_lm import Model, StateCache, batch_generate, load, prepared, tokenizer
-from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.adapters.mlx_lm import CallableModel, StateCache, batch_generate, load, prepared, tokenizer
+from dsv4_mlx.engine.engine import Engine, score
 from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import InputError, UsageError
-from dsv4_mlx.evaluation.score import score
 
 VOCABULARY = 384
 NEVER = "no answer has this"
@@ -42,8 +41,8 @@ def engine(folder: Path) -> Engine:
 
 
 @pytest.fixture
-def model(engine: Engine) -> Model:
-    return Model(engine.model)
+def model(engine: Engine) -> CallableModel:
+    return CallableModel(engine.model)
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def log_probabilities(engine: Engine, tokens: list[int]) -> np.ndarray:
 
 @pytest.mark.parametrize("batch_size", (1, 2))
 def test_perplexity_equals_our_own(
-    engine: Engine, model: Model, rng: np.random.Generator, batch_size: int
+    engine: Engine, model: CallableModel, rng: np.random.Generator, batch_size: int
 ) -> None:
     """Longer than 512 tokens: cut as ours is."""
     from mlx_lm.perplexity import eval_ppl
@@ -91,7 +90,7 @@ def test_perplexity_program(
     assert "Perplexity: " in out
 
 
-def test_parameters_are_counted_unpacked(engine: Engine, model: Model) -> None:
+def test_parameters_are_counted_unpacked(engine: Engine, model: CallableModel) -> None:
     from mlx_lm.utils import get_total_parameters
 
     from dsv4_mlx.checkpoint.inventory import inventory
@@ -115,7 +114,7 @@ def test_benchmark_program(opened: Path, capsys: pytest.CaptureFixture[str], bat
 
 
 def test_generation_takes_the_tokens_ours_takes(
-    engine: Engine, model: Model, folder: Path, rng: np.random.Generator
+    engine: Engine, model: CallableModel, folder: Path, rng: np.random.Generator
 ) -> None:
     """Greedy, past the ends of groups; mlx-lm prefills all but the last token, so the cut differs."""
     from mlx_lm.generate import generate_step
@@ -136,7 +135,7 @@ def test_generation_takes_the_tokens_ours_takes(
     assert len(texts.token_ids[1]) <= 3
 
 
-def test_cache_is_copied_deeply(model: Model, rng: np.random.Generator) -> None:
+def test_cache_is_copied_deeply(model: CallableModel, rng: np.random.Generator) -> None:
     tokens, more, other = token_ids(rng, 30), token_ids(rng, 5), token_ids(rng, 9)
     cache = model.make_cache()
     assert cache[0].empty()

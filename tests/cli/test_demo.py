@@ -11,12 +11,12 @@ import pytest
 from deepseek_recipe import Conversation, ToolDefinition, UserMessage
 
 from dsv4_mlx.checkpoint.manifest import read_manifest
-from dsv4_mlx.cli.demo import MODEL_ID, SHIPPED, build, program
-from dsv4_mlx.cli.models import model_folder
+from dsv4_mlx.cli.demo import program
 from dsv4_mlx.config import CSA, HCA, WINDOW, ModelConfig
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.engine.generate import answer, generate
+from dsv4_mlx.hub.models import MODEL_ID, SHIPPED, build, model_folder
 from dsv4_mlx.tokenizer.output_parser import Piece, TextParser
 
 QUESTION = "What is the sliding window?"
@@ -57,7 +57,7 @@ def test_the_demo_says_what_to_type_next(monkeypatch: pytest.MonkeyPatch, tmp_pa
 @pytest.mark.parametrize(
     ("statement", "rooms"),
     (
-        ("from dsv4_mlx.cli.models import model_folder; model_folder('demo')", ("convert", "machine.disks")),
+        ("from dsv4_mlx.hub.models import model_folder; model_folder('demo')", ("convert", "machine.disks")),
         ("from dsv4_mlx.cli.generate import rule_of; rule_of(None, None)", ("grammar",)),
     ),
 )
@@ -66,7 +66,7 @@ def test_what_is_not_needed_is_not_imported(statement: str, rooms: tuple[str, ..
     model_folder("demo")
     code = f"{statement}\nimport sys\nprint(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "dsv4_mlx.cli" in loaded.split()
+    assert "dsv4_mlx" in loaded.split()
     assert not [name for name in loaded.split() for room in rooms if name.startswith(f"dsv4_mlx.{room}")]
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dsv4_mlx.cli.models import model_folder
+from dsv4_mlx.hub.models import model_folder
 
 ROOT = Path(__file__).parents[2]
 

@@ -27,10 +27,9 @@ from dsv4_mlx.convert.recipe import find_recipe
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.convert.steps import QuantisedRecord, ScalesSpan, steps_for
 from dsv4_mlx.convert.verify import verify
-from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine import Engine, score
 from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.evaluation.score import score
 from dsv4_mlx.synthetic import cut, release_config, write_checkpoint
 
 EXPERT = "layers.2.ffn.experts.3.w2"

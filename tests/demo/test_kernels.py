@@ -14,9 +14,9 @@ import pytest
 from ops.kernels.proven import Proven
 
 from bench.demo_model import compare, models
-from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.convert.run import convert
 from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.hub.models import SHIPPED
 from dsv4_mlx.ops.table import with_kernels
 
 PROMPTS = 3

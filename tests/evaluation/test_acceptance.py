@@ -18,7 +18,6 @@ from checkpoints import Checkpoints
 from evaluation.acceptance_helpers import accepted, offset_of, overwrite
 
 from dsv4_mlx.cli.check import _text as report_text
-from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.cli.main import run as cli
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions
@@ -26,6 +25,7 @@ from dsv4_mlx.errors import Progress, UsageError
 from dsv4_mlx.evaluation.acceptance import AcceptanceOptions, AcceptanceTools, accept
 from dsv4_mlx.evaluation.long_run import cuts
 from dsv4_mlx.evaluation.report import Acceptance, AcceptanceStep, Bar
+from dsv4_mlx.hub.models import SHIPPED
 from dsv4_mlx.ops.selftest.verdicts import Verdict
 from dsv4_mlx.ops.table import REFERENCE, Ops
 from dsv4_mlx.ops.types import Streams

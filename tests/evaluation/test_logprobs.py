@@ -17,11 +17,11 @@ from evaluation.acceptance_helpers import quiet
 from oracle.numpy_model import NumpyModel
 from oracle.official import OfficialCheckpoint
 
-from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.evaluation.logprobs import compared, read
+from dsv4_mlx.hub.models import SHIPPED
 
 QUESTION = "What is the sliding window?"
 VOCABULARY = 1792

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from evaluation.acceptance_helpers import quiet
 
-from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.evaluation import long_run as long
 from dsv4_mlx.evaluation.long_run import long_answer, looping
 from dsv4_mlx.evaluation.needles import ASKED, CODES, OVER, haystack, name_of, needles
+from dsv4_mlx.hub.models import SHIPPED
 from dsv4_mlx.ops.table import REFERENCE
 
 

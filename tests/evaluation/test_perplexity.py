@@ -17,14 +17,13 @@ import numpy as np
 import pytest
 from checkpoints import Checkpoints
 
-from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.cli.evaluate import _read
 from dsv4_mlx.convert.run import convert
-from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine import Engine, score
 from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.errors import DoesNotFit, InputError, MachineError
 from dsv4_mlx.evaluation.perplexity import Evaluation, evaluate
-from dsv4_mlx.evaluation.score import score
+from dsv4_mlx.hub.models import SHIPPED
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 12
 TAUGHT = "The code of Gosax is 925. The old river was near the small house at night. " * 90

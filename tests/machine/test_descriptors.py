@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from dsv4_mlx.machine.descriptors import HEADROOM, allow, connections
+from dsv4_mlx.machine.limits import HEADROOM, allow, connections
 
 INFINITE = resource.RLIM_INFINITY
 

@@ -22,6 +22,28 @@ _HERE = Path(__file__).resolve().parent
 _RUNTIME_SOURCES = sorted((_HERE / "runtime").glob("*.cpp"))
 
 
+@dataclass(frozen=True)
+class Numerics:
+    """What a GPU may do with floats: by default nothing that IEEE 754 and the C library do not.
+
+    functions: inexact functions are as far off as Metal's specification allows, and of `fast::` min, max and
+    clamp a NaN comes out where the precise ones drop it. contract: products and sums are fused wherever the
+    compiler can. flush: subnormal numbers are zero, going in and coming out.
+    """
+
+    functions: bool = False
+    contract: bool = False
+    flush: bool = False
+
+    def flags(self) -> list[str]:
+        """The compiler's; `flush` is a state of the thread that runs (launch.flushed)."""
+        contract = f"-ffp-contract={'fast' if self.contract else 'off'}"
+        return [contract, *(["-DPROOF_WORST_FUNCTIONS"] if self.functions else [])]
+
+
+PLAIN = Numerics()
+
+
 class BuildError(Exception):
     """A kernel that does not compile. The message is the compiler's, in lines of the generated text."""
 
@@ -65,7 +87,7 @@ def compiler() -> Compiler:
             continue
         version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
         clang = "clang" in version
-        flags = ["-std=c++17", "-O2", "-fPIC", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off"]
+        flags = ["-std=c++17", "-O2", "-fPIC", "-fno-exceptions", "-fno-rtti"]
         flags += _processor_flags()
         if clang:
             # Metal's literals are float, and its half rounds after every operation.
@@ -118,7 +140,7 @@ def _install(path: Path, make: list[list[str]], texts: list[str | None], folder:
 def runtime_library() -> Path:
     tool = compiler()
     portable = ["-DPROOF_PORTABLE_SWITCH"] if os.environ.get("DSV4_MLX_PROOF_PORTABLE") else []
-    command = [tool.path, *tool.flags, *portable, "-g", f"-I{_HERE / 'runtime'}"]
+    command = [tool.path, *tool.flags, *PLAIN.flags(), *portable, "-g", f"-I{_HERE / 'runtime'}"]
     texts = [_run([*command, "-E", str(source)]) for source in _RUNTIME_SOURCES]
     path = cache_folder() / f"runtime-{_key(tool.version, ' '.join(command[1:-1]), *texts)}.so"
     if not path.exists():
@@ -139,10 +161,10 @@ class Library:
 
 
 @functools.cache
-def kernel_library(text: str, check: bool) -> Library:
+def kernel_library(text: str, check: bool, numerics: Numerics = PLAIN) -> Library:
     tool = compiler()
     runtime = runtime_library()
-    flags = [*tool.flags, *(_check_flags(tool) if check else [])]
+    flags = [*tool.flags, *numerics.flags(), *(_check_flags(tool) if check else [])]
     includes = [f"-I{_HERE / 'include'}", f"-I{_HERE}", f"-I{mlx_include()}"]
     prelude = '#include "msl.h"\n#include "mlx/backend/metal/kernels/utils.h"\n#line 1 "kernel.metal"\n'
     source = _run([tool.path, *flags, *includes, "-E", "-x", "c++", "-"], prelude + text)

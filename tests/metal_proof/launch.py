@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,18 @@ def _runtime() -> ctypes.CDLL:
     return _loaded[0]
 
 
+@contextmanager
+def flushed() -> Iterator[None]:
+    """Subnormal numbers are zero for this thread, and for threads that it starts meanwhile."""
+    before = _runtime().proof_flush(1)
+    if before < 0:
+        raise RuntimeError("this processor can't flush subnormal numbers here; run without `flush`")
+    try:
+        yield
+    finally:
+        _runtime().proof_flush(before)
+
+
 def extent(array: npt.NDArray[Any]) -> int:
     """Bytes from an array's first element to the end of its last, gaps included."""
     if not array.size:
@@ -96,6 +109,7 @@ class Call:
     init_value: float | None
     check: bool
     access_limit: int
+    flush: bool = False
 
     def __post_init__(self) -> None:
         self.arrays = [self._argument(item.role, self.named[item.owner]) for item in self.signature.arguments]
@@ -142,7 +156,7 @@ class Call:
             raw,
         )
         launch.access_limit = self.access_limit
-        with _launching:
+        with _launching, flushed() if self.flush else nullcontext():
             _runtime().proof_launch(ctypes.byref(launch))
         return Outcome(
             {item.name: row for item, row in zip(self.signature.arguments, rows, strict=True)},

@@ -6,14 +6,14 @@ import functools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from metal_proof.arrays import Array, BFloat16, array_dtype, dtype_name, from_storage, storage, storage_type
-from metal_proof.build import Library, kernel_library
+from metal_proof.build import PLAIN, Library, Numerics, kernel_library
 from metal_proof.findings import Finding
 from metal_proof.launch import Call
 from metal_proof.rewrite import to_cpp
@@ -118,8 +118,8 @@ def _signature(
 
 
 @functools.lru_cache(maxsize=4096)
-def _compiled(signature: Signature, check: bool) -> Library:
-    return kernel_library(to_cpp(signature), check)
+def _compiled(signature: Signature, check: bool, numerics: Numerics) -> Library:
+    return kernel_library(to_cpp(signature), check, replace(numerics, flush=False))
 
 
 def run(
@@ -137,6 +137,7 @@ def run(
     check: bool = True,
     seed: int = 0,
     access_limit: int = 1 << 32,
+    numerics: Numerics = PLAIN,
 ) -> Result:
     """Launches the kernel under `schedules` schedules: the first runs threads in order, the others at random.
 
@@ -162,7 +163,7 @@ def run(
     named = dict(zip((*kernel.input_names, *kernel.output_names), arrays, strict=True))
     call = Call(
         signature=signature,
-        library=_compiled(signature, check),
+        library=_compiled(signature, check, numerics),
         named=named,
         output_dtypes=dict(zip(kernel.output_names, dtypes, strict=True)),
         grid=whole,
@@ -170,6 +171,7 @@ def run(
         init_value=init_value,
         check=check,
         access_limit=access_limit,
+        flush=numerics.flush,
     )
     return _launch(kernel, call, schedules, seed, start)
 

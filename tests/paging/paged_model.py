@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from small_model import TINY, token_ids
 
 from dsv4_mlx.convert.run import convert
-from dsv4_mlx.engine.engine import Engine
+from dsv4_mlx.engine.engine import Engine, score
 from dsv4_mlx.engine.engine_options import EngineOptions
-from dsv4_mlx.evaluation.score import score
 from dsv4_mlx.synthetic import small_config, write_checkpoint
 
 EXPERTS, EACH = 20, 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dsv4_mlx.scheduler.linger import SECONDS, Linger
+from dsv4_mlx.machine.awake import SECONDS, Linger
 
 
 class Log:

@@ -24,10 +24,10 @@ from deepseek_recipe import (
     UserMessage,
 )
 
-from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.engine.decode import Finished, Token
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.errors import InputError, MachineError, UsageError
+from dsv4_mlx.hub.models import SHIPPED
 from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.replay import ReplayBackend, ScriptedCall, ScriptedTurn, read_script
 from dsv4_mlx.scheduler.request import GenerationRequest

@@ -20,10 +20,10 @@ from deepseek_recipe import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.engine.decode import PrefillProgress
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.engine.generate import generate
+from dsv4_mlx.hub.models import SHIPPED
 from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.backend import ModelBackend
 from dsv4_mlx.scheduler.replay import ReplayBackend

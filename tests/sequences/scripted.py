@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -56,12 +56,14 @@ def engine(folder: Path, context: int | None) -> Engine:
     return ScriptedEngine(stored.config, stored.manifest, no_model, prompts, context or DEFAULT_CONTEXT)
 
 
+def backend_of(scripts: Sequence[Sequence[int]]) -> Callable[[Path, EngineOptions], ReplayBackend]:
+    """What stands in for ModelBackend."""
+    turns = [ScriptedTurn("script", ids=tuple(ids)) for ids in scripts]
+    return lambda folder, options: ReplayBackend(folder, turns, options.context)
+
+
 def run_scripted(scripts: Sequence[Sequence[int]], arguments: list[str]) -> int:
     """Run a command; its exit code. `generate` says the first script, the others one after another."""
-
-    def scripted_backend(folder: Path, options: EngineOptions) -> ReplayBackend:
-        turns = [ScriptedTurn("script", ids=tuple(ids)) for ids in scripts]
-        return ReplayBackend(folder, turns, options.context)
 
     def opened(folder: Path, options: EngineOptions, progress: Any = None) -> Engine:
         return engine(folder, options.context)
@@ -70,7 +72,7 @@ def run_scripted(scripts: Sequence[Sequence[int]], arguments: list[str]) -> int:
         return ScriptedAnswer(session, script=scripts[0])
 
     with (
-        patch.object(backend, "ModelBackend", scripted_backend),
+        patch.object(backend, "ModelBackend", backend_of(scripts)),
         patch.object(Engine, "open", opened),
         patch.object(generate, "SessionRows", answer),
     ):

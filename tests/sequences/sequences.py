@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from server.sse import Cutter
 
-from dsv4_mlx.cli.demo import SHIPPED
+from dsv4_mlx.hub.models import SHIPPED
 from dsv4_mlx.tokenizer.template import Prompts
 
-Door = Literal["chat", "generate", "server"]
+Door = Literal["chat", "generate", "server", "library"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Sequence:
 
     def goes_through(self, door: Door) -> bool:
         """Whether the door has the options that the sequence needs."""
-        return not (self.tools and door != "server") and not (self.stop and door == "chat")
+        return not (self.tools and door not in ("server", "library")) and not (self.stop and door == "chat")
 
     def ids(self) -> list[int]:
         prompts, cutter = _tokenizer()

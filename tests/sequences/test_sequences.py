@@ -1,4 +1,4 @@
-"""Hard token sequences through every door: chat in a terminal, `generate`, the server. The doors agree."""
+"""Hard token sequences through every door: chat in a terminal, `generate`, the server, the library."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from server.client import call
 from server.sse import read_chat
 from terminal.screens import CTRL_D, Person
 
-from dsv4_mlx.cli.demo import SHIPPED
+import dsv4_mlx
 from dsv4_mlx.engine import generate
-from sequences.scripted import run_scripted
+from dsv4_mlx.hub.models import SHIPPED
+from sequences.scripted import backend_of, run_scripted
 from sequences.sequences import TABLE, Door, Sequence, prompt_length
 
 SCRIPTED = str(Path(__file__).with_name("scripted.py"))
@@ -44,7 +45,7 @@ def script(folder: Path, sequences: list[Sequence]) -> str:
 
 def test_the_table_is_large_and_its_names_are_different() -> None:
     assert len({one.name for one in TABLE}) == len(TABLE)
-    for door in ("chat", "generate", "server"):
+    for door in ("chat", "generate", "server", "library"):
         assert sum(one.goes_through(door) for one in TABLE) >= 40
 
 
@@ -139,3 +140,32 @@ def test_server(room: int | None, tmp_path: Path) -> None:
             whole = message.get("reasoning_content") or "", message["content"], choice["finish_reason"]
             assert whole == found[str(one)][:3], one
     assert found == {str(one): (*one.expected(), one.calls) for one in sequences}
+
+
+@pytest.mark.parametrize("room", sorted({one.room for one in TABLE}, key=str))
+def test_library(room: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As events, of which the last is the whole answer."""
+    sequences = [one for one in TABLE if one.room == room]
+    monkeypatch.setattr("dsv4_mlx.api.ModelBackend", backend_of([one.ids() for one in sequences]))
+    context = None if room is None else prompt_length(QUESTION, think=True) + room
+    found: dict[str, Any] = {}
+    with dsv4_mlx.load(SHIPPED, context=context) as model:
+        for one in sequences:
+            *events, answer = model.stream(
+                QUESTION,
+                think="on" if one.think else "off",
+                tools=[TOOL] if one.tools else [],
+                max_tokens=one.most,
+                sampling=dsv4_mlx.SamplingOptions(stop_strings=one.stop),
+            )
+            pieces = [event for event in events if isinstance(event, dsv4_mlx.Piece)]
+            thinking, text, calls = (
+                "".join(piece.text for piece in pieces if piece.kind == kind)
+                for kind in ("thinking", "answer", "tool")
+            )
+            assert isinstance(answer, dsv4_mlx.Answer)
+            found[str(one)] = answer.thinking, answer.text, answer.reason, calls
+            assert (thinking, text) == (answer.thinking, answer.text), one
+            whole = [text for call in answer.tool_calls for text in (call.name, call.arguments)]
+            assert whole == list(one.calls if answer.reason == "tool_calls" else ()), one
+    assert found == {str(one): (*one.expected(), "".join(one.calls)) for one in sequences}

@@ -21,8 +21,8 @@ from server.fakes import CHECKPOINT, VOCABULARY, FakeWorker, PlainTurns, Script
 from starlette.types import Receive, Scope, Send
 
 from dsv4_mlx.grammar.grammars import Grammars
+from dsv4_mlx.machine.awake import Linger
 from dsv4_mlx.scheduler.engine_thread import EngineThread
-from dsv4_mlx.scheduler.linger import Linger
 from dsv4_mlx.scheduler.replay import ReplayBackend, read_script
 from dsv4_mlx.server.app import App, make_app, model_facts
 from dsv4_mlx.server.lifecycle import listen, make_server

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from deepseek_recipe import Conversation
 
-from dsv4_mlx.cli.demo import SHIPPED
 from dsv4_mlx.engine.decode import Finished, PrefillProgress, Reason, Token
+from dsv4_mlx.hub.models import SHIPPED
 from dsv4_mlx.scheduler.engine_thread import EngineThread, Health, State, Stats, Ticket
 from dsv4_mlx.scheduler.request import Emit, GenerationRequest
 from dsv4_mlx.scheduler.turn_cache import Completion, Rendered, TurnCache

@@ -22,7 +22,7 @@ from server.sse import events
 
 from dsv4_mlx.cli.options import LONGEST_KEY, api_key_from
 from dsv4_mlx.errors import UsageError
-from dsv4_mlx.machine.descriptors import allow
+from dsv4_mlx.machine.limits import allow
 
 HI = [{"role": "user", "content": "hi"}]
 COMMAND = [sys.executable, "-m", "dsv4_mlx", "serve", str(CHECKPOINT)]

@@ -17,9 +17,8 @@ from server.fakes import CHECKPOINT
 
 from dsv4_mlx.cli.main import run as run_command
 from dsv4_mlx.machine import awake
-from dsv4_mlx.machine.awake import Awake
+from dsv4_mlx.machine.awake import Awake, Linger
 from dsv4_mlx.scheduler.engine_thread import EngineThread
-from dsv4_mlx.scheduler.linger import Linger
 from dsv4_mlx.server import lifecycle as run
 from dsv4_mlx.server.app import App
 from dsv4_mlx.server.options import ServerOptions
@@ -88,7 +87,9 @@ def test_elsewhere_there_is_none(replay: Callable[..., object]) -> None:
 def test_the_command_does_so(serve_app: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spawn = Spawner()
 
-    def listened(app: App, options: ServerOptions, sockets: list[socket.socket], worker: EngineThread) -> int:
+    def listened(
+        app: App, options: ServerOptions, sockets: list[socket.socket], worker: EngineThread, end: object
+    ) -> int:
         port = serve_app(app, ServerOptions(port=0)).port
         assert until(lambda: worker.state == "ready") and spawn.commands == []
         assert call(port, "POST", CHAT, HI).status == 200

@@ -11,6 +11,7 @@ from typing import Literal
 
 import mlx.core as mx
 
+from dsv4_mlx.machine.support import verdicts_file
 from dsv4_mlx.ops.kernels import ALL
 from dsv4_mlx.ops.selftest import supervisor as parent
 from dsv4_mlx.ops.selftest import verdicts as store
@@ -31,14 +32,14 @@ class Choice:
 
 def choose(
     mode: Mode,
-    file: Path,
+    file: Path | None = None,
     *,
     metal: Metal | None = None,
     kernels: Sequence[str] | None = None,
     limits: CheckLimits | None = None,
     progress: parent.Progress | None = None,
 ) -> Choice:
-    """The ops for this machine. `file` keeps verdicts from run to run.
+    """The ops for this machine. `file` keeps verdicts from run to run; None: the user's own.
 
     "reference" checks nothing. "auto" needs Metal, else it is the same. `metal` and `kernels` are this
     machine's and all there are, unless a test says otherwise.
@@ -46,7 +47,7 @@ def choose(
     metal = metal or this_metal()
     if mode == "reference" or metal is None:
         return Choice(REFERENCE)
-    verdicts = judged(file, metal, kernels, limits or CheckLimits(), progress)
+    verdicts = judged(file or verdicts_file(), metal, kernels, limits or CheckLimits(), progress)
     bad = [v for v in verdicts if not v.works]
     without = {op.name for op in ALL} - {v.kernel for v in verdicts if v.works}
     return Choice(with_kernels(metal.launch(), without), tuple(verdicts), _message(bad, len(verdicts)))

