@@ -10,13 +10,11 @@ from typing import Any, Literal
 import dsv4_mlx
 from dsv4_mlx.checkpoint.identity import identify
 from dsv4_mlx.checkpoint.inventory import Inventory
-from dsv4_mlx.checkpoint.manifest import ExpertTable, Manifest, ManifestTensor, read_manifest
+from dsv4_mlx.checkpoint.manifest import ExpertTable, Manifest, ManifestTensor
 from dsv4_mlx.checkpoint.source import Source
 from dsv4_mlx.convert.conversion_plan import ConversionPlan, ExpertRecords, FilePlan, TargetTensor
-from dsv4_mlx.convert.journal import Task
-from dsv4_mlx.errors import InputError
 
-Status = Literal["converted", "resumed", "nothing to do"]
+Status = Literal["converted", "resumed", "repaired", "nothing to do"]
 
 
 @dataclass
@@ -28,6 +26,7 @@ class Effort:
     kept_bytes: int = 0  # in files that an earlier run finished
     hash_seconds: float = 0.0
     write_seconds: float = 0.0
+    repaired: tuple[str, ...] = ()  # files that were made again
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,8 @@ class PartCost:
 @dataclass(frozen=True)
 class Summary:
     """What `convert` reports. `kept` lists weights that the recipe had to leave in their native format,
-    `extra` the blocks after the layers, which draft tokens, `left_out` copies of other tensors."""
+    `extra` the blocks after the layers, which draft tokens, `left_out` copies of other tensors, `repaired`
+    the files of a finished conversion that were damaged and are made again."""
 
     status: Status
     source: str
@@ -60,6 +60,7 @@ class Summary:
     kept: tuple[str, ...]
     extra: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    repaired: tuple[str, ...] = ()
     parts: dict[str, PartCost] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -92,6 +93,7 @@ def summarise(
         kept=plan.kept,
         extra=tuple(block.prefix for block in table.extra),
         left_out=left_out,
+        repaired=effort.repaired,
         parts=part_costs(plan),
     )
 
@@ -123,7 +125,11 @@ def part_costs(plan: ConversionPlan) -> dict[str, PartCost]:
 
 
 def build_manifest(
-    plan: ConversionPlan, source: Source, facts: Mapping[str, Any], digests: Mapping[str, Mapping[str, str]]
+    plan: ConversionPlan,
+    source: Source,
+    facts: Mapping[str, Any],
+    digests: Mapping[str, Mapping[str, str]],
+    made_by: str = f"dsv4-mlx {dsv4_mlx.__version__}",
 ) -> Manifest:
     """The manifest of a conversion whose files all exist; `digests` is file -> digest key -> SHA-256."""
     tensors: dict[str, ManifestTensor] = {}
@@ -141,7 +147,7 @@ def build_manifest(
         tensors=tensors,
         experts=experts,
         files=sizes | {file.name: file.size for file in plan.files},
-        made_by=f"dsv4-mlx {dsv4_mlx.__version__}",
+        made_by=made_by,
     )
 
 
@@ -151,13 +157,14 @@ def text_bytes(plan: ConversionPlan, source: Source) -> int:
     A digest is as long as any other, so the manifest's length is known before its digests are.
     """
     blank = "0" * 64
-    digests = {file.name: dict.fromkeys(_digest_keys(file), blank) for file in plan.files}
+    digests = {file.name: dict.fromkeys(digest_keys(file), blank) for file in plan.files}
     facts = identify(source, lambda name, header: ())
     manifest = build_manifest(plan, source, facts, digests).to_json().encode()
     return len(manifest) + sum(len(text) for text in source.texts.values())
 
 
-def _digest_keys(file: FilePlan) -> list[str]:
+def digest_keys(file: FilePlan) -> list[str]:
+    """What a file has digests of: its tensors as stored, or its records by number."""
     keys = [placed.key for target in file.targets for placed in target.parts.values()]
     return keys + [str(number) for number in range(len(file.records.experts) if file.records else 0)]
 
@@ -177,22 +184,21 @@ def expert_table(file: str, records: ExpertRecords, digests: Mapping[str, str]) 
     )  # fmt: skip
 
 
-def check_finished(target: Path, plan: ConversionPlan, task: Task) -> None:
-    """Raises InputError unless `target` is the finished conversion that `task` would make."""
-    manifest = read_manifest(target)
-    made = Task(str(manifest.source.get("identity")), manifest.recipe, manifest.format)
-    other = task.differs(made)
-    if other:
-        raise InputError(
-            f"the target holds a finished conversion of {other}",
-            where=target,
-            next="give another target, or delete this one and convert again",
-        )
+def known_digests(plan: ConversionPlan, manifest: Manifest | None) -> dict[str, dict[str, str]]:
+    """file -> digest key -> SHA-256, of the files of which a manifest that may be damaged knows all."""
+    found: dict[str, dict[str, str]] = {}
+    if manifest is None:
+        return found
     for file in plan.files:
-        path = target / file.name
-        if not path.is_file() or path.stat().st_size != file.size:
-            raise InputError(
-                f"the target says it is finished, but {file.name} is missing or has another size",
-                where=target,
-                next="delete the folder and convert again",
-            )
+        digests: dict[str, object] = {}
+        for target in file.targets:
+            tensor = manifest.tensors.get(target.weight.name)
+            for part, placed in target.parts.items():
+                digests[placed.key] = tensor.digests.get(part) if tensor else None
+        if file.records is not None:
+            table = manifest.experts.get(file.records.prefix)
+            digests |= {str(number): digest for number, digest in enumerate(table.digests if table else ())}
+        known = {key: digest for key, digest in digests.items() if isinstance(digest, str)}
+        if known.keys() == set(digest_keys(file)):
+            found[file.name] = known
+    return found

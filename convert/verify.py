@@ -2,6 +2,8 @@
 
 Nothing in the folder is taken on trust but `config.json` and the recipe's name: from them the plan is made
 again, and files, headers and manifest must be what the plan says. Then every byte is hashed.
+
+An official folder that was downloaded is held against the digests that the Hub lists for its files.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from dsv4_mlx.checkpoint.header import Header, read_header
-from dsv4_mlx.checkpoint.identity import identify
+from dsv4_mlx.checkpoint.identity import STATE, downloaded, identify, identity_of, stored_digest
 from dsv4_mlx.checkpoint.inventory import Inventory, Weight, inventory
 from dsv4_mlx.checkpoint.manifest import NAME as MANIFEST
-from dsv4_mlx.checkpoint.manifest import Manifest, config_of, read_manifest
+from dsv4_mlx.checkpoint.manifest import OFFICIAL, REPAIR, Manifest, config_of, read_manifest
 from dsv4_mlx.checkpoint.match import match
 from dsv4_mlx.checkpoint.reader import FolderReader, SourceReader
 from dsv4_mlx.checkpoint.source import INDEX, Source, open_source
@@ -49,7 +51,10 @@ class PartError:
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found. `errors` is by component, and only there if the source was given."""
+    """What `verify` found. `errors` is by component, and only there if the source was given.
+
+    Of an official folder: `files` with a digest to hold them against, and how many are `unknown`.
+    """
 
     model: str
     against: str | None
@@ -62,6 +67,7 @@ class Report:
     damage: tuple[Damage, ...]
     parts: dict[str, PartCost]
     errors: dict[str, PartError]
+    unknown: int = 0
 
     @property
     def ok(self) -> bool:
@@ -88,29 +94,29 @@ def verify(
     """
     started = time.monotonic()
     check_block(block)
-    if (model / INDEX).is_file() and not (model / MANIFEST).exists():
-        raise InputError(
-            "this is an official checkpoint: it has no digests of its own to verify",
-            where=model,
-            next=f"dsv4-mlx check {model} accepts it on this machine; "
-            f"a conversion of it is proven by dsv4-mlx verify CONVERTED --against {model}",
-        )
+    if is_official(model):
+        return verify_official(model, progress)
     manifest = read_manifest(model)
     if manifest.recipe not in RECIPES:
         raise InputError(
             f"the model was made with the recipe {manifest.recipe!r}, which this program doesn't know",
             where=model,
-            next="use the version of dsv4-mlx that made it",
+            next=f"use the version of dsv4-mlx that made it; or, if a byte of its name is wrong: {REPAIR}",
         )
     source = None if against is None else _source(model, manifest, against)
-    table = inventory(config_of(model, manifest)) if source is None else match(source)
+    try:
+        table = inventory(config_of(model, manifest)) if source is None else match(source)
+    except InputError as error:
+        if source is not None:
+            raise
+        raise InputError(error.message, where=error.where, next=REPAIR) from None
     headers = _headers(model, table, manifest)
     plan = make_plan(table, RECIPES[manifest.recipe], _stored_dtypes(manifest, headers))
     damage = [*_texts(model, manifest, source), *_structure(plan, manifest, headers)]
     unsound = {found.file for found in damage}
     errors: dict[str, PartError] = {}
-    if not unsound & {"manifest.json", "config.json"}:
-        damage += _contents(model, source, plan, manifest, unsound, errors, progress, block)
+    if not unsound & {MANIFEST, "config.json"}:
+        damage += contents(model, source, plan, manifest, unsound, errors, progress, block)
     return Report(
         model=str(model),
         against=None if against is None else str(against),
@@ -123,6 +129,60 @@ def verify(
         damage=tuple(damage),
         parts=part_costs(plan),
         errors=errors,
+    )
+
+
+def is_official(folder: Path) -> bool:
+    """Whether this is an official folder, complete or not."""
+    marks = (folder / INDEX, folder / STATE)
+    shards = any(folder.glob("model-*-of-*.safetensors"))
+    return not (folder / MANIFEST).exists() and (shards or any(mark.exists() for mark in marks))
+
+
+def verify_official(folder: Path, progress: Progress | None = None) -> Report:
+    """Hold every file of a downloaded official folder against the digest that the Hub lists for it.
+
+    Raises InputError where no digest is here; MachineError if reading fails.
+    """
+    started = time.monotonic()
+    digests, damage, done = downloaded(folder), [], 0
+    weights = {path.name for path in folder.glob("*.safetensors")}
+    if not digests:
+        raise InputError(
+            "the digests that the Hub lists for these files are not here: nothing to verify them with",
+            where=folder,
+            next=f"dsv4-mlx download ORG/NAME {folder} fetches them, and keeps every file that is right",
+        )
+    sizes = {name: (folder / name).stat().st_size if (folder / name).exists() else 0 for name in digests}
+    total = sum(sizes.values())
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total, name)
+
+    for name, digest in digests.items():
+        try:
+            if stored_digest(folder / name, digest, advance) != digest:
+                damage.append(Damage(name, "", "is not the file that the Hub lists"))
+        except FileNotFoundError:
+            damage.append(Damage(name, "", "is missing"))
+        except OSError as error:
+            raise MachineError(f"the file can't be read: {error.strerror}", where=folder / name) from None
+    return Report(
+        model=str(folder),
+        against=None,
+        recipe=OFFICIAL,
+        files=len(digests),
+        weights=0,
+        expert_records=0,
+        bytes=total,
+        seconds=time.monotonic() - started,
+        damage=tuple(damage),
+        parts={},
+        errors={},
+        unknown=len(weights - digests.keys()),
     )
 
 
@@ -170,8 +230,10 @@ def _texts(model: Path, manifest: Manifest, source: Source | None) -> Iterator[D
     """config.json, tokenizer.json and the like must be the source's own."""
     texts = manifest.source.get("texts")
     if not isinstance(texts, dict):
-        yield Damage("manifest.json", "", "the digests of config.json and tokenizer.json are missing")
+        yield Damage(MANIFEST, "", "the digests of config.json and tokenizer.json are missing")
         return
+    if identity_of(manifest.source) != manifest.source.get("identity"):
+        yield Damage(MANIFEST, "", "what it says of its source contradicts itself")
     if source is not None:  # the manifest may have been made anew: the source itself says
         texts = texts | {name: hashlib.sha256(data).hexdigest() for name, data in source.texts.items()}
     for name, digest in texts.items():
@@ -191,14 +253,12 @@ def _structure(
     planned = {target.weight.name for file in plan.files for target in file.targets}
     blocks = {file.records.prefix for file in plan.files if file.records}
     for name in sorted(planned ^ manifest.tensors.keys()):
-        yield Damage("manifest.json", name, "is missing" if name in planned else "is unknown")
+        yield Damage(MANIFEST, name, "is missing" if name in planned else "is unknown")
     for prefix in sorted(blocks ^ manifest.experts.keys()):
-        yield Damage(
-            "manifest.json", f"{prefix}.ffn.experts", "is missing" if prefix in blocks else "is unknown"
-        )
+        yield Damage(MANIFEST, f"{prefix}.ffn.experts", "is missing" if prefix in blocks else "is unknown")
     sizes = {name: size for name, size in manifest.files.items() if name.endswith(".safetensors")}
     if sizes != {file.name: file.size for file in plan.files}:
-        yield Damage("manifest.json", "", "the list of files is not the one that config and recipe demand")
+        yield Damage(MANIFEST, "", "the list of files is not the one that config and recipe demand")
     for file in plan.files:
         header = headers[file.name]
         if isinstance(header, str):
@@ -223,6 +283,8 @@ def _table(file: FilePlan, header: Header) -> Iterator[Damage]:
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key) != found.get(key):
             yield Damage(file.name, key, f"is {found.get(key)}, expected {expected.get(key)}")
+    if expected == found and header.digest != hashlib.sha256(file.header).hexdigest():
+        yield Damage(file.name, "", "the header is not the one that was written")
 
 
 def _records_of(file: FilePlan, manifest: Manifest) -> Iterator[Damage]:
@@ -234,7 +296,7 @@ def _records_of(file: FilePlan, manifest: Manifest) -> Iterator[Damage]:
         parts = {part: placed.key for part, placed in target.parts.items()}
         same = (tensor.file, tensor.format, tensor.shape) == (file.name, target.format, target.weight.shape)
         if not same or tensor.parts != parts or tensor.digests.keys() != parts.keys():
-            yield Damage("manifest.json", target.weight.name, "is not described as config and recipe demand")
+            yield Damage(MANIFEST, target.weight.name, "is not described as config and recipe demand")
     if file.records is not None and file.records.prefix in manifest.experts:
         table, records = manifest.experts[file.records.prefix], file.records
         found = (
@@ -248,13 +310,13 @@ def _records_of(file: FilePlan, manifest: Manifest) -> Iterator[Damage]:
         count = len(records.experts)
         if found != (file.name, records.format, count, records.record_bytes, records.segments, count):
             yield Damage(
-                "manifest.json",
+                MANIFEST,
                 f"{records.prefix}.ffn.experts",
                 "is not described as config and recipe demand",
             )
 
 
-def _contents(
+def contents(
     model: Path, source: Source | None, plan: ConversionPlan, manifest: Manifest, unsound: set[str],
     errors: dict[str, PartError], progress: Progress | None, block: int,
 ) -> list[Damage]:  # fmt: skip

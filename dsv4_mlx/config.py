@@ -1,7 +1,7 @@
 """The model's shape, read strictly from the official `config.json`.
 
 A key that is missing, misspelt or has a value this program can't compute is an error: a default taken in
-silence would change the arithmetic. Keys that can't change it are listed in `IGNORED` and skipped.
+silence would change the arithmetic.
 """
 
 from __future__ import annotations
@@ -9,23 +9,17 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dsv4_mlx.errors import InputError
-from dsv4_mlx.other_models import unsupported_model
+from dsv4_mlx.errors import Dsv4Warning, InputError
+from dsv4_mlx.other_models import official_form, unsupported_model
 
 Checkpoint = Literal["april", "0731"]
 ExpertFormat = Literal["fp4", "fp8"]
 
-IGNORED = frozenset(
-    {
-        "architectures", "torch_dtype", "dtype", "transformers_version", "initializer_range", "use_cache",
-        "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "max_batch_size", "auto_map",
-        "_name_or_path",
-    }
-)  # fmt: skip
 DRAFTER = frozenset(
     {"dspark_block_size", "dspark_markov_rank", "dspark_noise_token_id", "dspark_target_layer_ids"}
 )
@@ -75,8 +69,7 @@ FLOATS = {
     "rope_theta": "rope_theta",
     "compress_rope_theta": "compress_rope_theta",
 }
-# Far above every release. Beyond them a damaged number would cost hours or all memory before it shows.
-LARGEST = {
+LARGEST = {  # far above every release: a damaged number would cost hours or all memory before it shows
     "max_position_embeddings": 2**31 - 1, "original_max_position_embeddings": 2**31 - 1, "vocab_size": 2**24,
     "num_hidden_layers": 512, "n_routed_experts": 4096, "hc_mult": 64, "hc_sinkhorn_iters": 1000,
 }  # fmt: skip
@@ -99,9 +92,7 @@ class LayerKind:
 
     name: Literal["window", "csa", "hca"]
     ratio: int  # tokens per compressed row; 0: no compressed rows
-    indexed: bool = (
-        False  # an indexer chooses among the rows, and each row pools the group before its own too
-    )
+    indexed: bool = False  # an indexer chooses among the rows; a row pools the group before its own too
 
     @property
     def halves(self) -> int:
@@ -250,6 +241,11 @@ class _Reader:
         known = self.raw.get("model_type") == FIXED["model_type"] and "quantization" not in self.raw
         if not known and (other := unsupported_model(self.raw, self.where)) is not None:
             raise other
+        self.raw, passed = official_form(self.raw)
+        if passed:
+            warnings.warn(
+                f"config.json has keys without effect: {', '.join(passed)}", Dsv4Warning, stacklevel=1
+            )
         self.check_keys()
         for key, only in FIXED.items():
             if self.raw[key] != only or isinstance(self.raw[key], bool) != isinstance(only, bool):
@@ -279,20 +275,24 @@ class _Reader:
         if self.raw.keys() & DRAFTER:
             known |= DRAFTER  # all of them or none
         missing = sorted(known - self.raw.keys())
-        unknown = sorted(self.raw.keys() - known - IGNORED - OPTIONAL)
+        unknown = sorted(self.raw.keys() - known - OPTIONAL)
         if not missing and not unknown:
             return
-        parts = []
-        if missing:
-            parts.append("missing " + ", ".join(missing))
+        parts = ["missing " + ", ".join(missing)] if missing else []
         for key in unknown:
             near = difflib.get_close_matches(key, sorted(known), n=1)
             parts.append(f"unknown {key}" + (f" (did you mean {near[0]}?)" if near else ""))
-        raise self.fail("config.json has keys that would change the arithmetic: " + "; ".join(parts))
+        raise InputError(
+            "config.json has keys that may change the arithmetic: " + "; ".join(parts),
+            where=self.where,
+            next="use the official config.json, or a newer dsv4-mlx; a key without effect may be taken out",
+        )
 
     def integer(self, source: dict[str, Any], key: str, lowest: int = 0) -> int:
         value = source[key]
         most = LARGEST.get(key, LARGEST_OTHER)
+        if type(value) is float and value.is_integer():  # 1048576.0
+            value = int(value)
         if type(value) is not int or not lowest <= value <= most:
             raise self.fail(f"{key} is {value!r}, expected a whole number from {lowest} to {most}")
         return value

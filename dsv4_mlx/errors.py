@@ -4,6 +4,7 @@
     |-- UsageError       2    wrong arguments or options
     |-- InputError       2    a file, folder, config or id that is not what it should be
     |-- DoesNotFit       2    this model can't run with these limits
+    |-- AnswerCut        4    a limit ended an answer before it had the form that was asked for
     `-- MachineError     3    read error, port busy, out of memory
         |-- DiskFull     3    no room for what is still to be written
         `-- ModelOutputError 3    logits that are not numbers: the device failed silently
@@ -54,6 +55,12 @@ class InputError(Dsv4Error):
 
 class DoesNotFit(Dsv4Error):
     """The model or prompt is larger than the limits it was given."""
+
+
+class AnswerCut(Dsv4Error):
+    """An answer was cut off, and does not have the form that it was to have."""
+
+    exit_code = 4
 
 
 class MachineError(Dsv4Error):

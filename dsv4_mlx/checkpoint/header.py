@@ -22,6 +22,7 @@ from dsv4_mlx.checkpoint.inventory import ITEM_BYTES
 from dsv4_mlx.checkpoint.manifest import ALIGNMENT
 from dsv4_mlx.errors import InputError, MachineError
 
+REPACKED = ("F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64")  # no release has them
 MOST_DIMENSIONS = 8  # the official ones have at most 2; a product of many is a number nobody can print
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
@@ -57,6 +58,7 @@ def read_header(path: Path) -> Header:
                 raise IsADirectoryError
             size = facts.st_size
             prefix = file.read(8)
+            check_kind(path, prefix)
             if len(prefix) < 8:
                 raise _damaged(path, f"the file has {size} bytes, too few for a header")
             length = int.from_bytes(prefix, "little")
@@ -72,6 +74,22 @@ def read_header(path: Path) -> Header:
     if len(text) != length:
         raise _damaged(path, "the file shrank while it was read")
     return parse_header(path, prefix + text, size)
+
+
+def check_kind(path: Path, start: bytes) -> None:
+    """Raises InputError for what stands in a file's place: a pointer of Git LFS, a web page."""
+    if start.startswith(b"version "):
+        raise InputError(
+            f"{path.name} is a pointer of Git LFS: the file itself was not fetched",
+            where=path,
+            next="git lfs pull in that folder, or dsv4-mlx download ORG/NAME FOLDER",
+        )
+    if start.lstrip()[:2] in (b"<!", b"<h", b"<H", b"<?"):
+        raise InputError(
+            f"{path.name} is a web page, not the file: a login, or a message of a proxy",
+            where=path,
+            next="look at it in a browser, then download the file again",
+        )
 
 
 def parse_header(path: Path, start: bytes, size: int) -> Header:
@@ -124,6 +142,12 @@ class _Check:
         if not isinstance(raw, dict) or raw.keys() != {"dtype", "shape", "data_offsets"}:
             raise _damaged(self.path, f"the header's entry for {name} is not dtype, shape and data_offsets")
         dtype, shape, offsets = raw["dtype"], raw["shape"], raw["data_offsets"]
+        if dtype in REPACKED:
+            raise InputError(
+                f"{name} has the dtype {dtype}: another program has packed these weights anew",
+                where=self.path,
+                next="use the official checkpoint, whose FP4 experts are I8, two codes a byte",
+            )
         if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
             raise _damaged(self.path, f"{name} has the unknown dtype {dtype!r}")
         if not _naturals(shape):

@@ -32,6 +32,9 @@ from dsv4_mlx.errors import InputError
 FORMAT = 1
 NAME = "manifest.json"
 OFFICIAL = "official"  # the recipe in a manifest that is made up for an official folder
+REPAIR = (
+    "dsv4-mlx verify FOLDER names what is damaged, dsv4-mlx convert SOURCE FOLDER --repair makes that again"
+)
 ALIGNMENT = 16 * 1024  # Apple silicon's page: a record can be mapped or read without a partial page
 
 
@@ -127,6 +130,10 @@ class Manifest:
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
+class OtherFormat(InputError):
+    """A manifest of another version of this contract."""
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check `folder/manifest.json`. Raises InputError."""
     path = folder / NAME
@@ -147,7 +154,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(raw, dict) or "format" not in raw:
         raise _damaged(path, "it is not an object with a format number")
     if raw["format"] != FORMAT:
-        raise InputError(
+        raise OtherFormat(
             f"the folder has format {raw['format']!r}, this program reads format {FORMAT}",
             where=path,
             next="convert the official checkpoint again, or use the version that made it",
@@ -229,7 +236,7 @@ def _inside(name: object) -> str:
 
 
 def _damaged(path: Path, why: str) -> InputError:
-    return InputError(f"manifest.json is damaged: {why}", where=path, next="convert the checkpoint again")
+    return InputError(f"manifest.json is damaged: {why}", where=path, next=REPAIR)
 
 
 def config_of(folder: Path, manifest: Manifest) -> ModelConfig:

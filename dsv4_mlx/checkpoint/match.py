@@ -49,6 +49,13 @@ def match(source: Source) -> Inventory:
 def _same_experts(source: Source, found: dict[str, HeaderEntry]) -> None:
     """Experts of another format than config.json says: one sentence, not thousands of shapes."""
     said = source.config.expert_format
+    if AN_EXPERT in found and found[AN_EXPERT].dtype not in EXPERT_DTYPES:
+        raise InputError(
+            f"the routed experts are {found[AN_EXPERT].dtype}: packed anew by another program; expected "
+            f"{' or '.join(EXPERT_DTYPES)}",
+            where=source.folder / source.where[AN_EXPERT],
+            next="use the official checkpoint",
+        )
     stored = EXPERT_DTYPES.get(found[AN_EXPERT].dtype) if AN_EXPERT in found else None
     if stored is not None and said is not None and stored != said:
         raise InputError(

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dsv4_mlx.checkpoint.header import Header, HeaderEntry, read_header
+from dsv4_mlx.checkpoint.header import Header, HeaderEntry, check_kind, read_header
 from dsv4_mlx.checkpoint.inventory import AN_EXPERT, EXPERT_DTYPES
 from dsv4_mlx.config import ModelConfig, parse_config
-from dsv4_mlx.errors import InputError, MachineError
+from dsv4_mlx.errors import Dsv4Warning, InputError, MachineError
 
 INDEX = "model.safetensors.index.json"
 REQUIRED = ("config.json", "tokenizer.json")  # copied unchanged
@@ -101,7 +102,7 @@ def inside(folder: Path, name: str) -> Path:
         raise InputError(
             f"{name} is a link that leads out of the folder, to {real}",
             where=path,
-            next="put the file itself there",
+            next="put the file itself there; a link to the whole folder is followed",
         )
     return path
 
@@ -113,7 +114,9 @@ def _text(folder: Path, name: str) -> bytes:
             raise InputError(f"{name} is a pipe, expected a file", where=path)
         if path.stat().st_size > LARGEST_TEXT:
             raise InputError(f"{name} has {path.stat().st_size} bytes, far too many", where=path)
-        return path.read_bytes()
+        text = path.read_bytes()
+        check_kind(path, text[:64])
+        return text
     except FileNotFoundError:
         raise InputError(
             f"there is no {name}", where=folder, next="give the folder of a complete official checkpoint"
@@ -182,7 +185,8 @@ def _compare(
             problems.append(f"{tensor} is not in {shard} as the index says{found}")
     stored = sum(entry.end - entry.start for header in shards.values() for entry in header.tensors.values())
     if not problems and total is not None and total != stored:
-        problems.append(f"the index promises {total} bytes of tensors, the shards hold {stored}")
+        message = f"{INDEX} says {total} bytes of tensors, the shards hold {stored}: taken for a wrong total"
+        warnings.warn(message, Dsv4Warning, stacklevel=1)
     if problems:
         raise InputError(
             "index and shards are not of one revision: " + listed(problems, "; "),

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from dsv4_mlx.cli.console import progress, table
+from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, EngineArguments, grouped
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
 from dsv4_mlx.errors import InputError, MachineError, UsageError
-from dsv4_mlx.hub.models import model_folder
 from dsv4_mlx.machine.units import size
 
 
@@ -47,7 +47,7 @@ def bench(
     options = engine.with_kernels(context=contexts[-1] + decode)
     with progress("loading") as loading:
         opened = Engine.open(folder, options, loading)
-    with progress("measuring", "passes") as show:
+    with progress("measuring", "tokens") as show:
         found = report(opened, folder, frontiers(opened, contexts, decode, progress=show), decode)
     if plot is not None:
         _draw(plot, found)

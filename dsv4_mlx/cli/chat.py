@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, SAMPLING, EngineArguments, SeedOption, grouped
 from dsv4_mlx.cli.options import (
     THINK,
@@ -14,7 +15,6 @@ from dsv4_mlx.cli.options import (
     ThinkOption,
 )
 from dsv4_mlx.engine.engine_options import SamplingOptions
-from dsv4_mlx.hub.models import model_folder
 from dsv4_mlx.machine.support import data_folder, terminal_environment
 
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import Progress, progress, tell
+from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, EngineArguments, grouped
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
 from dsv4_mlx.errors import InputError, MachineError
-from dsv4_mlx.hub.models import model_folder, official_folder
+from dsv4_mlx.hub.models import official_folder
 
 if TYPE_CHECKING:
     from dsv4_mlx.evaluation.report import Acceptance, AcceptanceStep

@@ -34,6 +34,10 @@ def convert(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an unfinished conversion, or start one.")
     ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Check a finished conversion, and make again only what is damaged."),
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Then compare every converted value with the official one.")
     ] = False,
@@ -58,7 +62,7 @@ def convert(
             raise UsageError(
                 "--verify compares with files that --delete-source deletes", next="leave one out"
             )
-        summary = _from_hub(source, target, recipe, resume, delete_source, revision, exclude)
+        summary = _from_hub(source, target, recipe, resume, repair, delete_source, revision, exclude)
         folder = Path(summary.source)
     else:
         if delete_source or revision is not None:
@@ -67,16 +71,10 @@ def convert(
                 next="leave them out for a folder",
             )
         folder = official_folder(source)
-        summary = _from_folder(folder, target, recipe, resume, exclude)
+        summary = _from_folder(folder, target, recipe, resume, repair, exclude)
     facts = summary.to_json()
     if not as_json:
-        print(f"{summary.status}: {summary.tensors} official tensors, {size(summary.bytes)} -> {target}")
-        if summary.extra:
-            print(f"blocks after the layers, kept: {', '.join(summary.extra)}")
-        if summary.left_out:
-            print(f"copies of embedding and head, left out: {', '.join(summary.left_out)}")
-        for name in summary.kept:
-            print(f"kept as it was: {name}")
+        _show(summary, target)
     report = None
     if verify:
         with progress("verifying") as show:
@@ -90,7 +88,21 @@ def convert(
         raise_if_damaged(report)
 
 
-def _from_folder(folder: Path, target: Path, recipe: str, resume: bool, exclude: bool | None) -> Summary:
+def _show(summary: Summary, target: Path) -> None:
+    print(f"{summary.status}: {summary.tensors} official tensors, {size(summary.bytes)} -> {target}")
+    if summary.extra:
+        print(f"blocks after the layers, kept: {', '.join(summary.extra)}")
+    if summary.left_out:
+        print(f"copies of embedding and head, left out: {', '.join(summary.left_out)}")
+    for name in summary.repaired:
+        print(f"made again: {name}")
+    for name in summary.kept:
+        print(f"kept as it was: {name}")
+
+
+def _from_folder(
+    folder: Path, target: Path, recipe: str, resume: bool, repair: bool, exclude: bool | None
+) -> Summary:
     from dsv4_mlx.convert.run import convert as run
 
     with filling("converting", [target], exclude) as show:
@@ -99,22 +111,23 @@ def _from_folder(folder: Path, target: Path, recipe: str, resume: bool, exclude:
             target,
             recipe,
             resume=resume,
+            repair=repair,
             progress=lambda done, total, file: show(
-                done, total, f"writing {file.removesuffix('.safetensors')}"
+                done, total, f"writing {file.removesuffix('.safetensors')}" if file else "checking"
             ),
         )
 
 
 def _from_hub(
-    source: str, target: Path, recipe: str, resume: bool, delete: bool, revision: str | None,
+    source: str, target: Path, recipe: str, resume: bool, repair: bool, delete: bool, revision: str | None,
     exclude: bool | None,
 ) -> Summary:  # fmt: skip
     from dsv4_mlx.hub.download import convert_from_hub, source_folder
     from dsv4_mlx.hub.remote import Retry
 
-    target = Path(os.path.abspath(target.expanduser()))  # "." has a name then
+    target = Path(os.path.abspath(target))  # "." has a name then
     with filling("downloading and converting", [target, source_folder(target)], exclude) as show:
         return convert_from_hub(
-            source, target, recipe, delete=delete, resume=resume, revision=revision,
+            source, target, recipe, delete=delete, resume=resume, repair=repair, revision=revision,
             retry=Retry(tell=tell), progress=stages(show),
         )  # fmt: skip

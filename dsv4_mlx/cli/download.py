@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4_mlx.cli.console import Progress, tell
-from dsv4_mlx.cli.disk_work import ExcludeOption, filling
-from dsv4_mlx.machine.units import size
+from dsv4_mlx.cli.disk_work import ExcludeOption, existing, filling
+from dsv4_mlx.hub.models import model_folder as found_folder
+from dsv4_mlx.hub.models import not_here, on_the_hub, short_name
+from dsv4_mlx.machine.disks import at_home, free_bytes
+from dsv4_mlx.machine.units import duration, size
 
 if TYPE_CHECKING:
     from dsv4_mlx.hub.download import DownloadStep
@@ -25,6 +29,9 @@ def download(
     repository: Annotated[str, typer.Argument(help="On the Hub, such as deepseek-ai/DeepSeek-V4-Flash.")],
     target: Annotated[Path, typer.Argument(help="The folder to fill. What is there and right is kept.")],
     revision: RevisionOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read again what is there, and fetch what is damaged.")
+    ] = False,
     exclude: ExcludeOption = None,
 ) -> None:
     """Download the official checkpoint: resumed where it stopped, every file checked against its digest.
@@ -33,13 +40,54 @@ def download(
 
     Example: dsv4-mlx download deepseek-ai/DeepSeek-V4-Flash ~/models/flash-official
     """
+    print(fill(repository, target, revision, exclude, verify=verify))
+
+
+def fill(
+    repository: str,
+    target: Path,
+    revision: str | None = None,
+    exclude: bool | None = None,
+    *,
+    verify: bool = False,
+) -> str:
+    """Download into `target` and show how far it is; what is there then, in a sentence. Raises Dsv4Error."""
     from dsv4_mlx.hub.download import download as run
     from dsv4_mlx.hub.remote import Retry
 
+    retry = Retry(tell=tell)
     with filling("downloading", [target], exclude) as show:
-        source = run(repository, target, revision=revision, retry=Retry(tell=tell), progress=stages(show))
+        source = run(repository, target, revision=revision, retry=retry, progress=stages(show), verify=verify)
     total = sum(header.size for header in source.shards.values())
-    print(f"{len(source.shards)} files with {size(total)} of weights are in {target}")
+    return f"{len(source.shards)} files with {size(total)} of weights are in {target}"
+
+
+def model_folder(reference: str) -> Path:
+    """As hub.models.model_folder; the download of what is not on this machine is offered, on a terminal."""
+    return _offered(reference) if on_the_hub(reference) else found_folder(reference)
+
+
+def _offered(repository: str) -> Path:
+    """The model, downloaded now if a user at a terminal wants that. Raises InputError with what to type."""
+    from huggingface_hub import constants
+
+    refusal = not_here(repository, repository)
+    if constants.HF_HUB_OFFLINE or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise refusal
+    from dsv4_mlx.hub.remote import Retry, look
+
+    tell(f"{repository} is not on this machine; asking the Hub")
+    files = look(repository, retry=Retry(tell=tell)).files.values()
+    target = at_home(f"~/models/{short_name(repository)}-official")
+    total, free = sum(file.bytes for file in files), free_bytes(existing(target))
+    tell(
+        f"it has {size(total)}; {size(free)} are free in {existing(target)}; "
+        f"at 100 Mbit/s it takes {duration(total / (100e6 / 8))}"
+    )
+    if total > free or not typer.confirm(f"Download it to {target}?", default=False, err=True):
+        raise refusal
+    tell(fill(repository, target))
+    return target
 
 
 def stages(show: Progress) -> Callable[[DownloadStep], None]:
@@ -49,6 +97,9 @@ def stages(show: Progress) -> Callable[[DownloadStep], None]:
     def advance(step: DownloadStep) -> None:
         if step.stage == "looking":
             show(0, 0, f"looking at shard {step.done} of {step.total}")
+            return
+        if step.stage == "checking":
+            show(step.done, step.total, "checking what is converted")
             return
         reached[step.stage] = step
         words = [f"{stage} {_number(s.shard)}" for stage, s in reached.items() if s.done < s.total]

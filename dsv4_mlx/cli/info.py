@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from dsv4_mlx.cli.console import table
+from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
-from dsv4_mlx.hub.models import model_folder
 from dsv4_mlx.machine.units import size
 
 

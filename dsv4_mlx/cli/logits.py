@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from dsv4_mlx.cli.console import progress, tell
+from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, EngineArguments, grouped
 from dsv4_mlx.cli.options import ModelArgument
 from dsv4_mlx.errors import InputError, MachineError
-from dsv4_mlx.hub.models import model_folder
 
 
 @grouped
@@ -54,10 +54,15 @@ def logits(
         opened = Engine.open(folder, options, loading)
     tell(opened.expert_memory)
     arrays = {}
-    with progress("prompts", "prompts") as show:
+    before, total = 0, sum(map(len, prompts))
+    with progress("reading prompts", "tokens") as show:
+
+        def reached(done: int, _: int) -> None:
+            show(before + done, total)
+
         for i, prompt in enumerate(prompts):
-            arrays[str(i)] = score(opened, prompt, chunk=chunk, decode=decode)
-            show(i + 1, len(prompts))
+            arrays[str(i)] = score(opened, prompt, chunk=chunk, decode=decode, progress=reached)
+            before += len(prompt)
     write(out, arrays)
     print(f"{len(prompts)} prompts, {sum(map(len, prompts))} tokens -> {out}", file=sys.stderr)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import select
 import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from typer.exceptions import TyperException
@@ -37,6 +40,7 @@ from dsv4_mlx.cli import (
 from dsv4_mlx.cli.console import write_crash_log
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error, Dsv4Warning
 from dsv4_mlx.machine import wire_guard
+from dsv4_mlx.machine.disks import at_home
 from dsv4_mlx.machine.support import check_supported
 
 app = typer.Typer(
@@ -88,9 +92,22 @@ COMMANDS = (
     check.check,
     plan.plan,
 )
+
+
+def _at_home(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with the tilde of every path it is given made the home folder."""
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        paths = {name: at_home(value) for name, value in given.items() if isinstance(value, Path)}
+        command(**(given | paths))
+
+    return called
+
+
 for command in COMMANDS:
-    app.command()(command)
-app.command("eval")(evaluate.evaluate)  # a function of that name would hide Python's
+    app.command()(_at_home(command))
+app.command("eval")(_at_home(evaluate.evaluate))  # a function of that name would hide Python's
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

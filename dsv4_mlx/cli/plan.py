@@ -12,9 +12,11 @@ import typer
 
 from dsv4_mlx.cli.console import table, tell
 from dsv4_mlx.cli.disk_work import existing, name_disk
+from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.options import JsonOption
 from dsv4_mlx.errors import InputError, UsageError
-from dsv4_mlx.hub.models import model_folder
+from dsv4_mlx.hub.models import commands_for, on_the_hub
+from dsv4_mlx.machine.disks import at_home
 from dsv4_mlx.machine.units import duration, parse_memory, parse_speed, rate, size
 
 if TYPE_CHECKING:
@@ -54,19 +56,24 @@ def plan(
 
     Example: dsv4-mlx plan --for 64GB --bandwidth 400GB --disk 5GB
     """
-    from dsv4_mlx.planning.candidates import candidates_for
+    from dsv4_mlx.planning.candidates import DEFAULT, RELEASES, candidates_for
     from dsv4_mlx.planning.fit import budget_here, budget_of_mac
     from dsv4_mlx.planning.plan import plan as make
     from dsv4_mlx.planning.plan import with_more_memory
     from dsv4_mlx.planning.speed import Speeds, measured_speeds
 
-    folder = model_folder(model) if model else None
-    ways, config = candidates_for(folder)
+    repository, folder = DEFAULT, None
+    if model in RELEASES and on_the_hub(model):
+        repository = model
+        tell(f"planned from the published config of {model}; next: {commands_for(model)[1]}")
+    elif model:
+        folder = model_folder(model)
+    ways, config = candidates_for(folder, repository)
     speeds = Speeds(*(_speed(text, name) for text, name in zip(
         (bandwidth, disk, network), ("--bandwidth", "--disk", "--network"), strict=True)))  # fmt: skip
     throughput: ConversionThroughput | str = "for another machine"
     if memory is None:
-        here = existing(Path(place).expanduser())
+        here = existing(at_home(place))
         if not here.is_dir():
             raise InputError(f"{here} is a file", next="give a folder as --dir")
         name_disk(here)
@@ -80,7 +87,10 @@ def plan(
         more = with_more_memory(ways, config, installed, budget)
     known = None if isinstance(throughput, str) else throughput
     place = place.rstrip("/") or "/"
-    found = make(ways, config, budget, speeds, str(folder or ""), throughput=known, place=place)
+    found = make(
+        ways, config, budget, speeds, str(folder or ""),
+        repository=repository, throughput=known, place=place,
+    )  # fmt: skip
     if as_json:
         facts = {"calibration": throughput if known is None else asdict(known)}
         print(json.dumps(found.to_json() | facts, indent=1))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, ContextOption, EngineArguments, grouped
 from dsv4_mlx.cli.options import (
     THINK,
@@ -20,7 +21,6 @@ from dsv4_mlx.cli.options import (
     ThinkOption,
     api_key_from,
 )
-from dsv4_mlx.hub.models import model_folder
 from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.server.options import ServerOptions
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dsv4_mlx.cli.console import progress, table
+from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
 from dsv4_mlx.errors import InputError
-from dsv4_mlx.hub.models import model_folder, official_folder
+from dsv4_mlx.hub.models import official_folder
 from dsv4_mlx.machine.units import size
 
 if TYPE_CHECKING:
     from dsv4_mlx.convert.verify import Report
 
+OFFICIAL = "official"  # the recipe of what is not converted
 SHOWN = 20  # damaged tensors printed; --json has them all
 
 
@@ -32,7 +35,8 @@ def verify(
 ) -> None:
     """Prove a converted model: structure, digests and, with --against, every value.
 
-    Exits with 2 if anything is damaged, and names the tensors.
+    A downloaded official checkpoint is held against the Hub's digests. Exits with 2 if anything is damaged,
+    names it, and says what makes only that again.
 
     Example: dsv4-mlx verify ~/models/flash --against ~/Downloads/DeepSeek-V4-Flash
     """
@@ -50,6 +54,14 @@ def verify(
 
 def show_report(report: Report) -> None:
     """The facts of a verification, on stdout."""
+    if report.recipe == OFFICIAL:
+        print(
+            f"{report.files} files, {size(report.bytes)}, held against the digests of the Hub: "
+            f"read in {report.seconds:.1f} s"
+        )
+        if report.unknown:
+            print(f"of {report.unknown} more files with weights no digest is here")
+        return
     print(
         f"{report.weights} tensors and {report.expert_records} experts in {report.files} files, "
         f"{size(report.bytes)}, recipe {report.recipe}: read in {report.seconds:.1f} s"
@@ -78,9 +90,19 @@ def raise_if_damaged(report: Report) -> None:
     if report.ok:
         return
     for damage in report.damage[:SHOWN]:
-        print(f"damaged: {damage.file} {damage.tensor}: {damage.what}", file=sys.stderr)
+        print(f"damaged: {damage.file} {damage.tensor}".rstrip() + f": {damage.what}", file=sys.stderr)
     if len(report.damage) > SHOWN:
         print(f"and {len(report.damage) - SHOWN} more", file=sys.stderr)
+    folder = shlex.quote(report.model)
+    if report.recipe == OFFICIAL:
+        way = f"dsv4-mlx download ORG/NAME {folder} --verify fetches these files again, and no other"
+    else:
+        recipe = "" if report.recipe == "native" else f" --recipe {report.recipe}"
+        source = "SOURCE" if report.against is None else shlex.quote(report.against)
+        way = f"dsv4-mlx convert {source} {folder}{recipe} --repair makes these files again, and no other"
+    count = len(report.damage)
     raise InputError(
-        f"{len(report.damage)} parts of the model are damaged", where=report.model, next="convert it again"
+        "1 part of the model is damaged" if count == 1 else f"{count} parts of the model are damaged",
+        where=report.model,
+        next=way,
     )

@@ -124,6 +124,13 @@ class Engine:
         wiring = prepare(options.wire)
         mx.set_cache_limit(CACHE_LIMIT)
         pager = None
+        if memory.resident and options.verify_reads:
+            warnings.warn(
+                "--verify-reads checks nothing here: all experts are in memory and none is read again; "
+                "dsv4-mlx verify MODEL checks every byte",
+                Dsv4Warning,
+                stacklevel=2,
+            )
         if not memory.resident:
             pager = Pager(
                 memory,
@@ -155,7 +162,14 @@ class Engine:
         return Session(self.model, self.context, self.prompts.markers, growth)
 
 
-def score(engine: Engine, tokens: Sequence[int], *, chunk: int | None = None, decode: int = 0) -> Logits:
+def score(
+    engine: Engine,
+    tokens: Sequence[int],
+    *,
+    chunk: int | None = None,
+    decode: int = 0,
+    progress: Progress | None = None,
+) -> Logits:
     """float32 [T, V]: row t holds the logits after token t. The tokens are used as they are.
 
     The prefill is cut where `generate` cuts it, or at multiples of `chunk`; the last `decode` tokens are
@@ -175,6 +189,8 @@ def score(engine: Engine, tokens: Sequence[int], *, chunk: int | None = None, de
             rows.append(np.array(logits[0]))
             check_logits(rows[-1], end - 1)
             start = end
+            if progress is not None:
+                progress(end, len(tokens))
     return np.concatenate(rows)
 
 

@@ -24,6 +24,7 @@ from dsv4_mlx.engine.decode import Drawn, Ended, Event, Finished, PrefillProgres
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.session import Session, SessionRows, TokenSequence, check_prompt, room_for_answer
+from dsv4_mlx.errors import Progress
 from dsv4_mlx.tokenizer.output_parser import Piece, TextParser
 from dsv4_mlx.tokenizer.template import Think
 
@@ -106,9 +107,10 @@ def answer(
     max_tokens: int | None = None,
     constraint: Constraint | None = None,
     schema: Any = None,
+    progress: Progress | None = None,
 ) -> Generator[Piece, None, Ended]:
     """One question, one answer: yields pieces of thinking and answer as the model says them, and returns
-    what ended it.
+    what ended it. `progress` counts tokens of the prompt.
 
     schema: what the prompt asks for; `constraint` is what holds the answer to it. Raises as `generate`, and
     DoesNotFit for a prompt that leaves no room for an answer.
@@ -119,7 +121,7 @@ def answer(
     parser = TextParser(conversation, engine.prompts.spelling, options.stop_strings)
     options = options.without(engine.prompts.spelling.dsml)  # no tools, so no call of one
     limits = GenerationLimits(max_tokens, constraint)
-    return (yield from read_answer(stream(SessionRows(session), prompt, options, limits), parser))
+    return (yield from read_answer(stream(SessionRows(session), prompt, options, limits), parser, progress))
 
 
 def complete(
@@ -130,6 +132,7 @@ def complete(
     *,
     max_tokens: int | None = None,
     constraint: Constraint | None = None,
+    progress: Progress | None = None,
 ) -> Generator[Piece, None, Ended]:
     """What follows `text`, without a template. Markers in it count as text; those that the model writes are
     left out. Raises as `answer`.
@@ -139,10 +142,12 @@ def complete(
     check_prompt(prompt, session.vocabulary, session.context)
     parser, options = TextParser(None, spelling, options.stop_strings), options.without(spelling.dsml)
     limits = GenerationLimits(max_tokens, constraint)
-    return (yield from read_answer(stream(SessionRows(session), prompt, options, limits), parser))
+    return (yield from read_answer(stream(SessionRows(session), prompt, options, limits), parser, progress))
 
 
-def read_answer(events: Iterator[Event], parser: TextParser) -> Generator[Piece, None, Ended]:
+def read_answer(
+    events: Iterator[Event], parser: TextParser, progress: Progress | None = None
+) -> Generator[Piece, None, Ended]:
     """The events of one answer -> what it says; returns what ended it, the model, its text or a limit."""
     length = False
     for event in events:
@@ -150,6 +155,8 @@ def read_answer(events: Iterator[Event], parser: TextParser) -> Generator[Piece,
             yield from parser.push(event.id)
             if parser.over:
                 break
+        elif isinstance(event, PrefillProgress) and progress is not None:
+            progress(event.done, event.total)
         elif isinstance(event, Finished):
             length = event.reason == "length"
     yield from parser.finish(length=length)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from pathlib import Path
 
+from dsv4_mlx.checkpoint.identity import downloaded
 from dsv4_mlx.checkpoint.manifest import OFFICIAL, Manifest
 from dsv4_mlx.config import ModelConfig, Yarn
-from dsv4_mlx.convert.verify import verify
-from dsv4_mlx.errors import MachineError, Progress
+from dsv4_mlx.convert.verify import verify, verify_official
+from dsv4_mlx.errors import Progress
 from dsv4_mlx.evaluation.report import AcceptanceStep, Bar
 
 # The same in every checkpoint of DeepSeek V4: what nobody retrains can't be another by accident only.
@@ -23,8 +22,6 @@ RELEASED: dict[str, object] = {
     "norm_eps": 1e-6,
     "swiglu_limit": 10.0,
 }
-_SHA256 = re.compile("[0-9a-f]{64}")
-_BLOCK = 8 << 20  # bytes
 
 
 def files(folder: Path, manifest: Manifest, against: Path | None, bar: Bar) -> AcceptanceStep:
@@ -46,49 +43,19 @@ def files(folder: Path, manifest: Manifest, against: Path | None, bar: Bar) -> A
 
 
 def _official(folder: Path, manifest: Manifest, progress: Progress) -> AcceptanceStep:
-    known = {name: digest for name in manifest.files if (digest := hub_digest(folder, name))}
-    total, done, found = sum(manifest.files[name] for name in known), 0, []
-    for name, digest in known.items():
-        if _sha256(folder / name) != digest:
-            found.append(f"{name}: is not the file that the Hub lists; download it again")
-        done += manifest.files[name]
-        progress(done, total)
-    figures = {"files": len(known), "bytes": total, "against_source": False}
-    shards = [name for name in manifest.files if name.endswith(".safetensors")]
-    without = len(set(shards) - known.keys())
+    shards = sum(name.endswith(".safetensors") for name in manifest.files)
+    missing = f"of {{}} of {shards} files the Hub's digests are not here; downloading keeps them"
+    if not downloaded(folder):
+        figures: dict[str, object] = {"files": 0, "bytes": 0, "against_source": False}
+        return AcceptanceStep("files", None, (missing.format(shards),), figures)
+    report = verify_official(folder, lambda done, total, file: progress(done, total))
+    found = tuple(f"{d.file}: {d.what}; dsv4-mlx download ORG/NAME FOLDER --verify" for d in report.damage)
+    figures = {"files": report.files, "bytes": report.bytes, "against_source": False}
     if found:
-        return AcceptanceStep("files", False, tuple(found), figures)
-    if without:
-        why = f"of {without} of {len(shards)} files the Hub's digests are not here; downloading keeps them"
-        return AcceptanceStep("files", None, (why,), figures)
+        return AcceptanceStep("files", False, found, figures)
+    if report.unknown:
+        return AcceptanceStep("files", None, (missing.format(report.unknown),), figures)
     return AcceptanceStep("files", True, (), figures, ("every byte is the one that the Hub lists",))
-
-
-def hub_digest(folder: Path, name: str) -> str | None:
-    """The SHA-256 that the Hub gave for a file, as its client keeps it; None if it isn't there.
-
-    In the Hub's cache a file is a link to one that is named by its digest; in a folder that was downloaded
-    to, the digest is the second line of a small file.
-    """
-    path = folder / name
-    if path.is_symlink() and _SHA256.fullmatch(path.resolve().name):
-        return path.resolve().name
-    try:
-        lines = (folder / ".cache/huggingface/download" / f"{name}.metadata").read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return lines[1].strip() if len(lines) > 1 and _SHA256.fullmatch(lines[1].strip()) else None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    except OSError as error:
-        raise MachineError(f"the file can't be read: {error.strerror}", where=path) from None
-    return digest.hexdigest()
 
 
 def numbers(config: ModelConfig) -> AcceptanceStep:

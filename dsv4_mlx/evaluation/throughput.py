@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,15 +73,25 @@ def frontiers(
     progress: Progress | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Frontier]:
-    """Measure at `contexts`, each followed by `decode` tokens. Raises UsageError as check_plan."""
+    """Measure at `contexts`, each followed by `decode` tokens. Raises UsageError as check_plan.
+
+    `progress` counts tokens of all passes, computed or decoded; it is told between two measurements' steps.
+    """
     check_plan(contexts, decode, engine.context)
     prompt = random_prompt(engine, contexts[-1])
-    _pass(engine, prompt, [min(WARM_UP, contexts[0])], min(2, decode), clock)
+    one = contexts[-1] + decode * len(contexts)
+    total = one * repeats
+    if progress is not None:
+        progress(0, total)
+    _pass(engine, prompt, [min(WARM_UP, contexts[0])], min(2, decode), clock, lambda done: None)
     passes = []
     for i in range(repeats):
-        passes.append(_pass(engine, prompt, contexts, decode, clock))
-        if progress is not None:
-            progress(i + 1, repeats)
+
+        def reached(done: int, before: int = i * one) -> None:
+            if progress is not None:
+                progress(before + done, total)
+
+        passes.append(_pass(engine, prompt, contexts, decode, clock, reached))
     return [_frontier(contexts, i, decode, [one[i] for one in passes]) for i in range(len(contexts))]
 
 
@@ -149,14 +160,16 @@ class _Times:
 
 
 def _pass(
-    engine: Engine, prompt: list[int], contexts: Sequence[int], decode: int, clock: Callable[[], float]
-) -> list[_Times]:
+    engine: Engine, prompt: list[int], contexts: Sequence[int], decode: int, clock: Callable[[], float],
+    reached: Callable[[int], None],
+) -> list[_Times]:  # fmt: skip
     session, sampler = engine.session(), Sampler(SamplingOptions(seed=0))
     found, prefilled = [], 0.0
-    for context in contexts:
+    for i, context in enumerate(contexts):
+        known = len(session.tokens)
         mx.reset_peak_memory()
         start = clock()
-        logits = session.sync(prompt[:context])
+        logits = session.sync(prompt[:context], partial(_counted, reached, known + i * decode))
         ready = clock()
         token = sampler(logits, session.tokens)
         drawn = clock()
@@ -171,8 +184,13 @@ def _pass(
         paged = tuple(b - a for a, b in zip(before, after, strict=True))
         memory = mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory()
         session.restore(point)
+        reached(context + (i + 1) * decode)
         found.append(_Times(ready - start, prefilled + drawn - ready, seconds, *memory, paged))
     return found
+
+
+def _counted(reached: Callable[[int], None], before: int, done: int, total: int) -> None:
+    reached(before + done)
 
 
 def _frontier(contexts: Sequence[int], i: int, decode: int, times: Sequence[_Times]) -> Frontier:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+from dsv4_mlx.checkpoint.identity import STATE
 from dsv4_mlx.checkpoint.match import match
 from dsv4_mlx.checkpoint.source import Source, read_config
 from dsv4_mlx.convert.conversion_plan import ConversionPlan, make_plan
@@ -27,7 +28,7 @@ from dsv4_mlx.convert.run import convert_from
 from dsv4_mlx.convert.shards import shards_of
 from dsv4_mlx.convert.summary import Summary
 from dsv4_mlx.errors import DiskFull, InputError
-from dsv4_mlx.hub.fetch import STATE, Fetcher, write
+from dsv4_mlx.hub.fetch import Fetcher, write
 from dsv4_mlx.hub.headers import RemoteCheckpoint, texts
 from dsv4_mlx.hub.prefetch import OPEN, PrefetchingShards
 from dsv4_mlx.hub.remote import Remote, Retry, look
@@ -37,7 +38,8 @@ SHARDS = ".safetensors"
 
 @dataclass(frozen=True)
 class DownloadStep:
-    """How far a stage is: "looking" (shards), "downloading" or "converting" (bytes).
+    """How far a stage is: "looking" (shards), "checking" what is converted, "downloading" or "converting"
+    (bytes).
 
     `shard`: the one that is fetched or converted; `file`: the one that is written.
     """
@@ -60,20 +62,26 @@ def download(
     endpoint: str | None = None,
     retry: Retry | None = None,
     progress: Progress | None = None,
+    verify: bool = False,
 ) -> Source:
     """Fill `folder` with the official checkpoint; what is there and right is kept.
+
+    verify: every byte that is there is read again, also of files that were checked when they came.
 
     Raises InputError for what is not a checkpoint this program runs, before any shard is fetched, and for
     bytes that are not those the Hub lists; MachineError for network and disk.
     """
     remote = look(repository, revision, endpoint=endpoint, retry=retry)
     check_sizes(folder, {name: file.bytes for name, file in remote.files.items()})
-    fetcher = _fetcher(remote, folder, progress)
+    fetcher = _fetcher(remote, folder, progress, again=verify)
 
     def left() -> int:
         return sum(fetcher.missing(name) for name in remote.files if name.endswith(SHARDS))
 
     with _room(folder, left, "the same command continues where it stopped"), _ours(folder):
+        if verify:  # what is kept of the headers is fetched again as well
+            for kept in [*(folder / STATE).glob("*.header"), *(folder / STATE).glob("*.sample")]:
+                kept.unlink()
         official = _headers(fetcher, progress)
         check_space(folder, left())
         for shard in official.source.shards:
@@ -88,6 +96,7 @@ def convert_from_hub(
     *,
     delete: bool = False,
     resume: bool = False,
+    repair: bool = False,
     revision: str | None = None,
     endpoint: str | None = None,
     retry: Retry | None = None,
@@ -97,13 +106,15 @@ def convert_from_hub(
 
     delete: a shard goes as soon as all of it is converted, so that the disk holds the output and two shards
     at most; at the end the whole source folder goes. Otherwise as convert.convert; a run that was stopped is
-    continued with `resume`, its download too.
+    continued with `resume`, its download too. Of a finished conversion only what its repair needs is fetched.
     """
     find_recipe(recipe)
     folder = source_folder(target)
-    if not resume and state_of(target) != "new":
+    if not (resume or repair) and state_of(target) != "new":
         raise InputError(
-            "the target is not empty", where=target, next="continue with --resume, or give another"
+            "the target is not empty",
+            where=target,
+            next="continue or check it with --resume, or give another",
         )
     remote = look(repository, revision, endpoint=endpoint, retry=retry)
     check_sizes(folder, {name: file.bytes for name, file in remote.files.items()})
@@ -113,7 +124,7 @@ def convert_from_hub(
         official = _headers(fetcher, progress)
         source = official.source
         needed.plan = make_plan(match(source), find_recipe(recipe), lambda w: source.entry(w.name).dtype)
-        if state_of(target) != "finished":
+        if state_of(target) == "new" or state_of(target) == "unfinished":
             check_space(target, needed())
         with PrefetchingShards(official, fetcher, delete=delete) as shards:
             summary = convert_from(
@@ -121,6 +132,7 @@ def convert_from_hub(
                 target,
                 recipe,
                 resume=resume,
+                repair=repair,
                 progress=None if progress is None else _converting(needed.plan, source, progress),
             )
         if delete:
@@ -133,7 +145,9 @@ def convert_from_hub(
 
 def _converting(plan: ConversionPlan, source: Source, progress: Progress) -> Callable[[int, int, str], None]:
     last = {file.name: max(shards_of(file, source)) for file in plan.files}
-    return lambda done, total, file: progress(DownloadStep("converting", done, total, last[file], file))
+    return lambda done, total, file: progress(
+        DownloadStep("converting" if file else "checking", done, total, last.get(file, ""), file)
+    )
 
 
 def source_folder(target: Path) -> Path:
@@ -189,7 +203,7 @@ def _room(place: Path, left: Callable[[], int], then: str) -> Iterator[None]:
         raise disk_full(place, left, then) from None
 
 
-def _fetcher(remote: Remote, folder: Path, progress: Progress | None) -> Fetcher:
+def _fetcher(remote: Remote, folder: Path, progress: Progress | None, *, again: bool = False) -> Fetcher:
     total = sum(file.bytes for file in remote.files.values() if file.name.endswith(SHARDS))
     done, lock = 0, Lock()
 
@@ -202,7 +216,7 @@ def _fetcher(remote: Remote, folder: Path, progress: Progress | None) -> Fetcher
         if progress is not None:
             progress(DownloadStep("downloading", min(done, total), total, fetcher.current))
 
-    fetcher = Fetcher(remote, folder, advance)
+    fetcher = Fetcher(remote, folder, advance, again=again)
     return fetcher
 
 

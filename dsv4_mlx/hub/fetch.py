@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -14,12 +13,12 @@ from pathlib import Path
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
+from dsv4_mlx.checkpoint.identity import STATE, stored_digest
 from dsv4_mlx.convert.folder import no_room
 from dsv4_mlx.errors import DiskFull, InputError, MachineError
 from dsv4_mlx.hub.remote import FetchStopped, Remote, RemoteFile
 from dsv4_mlx.machine.disks import MARK
 
-STATE = ".hub"  # in the folder that is filled: what is known of its files
 _BLOCK = 8 << 20  # bytes hashed at a time
 
 Advance = Callable[[int], None]
@@ -28,8 +27,10 @@ Advance = Callable[[int], None]
 class Fetcher:
     """Fills a folder from one repository. `advance(n)`: n more bytes have come, or were there already."""
 
-    def __init__(self, remote: Remote, folder: Path, advance: Advance) -> None:
+    def __init__(self, remote: Remote, folder: Path, advance: Advance, *, again: bool = False) -> None:
+        """again: files that were checked before are read once more."""
         self.remote, self.folder, self.advance, self.stop = remote, folder, advance, remote.stop
+        self.again = again
         self.current = ""  # the file that was asked for last
 
     def fetch(self, name: str) -> Path:
@@ -46,7 +47,7 @@ class Fetcher:
 
     def _fetch(self, name: str) -> Path:
         file, path = self.file(name), self.folder / name
-        if self._known(file, path):
+        if not self.again and self._known(file, path):
             self.advance(file.bytes)
             return path
         for again in (False, True):
@@ -164,18 +165,13 @@ class Fetcher:
         size = path.stat().st_size if path.is_file() else 0
         if size != file.bytes:
             return f"{size} bytes instead of {file.bytes}"
-        if file.sha256 is not None and self._digest(path) != file.sha256:
+        if file.digest is not None and stored_digest(path, file.digest, self._go) != file.digest:
             return "another digest than the Hub lists"
         return None
 
-    def _digest(self, path: Path) -> str:
-        digest = hashlib.sha256()
-        with path.open("rb") as opened:
-            while block := opened.read(_BLOCK):
-                if self.stop.is_set():
-                    raise FetchStopped
-                digest.update(block)
-        return digest.hexdigest()
+    def _go(self, count: int) -> None:
+        if self.stop.is_set():
+            raise FetchStopped
 
     def _state(self, name: str, kind: str) -> Path:
         return self.folder / STATE / f"{name}.{kind}"
@@ -187,13 +183,13 @@ class Fetcher:
             facts = path.stat()
         except (OSError, ValueError):
             return False
-        stamp = [file.sha256, facts.st_size, facts.st_mtime_ns]
+        stamp = [file.digest, facts.st_size, facts.st_mtime_ns]
         return bool(known == stamp and facts.st_size == file.bytes)
 
     def _remember(self, file: RemoteFile, path: Path) -> None:
         facts = path.stat()
         write(
-            self._state(file.name, "ok"), json.dumps([file.sha256, facts.st_size, facts.st_mtime_ns]).encode()
+            self._state(file.name, "ok"), json.dumps([file.digest, facts.st_size, facts.st_mtime_ns]).encode()
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv4_mlx.errors import InputError, MachineError, Progress, UsageError
+from dsv4_mlx.machine.disks import at_home
 from dsv4_mlx.machine.support import cache_folder
 from dsv4_mlx.other_models import gguf
 
@@ -39,35 +41,34 @@ def model_folder(reference: str) -> Path:
     """
     if not reference:
         raise UsageError("MODEL is empty", next="give a folder, or `demo`")
-    folder = _no_gguf(Path(reference).expanduser())
+    folder = _no_gguf(at_home(reference))
     if reference == "demo" and not folder.exists():
         return build(cache_folder() / "demo").model
     if folder.is_dir():
         return folder
     if folder.exists():
         raise InputError(f"{reference!r} is a file", next="give the folder that it lies in")
-    cached = _cached(reference)
-    if cached is None:
+    if not _is_id(reference):
         raise InputError(
             f"there is no folder {reference!r}",
             next="give the folder of a converted model or of an official checkpoint, or `demo`",
         )
+    cached = _cached(reference)
+    if cached is None:
+        raise not_here(reference, reference)
     return cached
 
 
 def official_folder(reference: str) -> Path:
     """SOURCE as given -> a folder on this machine. Raises InputError."""
-    folder = _no_gguf(Path(reference).expanduser())
+    folder = _no_gguf(at_home(reference))
     if folder.is_dir():
         return folder
     if folder.exists():
         raise InputError(f"{reference!r} is a file", next="give the folder that holds config.json")
-    cached = _cached(reference)
+    cached = _cached(reference) if _is_id(reference) else None
     if cached is None:
-        raise InputError(
-            f"there is no folder {reference!r}, and no such model in the Hub's local cache",
-            next="download it first: dsv4-mlx download deepseek-ai/DeepSeek-V4-Flash FOLDER",
-        )
+        raise not_here(reference if _is_id(reference) else "deepseek-ai/DeepSeek-V4-Flash", reference)
     return cached
 
 
@@ -89,7 +90,7 @@ def convert_checkpoint(
             raise UsageError(f"{name} is {value!r}, expected a str{'' if name == 'recipe' else ' or a Path'}")
     from dsv4_mlx.convert.run import convert
 
-    folder = Path(os.path.abspath(Path(target).expanduser()))
+    folder = Path(os.path.abspath(at_home(os.fspath(target))))
     return convert(
         official_folder(os.fspath(source)), folder, recipe, resume=resume, progress=_bytes_only(progress)
     )
@@ -109,24 +110,55 @@ def _no_gguf(path: Path) -> Path:
 
 
 def on_the_hub(reference: str) -> bool:
-    """Whether SOURCE names a repository that has to be fetched: none on this machine, and no folder."""
+    """Whether SOURCE names a repository that has to be fetched: no folder, and not all of it is in the Hub's
+    cache. What is there of it is not fetched again."""
     return _is_id(reference) and not Path(reference).exists() and _cached(reference) is None
 
 
+def commands_for(repository: str) -> tuple[str, str]:
+    """What to type for a model of the Hub: to run it as it is, or converted."""
+    name, target = shlex.quote(repository), shlex.quote(short_name(repository))
+    return (
+        f"dsv4-mlx download {name} ~/models/{target}-official",
+        f"dsv4-mlx convert {name} ~/models/{target} --delete-source",
+    )
+
+
+def short_name(repository: str) -> str:
+    """What a folder for it is called."""
+    return repository.rpartition("/")[2].lower().replace("deepseek-v4-", "")
+
+
 def _is_id(reference: str) -> bool:
-    return reference.count("/") == 1 and not reference.startswith((".", "/", "~"))
+    return reference.count("/") == 1 and not reference.startswith((".", "/", "~")) and reference[-1] != "/"
 
 
 def _cached(reference: str) -> Path | None:
+    """The model in the Hub's cache, if all of it is there."""
     if not _is_id(reference):
         return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(reference, local_files_only=True))
+        folder = Path(snapshot_download(reference, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        names = {"config.json", "tokenizer.json", *index["weight_map"].values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return folder if (folder / "manifest.json").is_file() else None  # a conversion has no index
+    return folder if all(isinstance(name, str) and (folder / name).exists() for name in names) else None
+
+
+def not_here(repository: str, reference: str) -> InputError:
+    """The refusal of a model that has to be fetched: it says what to type."""
+    run, convert = commands_for(repository)
+    return InputError(
+        f"there is no folder {reference!r}, and no complete model of that name in the Hub's cache",
+        next=f"{run}\n    or  {convert}",
+    )
 
 
 def build(folder: Path, progress: Progress | None = None) -> Demo:

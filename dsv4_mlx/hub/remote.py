@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from threading import Event, Lock
 from typing import TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import (
@@ -38,10 +39,12 @@ _TOKEN = "log in with `hf auth login`, and accept the model's terms on its page"
 class Retry:
     """`tries` failures in a row without a byte of progress end it; pauses double, `first` to `longest`.
 
-    `tell` gets a line for the user before each pause.
+    A Hub that was not reached at all is given up after `unreached` failures: seconds. `tell` gets a line for
+    the user before each pause.
     """
 
     tries: int = 8
+    unreached: int = 3
     first: float = 1.0  # seconds
     longest: float = 60.0
     tell: Callable[[str], None] = lambda line: None
@@ -52,8 +55,11 @@ class Retry:
         work: Callable[[], T],
         progress: Callable[[], int] = lambda: 0,
         stop: Event | None = None,
+        *,
+        first: bool = False,
     ) -> T:
         """The result of `work`. `progress` counts what has come so far; `stop` ends a pause, `work` sees why.
+        `first`: nothing has been asked of the Hub before.
 
         Raises InputError for what the Hub refuses, MachineError for a full disk or a Hub that stays away.
         """
@@ -70,17 +76,25 @@ class Retry:
                 now = progress()
                 failures = 1 if now > reached else failures + 1
                 reached = max(reached, now)
-                if failures >= self.tries:
-                    raise MachineError(
-                        f"{what} can't be fetched: {_words(error)}",
-                        next="check the network; the same command continues where it stopped",
-                    ) from None
+                away = first and _status(error) is None
+                if failures >= (min(self.unreached, self.tries) if away else self.tries):
+                    raise MachineError(f"{what} can't be fetched: {_words(error)}", next=network()) from None
                 pause = max(self._pause(failures), _asked(error))
                 self.tell(f"{what}: {_words(error)}; trying again in {pause:.0f} s")
                 (stop or Event()).wait(pause)
 
     def _pause(self, failures: int) -> float:
         return float(min(self.longest, self.first * 2 ** (failures - 1)))
+
+
+def network() -> str:
+    """What to look at when the Hub can't be reached: network, proxy, mirror, offline mode."""
+    proxy = getproxies().get("https")
+    proxied = f"the proxy {proxy}" if proxy else "HTTPS_PROXY if there is a proxy"
+    return (
+        f"check the network, {proxied}, or name a mirror with HF_ENDPOINT; the same command continues "
+        "where it stopped. With HF_HUB_OFFLINE=1 only what is on this machine is used"
+    )
 
 
 def refusal(what: str, error: Exception) -> Dsv4Error | None:
@@ -124,11 +138,17 @@ def _words(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """`sha256` None for a small file, of which the Hub tells no such digest."""
+    """`blob`: the SHA-1 of git, which the Hub tells of a small file; of a large one it tells the SHA-256."""
 
     name: str
     bytes: int
     sha256: str | None
+    blob: str | None = None
+
+    @property
+    def digest(self) -> str | None:
+        """What its bytes are held against."""
+        return self.sha256 or self.blob
 
 
 class FetchStopped(Exception):
@@ -219,7 +239,9 @@ def look(
         files = {}
         for entry in found.siblings or []:
             digest = entry.lfs.sha256 if entry.lfs is not None else None
-            files[entry.rfilename] = RemoteFile(entry.rfilename, entry.size or 0, digest)
+            files[entry.rfilename] = RemoteFile(
+                entry.rfilename, entry.size or 0, digest, entry.blob_id if entry.lfs is None else None
+            )
         for name in files:
             if name.startswith("/") or ".." in name.split("/") or "\\" in name:
                 raise InputError(f"{repository} lists the file {name!r}, which would leave the folder")
@@ -227,7 +249,7 @@ def look(
             raise MachineError(f"the Hub tells no commit of {repository}")
         return Remote(repository, found.sha, files, endpoint, retry)
 
-    remote = retry.call(f"{repository}{f' at {revision}' if revision else ''}", work)
+    remote = retry.call(f"{repository}{f' at {revision}' if revision else ''}", work, first=True)
     if any(name.endswith(".gguf") for name in remote.files):
         raise InputError(
             f"{repository} holds GGUF files, which are another program's format",

@@ -23,15 +23,26 @@ from dsv4_mlx.convert.trial import BytesWritten, bytes_written
 from dsv4_mlx.engine.memory import touched_weights
 from dsv4_mlx.paging.sizing import Experts
 from dsv4_mlx.planning.fit import Fit, Stored, budget_here, fit
-from dsv4_mlx.synthetic.configs import release_config
+from dsv4_mlx.synthetic.configs import Release, release_config
 from dsv4_mlx.weights.load import find_model
 from dsv4_mlx.weights.official import OfficialModel
 
+RELEASES: dict[str, Release] = {  # repository -> whose config is shipped
+    "deepseek-ai/DeepSeek-V4-Flash": "flash",
+    "deepseek-ai/DeepSeek-V4-Flash-Base": "base",
+    "deepseek-ai/DeepSeek-V4-Flash-0731": "0731",
+    "deepseek-ai/DeepSeek-V4-Pro": "pro",
+}
+DEFAULT = next(iter(RELEASES))
 
-def candidates_for(folder: Path | None) -> tuple[list[Candidate], ModelConfig]:
-    """None: V4-Flash. A converted model has one way: as it is. Raises InputError, MachineError."""
+
+def candidates_for(folder: Path | None, repository: str = DEFAULT) -> tuple[list[Candidate], ModelConfig]:
+    """None: the release that `repository` names, one of RELEASES. A converted model has one way: as it is.
+
+    Raises InputError, MachineError.
+    """
     if folder is None:
-        config = flash_config()
+        config = shipped_config(RELEASES[repository])
         return candidates(config), config
     stored = find_model(folder)
     config = stored.config
@@ -140,8 +151,13 @@ def _stored(name: str, size: int, config: ModelConfig, record: int, repeated: in
 
 
 def flash_config() -> ModelConfig:
-    """V4-Flash of April 2026: its published config.json, shipped."""
-    return parse_config(json.dumps(release_config("flash", true_size=True)), "V4-Flash")
+    """V4-Flash of April 2026."""
+    return shipped_config("flash")
+
+
+def shipped_config(release: Release) -> ModelConfig:
+    """A release's published config.json, which is shipped."""
+    return parse_config(json.dumps(release_config(release, true_size=True)), release)
 
 
 def _official_sizes(table: Inventory) -> dict[str, int]:

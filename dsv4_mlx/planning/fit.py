@@ -15,7 +15,10 @@ from dsv4_mlx.machine.macs import default_gpu_limit, page_cache_room
 from dsv4_mlx.paging.sizing import Experts
 from dsv4_mlx.weights.load import activation_dtype
 
-PAGED_CONTEXT = 16_384  # what a model whose experts don't all fit is sized for
+# What a model whose experts don't all fit is sized for: the longest of these that costs no more than a
+# twentieth of the experts that the shortest leaves in memory.
+PAGED_CONTEXTS = (131_072, 65_536, 32_768, 16_384)
+WORTH = 0.95
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,10 @@ def fit(model: Stored, config: ModelConfig, limit: int, element: int, reserve: i
     context = largest_context(config, model.memory, limit, element)
     if context:
         return Fit(model.name, "resident", model.bytes, _need(model, every, config, element), every, context)
-    context = min(PAGED_CONTEXT, config.max_context)
-    slots = model.experts.auto_slots(expert_room(config, model.others, limit, context, element), reserve)
+    contexts = [min(context, config.max_context) for context in PAGED_CONTEXTS]
+    room = [expert_room(config, model.others, limit, context, element) for context in contexts]
+    held = [model.experts.auto_slots(left, reserve) for left in room]
+    context, slots = next((c, n) for c, n in zip(contexts, held, strict=True) if n >= WORTH * held[-1])
     need = _need(model, 1, config, element)
     if not slots:
         return Fit(model.name, "too large", model.bytes, need, 0, 0)

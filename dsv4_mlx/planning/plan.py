@@ -12,12 +12,11 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.convert.trial import ConversionThroughput
 from dsv4_mlx.machine.macs import default_gpu_limit, highest_gpu_limit
 from dsv4_mlx.machine.units import size
-from dsv4_mlx.planning.candidates import Candidate
+from dsv4_mlx.planning.candidates import DEFAULT, RELEASES, Candidate
 from dsv4_mlx.planning.fit import Fit, MemoryBudget, fit
 from dsv4_mlx.planning.speed import Prediction, Speeds, predict
 
 OPEN_SHARDS = 2  # with --delete-source: one being converted, one being downloaded
-REPOSITORY = "deepseek-ai/DeepSeek-V4-Flash"
 
 
 @dataclass(frozen=True)
@@ -84,17 +83,18 @@ def plan(
     speeds: Speeds,
     folder: str = "",
     *,
+    repository: str = DEFAULT,
     throughput: ConversionThroughput | None = None,
     place: str = "~/models",
 ) -> ModelPlan:
-    """`folder`: where the model is already, if it is; it then needs no download. `place`: the folder that
-    gets what is made. `throughput`: of converting there.
+    """`folder`: where the model is already, if it is; it then needs no download, else `repository` is where
+    it comes from. `place`: the folder that gets what is made. `throughput`: of converting there.
     """
     options = []
     for way in ways:
         found = fit(way.stored, config, budget.limit, budget.element, budget.reserve)
         prediction = predict(way, found, config, speeds, budget.element, budget.page_cache)
-        options.append(_option(way, found, prediction, speeds, folder, throughput, place))
+        options.append(_option(way, found, prediction, speeds, folder, repository, throughput, place))
     return ModelPlan(budget.limit, tuple(options), _best(options))
 
 
@@ -111,7 +111,7 @@ def disk(way: Candidate, here: bool) -> DiskNeed:
 
 def _option(
     way: Candidate, found: Fit, prediction: Prediction | None, speeds: Speeds, folder: str,
-    throughput: ConversionThroughput | None, place: str,
+    repository: str, throughput: ConversionThroughput | None, place: str,
 ) -> Option:  # fmt: skip
     needed = disk(way, bool(folder))
     seconds = needed.download / speeds.network if speeds.network and needed.download else None
@@ -120,12 +120,12 @@ def _option(
     making = None
     if throughput is not None and way.written is not None:
         making = ConversionCost(way.written.seconds(throughput), throughput.memory[way.name])
-    commands = _commands(way, found, folder, place)
+    commands = _commands(way, found, folder, repository, place)
     return Option(way.name, needed, found, way.touched, prediction, seconds, making, commands)
 
 
-def _commands(way: Candidate, found: Fit, folder: str, place: str) -> tuple[str, ...]:
-    source, target = _quoted(folder) or REPOSITORY, _quoted(f"{place}/flash-{way.name}")
+def _commands(way: Candidate, found: Fit, folder: str, repository: str, place: str) -> tuple[str, ...]:
+    source, target = _quoted(folder) or repository, _quoted(f"{place}/{RELEASES[repository]}-{way.name}")
     lines = []
     if not way.shards or way.name == OFFICIAL and folder:
         target = source

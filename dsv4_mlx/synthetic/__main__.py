@@ -41,10 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new or empty folder")
+    parser.add_argument("out", type=_path, metavar="OUT", help="a new or empty folder")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument(
-        "--config", type=Path, metavar="FILE", help="an official config.json to follow exactly"
+        "--config", type=_path, metavar="FILE", help="an official config.json to follow exactly"
     )
     shape.add_argument(
         "--like", choices=("flash", "base", "pro", "0731"), help="the layers and keys of this release"
@@ -75,6 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor at exit
         return MachineError.exit_code
     return 0
+
+
+def _path(given: str) -> Path:
+    return Path(os.path.expanduser(given))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -14,9 +14,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from dsv4_mlx.errors import InputError, UsageError
+from dsv4_mlx.machine.disks import at_home
 from dsv4_mlx.machine.units import size
 
 _PROGRAMS = (("pbcopy",), ("wl-copy",), ("xclip", "-selection", "clipboard"), ("xsel", "-ib"))
@@ -69,7 +69,7 @@ class Attachment:
 
 def read_text(given: str) -> Attachment:
     """A text file. Raises InputError, saying what it is instead."""
-    path = Path(given).expanduser()
+    path = at_home(given)
     try:
         status = path.stat()
     except FileNotFoundError:

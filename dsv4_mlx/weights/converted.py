@@ -7,13 +7,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from dsv4_mlx.checkpoint.manifest import ExpertTable, Manifest, read_manifest
+from dsv4_mlx.checkpoint.manifest import REPAIR, ExpertTable, Manifest, read_manifest
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.errors import InputError, MachineError
 from dsv4_mlx.weights.records import RecordMap, converted_records
 from dsv4_mlx.weights.stored import Advance
-
-CONVERT_AGAIN = "convert the official checkpoint again"
 
 
 def open_shard(folder: Path, file: str, manifest: Manifest) -> dict[str, mx.array]:
@@ -23,17 +21,17 @@ def open_shard(folder: Path, file: str, manifest: Manifest) -> dict[str, mx.arra
         found = path.stat().st_size
     except OSError as error:
         raise InputError(
-            f"a file of the model is missing ({error.strerror})", where=path, next=CONVERT_AGAIN
+            f"a file of the model is missing ({error.strerror})", where=path, next=REPAIR
         ) from None
     if found != size:
         message = f"the file has {found} bytes, the manifest says {size}"
-        raise InputError(message, where=path, next=CONVERT_AGAIN)
+        raise InputError(message, where=path, next=REPAIR)
     if not os.access(path, os.R_OK):
         raise InputError("you may not read this file of the model", where=path, next=f"chmod u+r {path}")
     try:
         arrays = mx.load(str(path), format="safetensors")
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"the file is damaged: {error}", where=path, next=CONVERT_AGAIN) from None
+        raise InputError(f"the file is damaged: {error}", where=path, next=REPAIR) from None
     except OSError as error:
         raise MachineError(f"the file can't be read: {error}", where=path) from None
     if not isinstance(arrays, dict):
@@ -54,7 +52,7 @@ class ConvertedModel:
                 f"manifest.json says checkpoint {self.manifest.checkpoint}, "
                 f"config.json is of {self.config.checkpoint}",
                 where=folder,
-                next=CONVERT_AGAIN,
+                next=REPAIR,
             )
 
     def tensor_bytes(self) -> dict[str, int]:
@@ -69,7 +67,7 @@ class ConvertedModel:
                 raise InputError(
                     f"tensor {error} is not in the file",
                     where=self.folder / tensor.file,
-                    next=CONVERT_AGAIN,
+                    next=REPAIR,
                 ) from None
         return sizes
 
@@ -105,7 +103,7 @@ class ConvertedArrays:
             raise InputError(
                 f"experts of {block} are {found}, expected uint32 {list(expected)}",
                 where=self._folder / table.file,
-                next=CONVERT_AGAIN,
+                next=REPAIR,
             )
         return records
 

@@ -13,7 +13,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
 from dsv4_mlx.checkpoint.manifest import NAME as MANIFEST
-from dsv4_mlx.checkpoint.manifest import Manifest, ManifestTensor
+from dsv4_mlx.checkpoint.manifest import REPAIR, Manifest, ManifestTensor
 from dsv4_mlx.checkpoint.source import INDEX
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.errors import InputError, Progress
@@ -21,7 +21,7 @@ from dsv4_mlx.model.block import Block
 from dsv4_mlx.model.tensors import ExpertProduct, ExpertSource, Linear
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops.table import Numerics, Ops
-from dsv4_mlx.weights.converted import CONVERT_AGAIN, ConvertedModel
+from dsv4_mlx.weights.converted import ConvertedModel
 from dsv4_mlx.weights.official import OfficialModel
 from dsv4_mlx.weights.records import Paged
 from dsv4_mlx.weights.resident_experts import QUANTISED, ResidentExperts, layout, segments_differ
@@ -142,7 +142,7 @@ class StoredTensors:
         return array
 
     def _bad(self, message: str, file: str = "manifest.json") -> InputError:
-        return InputError(message, where=self.folder / file, next=CONVERT_AGAIN)
+        return InputError(message, where=self.folder / file, next=REPAIR)
 
 
 @dataclass(frozen=True)

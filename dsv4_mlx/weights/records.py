@@ -12,7 +12,7 @@ import numpy as np
 
 from dsv4_mlx.checkpoint.check import Bytes, check_codes, expand_scales, exponents
 from dsv4_mlx.checkpoint.inventory import FP8_BLOCK, ITEM_BYTES
-from dsv4_mlx.checkpoint.manifest import MX_GROUP, ExpertTable, Segment
+from dsv4_mlx.checkpoint.manifest import MX_GROUP, REPAIR, ExpertTable, Segment
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.model.tensors import ExpertProduct, ExpertSource
 
@@ -115,7 +115,7 @@ def converted_records(folder: Path, table: ExpertTable, size: int) -> RecordMap:
         raise InputError(
             f"the file has {size} bytes, too few for {table.count} experts of {table.record_bytes}",
             where=path,
-            next="convert the official checkpoint again",
+            next=REPAIR,
         )
     ranges = [(Range(0, start + e * table.record_bytes, table.record_bytes, 0),) for e in range(table.count)]
     return RecordMap((path,), (size,), table, tuple(ranges))

@@ -157,7 +157,7 @@ def shape_and_offsets_disagree(folder: Path) -> None:
 
 @case("unknown dtype")
 def unknown_dtype(folder: Path) -> None:
-    edit_header(shard(folder), lambda h: h["layers.0.attn_norm.weight"].update(dtype="F4"))
+    edit_header(shard(folder), lambda h: h["layers.0.attn_norm.weight"].update(dtype="F5"))
 
 
 @case("is not dtype, shape and data_offsets")
@@ -251,11 +251,6 @@ def shard_holds_a_tensor_that_the_index_lacks(folder: Path) -> None:
 @case("is in both")
 def tensor_in_two_shards(folder: Path) -> None:
     add_tensor(folder, "layers.1.attn.attn_sink", number=2, index=False)
-
-
-@case("the index promises")
-def index_of_another_revision(folder: Path) -> None:
-    edit_json(folder / INDEX, lambda i: i["metadata"].update(total_size=1))
 
 
 # --- tensors --------------------------------------------------------------------------------------
@@ -382,11 +377,6 @@ def name_longer_than_a_file_system_takes(folder: Path) -> None:
 @case("expected a plain name")
 def name_that_is_no_text(folder: Path) -> None:
     edit_json(folder / INDEX, lambda index: index["weight_map"].update({"embed.weight": "\ud800"}))
-
-
-@case("promises inf bytes")
-def endless_total(folder: Path) -> None:
-    edit_json(folder / INDEX, lambda index: index["metadata"].update(total_size=float("inf")))
 
 
 @case("tokenizer.json is damaged")

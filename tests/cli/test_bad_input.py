@@ -209,7 +209,7 @@ def test_a_crash_is_logged_where_it_can_be(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
-    monkeypatch.setattr("dsv4_mlx.hub.models.Path", None)
+    monkeypatch.setattr("dsv4_mlx.hub.models.at_home", None)
     assert run(["info", "x"]) == 70
     log = Path(capsys.readouterr().err.split("with the file ")[1].strip())
     assert "Traceback" in log.read_text()

@@ -194,8 +194,10 @@ def test_resume_on_a_finished_conversion(checkpoints: Folder, tmp_path: Path) ->
     with pytest.raises(InputError, match="holds a conversion that is finished"):
         convert(source, target)
     os.truncate(target / "embed.safetensors", 100)
-    with pytest.raises(InputError, match=r"embed\.safetensors is missing or has another size"):
-        convert(source, target, resume=True)
+    summary = convert(source, target, resume=True)
+    assert (summary.status, summary.repaired) == ("repaired", ("embed.safetensors",))
+    convert(source, tmp_path / "reference")
+    assert_same(tmp_path / "reference", target)
 
 
 @pytest.mark.parametrize("finished", [False, True])

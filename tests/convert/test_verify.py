@@ -265,11 +265,13 @@ def test_what_is_no_model(change: Callable[[Path], object], says: str, model: Pa
         verify(model)
 
 
-def test_an_official_folder_is_no_conversion(source: Path) -> None:
+def test_an_official_folder_without_digests_is_told_from_where_they_come(source: Path) -> None:
     """Errors while paging send people here."""
-    with pytest.raises(InputError, match="this is an official checkpoint") as caught:
+    with pytest.raises(
+        InputError, match="the digests that the Hub lists for these files are not here"
+    ) as caught:
         verify(source)
-    assert f"dsv4-mlx check {source}" in str(caught.value.next)
+    assert f"dsv4-mlx download ORG/NAME {source}" in str(caught.value.next)
 
 
 def test_against_another_source(model: Path, checkpoints: Folder) -> None:
@@ -288,8 +290,8 @@ def test_source_damaged_since(model: Path, source: Path) -> None:
     }
     for tensor in changed:
         poke(source, tensor, 1)
-    identity = identify(open_source(source))["identity"]
-    edit(model / "manifest.json", lambda j: j["source"].update(identity=identity))
+    facts = identify(open_source(source))
+    edit(model / "manifest.json", lambda j: j["source"].update(facts))
     report = verify(model, source)
     assert {damage.tensor for damage in report.damage} == set(changed.values())
     assert all("the model or the source has changed" in damage.what for damage in report.damage)

@@ -51,7 +51,9 @@ class Hub:
     def listing(self) -> dict[str, object]:
         siblings = []
         for name in self.files:
-            entry: dict[str, object] = {"rfilename": name, "size": self.sizes[name], "blobId": "b" * 40}
+            data = self.files[name]
+            blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            entry: dict[str, object] = {"rfilename": name, "size": self.sizes[name], "blobId": blob}
             if name.endswith(".safetensors"):
                 lfs = {"sha256": self.listed[name], "size": self.sizes[name], "pointerSize": 130}
                 entry["lfs"] = lfs

@@ -18,6 +18,7 @@ from hub.fake_hub import REPOSITORY, Asked, Hub, serving
 from dsv4_mlx.cli.main import run
 from dsv4_mlx.errors import Dsv4Error, InputError, MachineError
 from dsv4_mlx.hub.download import convert_from_hub, download, source_folder
+from dsv4_mlx.hub.remote import Retry
 
 SHARD = "model-00003-of-00006.safetensors"
 
@@ -166,10 +167,12 @@ def test_another_repository_or_no_hub_is_said(official: Path, tmp_path: Path) ->
         with pytest.raises(InputError, match="no such model"):
             download(name, tmp_path / "a", retry=QUICK)
     said: list[str] = []
-    with pytest.raises(MachineError, match="can't be fetched"):
+    with pytest.raises(MachineError, match="can't be fetched") as raised:
         retry = replace(QUICK, tell=said.append)
         download(REPOSITORY, tmp_path / "a", endpoint="http://127.0.0.1:9", retry=retry)
-    assert len(said) == QUICK.tries - 1 and all("trying again in" in line for line in said)
+    assert len(said) == QUICK.unreached - 1 and all("trying again in" in line for line in said)
+    assert all(word in str(raised.value) for word in ("proxy", "HF_ENDPOINT", "HF_HUB_OFFLINE"))
+    assert sum(Retry()._pause(failures) for failures in range(1, Retry().unreached)) <= 5  # seconds
     assert not (tmp_path / "a").exists()
 
 
