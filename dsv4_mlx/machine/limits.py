@@ -16,6 +16,9 @@ OPEN_MAX = 10_240  # macOS takes no higher soft limit than this where the hard o
 HEADROOM = 64  # Python, libraries, the loop, notes and pipes
 
 
+_M_MMAP_THRESHOLD = -3  # malloc.h
+
+
 class Pressure(IntEnum):
     """As macOS counts it (kern.memorystatus_vm_pressure_level)."""
 
@@ -34,6 +37,14 @@ def memory_limit() -> int:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
     return installed_memory()
+
+
+def map_large() -> None:
+    """Let the C library map large blocks one by one: glibc stops to after the first one that is freed, and then
+    keeps their place in each thread's heap for ever."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
 
 
 def give_back() -> None:

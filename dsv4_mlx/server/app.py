@@ -21,6 +21,7 @@ from starlette.routing import Route
 from dsv4_mlx.engine.engine import fitting
 from dsv4_mlx.engine.info import check
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
+from dsv4_mlx.machine.limits import map_large
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.server import openapi as models
 from dsv4_mlx.server.api_errors import ApiError, invalid, too_long
@@ -190,6 +191,7 @@ def make_app(
     folder: Path, facts: ServerInfo, worker: EngineThread, threads: Executor, crash: Callable[[str], str]
 ) -> App:
     """The application; reads tokenizer and template, which takes a second at full size. Raises InputError."""
+    map_large()
     prompts = Prompts(folder, check(folder).manifest.checkpoint)
     translator = Translator.of(folder, facts, prompts)
     return App(ServerContext(translator, worker, threads, facts.options.limits, Metrics(), crash))
