@@ -7,16 +7,12 @@ import os
 import platform
 import resource
 import sys
-from contextlib import suppress
 from enum import IntEnum
 
 import mlx.core as mx
 
 OPEN_MAX = 10_240  # macOS takes no higher soft limit than this where the hard one is infinite
 HEADROOM = 64  # Python, libraries, the loop, notes and pipes
-
-
-_M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 class Pressure(IntEnum):
@@ -37,21 +33,6 @@ def memory_limit() -> int:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
     return installed_memory()
-
-
-def map_large() -> None:
-    """Let the C library map large blocks one by one: glibc stops to after the first one that is freed, and then
-    keeps their place in each thread's heap for ever."""
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # another C library than glibc
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
-
-
-def give_back() -> None:
-    """What is free of the C library's memory -> the system. glibc keeps it; macOS does it by itself."""
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # another C library than glibc
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def installed_memory() -> int:

@@ -21,7 +21,6 @@ from starlette.routing import Route
 from dsv4_mlx.engine.engine import fitting
 from dsv4_mlx.engine.info import check
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
-from dsv4_mlx.machine.limits import map_large
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.server import openapi as models
 from dsv4_mlx.server.api_errors import ApiError, invalid, too_long
@@ -31,7 +30,7 @@ from dsv4_mlx.server.openapi import document
 from dsv4_mlx.server.options import COUNTED, ServerOptions, limit
 from dsv4_mlx.server.protocols.fields import flag, parse, text
 from dsv4_mlx.server.protocols.request import ProtocolName, ServerInfo
-from dsv4_mlx.server.streaming import Endpoint, ServerContext
+from dsv4_mlx.server.streaming import Endpoint, ServerContext, map_large
 from dsv4_mlx.server.translate import Translator
 from dsv4_mlx.tokenizer.template import LEVELS, Prompts, TooManyTokens
 
