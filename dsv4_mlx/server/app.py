@@ -30,7 +30,7 @@ from dsv4_mlx.server.openapi import document
 from dsv4_mlx.server.options import COUNTED, ServerOptions, limit
 from dsv4_mlx.server.protocols.fields import flag, parse, text
 from dsv4_mlx.server.protocols.request import ProtocolName, ServerInfo
-from dsv4_mlx.server.streaming import Endpoint, ServerContext
+from dsv4_mlx.server.streaming import Endpoint, ServerContext, map_large
 from dsv4_mlx.server.translate import Translator
 from dsv4_mlx.tokenizer.template import LEVELS, Prompts, TooManyTokens
 
@@ -191,6 +191,7 @@ def make_app(
     folder: Path, facts: ServerInfo, worker: EngineThread, threads: Executor, crash: Callable[[str], str]
 ) -> App:
     """The application; reads tokenizer and template, which takes a second at full size. Raises InputError."""
+    map_large()
     prompts = Prompts(folder, check(folder).manifest.checkpoint)
     translator = Translator.of(folder, facts, prompts)
     return App(ServerContext(translator, worker, threads, facts.options.limits, Metrics(), crash))

@@ -34,6 +34,7 @@ from dsv4_mlx.server.protocols.stream import StreamEncoder
 from dsv4_mlx.server.translate import Translator
 
 T = TypeVar("T")
+_M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 class EventQueue:
@@ -347,6 +348,21 @@ async def _watch(receive: Receive, feed: EventQueue) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     feed.leave()
+
+
+def map_large() -> None:
+    """Let the C library map large blocks one by one: glibc ends that after the first that is freed, and then
+    keeps their place in each thread's heap for ever."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
+
+
+def give_back() -> None:
+    """What is free of the C library's memory -> the system. glibc keeps it; macOS does it by itself."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _check_ready(worker: EngineThread) -> None:

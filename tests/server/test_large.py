@@ -114,7 +114,7 @@ def two(server: Server, body: bytes, record: Record, name: str) -> None:
     record(name, f"health {median * 1e3:.0f} ms, at worst {worst * 1e3:.0f} ms; peak +{grown / MB:.0f} MB")
     assert codes == {"context_length_exceeded" if b"def f" in body else "request_too_large"}
     assert median <= 0.15 and worst <= 0.4
-    assert grown <= 64 * MB + 8 * 2 * len(body)
+    assert grown <= 64 * MB + 8 * len(body)
 
 
 def post(server: Server, body: bytes) -> Reply:
