@@ -184,7 +184,10 @@ def test_text_completion(start: Start) -> None:
         "text_completion",
     )
     logprobs = choice["logprobs"]
-    assert "".join(logprobs["tokens"]) == "\nhello" and logprobs["text_offset"][0] == 2
+    assert "".join(logprobs["tokens"]) == "hi\nhello" and logprobs["text_offset"][0] == 0
+    assert (
+        logprobs["token_logprobs"][0] == -1
+    )  # that of the first token after the marker that begins a prompt
     assert len(logprobs["tokens"]) == len(logprobs["token_logprobs"]) == len(logprobs["top_logprobs"])
     stream = call(running.port, "POST", "/v1/completions", {**body, "stream": True}).text
     chunks = [data for _, data in events(stream)][:-1]
