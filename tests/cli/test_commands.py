@@ -59,7 +59,8 @@ def test_generate(folder: str, capsys: Output, think: str) -> None:
     """Thinking goes to stderr, the answer to stdout; random weights never finish thinking in 12 tokens."""
     arguments = ["generate", folder, "-p", "Why?", "--think", think, "--seed", "5", "--max-tokens", "12"]
     out, err = succeeded(arguments, capsys)
-    assert (out.strip() == "") == (think != "off") and (err.strip() == "") == (think == "off")
+    cut = "(cut off: the limit of tokens is reached, --max-tokens 12)\n"
+    assert (out.strip() == "") == (think != "off") and (err == cut) == (think == "off") and cut in err
     assert succeeded(arguments, capsys) == (out, err), "the same seed gives the same text"
     arguments[arguments.index("5")] = "6"
     assert succeeded(arguments, capsys) != (out, err)
@@ -70,7 +71,7 @@ def test_generate_goes_on_with_a_text(
 ) -> None:
     arguments = ["generate", folder, "--complete", "--seed", "5", "--max-tokens", "12"]
     out, err = succeeded([*arguments, "-p", "Why?\n\n  yes"], capsys)
-    assert out.strip() and err == ""
+    assert out.strip() and err == "(cut off: the limit of tokens is reached, --max-tokens 12)\n"
     (tmp_path / "text").write_text("Why")
     with (tmp_path / "text").open() as piped:
         monkeypatch.setattr("sys.stdin", piped)
@@ -84,7 +85,8 @@ def test_a_text_that_goes_on_is_not_thought_about(folder: str, capsys: Output, t
     assert succeeded([*arguments, "--think", "off"], capsys) == succeeded(arguments, capsys)
     out, _ = succeeded([*arguments, "--regex", "[0-9]{3}"], capsys)
     assert re.fullmatch(r"[0-9]{3}\n", out), "held from the first token on"
-    assert succeeded([*arguments, "--regex", "[0-9]{3}", "--stop", out[1]], capsys)[0] == out[0] + "\n"
+    assert run([*arguments, "--regex", "[0-9]{3}", "--stop", out[1]]) == 4, "a stop cuts the form"
+    assert capsys.readouterr().out == out[0] + "\n"
 
 
 def test_generate_without_a_seed_varies(folder: str, capsys: Output) -> None:
