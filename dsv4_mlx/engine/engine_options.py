@@ -93,13 +93,13 @@ class SamplingOptions:
         whole = {"top-k": self.top_k, "seed": self.seed}
         for name, value in whole.items():
             _require(_whole(value), name, value, "a whole number")
-        numbers = {
+        numbers: dict[str, float] = {
             "temperature": self.temperature, "top-p": self.top_p, "min-p": self.min_p,
             "repetition-penalty": self.repetition_penalty, "presence-penalty": self.presence_penalty,
             "frequency-penalty": self.frequency_penalty,
         }  # fmt: skip
-        for name, value in numbers.items():
-            _require(_number(value), name, value, "a number")
+        for name, number in numbers.items():
+            _require(_number(number), name, number, "a number")
         biases, ids, strings = self.logit_bias, self.stop_ids, self.stop_strings
         pairs = isinstance(biases, Mapping) and all(_whole(k) and _number(v) for k, v in biases.items())
         _require(pairs, "logit-bias", biases, "a dict of token ids and numbers")

@@ -89,13 +89,6 @@ STREAM = {
 JSON = {"content-type": "application/json"}
 
 
-def give_back() -> None:
-    """What is free of the C library's memory -> the system. glibc keeps it; macOS does it by itself."""
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # another C library than glibc
-            ctypes.CDLL(None).malloc_trim(0)
-
-
 @dataclass
 class ServerContext:
     """What every exchange needs."""

@@ -186,7 +186,10 @@ def test_the_longest_thinking_in_a_short_context_is_said(
 def test_allowed_tools(facts: ServerInfo) -> None:
     functions = [{"type": "function", "function": {"name": name}} for name in "fgh"]
     for mode, required in (("auto", False), ("required", True)):
-        choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": functions[:2]}}
+        choice: dict[str, Any] = {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": mode, "tools": functions[:2]},
+        }
         rule: Any = chat.read({"messages": HI, "tools": functions, "tool_choice": choice}, facts).rule
         assert [one["function"]["name"] for one in json.loads(rule.tools)] == ["f", "g"]
         assert rule.required == required
@@ -259,7 +262,7 @@ def test_custom_tools_in_chat_completions(replay: Callable[..., Replayed], strea
 @pytest.mark.parametrize("definition", ['start: "ABC', "start: nowhere", "begin: /a/"])
 def test_grammars_that_are_none_are_refused(start: Start, path: str, definition: str) -> None:
     grammar = {"syntax": "lark", "definition": definition}
-    body: dict[str, Any] = {
+    bodies: dict[str, dict[str, Any]] = {
         "/v1/responses": {
             "input": "x",
             "tools": [{"type": "custom", "name": "a", "format": {"type": "grammar", **grammar}}],
@@ -270,8 +273,8 @@ def test_grammars_that_are_none_are_refused(start: Start, path: str, definition:
                 {"type": "custom", "custom": {"name": "a", "format": {"type": "grammar", "grammar": grammar}}}
             ],
         },
-    }[path]
-    reply = call(start().port, "POST", path, body)
+    }
+    reply = call(start().port, "POST", path, bodies[path])
     assert reply.status == 400 and reply.json()["error"]["param"] == "tools" and "'a'" in reply.text
 
 
@@ -282,6 +285,6 @@ def test_a_turn_that_the_client_began_has_no_thinking_to_show(start: Start) -> N
             model="m",
             max_tokens=2000,
             thinking={"type": "enabled", "budget_tokens": 1024},
-            messages=[*HI, {"role": "assistant", "content": "The"}],  # type: ignore[list-item]
+            messages=[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "The"}],
         )
     assert [block.type for block in answer.content] == ["text"]

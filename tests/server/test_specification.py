@@ -72,7 +72,7 @@ def fields(kind: Any) -> dict[str, Any]:
 
 def variants(hint: Any) -> dict[str, Any]:
     """`type` -> its typed dictionary."""
-    found = {}
+    found: dict[str, Any] = {}
     for kind in flat(hint):
         named = fields(kind).get("type")
         while named is not None and get_origin(named) is not Literal:
