@@ -75,8 +75,10 @@ class FakeWorker(EngineThread):
         if ticket.cancelled.wait(script.prefill):
             emit(Finished("cancelled"))
             return
-        asked = job.prompt_logprobs is not None
-        emit(PrefillProgress(new, new, cached, tuple((-1.0 - i, ()) for i in range(len(job.prompt) * asked))))
+        scored = job.prompt_logprobs is not None
+        emit(
+            PrefillProgress(new, new, cached, tuple((-1.0 - i, ()) for i in range(len(job.prompt) * scored)))
+        )
         ids = self.prompts.tokenizer.encode(script.text)
         top = ((5, -1.5), (self.prompts.markers.end_think, -2.5))
         for count, id in enumerate(ids):
