@@ -71,3 +71,39 @@ def test_convert_is_one_module() -> None:
     """The converter lives beside the package and is imported through it; loaded twice it would be two."""
     loaded = modules_after("import dsv4_mlx.convert, dsv4_mlx.cli")
     assert "convert" not in loaded
+
+
+def test_every_module_has_one_name() -> None:
+    """convert/ and metal/ are links in a checkout: nothing else of it can be imported through the package."""
+    code = (
+        "import pkgutil, importlib, dsv4_mlx\n"
+        "names = [m.name for m in pkgutil.walk_packages(dsv4_mlx.__path__, 'dsv4_mlx.', lambda name: None)]\n"
+        "assert len(names) == len(set(names)) < 400, len(names)\n"
+        "assert 'dsv4_mlx.convert.run' in names, names\n"
+        "for name in ('dsv4_mlx.dsv4_mlx', 'dsv4_mlx.tests', 'dsv4_mlx.bench'):\n"
+        "    try:\n"
+        "        importlib.import_module(name)\n"
+        "    except ImportError:\n"
+        "        continue\n"
+        "    raise AssertionError(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_copy_that_lost_its_links_says_so(tmp_path: Path) -> None:
+    """As a zip leaves it that was unpacked by a program without links."""
+    package = tmp_path / "dsv4_mlx"
+    package.mkdir()
+    for name in ("__init__.py", "errors.py"):
+        (package / name).write_bytes((Path(dsv4_mlx.__file__).parent / name).read_bytes())
+    machine = package / "machine"
+    machine.mkdir()
+    for name in ("__init__.py", "mlx_switches.py"):
+        (machine / name).write_bytes((Path(dsv4_mlx.__file__).parent / "machine" / name).read_bytes())
+    (package / "convert").write_text("../convert")
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import dsv4_mlx"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 1 and "lost its symbolic links" in done.stderr.replace("\n", " "), done.stderr
