@@ -14,6 +14,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -80,18 +81,18 @@ def save(session: Session, length: int, path: Path, who: str) -> None:
 def load(session: Session, path: Path, who: str) -> int:
     """Make the session what was saved; its tokens, or 0 where the file is not for it or not whole."""
     try:
-        found, metadata = mx.load(str(path), return_metadata=True)
-        arrays: dict[str, mx.array] = dict(found)  # type: ignore[arg-type]
+        loaded: Any = mx.load(str(path), return_metadata=True)
+        arrays, metadata = dict(loaded[0]), loaded[1]
         tokens = [int(token) for token in np.array(arrays["tokens"])]
     except (OSError, RuntimeError, ValueError, KeyError, TypeError):
         return 0
-    if metadata.get("identity") != who or len(tokens) > session.context:  # type: ignore[union-attr]
+    if metadata.get("identity") != who or len(tokens) > session.context:
         return 0
     if common_prefix(session.tokens, tokens) == len(tokens):
         return 0  # it knows as much already
     state = session.model.new_state(growth=session.growth)
     state.reserve(len(tokens))
-    if not _fits(state, arrays, len(tokens)) or metadata.get("digest") != _digest(arrays):  # type: ignore[union-attr]
+    if not _fits(state, arrays, len(tokens)) or metadata.get("digest") != _digest(arrays):
         return 0
     for name, buffer, ratio in _buffers(state):
         if isinstance(buffer, Ring):
