@@ -2,7 +2,7 @@
 
 Every call of backend, sessions, pool, scheduler and MLX that a job makes fails in turn: once, and from then
 on always. Afterwards a new job succeeds, or the thread is `unhealthy`, which ends the program
-(`tests/server/test_load.py` shows both from outside).
+(`server/lifecycle.py`).
 """
 
 from __future__ import annotations
