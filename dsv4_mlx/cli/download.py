@@ -14,7 +14,8 @@ from dsv4_mlx.cli.console import Progress, tell
 from dsv4_mlx.cli.disk_work import ExcludeOption, existing, filling
 from dsv4_mlx.hub.models import model_folder as found_folder
 from dsv4_mlx.hub.models import not_here, on_the_hub, short_name
-from dsv4_mlx.machine.disks import at_home, free_bytes
+from dsv4_mlx.machine.disks import free_bytes
+from dsv4_mlx.machine.support import at_home
 from dsv4_mlx.machine.units import duration, size
 
 if TYPE_CHECKING:

@@ -40,8 +40,7 @@ from dsv4_mlx.cli import (
 from dsv4_mlx.cli.console import write_crash_log
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error, Dsv4Warning
 from dsv4_mlx.machine import wire_guard
-from dsv4_mlx.machine.disks import at_home
-from dsv4_mlx.machine.support import check_supported
+from dsv4_mlx.machine.support import at_home, check_supported
 
 app = typer.Typer(
     name="dsv4-mlx",

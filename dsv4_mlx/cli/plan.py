@@ -16,7 +16,7 @@ from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.options import JsonOption
 from dsv4_mlx.errors import InputError, UsageError
 from dsv4_mlx.hub.models import commands_for, on_the_hub
-from dsv4_mlx.machine.disks import at_home
+from dsv4_mlx.machine.support import at_home
 from dsv4_mlx.machine.units import duration, parse_memory, parse_speed, rate, size
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv4_mlx.errors import InputError, MachineError, Progress, UsageError
-from dsv4_mlx.machine.disks import at_home
-from dsv4_mlx.machine.support import cache_folder
+from dsv4_mlx.machine.support import at_home, cache_folder
 from dsv4_mlx.other_models import gguf
 
 if TYPE_CHECKING:

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.parsers.expat import ExpatError
 
-from dsv4_mlx.errors import InputError
-
 FAT32_LARGEST = (4 << 30) - 1
 _NAMES = {"apfs": "APFS", "exfat": "exFAT", "fat32": "FAT32", "hfs": "Mac OS Extended", "ntfs": "NTFS"}
 _NETWORK = frozenset({"nfs", "nfs4", "smbfs", "smb3", "cifs", "afpfs", "webdav", "davfs", "fuse.sshfs", "9p"})
@@ -66,18 +64,6 @@ class Volume:
         if self.kind == "ntfs":
             return "macOS can't write to NTFS without another driver"
         return ""
-
-
-def at_home(given: Path | str) -> Path:
-    """A path as typed, its `~` or `~NAME` made a home folder: a shell leaves it in quotes, a launcher
-    everywhere. Raises InputError where there is no such home."""
-    try:
-        return Path(given).expanduser()
-    except RuntimeError:
-        raise InputError(
-            f"{str(given)!r} begins with a home folder that is not known",
-            next="write the whole path; ./~ is a file or folder of that name",
-        ) from None
 
 
 def free_bytes(folder: Path) -> int:

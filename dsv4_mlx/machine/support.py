@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dsv4_mlx.errors import MachineError
+from dsv4_mlx.errors import InputError, MachineError
 
 OLDEST_MACOS = 14
 
@@ -98,3 +98,15 @@ def terminal_environment() -> dict[str, str]:
     """What the environment says about the terminal."""
     names = ("TERM", "NO_COLOR", "LC_ALL", "LC_CTYPE", "LANG")
     return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def at_home(given: Path | str) -> Path:
+    """A path as typed, its `~` or `~NAME` made a home folder: a shell leaves it in quotes, a launcher
+    everywhere. Raises InputError where there is no such home."""
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:
+        raise InputError(
+            f"{str(given)!r} begins with a home folder that is not known",
+            next="write the whole path; ./~ is a file or folder of that name",
+        ) from None

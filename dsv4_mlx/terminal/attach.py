@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dsv4_mlx.errors import InputError, UsageError
-from dsv4_mlx.machine.disks import at_home
+from dsv4_mlx.machine.support import at_home
 from dsv4_mlx.machine.units import size
 
 _PROGRAMS = (("pbcopy",), ("wl-copy",), ("xclip", "-selection", "clipboard"), ("xsel", "-ib"))

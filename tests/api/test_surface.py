@@ -31,7 +31,7 @@ FIELDS = {
     "Answer": "text thinking tool_calls reason tokens",
     "Call": "id name arguments",
     "Piece": "kind text",
-    "PrefillProgress": "done total cached",
+    "PrefillProgress": "done total cached scores",
     "SamplingOptions": SAMPLED,
 }
 ERRORS = {

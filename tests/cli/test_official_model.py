@@ -117,9 +117,13 @@ def test_a_hub_id(
     assert "no folder 'deepseek-ai/V5'" in capsys.readouterr().err
 
 
-def test_verify_says_that_nothing_was_converted(folders: tuple[str, str], capsys: Output) -> None:
+def test_verify_of_an_official_folder_needs_the_digests_of_the_hub(
+    folders: tuple[str, str], capsys: Output
+) -> None:
     assert run(["verify", folders[0]]) == 2
-    assert re.search("^error: this is an official checkpoint", capsys.readouterr().err)
+    assert re.search(
+        "^error: the digests that the Hub lists for these files are not here", capsys.readouterr().err
+    )
 
 
 def test_a_download_that_is_not_complete(checkpoints: Checkpoints, tmp_path: Path, capsys: Output) -> None:

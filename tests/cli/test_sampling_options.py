@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,9 +35,11 @@ def test_every_knob_reaches_the_sampler(
 
     class NoEngine:
         expert_memory = ""
+        context = 16
+        config = SimpleNamespace(vocab_size=8)
 
-        def session(self) -> None:
-            return None
+        def session(self) -> SimpleNamespace:
+            return SimpleNamespace(tokens=[], markers=SimpleNamespace(end=1))
 
     monkeypatch.setattr(Engine, "open", staticmethod(lambda *arguments: NoEngine()))
     options = {

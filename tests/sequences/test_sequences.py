@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,9 @@ def test_the_table_is_large_and_its_names_are_different() -> None:
 def test_generate(one: Sequence, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     reasons: list[str] = []
 
-    def noted(*arguments: Any) -> Iterator[Any]:
+    def noted(*arguments: Any) -> Generator[Any, None, Any]:
         reasons.append((yield from read_answer(*arguments)))
+        return reasons[-1]
 
     read_answer = generate.read_answer
     monkeypatch.setattr(generate, "read_answer", noted)
@@ -65,7 +66,11 @@ def test_generate(one: Sequence, monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     )
     out, err = capfd.readouterr()
     assert found == 0, err
-    err = re.sub(r"^loading.*\n", "", err)
+    err, notes = re.sub(r"^loading.*\n", "", err), []
+    while said := re.search(r"(^|\n)\((no answer|cut off).*\)\n$", err):  # what the command says of it
+        notes.insert(0, said[2])
+        err = err[: said.start()] + said[1]
+    assert notes == ["cut off"] * (one.reason == "length") + ["no answer"] * (not one.answer.strip())
     # what was said last is ended with a line feed; so is thinking before an answer
     last_is_thinking = bool(one.thinking) and not one.answer
     assert out == ("" if last_is_thinking else one.answer + "\n")
