@@ -38,7 +38,12 @@ def mac(memory: int, limit: int) -> Machine:
     )
 
 
-@pytest.mark.parametrize("fault", [*FAULTS, "sound"])
+SLOW = ("hanging", "slow")  # test_choose waits for these, too
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=[pytest.mark.long] * (fault in SLOW)) for fault in (*FAULTS, "sound")]
+)
 def test_a_scripted_mac(fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every verdict is shown, a fault in one line, and the memory advice is a command that was not run."""
     found = examine(

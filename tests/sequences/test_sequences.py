@@ -66,7 +66,8 @@ def test_generate(one: Sequence, monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     )
     out, err = capfd.readouterr()
     assert found == 0, err
-    err, notes = re.sub(r"^loading.*\n", "", err), []
+    err = re.sub(r"^loading.*\n", "", err)
+    notes: list[str] = []
     while said := re.search(r"(^|\n)\((no answer|cut off).*\)\n$", err):  # what the command says of it
         notes.insert(0, said[2])
         err = err[: said.start()] + said[1]
