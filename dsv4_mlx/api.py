@@ -365,7 +365,8 @@ def _started(backend: ModelBackend, progress: Progress | None) -> EngineThread:
         elif progress is not None:
             progress(*thread.loaded)
 
-    thread = EngineThread(backend, PATIENT, watch=watch).start()
+    thread = EngineThread(backend, PATIENT, watch=watch)
+    thread.start()  # not above: it may fail, and say so to `watch`, before the name is bound
     try:
         known.wait()
         if thread.error is not None:

@@ -21,6 +21,7 @@ from dsv4_mlx.engine.engine import Engine, score
 from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.generate import answer as answered
 from dsv4_mlx.hub.models import SHIPPED, model_folder
+from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.tokenizer.template import Prompts
 
 QUESTIONS = ("What is CSA?", "What is the sliding window?", "What is HCA?", "Why is the sky blue?")
@@ -270,6 +271,32 @@ def test_wrong_arguments_of_functions(name: str) -> None:
     with pytest.raises((UsageError, dsv4_mlx.InputError)) as raised:
         call()
     assert said in str(raised.value)
+
+
+def test_a_model_that_fails_at_once_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's thread may be done before the one that started it goes on."""
+    start = EngineThread.start
+
+    def slowly(self: EngineThread) -> EngineThread:
+        start(self)
+        end = time.monotonic() + 10
+        while self.state == "loading" and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        return self
+
+    monkeypatch.setattr(EngineThread, "start", slowly)
+    failed: list[BaseException] = []
+
+    def load() -> None:
+        with pytest.raises(UsageError, match="expected 1 to") as raised:
+            dsv4_mlx.load("demo", context=0)
+        failed.append(raised.value)
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert failed
 
 
 LOOP: list[Any] = []
