@@ -50,18 +50,12 @@ def kept(row: Floats, options: SamplingOptions) -> npt.NDArray[np.bool_]:
     with np.errstate(over="ignore"):
         scale = np.float32(min(1024 / options.temperature, float(np.finfo(np.float32).max)))
         bins = np.minimum(np.floor((row.max() - row) * scale), 65_535).astype(np.int64)
-    table = np.floor(2.0**40 * np.exp(-np.arange(65_536) / 1024))
-    weights = [int(table[one]) for one in bins]
-    order = [int(i) for i in np.argsort(bins, kind="stable")][: options.top_k or None]
+    weights = np.floor(2.0**40 * np.exp(-np.arange(65_536) / 1024)).astype(np.int64)[bins]
+    order = np.argsort(bins, kind="stable")[: options.top_k or None]
     if options.top_p < 1:
-        share = sum(weights[i] for i in order) * max(1, round(options.top_p * 2**30)) >> 30
-        before, nucleus = 0, []
-        for i in order:
-            if before >= share:
-                break
-            nucleus.append(i)
-            before += weights[i]
-        order = nucleus
+        sums = np.cumsum(weights[order])
+        share = int(sums[-1]) * max(1, round(options.top_p * 2**30)) >> 30
+        order = order[sums - weights[order] < share]
     keep = np.zeros(len(row), np.bool_)
-    keep[[i for i in order if weights[i] >= options.min_p * 2**40]] = True
+    keep[order[weights[order] >= options.min_p * 2**40]] = True
     return keep

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from small_model import MARKERS, TINY, new_session, tiny_model, token_ids
 
+from dsv4_mlx.engine import sampler
 from dsv4_mlx.engine.chooser import Chooser, Draw, GenerationLimits, Score
 from dsv4_mlx.engine.constraint import Without
 from dsv4_mlx.engine.decode import Drawn, Ended, PrefillProgress, Rows, Token, decode
@@ -207,6 +209,35 @@ def test_running_ahead_costs_a_step_that_is_taken_back(model: Transformer) -> No
     said, reason = ended(drive(case.loop(), answer))
     assert (said, reason) == plain(model, case) and reason == "stop"
     assert session.tokens == [*PROMPT, *(token.id for token in said)] and ahead == len(said) + 1
+
+
+@pytest.mark.parametrize("constrained", (False, True))
+def test_the_host_works_while_the_device_does(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, constrained: bool
+) -> None:
+    """Between the start of a step and the wait for it: the mask for what it gives, the noise for the next."""
+    order: list[str] = []
+    session = new_session(model)
+    feed, settle, made = session.feed, session.settle, sampler.noise
+    constraint = Without([3])
+    mask = constraint.mask
+
+    def noted(word: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*given: Any) -> Any:
+            order.append(word)
+            return call(*given)
+
+        return noting
+
+    monkeypatch.setattr(session, "feed", noted("start", feed))
+    monkeypatch.setattr(session, "settle", lambda *beside: noted("wait", settle)(*beside) if beside else None)
+    monkeypatch.setattr(sampler, "noise", noted("noise", made))
+    monkeypatch.setattr(constraint, "mask", noted("mask", mask))
+    wanted = GenerationLimits(4, constraint if constrained else None)
+    options = SamplingOptions(seed=1, logit_bias=ENDLESS)
+    ended(run(SessionRows(session), PROMPT, options, wanted))
+    masked = ["mask"] if constrained else []
+    assert order[order.index("start") :][: 3 * (3 + len(masked))] == ["start", *masked, "noise", "wait"] * 3
 
 
 def test_a_loop_without_room_still_takes_the_prompt_in(model: Transformer) -> None:

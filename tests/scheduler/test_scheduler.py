@@ -252,7 +252,7 @@ def test_a_listener_that_raises_ends_its_job_only(backend: TinyBackend, rng: np.
 def test_log_probabilities_are_the_models_own(
     backend: TinyBackend, model: Transformer, rng: np.random.Generator
 ) -> None:
-    """Against a softmax in float64, before bias and temperature: float32 here. A bias decides what is drawn."""
+    """Against a softmax in float64, before bias and temperature. A bias decides what is drawn."""
     prompt = token_ids(rng, 40)
     sampling = SamplingOptions(temperature=0.3, logit_bias={**ENDLESS, 77: 800.0})
     one = runner(backend)
