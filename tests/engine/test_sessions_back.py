@@ -255,6 +255,8 @@ CALLS: dict[str, Callable[[Session, SessionSnapshot], object]] = {
     "sync": lambda session, early: session.sync(TOKENS[:50]),
     "prefill": lambda session, early: list(session.prefill(TOKENS[:50])),
     "advance": lambda session, early: session.advance(9),
+    "feed": lambda session, early: session.feed(9),
+    "settle": lambda session, early: session.settle(session.row),
     "take_back": lambda session, early: session.take_back(1),
     "restore": lambda session, early: session.restore(early),
     "adopt": lambda session, early: session.adopt(TOKENS[:3], session.model.new_state(growth=256)),
