@@ -84,9 +84,8 @@ def chi_square_limit(freedom: int) -> float:
 def check_draws(name: str, draws: int) -> None:
     """Chi-square of `draws` draws, one per seed, against the expected probabilities."""
     row, tokens, counts = mx.array(logits()), [*PROMPT, *ANSWER], np.zeros(WORDS)
-    sampler = Sampler(SamplingOptions(**KNOBS[name]), prompt=len(PROMPT))
     for seed in range(draws):
-        sampler.options = SamplingOptions(**KNOBS[name], seed=seed)
+        sampler = Sampler(SamplingOptions(**KNOBS[name], seed=seed), prompt=len(PROMPT))
         counts[int(sampler(row, tokens))] += 1
     share = np.array(expected(KNOBS[name]))
     likely = share > 0

@@ -145,8 +145,9 @@ def test_costly_grammars_stay_within_a_step(speaker: Speaker, rule: Rule) -> Non
     started = time.process_time()
     for _ in range(60):
         try:
-            logits = rng.standard_normal(speaker.size)
-            token = int(np.argmax(np.where(constraint.mask(speaker.size), logits, -np.inf)))
+            mask = constraint.mask(speaker.size)
+            assert mask is not None
+            token = int(np.argmax(np.where(mask, rng.standard_normal(speaker.size), -np.inf)))
         except ModelOutputError as error:
             assert "the grammar can't go on" in str(error)
             break
