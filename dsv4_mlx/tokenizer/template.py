@@ -247,6 +247,7 @@ class Markers:
     """Token ids that structure a prompt."""
 
     end: int  # end of sentence: stops generation
+    user: int
     assistant: int
     think: int
     end_think: int
@@ -275,6 +276,7 @@ class Prompts:
         self._encoding = DeepseekV4Encoding().with_tokenizer(self.tokenizer)
         self.markers = Markers(
             end=self._marker(SpecialToken.Eos, path),
+            user=self._marker(SpecialToken.User, path),
             assistant=self._marker(SpecialToken.Assistant, path),
             think=self._marker(SpecialToken.ThinkingStart, path),
             end_think=self._marker(SpecialToken.ThinkingEnd, path),
