@@ -301,9 +301,10 @@ class Prompts:
         """A conversation of (role, text) pairs, without earlier answers' thinking. Raises InputError."""
         return self.conversation([_message(role, text) for role, text in said], think)
 
-    def ask(self, text: str, think: Think, schema: Any = None) -> Conversation:
-        """A conversation of one user message. Raises InputError."""
-        return self.conversation([_message("user", text)], think, schema)
+    def ask(self, text: str, think: Think, schema: Any = None, system: str = "") -> Conversation:
+        """A conversation of one user message, after `system` if there is any. Raises InputError."""
+        before = [_message("system", system)] if system else []
+        return self.conversation([*before, _message("user", text)], think, schema)
 
     def encode(self, conversation: Conversation, most: int | None = None) -> list[int]:
         """The prompt's token ids, ending where the assistant's turn begins. Raises InputError, TooManyTokens.
