@@ -74,7 +74,9 @@ class Enough(Exception):
     """Whoever waits has left."""
 
 
-@pytest.mark.parametrize("moment", [1, 4, 9, 12])
+@pytest.mark.parametrize(
+    "moment", [1, 9, *(pytest.param(moment, marks=pytest.mark.long) for moment in (4, 12))]
+)
 def test_left_between_layers(model: Model, tokens: list[int], moment: int) -> None:
     """The session is where the step began: what it knew is kept, and what follows has the same bits."""
     engine = opened(model, "5x", 4)
