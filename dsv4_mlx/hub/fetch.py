@@ -15,8 +15,9 @@ from huggingface_hub.file_download import repo_folder_name
 from dsv4_mlx.checkpoint.identity import STATE, stored_digest
 from dsv4_mlx.convert.folder import no_room
 from dsv4_mlx.errors import DiskFull, InputError, MachineError
-from dsv4_mlx.hub.ranges import Advance, RangeDownload, bytes_here
+from dsv4_mlx.hub.ranges import Advance, RangeDownload, bytes_here, write
 from dsv4_mlx.hub.ranges import forget as forget_part
+from dsv4_mlx.hub.rate import LEAST, keep
 from dsv4_mlx.hub.remote import FetchStopped, Remote, RemoteFile
 from dsv4_mlx.machine.disks import MARK
 
@@ -98,7 +99,10 @@ class Fetcher:
         part.parent.mkdir(parents=True, exist_ok=True)
         if again:
             forget_part(part)
-        RangeDownload(self.remote, file, self.advance).into(part)
+        left = file.bytes - bytes_here(part, file)
+        rate = RangeDownload(self.remote, file, self.advance).into(part)
+        if left >= LEAST:
+            keep(rate)
         os.replace(part, path)
 
     def _cached(self, file: RemoteFile, path: Path) -> bool:
@@ -170,11 +174,3 @@ def _write(out: FileIO, data: bytes) -> int:
     while done < len(data):
         done += out.write(data[done:])
     return done
-
-
-def write(path: Path, data: bytes) -> None:
-    """New contents under that name. Not forced to disk: readers check them, and all can be fetched again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(data)
-    os.replace(part, path)

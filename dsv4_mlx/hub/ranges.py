@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread
+from typing import Protocol
 
 from dsv4_mlx.hub.remote import FetchStopped, Remote, RemoteFile
 
-BLOCK = 4 << 20  # bytes that are marked at once: of each range, what a killed process has to fetch again
-SPAN = 8  # blocks of a request
+BLOCK = 1 << 20  # bytes that are marked at once: of each range, what a killed process has to fetch again
+SPAN = 32  # blocks of a request
 AT_ONCE = 8  # requests beside each other
 _TICK = 0.1  # seconds between looks at whether the caller still wants it
 _GRACE = 1.0  # seconds for the ranges to end; a stalled connection may not let them
@@ -27,7 +28,7 @@ Advance = Callable[[int], None]
 
 
 @dataclass
-class Span:
+class ByteRange:
     """The bytes of a file that one request asks for; those before `at` have come."""
 
     at: int
@@ -42,10 +43,8 @@ class PartFile:
         self.bytes = file.bytes
         journal, marks = _journal(part), _marks(part, file)
         if marks is None:
-            marks = bytes(-(-file.bytes // BLOCK))
-            fresh = journal.with_name(f"{journal.name}.part")
-            fresh.write_bytes(_title(file) + marks)
-            os.replace(fresh, journal)
+            marks = bytes(blocks_of(file.bytes))
+            write(journal, _title(file) + marks)
         self._marks, self._first = bytearray(marks), len(_title(file))
         self._part = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
         self._journal = os.open(journal, os.O_RDWR)
@@ -55,16 +54,9 @@ class PartFile:
         os.close(self._part)
         os.close(self._journal)
 
-    def left(self) -> list[Span]:
-        """What is to be fetched, in order, SPAN blocks at most in one."""
-        found: list[Span] = []
-        for index in (index for index, done in enumerate(self._marks) if not done):
-            start, end = index * BLOCK, min((index + 1) * BLOCK, self.bytes)
-            if found and found[-1].end == start and start - found[-1].at < SPAN * BLOCK:
-                found[-1].end = end
-            else:
-                found.append(Span(start, end))
-        return found
+    def left(self) -> list[ByteRange]:
+        """What is to be fetched."""
+        return spans_of(self.bytes, self._marks)
 
     def write(self, at: int, data: bytes) -> None:
         """Raises OSError."""
@@ -79,6 +71,41 @@ class PartFile:
             if not self._marks[index]:
                 os.pwrite(self._journal, b"\1", self._first + index)
                 self._marks[index] = 1
+
+
+class Target(Protocol):
+    """Where the bytes go."""
+
+    def write(self, at: int, data: bytes) -> None:
+        """Raises OSError."""
+
+    def mark(self, start: int, end: int) -> None:
+        """Bytes `start` to `end` have been written."""
+
+
+def blocks_of(size: int) -> int:
+    """How many blocks a file has."""
+    return -(-size // BLOCK)
+
+
+def spans_of(size: int, marks: bytes | bytearray) -> list[ByteRange]:
+    """The blocks of a file without a mark, in order, SPAN of them at most in one."""
+    found: list[ByteRange] = []
+    for index in (index for index, done in enumerate(marks) if not done):
+        start, end = index * BLOCK, min((index + 1) * BLOCK, size)
+        if found and found[-1].end == start and start - found[-1].at < SPAN * BLOCK:
+            found[-1].end = end
+        else:
+            found.append(ByteRange(start, end))
+    return found
+
+
+def write(path: Path, data: bytes) -> None:
+    """New contents under that name. Not forced to disk: readers check them, and all can be fetched again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(data)
+    os.replace(part, path)
 
 
 def bytes_here(part: Path, file: RemoteFile) -> int:
@@ -103,7 +130,7 @@ def _title(file: RemoteFile) -> bytes:
 
 def _marks(part: Path, file: RemoteFile) -> bytes | None:
     """One byte for each block; None where nothing is there, or what is there is of another file."""
-    title, count = _title(file), -(-file.bytes // BLOCK)
+    title, count = _title(file), blocks_of(file.bytes)
     try:
         found, size = _journal(part).read_bytes(), part.stat().st_size
     except OSError:
@@ -123,7 +150,7 @@ class RangeDownload:
     def __init__(self, remote: Remote, file: RemoteFile, advance: Advance, *, alone: bool = False) -> None:
         """alone: in one request, for a server that sends a file from its beginning only."""
         self.remote, self.file, self._advance, self._alone = remote, file, advance, alone
-        self._spans: deque[Span] = deque()
+        self._spans: deque[ByteRange] = deque()
         self._threads: list[Thread] = []
         self._come = 0
         self._error: BaseException | None = None
@@ -132,21 +159,29 @@ class RangeDownload:
         self._said: tuple[str, int] | None = None
         self._retry = replace(remote.retry, tell=self._tell)
 
-    def into(self, part: Path) -> None:
-        """Raises InputError, MachineError, DiskFull, OSError, FetchStopped."""
+    def into(self, part: Path) -> float:
+        """Bytes per second of what came. Raises InputError, MachineError, DiskFull, OSError, FetchStopped."""
         out = PartFile(part, self.file)
-        spans = [Span(0, self.file.bytes)] if self._alone else out.left()
-        self._count(self.file.bytes - sum(span.end - span.at for span in spans))
         try:
-            self._fetch(out, spans)
-        except _NoRanges:
-            self._count(-self._come)
-            RangeDownload(self.remote, self.file, self._advance, alone=True).into(part)
+            spans, begin = out.left(), time.monotonic()
+            left = sum(span.end - span.at for span in spans)
+            self._count(self.file.bytes - left)
+            self.fetch(out, spans)
+            return left / max(time.monotonic() - begin, 1e-6)
         finally:
             if not any(thread.is_alive() for thread in self._threads):  # else one of them may still write
                 out.close()
 
-    def _fetch(self, out: PartFile, spans: list[Span]) -> None:
+    def fetch(self, out: Target, spans: list[ByteRange]) -> None:
+        """The spans, several at a time; of a server that knows no ranges the whole file. Raises as `into`."""
+        try:
+            self._fetch(out, spans)
+        except _NoRanges:
+            self._count(-self._come)
+            alone = RangeDownload(self.remote, self.file, self._advance, alone=True)
+            alone._fetch(out, [ByteRange(0, self.file.bytes)])
+
+    def _fetch(self, out: Target, spans: list[ByteRange]) -> None:
         """All of the spans, in threads: a process that is to end doesn't wait for a stalled connection."""
         self._spans.extend(spans)
         self._threads = [Thread(target=self._work, args=(out,), daemon=True) for _ in spans[:AT_ONCE]]
@@ -169,7 +204,7 @@ class RangeDownload:
         if self._halt.is_set():
             raise self._error or FetchStopped
 
-    def _work(self, out: PartFile) -> None:
+    def _work(self, out: Target) -> None:
         what = f"{self.file.name} of {self.remote.repository}"
         try:
             while self._spans:
@@ -183,7 +218,7 @@ class RangeDownload:
                 self._error = self._error or error
             self._halt.set()
 
-    def _go_on(self, out: PartFile, span: Span) -> None:
+    def _go_on(self, out: Target, span: ByteRange) -> None:
         """The rest of a span. Raises OSError if not all of it comes."""
         if self._halt.is_set():
             raise FetchStopped

@@ -231,7 +231,12 @@ def test_400_mb_with_a_range_cut_every_second_and_20_kills(
         return due
 
     hub.drop = drop
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "HF_HUB_DISABLE_XET": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "HF_HUB_DISABLE_XET": "1",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
     environment.pop("HF_HUB_OFFLINE", None)
     with serving(hub):
         for run in range(kills + 1):
