@@ -17,13 +17,22 @@ from dsv4_mlx.cli.options import JsonOption
 from dsv4_mlx.errors import InputError, UsageError
 from dsv4_mlx.hub.models import commands_for, on_the_hub
 from dsv4_mlx.machine.support import at_home
-from dsv4_mlx.machine.units import duration, parse_memory, parse_speed, rate, size
+from dsv4_mlx.machine.units import duration, parse_memory, parse_speed, rate, size, speed
 
 if TYPE_CHECKING:
     from dsv4_mlx.convert.trial import ConversionThroughput
     from dsv4_mlx.planning.plan import ModelPlan, Option
     from dsv4_mlx.planning.speed import Speeds
 SPEEDS = ("tokens/s predicted", "at most", "prompt tokens/s predicted")
+
+NetworkOption = Annotated[
+    str | None,
+    typer.Option(
+        "--network",
+        metavar="SIZE",
+        help="Bytes per second of the download, or `measure`: 3 seconds of it. Default: the last one's.",
+    ),
+]
 
 
 def plan(
@@ -41,9 +50,7 @@ def plan(
     disk: Annotated[
         str | None, typer.Option("--disk", metavar="SIZE", help="Its disk's bytes per second, such as 5GB.")
     ] = None,
-    network: Annotated[
-        str | None, typer.Option("--network", metavar="SIZE", help="Bytes per second of the download.")
-    ] = None,
+    network: NetworkOption = None,
     place: Annotated[
         str, typer.Option("--dir", metavar="DIR", help="Where what is made would go. Default: ~/models.")
     ] = "~/models",
@@ -69,8 +76,8 @@ def plan(
     elif model:
         folder = model_folder(model)
     ways, config = candidates_for(folder, repository)
-    speeds = Speeds(*(_speed(text, name) for text, name in zip(
-        (bandwidth, disk, network), ("--bandwidth", "--disk", "--network"), strict=True)))  # fmt: skip
+    come = _network(network, repository)
+    speeds = Speeds(_speed(bandwidth, "--bandwidth"), _speed(disk, "--disk"), come)
     throughput: ConversionThroughput | str = "for another machine"
     if memory is None:
         here = existing(at_home(place))
@@ -113,6 +120,19 @@ def _speed(text: str | None, option: str) -> float | None:
     return found
 
 
+def _network(text: str | None, repository: str) -> float | None:
+    from dsv4_mlx.hub.rate import kept, measure
+
+    if text is None:
+        return kept()
+    if text != "measure":
+        return _speed(text, "--network")
+    from dsv4_mlx.hub.remote import Retry, look
+
+    tell(f"measuring how fast {repository} comes; nothing of it is kept")
+    return measure(look(repository, retry=Retry(tell=tell)))
+
+
 def show(
     found: ModelPlan, speeds: Speeds, throughput: ConversionThroughput | str, more: Sequence[str] = ()
 ) -> None:
@@ -152,7 +172,9 @@ def show(
     for option in found.options:
         if option.name == found.best:
             if option.download_seconds:
-                print(f"the download takes {duration(option.download_seconds)} at that network speed")
+                print(
+                    f"the download takes {duration(option.download_seconds)} at {speed(speeds.network or 0)}"
+                )
             print(f"best here: {option.name}")
             for command in option.commands:
                 print(f"  {command}")
