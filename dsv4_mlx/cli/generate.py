@@ -134,7 +134,6 @@ def generate(
     from dsv4_mlx.engine.generate import answer
     from dsv4_mlx.engine.generate import complete as go_on
     from dsv4_mlx.engine.info import vocabulary
-    from dsv4_mlx.machine.awake import Awake
     from dsv4_mlx.terminal.attach import question
 
     think = _no_thinking(call, think) if complete else think
@@ -144,22 +143,21 @@ def generate(
     options = engine.with_kernels(plain=plain)
     if sampling.logit_bias or sampling.stop_ids:
         sampling.check(vocabulary(folder))  # before minutes of loading
-    with Awake():
-        with progress("loading", plain=plain) as loading:
-            opened = Engine.open(folder, options, loading)
-        tell(opened.expert_memory)
-        held = form(opened, folder, rule, thinking=think != "off")
-        session, constraint = opened.session(), held["constraint"]
+    with progress("loading", plain=plain) as loading:
+        opened = Engine.open(folder, options, loading)
+    tell(opened.expert_memory)
+    held = form(opened, folder, rule, thinking=think != "off")
+    session, constraint = opened.session(), held["constraint"]
 
-        def pieces(show: Progress) -> Generator[Piece, None, Ended]:
-            if complete:
-                of = opened, session, asked, sampling
-                return go_on(*of, max_tokens=max_tokens, constraint=constraint, progress=show)
-            of_question = opened, session, asked, think, sampling
-            return answer(*of_question, max_tokens=max_tokens, **held, progress=show)
+    def pieces(show: Progress) -> Generator[Piece, None, Ended]:
+        if complete:
+            of = opened, session, asked, sampling
+            return go_on(*of, max_tokens=max_tokens, constraint=constraint, progress=show)
+        of_question = opened, session, asked, think, sampling
+        return answer(*of_question, max_tokens=max_tokens, **held, progress=show)
 
-        said, ended = _say(pieces, plain)
-        whole = is_whole(rule, constraint, said, opened.config.vocab_size, session.markers.end)
+    said, ended = _say(pieces, plain)
+    whole = is_whole(rule, constraint, said, opened.config.vocab_size, session.markers.end)
     limit = f"--max-tokens {max_tokens}"
     if max_tokens is None or len(session.tokens) >= opened.context - 1:
         limit = f"the context of {opened.context:,}"
