@@ -258,7 +258,7 @@ def test_info_says_the_same(checkpoints: Checkpoints, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     "words",
     [
-        ["--for", "64"],
+        ["--for", "64x"],
         ["--for", "0GB"],
         ["--for", "64Gb"],
         ["--network", "100Mb/s"],
