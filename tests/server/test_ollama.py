@@ -33,11 +33,12 @@ class City(BaseModel):
 
 @pytest.fixture
 def client(replay: Replay) -> Iterator[Callable[..., ollama.Client]]:
-    made: list[ollama.Client] = []
+    made: list[Any] = []
 
     def begin(*turns: dict[str, Any], **options: Any) -> ollama.Client:
         made.append(ollama.Client(host=replay(*turns, **options).url))
-        return made[-1]
+        one: ollama.Client = made[-1]
+        return one
 
     yield begin
     for one in made:
@@ -87,7 +88,7 @@ def test_generate(client: Callable[..., ollama.Client]) -> None:
         "stop",
     )
     parts = list(ai.generate("m", "Why?", stream=True))
-    assert "".join(part.response for part in parts) == ANSWER["content"] and parts[-1].done
+    assert "".join(part.response or "" for part in parts) == ANSWER["content"] and parts[-1].done
     filled = ai.generate("m", "def f():\n    ", suffix="\n", options={"num_predict": 20})
     assert filled.response == "return 1"
 
