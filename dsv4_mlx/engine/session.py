@@ -63,6 +63,8 @@ class LanguageModel(Protocol):
 
     def logits(self, streams: mx.array, *, last: bool) -> mx.array: ...
 
+    def step(self, tokens: mx.array, state: ModelState) -> mx.array: ...
+
 
 class Session:
     """Hand it the whole token sequence; it computes what it has not seen. Not for use by two threads.
@@ -233,7 +235,7 @@ class Session:
         scores: PromptScores | None = None,
     ) -> list[Snapshot]:
         """Take consecutive chunks in; snapshots after each but the last."""
-        decoding = len(chunks) == 1 and len(chunks[0]) == 1
+        decoding = len(chunks) == 1 and len(chunks[0]) == 1 and scores is None
         start = None if decoding else self._state.snapshot()
         left: BaseException | None = None
 
@@ -248,9 +250,13 @@ class Session:
         try:
             arrays = [mx.array([chunk], mx.int32) for chunk in chunks]
             # Not within a token: it is soon done, and leaving it would cost all that is known.
-            pauses = [] if start is None else [between]
-            streams, points = self.model.streams_of(arrays, self._state, *pauses)
-            logits = self.model.logits(streams[-1], last=True)
+            streams: list[mx.array] = []
+            points: list[Snapshot] = []
+            if start is None:
+                logits = self.model.step(arrays[0], self._state)
+            else:
+                streams, points = self.model.streams_of(arrays, self._state, between)
+                logits = self.model.logits(streams[-1], last=True)
             mx.eval(logits, *self._state.arrays(), [point.rings for point in points])
             row = np.array(logits)[0, -1]  # indexed on the host: on the device it is work of its own
             check_logits(row, self._state.length - 1)
