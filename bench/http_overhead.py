@@ -24,7 +24,7 @@ from pathlib import Path
 
 from dsv4_mlx.engine.decode import Token
 from dsv4_mlx.engine.engine_options import SamplingOptions
-from dsv4_mlx.engine.session import SessionRows
+from dsv4_mlx.engine.session_rows import SessionRows
 from dsv4_mlx.scheduler.engine_thread import EngineThread
 from dsv4_mlx.scheduler.replay import ReplayBackend, ScriptedTurn
 from dsv4_mlx.scheduler.request import GenerationRequest

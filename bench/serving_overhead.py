@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
+import mlx.core as mx
 import numpy as np
 
 from dsv4_mlx.engine.chooser import GenerationLimits
 from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import run
-from dsv4_mlx.engine.session import Logits, SessionRows
+from dsv4_mlx.engine.session_rows import SessionRows
 from dsv4_mlx.errors import Progress
 from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.backend import Run, wanted
@@ -46,8 +47,9 @@ class Still:
         self.tokens: list[int] = []
         self.markers, self.vocabulary = MARKERS, VOCABULARY
         self.context = self.capacity = 1 << 20
-        self.logits: Logits = np.zeros(VOCABULARY, np.float32)
-        self.logits[9] = 1
+        logits = np.zeros(VOCABULARY, np.float32)
+        logits[9] = 1
+        self.row = mx.array(logits)
 
     def prefill(
         self,
@@ -59,9 +61,12 @@ class Still:
         self.tokens = list(tokens)
         yield PrefillProgress(len(tokens), len(tokens), 0)
 
-    def advance(self, token: int) -> Logits:
+    def feed(self, token: int) -> mx.array:
         self.tokens.append(token)
-        return self.logits
+        return self.row
+
+    def settle(self, *beside: mx.array) -> None:
+        mx.eval(beside)
 
     def cached_prefix(self, tokens: Sequence[int]) -> int:
         return 0

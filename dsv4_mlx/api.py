@@ -247,7 +247,8 @@ class ModelSession:
     @property
     def logits(self) -> Logits:
         """float32 [V] after the last token; read-only. Raises UsageError when empty, or after `take_back`."""
-        return self._held.logits
+        session = self._held
+        return self._model._now.call(lambda: session.logits)
 
     def sync(self, tokens: Sequence[int]) -> Logits:
         """Make `tokens` the sequence; float32 logits [V] after the last. What it shares with the sequence so

@@ -14,10 +14,11 @@ from mlx.utils import tree_flatten
 from small_model import TINY
 
 from dsv4_mlx.convert.run import convert
-from dsv4_mlx.engine.chooser import Sampler
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.engine.memory import state_bytes
+from dsv4_mlx.engine.sampler import Sampler
+from dsv4_mlx.engine.session_rows import sample
 from dsv4_mlx.synthetic import small_config, write_checkpoint
 
 PROMPT = [0, *range(20, 60)]
@@ -57,20 +58,21 @@ def watch(
     session = engine.session(growth)
     sampler = Sampler(SamplingOptions(seed=1), prompt=len(PROMPT))
     samples = []
-    logits = session.advance(PROMPT[0])
-    logits = session.sync(PROMPT)
+    session.advance(PROMPT[0])
+    session.sync(PROMPT)
     fixed = 0
     while len(session.tokens) < tokens:
-        logits = session.advance(sampler(logits, session.tokens))
+        session.feed(sample(session, sampler))
+        session.settle()
         fixed = fixed or fixed_bytes(engine)  # after a decode step: its mask is made by then
         length = len(session.tokens)
         state = state_bytes(engine.config, length, engine.model.dtype.size, growth)
         arrays = reachable_arrays() if length % every == 0 else None
         active = settled_memory() - before
-        sample = Sample(length, active, mx.get_cache_memory(), fixed + state.total, arrays)
-        samples.append(sample)
+        one = Sample(length, active, mx.get_cache_memory(), fixed + state.total, arrays)
+        samples.append(one)
         if said is not None:
-            said(sample)
+            said(one)
     return samples
 
 

@@ -89,11 +89,10 @@ def is_whole(
     """Whether an answer has its form to the end: where `end` is the token that ends a turn, it may follow."""
     if rule is None or constraint is None:
         return True
-    import numpy as np
-
     from dsv4_mlx.grammar.rules import Json
 
-    if not np.isfinite(constraint.allow(np.zeros(vocabulary, np.float32))[end]):
+    mask = constraint.mask(vocabulary)
+    if mask is not None and not mask[end]:
         return False
     try:  # a stop string takes text away that the constraint has seen
         return not isinstance(rule, Json) or json.loads(answer) is not ...

@@ -1,7 +1,4 @@
-"""What decides each token of one answer: options, what must or may not follow, how long it may think.
-
-A draw depends on (seed, position) and the logits, on nothing else: what other requests do can't change it.
-"""
+"""What decides each token of one answer: options, what must or may not follow, how long it may think."""
 
 from __future__ import annotations
 
@@ -9,121 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+import mlx.core as mx
 
 from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.engine_options import SamplingOptions
+from dsv4_mlx.engine.sampler import Sampler
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.tokenizer.template import Markers
 
-Floats = npt.NDArray[np.float32]
-
-
-class Sampler:
-    """Chooses tokens by one set of options. `prompt`: how many leading tokens are not the model's own."""
-
-    def __init__(self, options: SamplingOptions, prompt: int = 0) -> None:
-        self.options, self.prompt = options, prompt
-        self._bias = np.array(list(options.logit_bias.values()), np.float32)
-        self._biased = np.array(list(options.logit_bias), np.int64)
-        self._all, self._answer = _Counts(0), _Counts(prompt)
-
-    def __call__(self, logits: Floats, tokens: Sequence[int]) -> int:
-        """logits float32 [V] after `tokens` -> the token at position len(tokens). `logits` is not changed."""
-        o = self.options
-        logits = self._adjusted(logits, tokens)
-        if o.temperature == 0:
-            return int(np.argmax(logits))
-        ids, weights = self._kept(logits)
-        draw = np.random.Generator(np.random.Philox(key=[o.seed, len(tokens)])).random()
-        cumulative = np.cumsum(weights, dtype=np.float64)
-        at = int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
-        return int(ids[min(at, len(ids) - 1)])
-
-    def _adjusted(self, logits: Floats, tokens: Sequence[int]) -> Floats:
-        o = self.options
-        repeated = o.repetition_penalty != 1.0
-        counted = (o.presence_penalty, o.frequency_penalty) != (0.0, 0.0)
-        if not (repeated or counted or len(self._bias)):
-            return logits
-        logits = logits.copy()
-        logits[self._biased] += self._bias
-        if repeated:
-            seen = self._all.of(tokens, len(logits)) > 0
-            factor = np.float32(o.repetition_penalty)
-            logits[seen] = np.where(logits[seen] > 0, logits[seen] / factor, logits[seen] * factor)
-        if counted:
-            counts = self._answer.of(tokens, len(logits))
-            logits -= np.float32(o.presence_penalty) * (counts > 0)
-            logits -= np.float32(o.frequency_penalty) * counts
-        return logits
-
-    def _kept(self, logits: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Ids that can be drawn, in order of id, and their weights (not normalised)."""
-        o = self.options
-        below = logits.astype(np.float64)
-        below -= below.max()
-        with np.errstate(over="ignore"):  # a temperature near 0 may give -inf: a weight of 0
-            weights = np.exp(below / o.temperature)
-        keep = np.ones(len(weights), bool)
-        if 0 < o.top_k < len(weights):
-            keep = _largest(weights, o.top_k)
-        if o.top_p < 1:
-            keep &= _nucleus(np.where(keep, weights, 0.0), o.top_p)
-        if o.min_p > 0:
-            keep &= weights >= o.min_p  # the largest weight is 1
-        ids = np.flatnonzero(keep & (weights > 0))  # a constraint's -inf must not be drawn by rounding
-        return ids, weights[ids]
-
-
-class _Counts:
-    """How often each token occurs after the first `skip`; a sequence that only grew costs its new tokens."""
-
-    def __init__(self, skip: int) -> None:
-        self.skip = skip
-        self._tokens: list[int] = []
-        self._counts: npt.NDArray[np.float32] = np.zeros(0, np.float32)
-
-    def of(self, tokens: Sequence[int], vocabulary: int) -> npt.NDArray[np.float32]:
-        """float32 [vocabulary]; not to be changed."""
-        counted = len(self._tokens)
-        if len(self._counts) != vocabulary or list(tokens[:counted]) != self._tokens:
-            self._tokens, counted = [], 0
-            self._counts = np.zeros(vocabulary, np.float32)
-        new = list(tokens[counted:])
-        np.add.at(self._counts, np.asarray(new[max(0, self.skip - counted) :], np.int64), 1)
-        self._tokens += new
-        return self._counts
-
-
-def _largest(weights: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.bool_]:
-    """The `count` largest; a tie at the edge goes to smaller ids."""
-    edge = np.partition(weights, -count)[-count]
-    keep: npt.NDArray[np.bool_] = weights > edge
-    ties = np.flatnonzero(weights == edge)[: count - int(keep.sum())]
-    keep[ties] = True
-    return keep
-
-
-def _nucleus(weights: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.bool_]:
-    """The fewest largest weights whose share reaches top_p; at least one.
-
-    Weights below total * (1 - top_p) / V add up to less than what may be left out, so only larger ones
-    are sorted.
-    """
-    total = weights.sum()
-    candidates = np.flatnonzero(weights >= total * (1 - top_p) / len(weights))
-    order = candidates[np.argsort(-weights[candidates], kind="stable")]
-    before = np.cumsum(weights[order]) - weights[order]
-    keep = np.zeros(len(weights), bool)
-    keep[order[before < top_p * total]] = True
-    return keep
-
-
 Top = tuple[tuple[int, float], ...]
 Score = tuple[float, Top]  # natural log probability of a token, and of the likeliest in its place
-SCORED = 64  # rows of logits on the host at once: 33 MB of a full vocabulary
+SCORED = 16  # rows of logits whose likeliest tokens are sorted out at once: 17 MB of a full vocabulary
 MOST_LOGPROBS = 20  # alternatives of a token
 
 
@@ -160,12 +53,59 @@ class GenerationLimits:
         return None if count is None else PromptScores(prompt, markers.end, count)
 
 
+@dataclass(frozen=True, eq=False)
+class Likelihood:
+    """Rows of log probabilities that may not be computed yet: of one token each, and of the likeliest."""
+
+    own: mx.array  # float32 [R]
+    ids: mx.array  # int32 [R, count], best first; a tie goes to the smaller id
+    values: mx.array  # float32 [R, count]
+
+    @property
+    def arrays(self) -> tuple[mx.array, ...]:
+        """To be evaluated."""
+        return self.own, self.ids, self.values
+
+    def read(self) -> list[Score]:
+        """One of each row."""
+        rows = zip(*(array.tolist() for array in self.arrays), strict=True)
+        return [(own, tuple(zip(ids, values, strict=True))) for own, ids, values in rows]
+
+
+def likelihood(logits: mx.array, tokens: mx.array, count: int) -> Likelihood:
+    """logits float32 [R, V], a token int32 [R] of each row -> natural log probabilities, not evaluated."""
+    values = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    own = mx.take_along_axis(values, tokens[:, None], axis=-1)[:, 0]
+    # A float's magnitude as bits, with its sign, orders as the float does. Descending, then the id: one key,
+    # none equal to another.
+    bits = logits.view(mx.int32)
+    rising = mx.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    keys = (~rising.astype(mx.int64) << 32) | mx.arange(logits.shape[-1], dtype=mx.int64)
+    ids = (
+        (mx.sort(keys, axis=-1)[:, :count] & 0x7FFFFFFF).astype(mx.int32) if count else tokens[:, None][:, :0]
+    )
+    return Likelihood(own, ids, mx.take_along_axis(values, ids, axis=-1))
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """A token that is being chosen. `id` int32 [] may be the next step's input before it is read."""
+
+    id: mx.array
+    likelihood: Likelihood | None  # of one row
+
+    @property
+    def arrays(self) -> tuple[mx.array, ...]:
+        """To be evaluated together: one wait for all of it."""
+        return (self.id, *(() if self.likelihood is None else self.likelihood.arrays))
+
+
 class Chooser:
     """Follows one answer: `tokens` are the prompt and what was chosen since, without what ended it.
 
-    Whoever answers a request for rows draws with it, row by row and in order; or draws elsewhere by
-    `options` and `forced`, where not `on_host`, and tells it by `accept`. It goes only on: what was
-    chosen stays chosen, so nothing may be drawn from a row that stands on a refused draft.
+    Whoever answers a request for rows draws with it, row by row and in order: at once by `draw`, or by
+    `begin` and `finish`. It goes only on: what was chosen stays chosen, so nothing may be finished from a row
+    that stands on a refused draft.
     """
 
     def __init__(
@@ -174,27 +114,45 @@ class Chooser:
         self.options, self.tokens, self.over = options, list(prompt), False
         self.stops = options.stop_ids | {markers.end}
         self._sampler = Sampler(options, prompt=len(prompt))
-        self._constraint = wanted.constraint
+        self._constraint, self._logprobs = wanted.constraint, wanted.logprobs
         self._thinking = ThinkingBudget(prompt, markers, wanted.think_budget)
 
     @property
-    def on_host(self) -> bool:
-        """Whether a draw needs logits on the host."""
-        return self._constraint is not None
+    def may_run_ahead(self) -> bool:
+        """Whether the token after the next may be begun before the next is finished."""
+        return self._constraint is None and not self._sampler.counts and not self._thinking.near
 
-    @property
-    def forced(self) -> int | None:
-        """The token that must come next, whatever the logits; None leaves the choice."""
-        return self._thinking.forced
+    def begin(self, logits: mx.array, ahead: int = 0) -> Draw:
+        """logits float32 [V] after `tokens` and `ahead` more -> what follows, not evaluated. `ahead` 1: the
+        draw before is begun and not finished, where one `may_run_ahead`.
 
-    def draw(self, logits: Floats) -> int:
-        """logits float32 [V] after `tokens` -> the next token, accepted. `logits` is not changed."""
-        token = self.forced
-        if token is None:
-            allowed = logits if self._constraint is None else self._constraint.allow(logits)
-            token = self._sampler(allowed, self.tokens)
+        Raises ModelOutputError if the constraint can't go on.
+        """
+        token = self._thinking.forced
+        if token is not None:
+            id = mx.array(token, mx.int32)
+        else:
+            mask = None if self._constraint is None else self._constraint.mask(logits.size)
+            id = self._sampler(logits, self.tokens, mask, ahead)
+        if self._logprobs is None:
+            return Draw(id, None)
+        return Draw(id, likelihood(logits[None], id[None], self._logprobs))
+
+    def prepare(self, ahead: int = 1) -> None:
+        """Make what a later draw needs of the host while the device works: what will follow `tokens` and
+        `ahead` more."""
+        self._sampler.prepare(len(self.tokens) + ahead)
+
+    def finish(self, draw: Draw) -> tuple[int, Score | None]:
+        """The token, accepted, and if it was asked for how likely it was. Waits for what is not computed."""
+        mx.eval(draw.arrays)
+        token = int(draw.id)
         self.accept(token)
-        return token
+        return token, None if draw.likelihood is None else draw.likelihood.read()[0]
+
+    def draw(self, logits: mx.array) -> tuple[int, Score | None]:
+        """`begin` and `finish`."""
+        return self.finish(self.begin(logits))
 
     def accept(self, token: int) -> None:
         """The answer goes on with `token`, or is `over` with it."""
@@ -209,36 +167,24 @@ class Chooser:
             self._constraint.accept(token)
 
 
-def likelihood(logits: Floats, token: int, count: int) -> tuple[float, Top]:
-    """logits float32 [V] -> natural log probability of `token`, and of the `count` likeliest, best first.
-
-    A tie goes to the smaller id.
-    """
-    values = logits.astype(np.float64)
-    values -= values.max()
-    values -= np.log(np.exp(values).sum())
-    count = min(count, len(values))
-    if count == 0:
-        return float(values[token]), ()
-    edge = np.partition(values, -count)[-count]
-    candidates = np.flatnonzero(values >= edge)
-    best = candidates[np.argsort(-values[candidates], kind="stable")][:count]
-    return float(values[token]), tuple((int(i), float(values[i])) for i in best)
-
-
 class PromptScores:
     """Gathers how likely each of `tokens`, and `end` after them, was; `count` alternatives beside each."""
 
     def __init__(self, tokens: Sequence[int], end: int, count: int) -> None:
-        self._following, self._count = iter([*tokens[1:], end]), count
+        self._following, self._count = [*tokens[1:], end], count
         self._found: list[Score] = []
+        self._taken = 0
 
     def add(self, streams: Sequence[Any], logits: Callable[..., Any]) -> None:
         """streams: [1, T, ...] of the chunks that come next, for `logits` of a model."""
         for stream in streams:
             for start in range(0, stream.shape[1], SCORED):
-                rows = np.array(logits(stream[:, start : start + SCORED], last=False))[0]
-                self._found += [likelihood(row, next(self._following), self._count) for row in rows]
+                rows = logits(stream[:, start : start + SCORED], last=False)[0]
+                following = self._following[self._taken : self._taken + len(rows)]
+                self._taken += len(rows)
+                found = likelihood(rows, mx.array(following, mx.int32), self._count)
+                mx.eval(found.arrays)
+                self._found += found.read()
 
     def take(self) -> tuple[Score, ...]:
         """Those found since the last call."""
@@ -257,6 +203,11 @@ class ThinkingBudget:
     def forced(self) -> int | None:
         """The token that must come next; None leaves the choice."""
         return self._end if self._open and self._left is not None and self._left <= 0 else None
+
+    @property
+    def near(self) -> bool:
+        """Whether one of the next two tokens may have to come, whatever the logits."""
+        return self._open and self._left is not None and self._left <= 1
 
     def accept(self, token: int) -> None:
         """The turn goes on with `token`."""

@@ -1,7 +1,6 @@
 """What the model may say next: the decode loop asks, a grammar answers. Plain numpy; grammars: constrain/.
 
-    logits --Constraint.allow--> logits, -inf where a token may not follow --sample--> id
-        id --Constraint.accept--> the constraint has moved on
+    Constraint.mask --> what may follow, for the sampler --> id --Constraint.accept--> it has moved on
 
 The end of the turn is a token like any other: allowed exactly where what was said may be complete.
 """
@@ -14,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
 
 
 class Constraint(Protocol):
@@ -24,10 +23,9 @@ class Constraint(Protocol):
     def finished(self) -> bool:
         """Whether only the end of the turn may follow."""
 
-    def allow(self, logits: Floats) -> Floats:
-        """float32 [V] -> the same with -inf where a token may not follow; at least one stays finite.
+    def mask(self, size: int) -> Mask | None:
+        """bool [size], the caller's own: the tokens that may follow, at least one; None: all of them.
 
-        `logits` is not changed: the result is a copy, or `logits` itself where everything may follow.
         Raises ModelOutputError if the constraint can't go on (its own limits).
         """
 
@@ -49,10 +47,10 @@ class Without:
     def __init__(self, tokens: Iterable[int]) -> None:
         self.tokens = np.array(sorted(tokens), np.int64)
 
-    def allow(self, logits: Floats) -> Floats:
-        logits = logits.copy()
-        logits[self.tokens] = -np.inf
-        return logits
+    def mask(self, size: int) -> Mask:
+        mask = np.ones(size, np.bool_)
+        mask[self.tokens] = False
+        return mask
 
     def accept(self, token: int) -> None:
         """Every token leaves it as it is."""
@@ -73,8 +71,8 @@ class AfterThinking:
     def finished(self) -> bool:
         return not self.thinking and self.inner.finished
 
-    def allow(self, logits: Floats) -> Floats:
-        return self._free.allow(logits) if self.thinking else self.inner.allow(logits)
+    def mask(self, size: int) -> Mask | None:
+        return self._free.mask(size) if self.thinking else self.inner.mask(size)
 
     def accept(self, token: int) -> None:
         if not self.thinking:

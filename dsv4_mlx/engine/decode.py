@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dsv4_mlx.engine.chooser import Chooser, Floats, PromptScores, Score, Top, likelihood
+from dsv4_mlx.engine.chooser import Chooser, PromptScores, Score, Top
 
 Ended = Literal["stop", "length"]
 Reason = Literal[Ended, "cancelled", "error"]
@@ -59,15 +59,14 @@ class Rows:
     """A request: take `tokens` in at `position`, and choose up to `count` tokens that follow; 0 for none.
 
     At position 0 they are the prompt, of which a session may hold something already. Elsewhere they follow
-    what was given before; who has gone further goes back to `position` first. `logits`: whether the rows'
-    logits must come to the host, for the loop or for `choose`. `scores` takes the prompt's as they come.
+    what was given before; who has gone further goes back to `position` first. `scores` takes the prompt's as
+    they come.
     """
 
     tokens: Sequence[int]
     position: int
     count: int
     choose: Chooser
-    logits: bool
     scores: PromptScores | None = None
 
 
@@ -75,36 +74,30 @@ class Rows:
 class Drawn:
     """The answer: 1 to `count` tokens in order, none for a count of 0; all by `choose`, which a stop ends.
 
-    `logits`: where asked for, float32 [V] that each was drawn from. The last token has not been taken in,
-    the others have; rows of refused drafts, and of what was run ahead of a stop, are taken back.
+    Each with how likely it was, as `choose` gave both. The last token has not been taken in, the others have;
+    rows of refused drafts, and of what was run ahead of a stop, are taken back.
     """
 
-    tokens: Sequence[int]
-    logits: Sequence[Floats] | None = None
+    tokens: Sequence[tuple[int, Score | None]]
 
 
 def decode(
-    choose: Chooser, room: int, logprobs: int | None = None, scores: PromptScores | None = None
+    choose: Chooser, room: int, scores: PromptScores | None = None
 ) -> Generator[Rows | Token, Drawn | None, Ended]:
     """The one loop: yields requests, each to be sent its answer, and tokens; returns what ended it.
 
-    `room`: tokens of the answer at most. `logprobs`: so many alternatives beside each token's own. It may be
-    left at any yield. The stopping token is not yielded.
+    `room`: tokens of the answer at most. It may be left at any yield. The stopping token is not yielded.
     """
-    logits = choose.on_host or logprobs is not None
-    rows = Rows(tuple(choose.tokens), 0, room, choose, logits, scores)
+    rows = Rows(tuple(choose.tokens), 0, room, choose, scores)
     while True:
         drawn = yield rows
         if drawn is None:
             raise RuntimeError("a request for rows wants an answer")
-        for i, token in enumerate(drawn.tokens):
+        for token, score in drawn.tokens:
             if token in choose.stops:
                 return "stop"
-            if logprobs is None or drawn.logits is None:
-                yield Token(token)
-            else:
-                yield Token(token, *likelihood(drawn.logits[i], token, logprobs))
+            yield Token(token) if score is None else Token(token, *score)
         room -= len(drawn.tokens)
         if not rows.count:
             return "length"
-        rows = Rows(drawn.tokens[-1:], len(choose.tokens) - 1, room, choose, logits)
+        rows = Rows(choose.tokens[-1:], len(choose.tokens) - 1, room, choose)

@@ -5,12 +5,12 @@
 
     What answers a request for rows, engine/session.py:
         ids --Session.prefill--> logits after the prompt
-         id --Session.advance--> logits
-     logits --Chooser.draw--> id                                         engine/chooser.py
+         id --Session.feed-->    logits
+     logits --Chooser.draw-->    id                                      engine/chooser.py
 
     id --TextParser.push-->   pieces of thinking and answer              tokenizer/output_parser.py
 
-`prefill` and `advance` run the same forward pass, model/transformer.py, over more rows or one.
+`prefill` and `feed` run the same forward pass, model/transformer.py, over more rows or one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.decode import Drawn, Ended, Event, Finished, PrefillProgress, Rows, Token, decode
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import SamplingOptions
-from dsv4_mlx.engine.session import Session, SessionRows, TokenSequence, check_prompt, room_for_answer
+from dsv4_mlx.engine.session import Session, check_prompt, room_for_answer
+from dsv4_mlx.engine.session_rows import SessionRows, TokenSequence
 from dsv4_mlx.errors import Progress
 from dsv4_mlx.tokenizer.output_parser import Piece, TextParser
 from dsv4_mlx.tokenizer.template import Think
@@ -51,7 +52,7 @@ def run(
     room = room_for_answer(len(prompt), session.context, wanted.max_tokens)
     choose = Chooser(prompt, session.markers, options, wanted)
     scores = wanted.scores(prompt, session.markers)
-    return (yield from drive(decode(choose, room, wanted.logprobs, scores), answer or rows))
+    return (yield from drive(decode(choose, room, scores), answer or rows))
 
 
 def drive(

@@ -14,20 +14,21 @@ To keep two branches at once, fork.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.chooser import PromptScores
 from dsv4_mlx.engine.chunking import chunk_ends, spread_restart_points
-from dsv4_mlx.engine.decode import Drawn, PrefillProgress, Rows
+from dsv4_mlx.engine.decode import PrefillProgress
+from dsv4_mlx.engine.language_model import LanguageModel
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, Progress, UsageError
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
+from dsv4_mlx.model.step import PreparedStep
 from dsv4_mlx.tokenizer.template import Markers
 
 Logits = npt.NDArray[np.float32]
@@ -40,37 +41,14 @@ class SessionSnapshot:
     tokens: tuple[int, ...]
     point: Snapshot
     restart: tuple[Snapshot, ...]
-    logits: Logits | None
-
-
-class LanguageModel(Protocol):
-    """What a session needs of a model; as in model.transformer.Transformer."""
-
-    @property
-    def config(self) -> ModelConfig: ...
-
-    @property
-    def dtype(self) -> mx.Dtype: ...
-
-    @property
-    def chunks_per_step(self) -> int: ...
-
-    def new_state(self, *, growth: int) -> ModelState: ...
-
-    def streams_of(
-        self, chunks: Sequence[mx.array], state: ModelState, check_cancelled: Callable[[], None] = ...
-    ) -> tuple[list[mx.array], list[Snapshot]]: ...
-
-    def logits(self, streams: mx.array, *, last: bool) -> mx.array: ...
-
-    def step(self, tokens: mx.array, state: ModelState) -> mx.array: ...
+    row: mx.array | None
 
 
 class Session:
     """Hand it the whole token sequence; it computes what it has not seen. Not for use by two threads.
 
     What changes the cache (the state and the tokens it holds) says so; everything else leaves it as it is.
-    Logits are copies of their own: valid for ever.
+    Logits are copies of their own: valid for ever; `row` are the same on the device.
     `growth`: tokens by which the state's row buffers grow.
     """
 
@@ -80,7 +58,9 @@ class Session:
         self.cached = 0  # tokens of the last `sync` that needed no computation
         self._state: ModelState = model.new_state(growth=growth)
         self._restart: list[Snapshot] = []
-        self._logits: Logits | None = None
+        self._row: mx.array | None = None
+        self._ahead: PreparedStep | None = None
+        self._unchecked: mx.array | None = None  # the row's largest magnitude as bits, until it is looked at
 
     @property
     def vocabulary(self) -> int:
@@ -121,6 +101,8 @@ class Session:
         """
         tokens = [int(token) for token in tokens]
         check_tokens(tokens, self.vocabulary, self.context)
+        with suppress(ModelOutputError):  # of a token that nobody asked for any more
+            self.settle()
         start = self.cached = self._keep(tokens if scores is None else [])
         marks = chunk_ends(tokens, self.markers)
         yield PrefillProgress(0, len(tokens) - start, start)
@@ -134,6 +116,7 @@ class Session:
             starts = [len(self.tokens), *group]
             chunks = [tokens[a:b] for a, b in zip(starts, group, strict=False)]
             points = self._step(chunks, check_cancelled, scores)
+            self.settle()
             end = group[-1]
             if end < len(tokens) or (marks and end == marks[-1]):
                 points = [*points, self._state.snapshot()]
@@ -146,9 +129,18 @@ class Session:
 
         The array stays valid when the session goes on; this property is then another's.
         """
-        if self._logits is None:
+        row = self.row
+        self.settle()
+        logits = np.array(row)
+        logits.setflags(write=False)
+        return logits
+
+    @property
+    def row(self) -> mx.array:
+        """`logits` on the device, which may not be computed yet, nor checked: `settle` does both."""
+        if self._row is None:
             raise UsageError("there are no logits here", next="sync or advance first")
-        return self._logits
+        return self._row
 
     def cached_prefix(self, tokens: Sequence[int]) -> int:
         """How many of `tokens` a `sync` of them would not compute; true until the cache changes."""
@@ -166,12 +158,43 @@ class Session:
 
     def advance(self, token: int) -> Logits:
         """Append one token; float32 logits [V] after it. Changes the cache. Raises InputError, DoesNotFit."""
+        self.feed(token)
+        return self.logits
+
+    def feed(self, token: int) -> mx.array:
+        """Append one token, and have the device begin with it: the `row` after it. Changes the cache.
+
+        `settle` before the next. Raises InputError, DoesNotFit.
+        """
         if not 0 <= token < self.model.config.vocab_size:
             raise InputError(f"token {token} is not an id from 0 to {self.model.config.vocab_size - 1}")
         if len(self.tokens) >= self.context:
             raise DoesNotFit(f"the context of {self.context} tokens is full")
         self._step([[token]])
-        return self.logits
+        return self.row
+
+    def prepare(self, id: mx.array) -> bool:
+        """Build the step of a token that the device is choosing, int32 []; `feed` of it then only begins it.
+        In vain where anything else comes first. Whether it could be built.
+        """
+        self._ahead = None
+        if len(self.tokens) < self.context:
+            self._ahead = self.model.prepare(id.reshape(1, 1), self._state)
+        return self._ahead is not None
+
+    def settle(self, *beside: mx.array) -> None:
+        """Wait for what was begun and for `beside`, arrays made of the `row`: the row is a row of numbers.
+
+        Raises ModelOutputError where it is not; nothing is known then.
+        """
+        largest, self._unchecked = self._unchecked, None
+        try:
+            mx.eval(beside, [] if largest is None else [largest, *self._state.arrays()])
+            if largest is not None:
+                check_magnitudes(np.int32(int(largest)).view(np.float32), len(self.tokens) - 1)
+        except BaseException:
+            self._forget()
+            raise
 
     def take_back(self, count: int) -> None:
         """Forget the last `count` tokens. Changes the cache, and leaves no logits.
@@ -186,11 +209,11 @@ class Session:
         if count:
             self._state.take_back(count)
             self._cut_to(len(self.tokens) - count)
-            self._logits = None
 
     def snapshot(self) -> SessionSnapshot:
         """Remember this point for `restore`: valid until the session has gone back before it and written."""
-        return SessionSnapshot(tuple(self.tokens), self._state.snapshot(), tuple(self._restart), self._logits)
+        self.settle()
+        return SessionSnapshot(tuple(self.tokens), self._state.snapshot(), tuple(self._restart), self._row)
 
     def holds(self, snapshot: SessionSnapshot) -> bool:
         """Whether `restore(snapshot)` would be accepted; true until the cache changes."""
@@ -212,19 +235,20 @@ class Session:
         self._state.restore(snapshot.point)
         self.tokens = list(snapshot.tokens)
         self._restart = list(snapshot.restart)
-        self._logits = snapshot.logits
+        self._row, self._unchecked = snapshot.row, None
 
     def adopt(self, tokens: list[int], state: ModelState) -> None:
         """Become the sequence `tokens`, after which `state` is. Replaces the cache: `state` is the session's
         from here on. There are no logits until more is added.
         """
-        self._state, self.tokens, self._logits = state, tokens, None
+        self._state, self.tokens, self._row, self._unchecked = state, tokens, None, None
         self._restart = [state.snapshot()]
 
     def fork(self) -> Session:
         """An independent session that has seen the same tokens: neither's changes reach the other."""
+        self.settle()
         twin = Session(self.model, self.context, self.markers, self.growth)
-        twin.cached, twin.tokens, twin._logits = self.cached, list(self.tokens), self._logits
+        twin.cached, twin.tokens, twin._row = self.cached, list(self.tokens), self._row
         twin._state, twin._restart = self._state.fork(), list(self._restart)
         return twin
 
@@ -234,7 +258,7 @@ class Session:
         check_cancelled: Callable[[], None] = lambda: None,
         scores: PromptScores | None = None,
     ) -> list[Snapshot]:
-        """Take consecutive chunks in; snapshots after each but the last."""
+        """Take consecutive chunks in; snapshots after each but the last. `settle` is to follow."""
         decoding = len(chunks) == 1 and len(chunks[0]) == 1 and scores is None
         start = None if decoding else self._state.snapshot()
         left: BaseException | None = None
@@ -253,13 +277,18 @@ class Session:
             streams: list[mx.array] = []
             points: list[Snapshot] = []
             if start is None:
-                logits = self.model.step(arrays[0], self._state)
+                logits = self._next(chunks[0][0], arrays[0])
             else:
                 streams, points = self.model.streams_of(arrays, self._state, between)
                 logits = self.model.logits(streams[-1], last=True)
-            mx.eval(logits, *self._state.arrays(), [point.rings for point in points])
-            row = np.array(logits)[0, -1]  # indexed on the host: on the device it is work of its own
-            check_logits(row, self._state.length - 1)
+            row = logits.reshape(-1)
+            largest = mx.max(row.view(mx.int32) & 0x7FFFFFFF)  # in integers NaN is larger than infinity
+            begun = [row, largest, *self._state.arrays(), *(point.rings for point in points)]
+            if decoding:
+                mx.async_eval(begun)  # type: ignore[no-untyped-call]
+            else:
+                mx.eval(begun)
+            del begun
             if scores is not None:
                 scores.add(streams, self.model.logits)
         except BaseException as error:
@@ -270,16 +299,21 @@ class Session:
             else:
                 self._forget()
             raise
-        row.setflags(write=False)  # kept here and in snapshots: a caller must not change it
         for chunk in chunks:
             self.tokens += chunk
-        self._logits = row
+        self._row, self._unchecked = row, largest
         return points
+
+    def _next(self, token: int, tokens: mx.array) -> mx.array:  # [1, 1] -> logits [1, 1, V]
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.follows(self._state) and int(ahead.tokens) == token:
+            return ahead.take()
+        return self.model.step(tokens, self._state)
 
     def _keepable(self, tokens: Sequence[int]) -> tuple[int, Snapshot | None]:
         """How many of `tokens` can be kept, and the point to go back to for it; None to stay, or for 0."""
         shared = common_prefix(self.tokens, tokens)
-        if shared == len(self.tokens) and (shared < len(tokens) or self._logits is not None):
+        if shared == len(self.tokens) and (shared < len(tokens) or self._row is not None):
             return shared, None
         usable = [point for point in self._restart if point.length <= shared and point.length < len(tokens)]
         return (usable[-1].length, usable[-1]) if usable else (0, None)
@@ -290,68 +324,18 @@ class Session:
         if point is not None:
             self._state.restore(point)
             self._cut_to(kept)
-            self._logits = None
         elif kept < len(self.tokens):
             self._forget()
         return kept
 
     def _forget(self) -> None:
         self._state = self.model.new_state(growth=self.growth)
-        self.tokens, self._restart, self._logits = [], [], None
+        self.tokens, self._restart, self._row, self._unchecked = [], [], None, None
 
     def _cut_to(self, length: int) -> None:
+        self._row = self._unchecked = None
         del self.tokens[length:]
         self._restart = [point for point in self._restart if point.length <= length]
-
-
-class TokenSequence(Protocol):
-    """What the plain answerer needs of a session; as in Session."""
-
-    tokens: list[int]
-    markers: Markers
-    context: int
-
-    @property
-    def vocabulary(self) -> int: ...
-
-    @property
-    def logits(self) -> Logits: ...
-
-    def prefill(
-        self,
-        tokens: Sequence[int],
-        chunks_per_step: Callable[[], int | None] = ...,
-        check_cancelled: Callable[[], None] = ...,
-        scores: PromptScores | None = ...,
-    ) -> Iterator[PrefillProgress]: ...
-
-    def advance(self, token: int) -> Logits: ...
-
-
-@dataclass(frozen=True)
-class SessionRows:
-    """Answers the decode loop the plain way: one session, one row, one token at a time."""
-
-    session: TokenSequence
-    chunks_per_step: Callable[[], int | None] = lambda: None  # this and the next: as in Session.prefill
-    check_cancelled: Callable[[], None] = lambda: None
-
-    def take_in(self, rows: Rows) -> Generator[PrefillProgress, None, None]:
-        """Their tokens. Raises as Session.prefill and Session.advance."""
-        if rows.position == 0:
-            given = (self.chunks_per_step, self.check_cancelled, rows.scores)
-            yield from self.session.prefill(rows.tokens, *given)
-            return
-        for token in rows.tokens:
-            self.session.advance(token)
-
-    def __call__(self, rows: Rows) -> Generator[PrefillProgress, None, Drawn]:
-        """Their tokens, and the one that follows. Raises as `take_in`."""
-        yield from self.take_in(rows)
-        if not rows.count:
-            return Drawn(())
-        logits = self.session.logits
-        return Drawn((rows.choose.draw(logits),), (logits,) if rows.logits else None)
 
 
 def check_tokens(tokens: Sequence[int], vocabulary: int, context: int) -> None:
@@ -397,9 +381,15 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return low
 
 
-def check_logits(row: Logits, position: int) -> None:
-    """Metal out of memory is silent and shows as NaN, infinity or zeros. Raises ModelOutputError."""
-    if not np.isfinite(row).all() or not row.any(axis=-1).all():
+def check_logits(rows: Logits, position: int) -> None:
+    """float32 [.., V], the last of them after `position`. Raises as check_magnitudes."""
+    check_magnitudes(np.abs(rows).max(axis=-1), position)
+
+
+def check_magnitudes(largest: Logits | np.float32, position: int) -> None:
+    """The largest magnitude of each row of logits: Metal out of memory is silent and shows as NaN, infinity
+    or zeros. Raises ModelOutputError."""
+    if not np.all((largest > 0) & (largest < np.inf)):
         raise ModelOutputError(
             f"the logits after token {position} are not numbers or all zero: the device failed",
             next="use a smaller --context, or close other programs; if it happens again, report it",

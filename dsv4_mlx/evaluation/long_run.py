@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from dsv4_mlx.engine.chooser import Sampler
 from dsv4_mlx.engine.engine import Engine, score
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.memory import state_bytes
+from dsv4_mlx.engine.sampler import Sampler
 from dsv4_mlx.engine.session import Logits, Session
+from dsv4_mlx.engine.session_rows import sample
 from dsv4_mlx.evaluation.needles import too_short
 from dsv4_mlx.evaluation.report import AcceptanceStep, Bar
 from dsv4_mlx.machine.units import rate, size
@@ -70,13 +71,14 @@ def long_answer(engine: Engine, count: int, bar: Bar) -> AcceptanceStep:
     kept: dict[int, Logits] = {}
     held: list[int] = []
     sampler = Sampler(SamplingOptions(logit_bias={engine.prompts.markers.end: -1000.0}), len(prompt))
-    logits = session.sync(prompt)
+    session.sync(prompt)
     begin = time.perf_counter()
     with bar(f"a {NAME}", "tokens") as show:
         for done in range(1, count + 1):
-            logits = session.advance(sampler(logits, session.tokens))
+            session.feed(sample(session, sampler))
+            session.settle()
             if len(session.tokens) in at:
-                kept[len(session.tokens)] = logits
+                kept[len(session.tokens)] = session.logits
             if done % 100 == 0 and done >= min(count // 4, 1000):  # rows allocated, kernels compiled
                 held.append(_beyond_rows(engine, len(session.tokens)))
             show(done, count)

@@ -20,10 +20,11 @@ import mlx.core as mx
 import numpy as np
 
 from dsv4_mlx import __version__
-from dsv4_mlx.engine.chooser import Sampler
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.memory import touched_state, touched_weights
+from dsv4_mlx.engine.sampler import Sampler
+from dsv4_mlx.engine.session_rows import sample
 from dsv4_mlx.errors import Progress, UsageError
 from dsv4_mlx.machine.limits import description
 from dsv4_mlx.paging.stats import LayerStats, total
@@ -169,16 +170,17 @@ def _pass(
         known = len(session.tokens)
         mx.reset_peak_memory()
         start = clock()
-        logits = session.sync(prompt[:context], partial(_counted, reached, known + i * decode))
+        session.sync(prompt[:context], partial(_counted, reached, known + i * decode))
         ready = clock()
-        token = sampler(logits, session.tokens)
+        token = sample(session, sampler)
         drawn = clock()
         prefilled += ready - start
         point = session.snapshot()
         before = engine.pager.stats() if engine.pager is not None else []
         begun = clock()
         for _ in range(decode):
-            token = sampler(session.advance(token), session.tokens)
+            session.feed(token)
+            token = sample(session, sampler)
         seconds = clock() - begun
         after = engine.pager.stats() if engine.pager is not None else []
         paged = tuple(b - a for a, b in zip(before, after, strict=True))

@@ -103,6 +103,27 @@ class StepNumbers:
         return any(kind.indexed and (start + 1) // kind.ratio > self.topk for kind in self.planner.kinds)
 
 
+class PreparedStep:
+    """A step whose graph is there, and of which nothing is computed or stored."""
+
+    def __init__(self, tokens: mx.array, logits: mx.array, left: list[mx.array], state: ModelState) -> None:
+        self.tokens, self._logits, self._left, self._state = tokens, logits, left, state
+        self._length, self._first = state.length, state.layers[0].window.buffer
+
+    def follows(self, state: ModelState) -> bool:
+        """Whether it stands on what `state` is now: every write replaces the window's buffer."""
+        same = state is self._state and state.length == self._length
+        return same and state.layers[0].window.buffer is self._first
+
+    def take(self) -> mx.array:
+        """Logits [1, 1, V]; the state takes the token in. Once."""
+        _put(self._state, self._left)
+        self._state.advance(1)
+        self._left.clear()  # or the next write would copy what is held here
+        del self._first
+        return self._logits
+
+
 class CompiledSteps:
     """Traces of one model, by kind. For one thread: MLX keeps what it compiled by thread.
 
@@ -116,10 +137,10 @@ class CompiledSteps:
         self._traces: OrderedDict[StepKind, Traced] = OrderedDict()
         self.made = 0  # traces, since the model is there
 
-    def __call__(self, tokens: mx.array, state: ModelState, ops: Ops) -> mx.array | None:
-        """tokens int32 [1, 1] -> float32 logits [1, 1, V]; the state, which has room, takes the token in.
+    def __call__(self, tokens: mx.array, state: ModelState, ops: Ops) -> PreparedStep | None:
+        """The step of tokens int32 [1, 1], which may not be computed yet, after `state`, which has room.
 
-        None: a step that is not traced. Where it raises, the state is as it was.
+        Changes nothing. None: a step that is not traced.
         """
         kind = self._numbers.kind(state.length, state.capacity, ops)
         if kind is None:
@@ -128,9 +149,7 @@ class CompiledSteps:
             self._make(kind, tokens, state)
         self._traces.move_to_end(kind)
         logits, *left = self._traces[kind](self._arguments(kind, state.length, tokens, state))
-        self._put(state, left)
-        state.advance(1)
-        return logits
+        return PreparedStep(tokens, logits, left, state)
 
     def _make(self, kind: StepKind, tokens: mx.array, state: ModelState) -> None:
         """The trace of this kind, and at once those of all kinds that the answer may come to before long."""
@@ -159,7 +178,7 @@ class CompiledSteps:
             given = iter(arrays)
             tokens, plan = next(given), numbers.plan(kind, given)
             try:
-                self._put(scratch, given)
+                _put(scratch, given)
                 return [through(tokens, scratch, plan), *self._buffers(scratch)]
             finally:
                 scratch.let_go()
@@ -175,10 +194,12 @@ class CompiledSteps:
     def _buffers(self, state: ModelState) -> list[mx.array]:
         return [b.buffer for layer in state.layers[: self._layers] for b in layer.buffers()]
 
-    def _put(self, state: ModelState, arrays: Iterable[mx.array]) -> None:
-        buffers = (b for layer in state.layers[: self._layers] for b in layer.buffers())
-        for buffer, array in zip(buffers, arrays, strict=True):
-            buffer.buffer = array
+
+def _put(state: ModelState, arrays: Iterable[mx.array]) -> None:
+    """Into the buffers of the first layers: draft blocks, which come after them, keep theirs."""
+    buffers = (buffer for layer in state.layers for buffer in layer.buffers())
+    for array, buffer in zip(arrays, buffers, strict=False):
+        buffer.buffer = array
 
 
 @lru_cache(maxsize=1024)

@@ -12,7 +12,7 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.block import Block, Chunk
 from dsv4_mlx.model.chunk import ChunkPlan, ChunkPlanner
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
-from dsv4_mlx.model.step import CompiledSteps
+from dsv4_mlx.model.step import CompiledSteps, PreparedStep
 from dsv4_mlx.model.tensors import Embedding, TensorSource
 from dsv4_mlx.ops.table import Numerics, Ops
 from dsv4_mlx.ops.types import Streams
@@ -150,12 +150,18 @@ class Transformer(Module):
 
         As a call, to the bit; replayed where `replays`. Evaluate them together with `state.arrays()`.
         """
-        if self.replays and self.schedule.traceable:
-            state.reserve(state.length + 1)
-            logits = self.compiled(tokens, state, self.ops)
-            if logits is not None:
-                return logits
-        return self(tokens, state, last=True)
+        prepared = self.prepare(tokens, state)
+        return self(tokens, state, last=True) if prepared is None else prepared.take()
+
+    def prepare(self, tokens: mx.array, state: ModelState) -> PreparedStep | None:
+        """The next step, of tokens int32 [1, 1], to be taken later; None where steps are not replayed.
+
+        The state grows where it must and is not changed otherwise.
+        """
+        if not (self.replays and self.schedule.traceable):
+            return None
+        state.reserve(state.length + 1)
+        return self.compiled(tokens, state, self.ops)
 
     def _step_through(self, tokens: mx.array, state: ModelState, plan: ChunkPlan) -> mx.array:
         """tokens [1, 1] -> logits [1, 1, V]; the layers' buffers take the token in, no length is changed."""

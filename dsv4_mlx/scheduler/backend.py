@@ -16,8 +16,9 @@ from dsv4_mlx.engine.engine import Engine, weight_bytes
 from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.generate import run
 from dsv4_mlx.engine.memory import state_bytes, workspace
-from dsv4_mlx.engine.session import Session, SessionRows
+from dsv4_mlx.engine.session import Session
 from dsv4_mlx.engine.session_file import identity
+from dsv4_mlx.engine.session_rows import SessionRows
 from dsv4_mlx.errors import Progress
 from dsv4_mlx.machine.limits import memory_limit
 from dsv4_mlx.scheduler.request import GenerationRequest

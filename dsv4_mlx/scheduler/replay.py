@@ -35,7 +35,8 @@ from dsv4_mlx.engine.decode import Drawn, Ended, PrefillProgress, Rows, Token
 from dsv4_mlx.engine.generate import run
 from dsv4_mlx.engine.info import check
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
-from dsv4_mlx.engine.session import Session, SessionRows
+from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.session_rows import SessionRows
 from dsv4_mlx.errors import InputError, MachineError, Progress, UsageError
 from dsv4_mlx.machine.limits import memory_limit
 from dsv4_mlx.model.state import ModelState, Snapshot
@@ -186,6 +187,9 @@ class SilentModel:
         """As Transformer: tokens [1, 1] -> logits."""
         return self.logits(self.streams_of([tokens], state)[0][0], last=True)
 
+    def prepare(self, tokens: mx.array, state: ModelState) -> None:
+        """As Transformer, where steps are not replayed."""
+
     def logits(self, streams: mx.array, *, last: bool) -> mx.array:
         """float32 [1, 1, 1], or [1, T, V] where all are asked for: none is likelier than another."""
         return mx.ones((1, 1, 1) if last else (*streams.shape, self.config.vocab_size))
@@ -213,7 +217,7 @@ class ScriptedRows:
             return Drawn(())
         logits = np.full(self._rows.session.vocabulary, UNLIKELY, np.float32)
         logits[self.expected] = 0
-        return Drawn((rows.choose.draw(logits),), (logits,) if rows.logits else None)
+        return Drawn((rows.choose.draw(mx.array(logits)),))
 
     def _follow(self, token: int) -> None:
         """A token that was forced may skip part of the script, such as the rest of a thinking."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_model import MARKERS, new_session, tiny_model, token_ids
 
-from dsv4_mlx.engine.constraint import AfterThinking, Constraint, Floats, Without
+from dsv4_mlx.engine.constraint import AfterThinking, Constraint, Mask, Without
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import generate
 from dsv4_mlx.errors import InputError
@@ -25,11 +25,10 @@ class Only:
     def finished(self) -> bool:
         return not self.left
 
-    def allow(self, logits: Floats) -> Floats:
-        masked = np.full_like(logits, -np.inf)
-        token = self.left[0] if self.left else MARKERS.end
-        masked[token] = logits[token]
-        return masked
+    def mask(self, size: int) -> Mask:
+        mask = np.zeros(size, np.bool_)
+        mask[self.left[0] if self.left else MARKERS.end] = True
+        return mask
 
     def accept(self, token: int) -> None:
         if not self.left or token != self.left.pop(0):

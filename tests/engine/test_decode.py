@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from small_model import MARKERS, TINY, new_session, tiny_model, token_ids
 
-from dsv4_mlx.engine.chooser import Chooser, Floats, GenerationLimits, Sampler
+from dsv4_mlx.engine import sampler
+from dsv4_mlx.engine.chooser import Chooser, Draw, GenerationLimits, Score
 from dsv4_mlx.engine.constraint import Without
 from dsv4_mlx.engine.decode import Drawn, Ended, PrefillProgress, Rows, Token, decode
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import drive, run
-from dsv4_mlx.engine.session import Session, SessionRows
+from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.session_rows import SessionRows
 from dsv4_mlx.model.transformer import Transformer
 
 PROMPT = token_ids(np.random.default_rng(19), 30)
@@ -40,7 +44,7 @@ class Case:
 
     def loop(self) -> Generator[Rows | Token, Drawn | None, Ended]:
         choose = Chooser(self.prompt, MARKERS, self.options, self.wanted)
-        return decode(choose, ROOM, self.logprobs)
+        return decode(choose, ROOM)
 
 
 PENALTIES = SamplingOptions(
@@ -53,7 +57,7 @@ CASES = {
     "constraint": Case(constrained=True),
     "log probabilities": Case(logprobs=3),
     "think budget": Case(tuple(THINKING), think_budget=7),
-    "ends itself": Case(options=SamplingOptions(seed=2, logit_bias={MARKERS.end: 4.0})),
+    "ends itself": Case(options=SamplingOptions(seed=3, logit_bias={MARKERS.end: 6.0})),
 }
 
 
@@ -98,15 +102,15 @@ class Drafting:
         drafts = [*self.truth[known : known + self.width], MARKERS.end][: self.width]
         if len(self.rounds) % 3 == 1 and len(drafts) > 1:
             drafts[1] = (drafts[1] + 1) % TINY["vocab_size"]
-        seen = [session.logits, *(session.advance(draft) for draft in drafts)]
-        drawn: list[int] = []
+        seen = [session.row, *(mx.array(session.advance(draft)) for draft in drafts)]
+        drawn: list[tuple[int, Score | None]] = []
         while len(drawn) < min(rows.count, len(seen)) and not choose.over:
             drawn.append(choose.draw(seen[len(drawn)]))
-            if drawn[-1:] != drafts[len(drawn) - 1 : len(drawn)]:
+            if [drawn[-1][0]] != drafts[len(drawn) - 1 : len(drawn)]:
                 break
         session.take_back(len(session.tokens) - len(choose.tokens) + (not choose.over))
         self.rounds.append(len(drawn))
-        return Drawn(drawn, seen[: len(drawn)] if rows.logits else None)
+        return Drawn(drawn)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -140,49 +144,49 @@ def test_answers_may_come_late_and_for_several_at_once(model: Transformer) -> No
                 asked[i] = step
             except StopIteration as end:
                 reasons[i] = end.value
-        batch: dict[int, Floats] = {}
+        batch: dict[int, mx.array] = {}
         for i, rows in reversed(asked.items()):
             assert list(rows.tokens) == rows.choose.tokens[rows.position :]
             session = sessions[i]
-            batch[i] = session.advance(*rows.tokens) if rows.position else session.sync(rows.tokens)
-        answers = {
-            i: Drawn([rows.choose.draw(batch[i])] if rows.count else [], [batch[i]] if rows.logits else None)
-            for i, rows in asked.items()
-        }
+            if rows.position:
+                session.feed(*rows.tokens)
+            else:
+                session.sync(rows.tokens)
+            batch[i] = session.row
+        answers = {i: Drawn([rows.choose.draw(batch[i])] if rows.count else []) for i, rows in asked.items()}
     assert [(said[i], reasons[i]) for i in range(len(cases))] == [plain(model, case) for case in cases]
 
 
-class Apart:
-    """Draws elsewhere, as a device would; logits come to the host only where they are asked for."""
+@pytest.mark.parametrize("name", CASES)
+def test_a_token_may_be_the_next_steps_input_before_it_is_read(model: Transformer, name: str) -> None:
+    """Two draws are begun before the first is finished, where that is allowed; the tokens are the same."""
+    case, ahead = CASES[name], 0
+    session = new_session(model)
+    waiting: list[Draw] = []
 
-    def __init__(self, session: Session, case: Case) -> None:
-        self.session = session
-        self.sampler = Sampler(case.options, prompt=len(case.prompt))
-        self.on_host: list[bool] = []
-
-    def __call__(self, rows: Rows) -> Generator[PrefillProgress, None, Drawn]:
-        session, choose = self.session, rows.choose
-        if rows.position:
-            session.advance(*rows.tokens)
-        else:
+    def answer(rows: Rows) -> Generator[PrefillProgress, None, Drawn]:
+        nonlocal ahead
+        choose = rows.choose
+        if rows.position == 0:
             yield from session.prefill(rows.tokens)
+        elif not waiting:
+            session.feed(*rows.tokens)
         if not rows.count:
             return Drawn(())
-        self.on_host.append(rows.logits)
-        if choose.on_host:
-            return Drawn([choose.draw(session.logits)], [session.logits])
-        token = choose.forced
-        token = self.sampler(session.logits, choose.tokens) if token is None else token
-        choose.accept(token)
-        return Drawn([token], [session.logits] if rows.logits else None)
+        draw = waiting.pop() if waiting else choose.begin(session.row)
+        choose.prepare()
+        if choose.may_run_ahead and rows.count > 1:
+            session.feed(int(draw.id))  # not accepted yet: only its id is known
+            waiting.append(choose.begin(session.row, ahead=1))
+            ahead += 1
+        session.settle(*draw.arrays)
+        drawn = Drawn([choose.finish(draw)])
+        if choose.over and waiting:
+            session.take_back(1)
+        return drawn
 
-
-@pytest.mark.parametrize("name", CASES)
-def test_logits_are_asked_for_only_where_somebody_reads_them(model: Transformer, name: str) -> None:
-    case = CASES[name]
-    apart = Apart(new_session(model), case)
-    assert ended(drive(case.loop(), apart)) == plain(model, case)
-    assert set(apart.on_host) == {name in ("constraint", "log probabilities")}
+    assert ended(drive(case.loop(), answer)) == plain(model, case)
+    assert (ahead == 0) == (name in ("constraint", "penalties"))
 
 
 def test_running_ahead_costs_a_step_that_is_taken_back(model: Transformer) -> None:
@@ -195,16 +199,45 @@ def test_running_ahead_costs_a_step_that_is_taken_back(model: Transformer) -> No
         if rows.position == 0:
             yield from session.prefill(rows.tokens)
         assert len(session.tokens) == rows.position + len(rows.tokens), "the row is there already"
-        token = rows.choose.draw(session.logits)
+        token, score = rows.choose.draw(session.row)
         session.advance(token)
         ahead += 1
         if rows.choose.over:
             session.take_back(1)
-        return Drawn([token])
+        return Drawn([(token, score)])
 
     said, reason = ended(drive(case.loop(), answer))
     assert (said, reason) == plain(model, case) and reason == "stop"
     assert session.tokens == [*PROMPT, *(token.id for token in said)] and ahead == len(said) + 1
+
+
+@pytest.mark.parametrize("constrained", (False, True))
+def test_the_host_works_while_the_device_does(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, constrained: bool
+) -> None:
+    """Between the start of a step and the wait for it: the mask for what it gives, the noise for the next."""
+    order: list[str] = []
+    session = new_session(model)
+    feed, settle, made = session.feed, session.settle, sampler.noise
+    constraint = Without([3])
+    mask = constraint.mask
+
+    def noted(word: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*given: Any) -> Any:
+            order.append(word)
+            return call(*given)
+
+        return noting
+
+    monkeypatch.setattr(session, "feed", noted("start", feed))
+    monkeypatch.setattr(session, "settle", lambda *beside: noted("wait", settle)(*beside) if beside else None)
+    monkeypatch.setattr(sampler, "noise", noted("noise", made))
+    monkeypatch.setattr(constraint, "mask", noted("mask", mask))
+    wanted = GenerationLimits(4, constraint if constrained else None)
+    options = SamplingOptions(seed=1, logit_bias=ENDLESS)
+    ended(run(SessionRows(session), PROMPT, options, wanted))
+    masked = ["mask"] if constrained else []
+    assert order[order.index("start") :][: 3 * (3 + len(masked))] == ["start", *masked, "noise", "wait"] * 3
 
 
 def test_a_loop_without_room_still_takes_the_prompt_in(model: Transformer) -> None:

@@ -15,7 +15,8 @@ from dsv4_mlx.engine.decode import Ended, Finished, PrefillProgress, Token
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import answer, complete, generate, stream
-from dsv4_mlx.engine.session import Session, SessionRows
+from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.session_rows import SessionRows
 from dsv4_mlx.errors import DoesNotFit
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.tokenizer.output_parser import Piece

@@ -137,6 +137,22 @@ def test_a_silent_device_failure_is_an_error(value: float) -> None:
         check_logits(row, 3)
 
 
+@pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0])
+def test_a_device_that_fails_in_an_answer_is_noticed_with_the_token(
+    monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """Beside what was drawn from the row; nothing of the session is kept."""
+    session = new_session(tiny_model())
+    session.sync([5, 6])
+    row = np.full(session.vocabulary, value if value == 0 else 1, np.float32)
+    row[7] = value
+    monkeypatch.setattr(Transformer, "logits", lambda self, x, last=False: mx.array(row)[None, None])
+    drawn = mx.argmax(session.feed(8))
+    with pytest.raises(ModelOutputError, match="token 2"):
+        session.settle(drawn)
+    assert session.tokens == []
+
+
 def test_a_failing_model_is_noticed_in_sync_and_score(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,9 +10,10 @@ import pytest
 from checkpoints import same_bits, state_bits
 from small_model import new_session, tiny_model, token_ids
 
-from dsv4_mlx.engine.chooser import Sampler
 from dsv4_mlx.engine.engine_options import SamplingOptions
+from dsv4_mlx.engine.sampler import Sampler
 from dsv4_mlx.engine.session import Logits, Session, SessionSnapshot
+from dsv4_mlx.engine.session_rows import sample
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, UsageError
 from dsv4_mlx.model.transformer import Transformer
 
@@ -42,11 +43,8 @@ def draw(session: Session, count: int, seed: int = 3) -> tuple[list[int], list[L
     """`count` sampled tokens and the logits after each."""
     sampler = Sampler(SamplingOptions(seed=seed))
     start = len(session.tokens)
-    logits = session.sync(list(session.tokens))
-    rows = []
-    for _ in range(count):
-        logits = session.advance(sampler(logits, session.tokens))
-        rows.append(logits)
+    session.sync(list(session.tokens))
+    rows = [session.advance(sample(session, sampler)) for _ in range(count)]
     return session.tokens[start:], rows
 
 
@@ -257,6 +255,8 @@ CALLS: dict[str, Callable[[Session, SessionSnapshot], object]] = {
     "sync": lambda session, early: session.sync(TOKENS[:50]),
     "prefill": lambda session, early: list(session.prefill(TOKENS[:50])),
     "advance": lambda session, early: session.advance(9),
+    "feed": lambda session, early: session.feed(9),
+    "settle": lambda session, early: session.settle(session.row),
     "take_back": lambda session, early: session.take_back(1),
     "restore": lambda session, early: session.restore(early),
     "adopt": lambda session, early: session.adopt(TOKENS[:3], session.model.new_state(growth=256)),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from dsv4_mlx.engine.chooser import Sampler
 from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.engine_options import SamplingOptions
+from dsv4_mlx.engine.sampler import Sampler
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.grammar.grammars import Grammars
 from dsv4_mlx.grammar.matcher import DSML
@@ -49,7 +50,7 @@ class Speaker:
         tokens: list[int] = []
         for step in range(most):
             logits = self.logits(rng, step)
-            token = sampler(constraint.allow(logits), tokens)
+            token = int(sampler(mx.array(logits), tokens, constraint.mask(self.size)))
             if token == self.end:
                 return tokens, True
             constraint.accept(token)

@@ -10,10 +10,11 @@ import mlx.core as mx
 from small_model import TINY
 
 from dsv4_mlx.convert.run import convert
-from dsv4_mlx.engine.chooser import Sampler
 from dsv4_mlx.engine.engine import Engine, routed_experts, weight_bytes
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.engine.memory import state_bytes
+from dsv4_mlx.engine.sampler import Sampler
+from dsv4_mlx.engine.session_rows import sample
 from dsv4_mlx.synthetic import small_config, write_checkpoint
 
 GROWTH_STEP = 1024  # tokens
@@ -48,7 +49,7 @@ def watch(folder: str, memory: str, tokens: int, context: int, send: Any) -> Non
     engine = Engine.open(Path(folder), EngineOptions(context=context, expert_memory=memory, expert_threads=4))
     assert engine.pager is not None
     session = engine.session(growth=GROWTH_STEP)
-    logits = session.sync(PROMPT)
+    session.sync(PROMPT)
     mx.clear_cache()
     state = state_bytes(engine.config, context, engine.model.dtype.size, GROWTH_STEP).total
     stored = weight_bytes(engine.manifest)
@@ -57,7 +58,8 @@ def watch(folder: str, memory: str, tokens: int, context: int, send: Any) -> Non
     samples = []
     sampler = Sampler(SamplingOptions(seed=1), prompt=len(PROMPT))
     while len(session.tokens) < tokens:
-        logits = session.advance(sampler(logits, session.tokens))
+        session.feed(sample(session, sampler))
+        session.settle()
         if len(session.tokens) % 100 == 0:
             samples.append((len(session.tokens), private() - before, mx.get_active_memory()))
     send.send((announced, engine.pager.memory.nbytes, samples))

@@ -19,7 +19,8 @@ import pytest
 from small_model import tiny_model
 
 import dsv4_mlx
-from dsv4_mlx.engine.session import Session, SessionRows
+from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.session_rows import SessionRows
 from dsv4_mlx.machine.awake import Linger
 from dsv4_mlx.model.state import ModelState
 from dsv4_mlx.model.transformer import Transformer

@@ -13,7 +13,8 @@ from small_model import MARKERS, new_session, tiny_model, token_ids
 from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress, Token
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import Answerer, generate, run
-from dsv4_mlx.engine.session import Session, SessionRows
+from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.session_rows import SessionRows
 from dsv4_mlx.errors import Progress
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.scheduler.admission import SchedulerOptions

@@ -20,7 +20,8 @@ from dsv4_mlx.engine.decode import Drawn, PrefillProgress, Rows
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
-from dsv4_mlx.engine.session import Session, SessionRows
+from dsv4_mlx.engine.session import Session
+from dsv4_mlx.engine.session_rows import SessionRows
 from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.scheduler import backend
