@@ -1,10 +1,15 @@
 #include "tile.h"
 
+// Of so many rows: 128 in each, as long as there are threadgroups for it.
+inline uint splits_of(uint count) { return (count + 127) / 128; }
+
 // body: attend
   // Attention of all heads over one key/value head: window rows, then compressed rows, one softmax, a sink.
   //
   // q [B, T, H, K], scaled; window [B, S, K]; compressed [B, N, K]; indices [B, T, J] uint32; masks float32,
   // added to the scores; sinks [H] float32; table float32 [T, >= K] (cosine, sine of each channel pair; the last K).
+  // window_count[0] <= S and compressed_count[0] <= N (or J): rows that are there. Those after them change neither
+  // time nor bits, for splits follow the count; splits that it leaves without rows write nothing.
   // out [B, T, H, K], normalised and rotated (DIRECT), or float32 [splits, B, T, H, K], neither;
   // stats float32 [splits, B, T, H, 2]: peak, and sum without the sink.
   //
@@ -26,10 +31,13 @@
   const uint heads = q_shape[2];
   const uint token = threadgroup_position_in_grid.z;
   const uint batch = token / q_shape[1];
-  const uint window_rows = window_shape[1];
-  const uint compressed_rows = COMPRESSED == 0 ? 0 : COMPRESSED == 1 ? compressed_shape[1] : indices_shape[2];
+  const uint window_rows = window_count[0];
+  const uint compressed_rows = COMPRESSED == 0 ? 0 : compressed_count[0];
   const uint count = window_rows + compressed_rows;
-  const uint splits = threadgroups_per_grid.x;
+  const uint splits = DIRECT ? 1 : min(threadgroups_per_grid.x, splits_of(count));
+  if (threadgroup_position_in_grid.x >= splits) {
+    return;
+  }
   const uint strides = (count + 8 * STREAMS - 1) / (8 * STREAMS);
   const uint steps = (strides + splits - 1) / splits;
   const uint begin = threadgroup_position_in_grid.x * steps * 8 * STREAMS;
@@ -66,10 +74,11 @@
       const uint at = first + column + j;
       added[j] = at < count ? 0.0f : -INFINITY;
       if (WINDOW_MASKED && at < window_rows) {
-        added[j] = window_mask[(token % q_shape[1]) * window_rows + at];
+        added[j] = window_mask[(token % q_shape[1]) * window_shape[1] + at];
       }
       if (COMPRESSED_MASKED && at >= window_rows && at < count) {
-        added[j] = compressed_mask[(COMPRESSED == 2 ? token : token % q_shape[1]) * compressed_rows + at - window_rows];
+        const uint places = COMPRESSED == 2 ? indices_shape[2] : compressed_shape[1];
+        added[j] = compressed_mask[(COMPRESSED == 2 ? token : token % q_shape[1]) * places + at - window_rows];
       }
     }
     // Of many tokens most see few of the rows of the chunk. All simdgroups come to the same answer.
@@ -83,7 +92,7 @@
       if (COMPRESSED == 1 && n >= window_rows) {
         from = compressed + (ulong(batch) * compressed_shape[1] + n - window_rows) * K;
       } else if (COMPRESSED == 2 && n >= window_rows) {
-        const uint index = uint(indices[token * compressed_rows + n - window_rows]);
+        const uint index = uint(indices[token * indices_shape[2] + n - window_rows]);
         from = compressed + (ulong(batch) * compressed_shape[1] + index) * K;
       }
       for (int i = 0; i < CHUNKS; i += 2) {
@@ -217,6 +226,7 @@
 // body: join
   // Splits of an attention into one: sums float32 [splits, B, T, H, K] and stats [splits, B, T, H, 2] (peak, sum)
   // as `attend` leaves them -> out [B, T, H, K], normalised with the sink and rotated by table float32 [T, >= K].
+  // Counts as `attend` has them: only splits that have rows are read.
   // grid: (K / 2, H, B x T), a thread per channel pair.
   const uint heads = threads_per_grid.y;
   const uint width = threads_per_grid.x * 2;
@@ -224,7 +234,7 @@
   const uint head = thread_position_in_grid.y;
   const uint token = thread_position_in_grid.z;
   const uint channel = thread_position_in_grid.x * 2;
-  const uint splits = sums_shape[0];
+  const uint splits = min(uint(sums_shape[0]), splits_of(window_count[0] + compressed_count[0]));
 
   float peak = -FLT_MAX;
   for (uint split = 0; split < splits; split++) {

@@ -1,7 +1,7 @@
 // Whole groups of projected tokens -> a row each: channelwise softmax over the group, norm, rotation, rounding.
 //
 // source float [B, S, WIDTH], a ring; weight [K]; table float [groups, W]; constants = [eps];
-// uniforms = [S, first token's place, rows a sequence, 1 if the first group is only a predecessor]
+// offset [1]: first token's place; uniforms = [S, rows a sequence, 1 if the first group is only a predecessor]
 // -> y [B, rows, K] of type T
 // Template: T, K, E channels a lane, W, WIDTH, AT first column, P tokens a group, OVERLAP (a row pools the group
 // before by its first K channels too), ROUND, CHANNELS, BLOCK. A threadgroup per row, a thread per channel.
@@ -38,8 +38,8 @@ void pool_group(
   const uint channel = thread_position_in_threadgroup.x;
   const uint row = threadgroup_position_in_grid.x;
   const uint size = uniforms[0];
-  const uint batch = row / uniforms[2];
-  const uint group = row % uniforms[2] + uniforms[3];
+  const uint batch = row / uniforms[1];
+  const uint group = row % uniforms[1] + uniforms[2];
   const device float* tokens = source + batch * size * WIDTH;
   if (channel < K) {
     Pool pool;
@@ -48,10 +48,10 @@ void pool_group(
     pool.weighted = 0.0f;
     const uint gap = OVERLAP ? 2 * K : K;
     if (OVERLAP && group > 0) {
-      pool_group<P, WIDTH>(pool, tokens, uniforms[1] + (group - 1) * P, size, AT + channel, gap);
+      pool_group<P, WIDTH>(pool, tokens, offset[0] + (group - 1) * P, size, AT + channel, gap);
     }
     const uint column = AT + (OVERLAP ? K : 0) + channel;
-    pool_group<P, WIDTH>(pool, tokens, uniforms[1] + group * P, size, column, gap);
+    pool_group<P, WIDTH>(pool, tokens, offset[0] + group * P, size, column, gap);
     pooled[channel] = pool.weighted / pool.sum;
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -67,7 +67,7 @@ void pool_group(
       for (int i = 0; i < E; ++i) {
         v[i] *= scale * weight[lane * E + i];
       }
-      row_rotate<E>(v, table + (row % uniforms[2]) * W + (W - K) + lane * E);
+      row_rotate<E>(v, table + (row % uniforms[1]) * W + (W - K) + lane * E);
     }
     row_round<E, K, ROUND, CHANNELS, BLOCK>(v, lane);
     if (active) {

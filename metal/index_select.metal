@@ -3,7 +3,7 @@
 // body: scores
   // scores[b, t, n] = sum_h weights[b, t, h] * relu(q[b, t, h] . keys[b, n]) + mask[t, n], all float32:
   // q float32 [B, T, H, K], weights float32 [B, T, H], keys [B, N, K], mask float32 [T, N]
-  // -> scores float32 [B, T, N].
+  // -> scores float32 [B, T, N], of the first filled[0] keys only: the others are room.
   // A threadgroup's SIMDGROUPS share the heads, TILES x 8 each, which they keep as simdgroup matrices, and go
   // together over 32 keys at a time, of which a lane holds neighbouring channels of one. Keys that the mask
   // hides are not read.
@@ -12,7 +12,8 @@
   constexpr int EACH = 2 * CHUNKS;
   threadgroup float scratch[2 * SIMDGROUPS * 32];
   const uint heads = q_shape[2];
-  const uint count = keys_shape[1];
+  const uint count = filled[0];
+  const uint room = keys_shape[1];
   const uint token = threadgroup_position_in_grid.y;
   const uint batch = token / q_shape[1];
   const uint row = tile_row(thread_index_in_simdgroup);
@@ -38,12 +39,12 @@
     threadgroup float* mine = scratch + (pass % 2) * SIMDGROUPS * 32;
     for (uint part = 0; part < 32; part += 8) {
       const uint n = step * 32 + part + row;
-      const bool seen = n < count && !(MASKED && mask[(token % q_shape[1]) * count + n] == -INFINITY);
+      const bool seen = n < count && !(MASKED && mask[(token % q_shape[1]) * room + n] == -INFINITY);
       simdgroup_matrix<float, 8, 8> rows[CHUNKS];  // keys x channels
       for (uint i = 0; i < CHUNKS; i += 2) {
         vec<T, 4> four = vec<T, 4>(T(0));
         if (seen) {
-          four = *(const device vec<T, 4>*)(keys + (ulong(batch) * count + n) * K + channel + 2 * i);
+          four = *(const device vec<T, 4>*)(keys + (ulong(batch) * room + n) * K + channel + 2 * i);
         }
         rows[i].thread_elements()[0] = float(four[0]);
         rows[i].thread_elements()[1] = float(four[1]);
@@ -71,13 +72,14 @@
       for (uint i = 0; i < SIMDGROUPS; i++) {
         sum += mine[i * 32 + thread_position_in_threadgroup.x];
       }
-      scores[ulong(token) * count + n] = MASKED ? sum + mask[(token % q_shape[1]) * count + n] : sum;
+      scores[ulong(token) * room + n] = MASKED ? sum + mask[(token % q_shape[1]) * room + n] : sum;
     }
     pass++;
   }
 
 // body: best
-  // The wanted[0] = k largest of every row of scores float32 [R, N], N >= k -> indices uint32 [R, k], ascending.
+  // The wanted[0] = k largest of the first filled[0] >= k of every row of scores float32 [R, N]
+  // -> indices uint32 [R, k], ascending.
   // Equal scores: the smaller index goes first.
   // A threadgroup for each row finds the k-th score by its bits, eleven at a time from the top, counting in
   // how many scores each value of them occurs; then it writes what lies above, and of its equals the first.
@@ -87,7 +89,8 @@
   threadgroup uint scratch[2 * 32];
   threadgroup uint found[2];  // the bits found so far; how many of the scores with these bits are wanted
   const uint row = threadgroup_position_in_grid.y;
-  const uint total = scores_shape[1];
+  const uint total = filled[0];
+  const uint room = scores_shape[1];
   const uint threads = threads_per_threadgroup.x;
   const uint index = thread_position_in_threadgroup.x;
   const uint simdgroups = simdgroups_per_threadgroup;
@@ -104,7 +107,7 @@
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint n = index; n < total; n += threads) {
-      const uint key = order_of(scores[ulong(row) * total + n]);
+      const uint key = order_of(scores[ulong(row) * room + n]);
       if (level == 0 || key >> known == prefix) {
         threadgroup atomic_uint* bin = (threadgroup atomic_uint*)(bins + (key >> shift & (values - 1)));
         atomic_fetch_add_explicit(bin, 1, memory_order_relaxed);
@@ -147,7 +150,7 @@
     uint own = 0;
     for (uint j = 0; j < 4; j++) {
       const uint n = start + index * 4 + j;
-      key[j] = n < total ? order_of(scores[ulong(row) * total + n]) : 0;
+      key[j] = n < total ? order_of(scores[ulong(row) * room + n]) : 0;
       own += n >= total ? 0 : key[j] > prefix ? 1 : key[j] == prefix ? 1 << 16 : 0;
     }
     uint before = simd_prefix_exclusive_sum(own);

@@ -1,6 +1,6 @@
 // A product that must be float32, of a weight read as it is stored: y = x * weight^T (+ a bias that goes round).
 //
-// x float [R, D], weight [N, D] of type T, bias float [P, N], uniforms = [rows a sequence, P, phase] -> y float [R, N]
+// x float [R, D], weight [N, D] of type T, bias float [P, N], uniforms = [rows a sequence, P], phase [1] -> y float [R, N]
 // Template: T, N, D, COLUMNS a simdgroup, BIAS. Grid (32 * ceil(N / COLUMNS), R).
 #include "matrix_vector.h"
 
@@ -15,7 +15,7 @@
       if (first + c < N) {
         float value = sums[c];
         if (BIAS) {
-          value += bias[(uniforms[2] + row % uniforms[0]) % uniforms[1] * N + first + c];
+          value += bias[(phase[0] + row % uniforms[0]) % uniforms[1] * N + first + c];
         }
         y[row * N + first + c] = value;
       }

@@ -15,19 +15,20 @@ To keep two branches at once, fork.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.chooser import PromptScores
 from dsv4_mlx.engine.chunking import chunk_ends, spread_restart_points
 from dsv4_mlx.engine.decode import PrefillProgress
+from dsv4_mlx.engine.language_model import LanguageModel
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, Progress, UsageError
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
+from dsv4_mlx.model.step import PreparedStep
 from dsv4_mlx.tokenizer.template import Markers
 
 Logits = npt.NDArray[np.float32]
@@ -41,27 +42,6 @@ class SessionSnapshot:
     point: Snapshot
     restart: tuple[Snapshot, ...]
     row: mx.array | None
-
-
-class LanguageModel(Protocol):
-    """What a session needs of a model; as in model.transformer.Transformer."""
-
-    @property
-    def config(self) -> ModelConfig: ...
-
-    @property
-    def dtype(self) -> mx.Dtype: ...
-
-    @property
-    def chunks_per_step(self) -> int: ...
-
-    def new_state(self, *, growth: int) -> ModelState: ...
-
-    def streams_of(
-        self, chunks: Sequence[mx.array], state: ModelState, check_cancelled: Callable[[], None] = ...
-    ) -> tuple[list[mx.array], list[Snapshot]]: ...
-
-    def logits(self, streams: mx.array, *, last: bool) -> mx.array: ...
 
 
 class Session:
@@ -79,6 +59,7 @@ class Session:
         self._state: ModelState = model.new_state(growth=growth)
         self._restart: list[Snapshot] = []
         self._row: mx.array | None = None
+        self._ahead: PreparedStep | None = None
         self._unchecked: mx.array | None = None  # the row's largest magnitude as bits, until it is looked at
 
     @property
@@ -120,6 +101,8 @@ class Session:
         """
         tokens = [int(token) for token in tokens]
         check_tokens(tokens, self.vocabulary, self.context)
+        with suppress(ModelOutputError):  # of a token that nobody asked for any more
+            self.settle()
         start = self.cached = self._keep(tokens if scores is None else [])
         marks = chunk_ends(tokens, self.markers)
         yield PrefillProgress(0, len(tokens) - start, start)
@@ -189,6 +172,15 @@ class Session:
             raise DoesNotFit(f"the context of {self.context} tokens is full")
         self._step([[token]])
         return self.row
+
+    def prepare(self, id: mx.array) -> bool:
+        """Build the step of a token that the device is choosing, int32 []; `feed` of it then only begins it.
+        In vain where anything else comes first. Whether it could be built.
+        """
+        self._ahead = None
+        if len(self.tokens) < self.context:
+            self._ahead = self.model.prepare(id.reshape(1, 1), self._state)
+        return self._ahead is not None
 
     def settle(self, *beside: mx.array) -> None:
         """Wait for what was begun and for `beside`, arrays made of the `row`: the row is a row of numbers.
@@ -267,7 +259,7 @@ class Session:
         scores: PromptScores | None = None,
     ) -> list[Snapshot]:
         """Take consecutive chunks in; snapshots after each but the last. `settle` is to follow."""
-        decoding = len(chunks) == 1 and len(chunks[0]) == 1
+        decoding = len(chunks) == 1 and len(chunks[0]) == 1 and scores is None
         start = None if decoding else self._state.snapshot()
         left: BaseException | None = None
 
@@ -282,9 +274,14 @@ class Session:
         try:
             arrays = [mx.array([chunk], mx.int32) for chunk in chunks]
             # Not within a token: it is soon done, and leaving it would cost all that is known.
-            pauses = [] if start is None else [between]
-            streams, points = self.model.streams_of(arrays, self._state, *pauses)
-            row = self.model.logits(streams[-1], last=True).reshape(-1)
+            streams: list[mx.array] = []
+            points: list[Snapshot] = []
+            if start is None:
+                logits = self._next(chunks[0][0], arrays[0])
+            else:
+                streams, points = self.model.streams_of(arrays, self._state, between)
+                logits = self.model.logits(streams[-1], last=True)
+            row = logits.reshape(-1)
             largest = mx.max(row.view(mx.int32) & 0x7FFFFFFF)  # in integers NaN is larger than infinity
             begun = [row, largest, *self._state.arrays(), *(point.rings for point in points)]
             if decoding:
@@ -306,6 +303,12 @@ class Session:
             self.tokens += chunk
         self._row, self._unchecked = row, largest
         return points
+
+    def _next(self, token: int, tokens: mx.array) -> mx.array:  # [1, 1] -> logits [1, 1, V]
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.follows(self._state) and int(ahead.tokens) == token:
+            return ahead.take()
+        return self.model.step(tokens, self._state)
 
     def _keepable(self, tokens: Sequence[int]) -> tuple[int, Snapshot | None]:
         """How many of `tokens` can be kept, and the point to go back to for it; None to stay, or for 0."""

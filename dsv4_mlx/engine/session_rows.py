@@ -37,6 +37,8 @@ class TokenSequence(Protocol):
 
     def feed(self, token: int) -> mx.array: ...
 
+    def prepare(self, id: mx.array) -> bool: ...
+
     def settle(self, *beside: mx.array) -> None: ...
 
 
@@ -54,14 +56,17 @@ class SessionRows:
             given = (self.chunks_per_step, self.check_cancelled, rows.scores)
             yield from self.session.prefill(rows.tokens, *given)
             return
-        for token in rows.tokens:
+        gone_on = len(self.session.tokens) - rows.position  # by the token that was begun last time
+        for token in rows.tokens[gone_on:]:
             self.session.settle()
             self.session.feed(token)
 
     def __call__(self, rows: Rows) -> Generator[PrefillProgress, None, Drawn]:
         """Their tokens, and the one that follows. Raises as `take_in`, Session.settle and Chooser.begin.
 
-        What a draw needs of the host is made while the device works.
+        What a draw needs of the host is made while the device works, and so is the step after it. That is
+        begun as soon as its token is known, before anyone is told of the token: the device does not wait for
+        what is done with it. The session may so be a token further than what it was asked for.
         """
         yield from self.take_in(rows)
         if not rows.count:
@@ -69,8 +74,13 @@ class SessionRows:
         draw = rows.choose.begin(self.session.row)
         mx.async_eval(draw.arrays)  # type: ignore[no-untyped-call]
         rows.choose.prepare()
+        more = rows.count > 1 and len(self.session.tokens) + 1 < self.session.context
+        ahead = more and self.session.prepare(draw.id)
         self.session.settle(*draw.arrays)
-        return Drawn((rows.choose.finish(draw),))
+        drawn = rows.choose.finish(draw)
+        if ahead and not rows.choose.over:
+            self.session.feed(drawn[0])
+        return Drawn((drawn,))
 
 
 def sample(session: TokenSequence, sampler: Sampler) -> int:

@@ -13,6 +13,7 @@ import warnings
 from dsv4_mlx.errors import Dsv4Warning
 
 VARIABLE = "MLX_ENABLE_TF32"
+REPLAY_OFF = "MLX_DISABLE_COMPILE"
 
 LATE = "mlx.core" in sys.modules and VARIABLE not in os.environ  # MLX may have multiplied before this
 os.environ.setdefault(VARIABLE, "0")
@@ -21,6 +22,11 @@ os.environ.setdefault(VARIABLE, "0")
 def setting() -> str:
     """The switch as MLX finds it in this process's children, and here if it came in time."""
     return os.environ.get(VARIABLE, "")
+
+
+def replay_is_off() -> bool:
+    """Whether the environment has MLX compile nothing: every step is then built anew by Python."""
+    return REPLAY_OFF in os.environ
 
 
 def warn_if_late() -> None:

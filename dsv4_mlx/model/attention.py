@@ -63,8 +63,8 @@ class Attention(Module):
     def _window(kv: mx.array, state: LayerState, plan: ChunkPlan) -> AttendedRows:
         """kv [B, T, K]: store the chunk's rows and return those its queries see, [B, S, K]."""
         if plan.in_ring:
-            state.window.write(kv, plan.start)
-            return AttendedRows(state.window.filled(plan.filled), plan.window)
+            state.window.write(kv, plan.place)
+            return AttendedRows(state.window.filled(plan.filled), plan.window, filled=plan.count)
         rows = kv
         if plan.history < plan.start:
             rows = mx.concatenate([state.window.read(plan.history, plan.start), kv], axis=1)
@@ -82,4 +82,6 @@ class Attention(Module):
             rows: AttendedRows | None = self.indexer(entry.x_f32, qr, state, plan)
             return rows
         emission, (_, stored) = plan.emissions[self.kind], state.compressed
-        return AttendedRows(stored.read(emission.stop), emission.mask) if emission.stop else None
+        if not emission.stop:
+            return None
+        return AttendedRows(stored.read(emission.stop), emission.mask, filled=emission.count)

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dsv4_mlx.config import LayerKind, ModelConfig, Yarn
-from dsv4_mlx.model.state import SLACK
+from dsv4_mlx.model.state import SLACK, group_places, window_places
+from dsv4_mlx.ops.types import Number
 
 _BLOCK = 512  # positions per cached block
 _KEPT = 4  # blocks kept: sequences that run side by side are at different positions
@@ -101,9 +102,14 @@ class Rotation:
 class Emission:
     """The compressed rows that layers of one kind emit in this chunk."""
 
-    start: int  # rows start .. stop - 1 are emitted
-    stop: int  # rows 0 .. stop - 1 exist after this chunk
+    start: Number  # rows from `start` on are emitted, as many as `table` has
+    stop: int  # rows 0 .. stop - 1 are read; they exist after this chunk, where no `count` says how many do
+    count: mx.array | None
+    phase: Number  # of the chunk's first token in its group
+    place: Number  # of the chunk's first token: its position, or its index in the ring of the open group
     pool_from: int  # first position pooled, the previous group included where there is one
+    offset: Number  # the index in the ring of what is at that position
+    in_ring: bool  # all that is pooled is in the ring once the chunk is written
     is_first: bool  # the first emitted row has no previous group (row 0)
     table: mx.array | None  # rotation of the emitted rows, complex64 [stop - start, K / 2]
     mask: mx.array | None  # float32 [T, N], N = stop: -inf where a query doesn't see a row; None: all see all
@@ -112,12 +118,18 @@ class Emission:
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """A chunk of `rows` tokens at positions start .. start + rows - 1."""
+    """A chunk of `rows` tokens at positions start .. start + rows - 1.
+
+    In a step that is traced for any position (model.step) `rows` is 1, what follows from the position are
+    arrays, and `start` is 0.
+    """
 
     start: int
     rows: int
     in_ring: bool  # the chunk is short enough to be written first and read back from the window ring
-    filled: int  # ring rows that hold a position once the chunk is written
+    place: Number  # of the chunk's first token: its position, or its index in the window ring
+    filled: int  # ring rows that are read; they hold a position once the chunk is written
+    count: mx.array | None  # how many of these do; None: all
     history: int  # else: first position of the window rows that go before the chunk's own
     window: mx.array | None  # float32 [T, S], 0 or -inf, over the filled ring, or over history + chunk
     plain: Rotation
@@ -132,23 +144,35 @@ class ChunkPlanner:
         self.window = config.window
         self.kinds = sorted({kind for kind in config.kinds if kind.ratio}, key=lambda kind: kind.ratio)
         self._plain, self._compressed = plain_table(config), compressed_table(config)
+        self.ring = window_places(config)
         self._ring_masks: dict[int, mx.array] = {}  # by rows, of which there are SLACK + 1
 
     def plan(self, start: int, rows: int) -> ChunkPlan:
         in_ring = rows <= SLACK + 1
+        plain, compressed = self.rotations(start, rows)
         history = max(0, start - self.window + 1)
         mask = self._ring_mask(start, rows) if in_ring else _band_mask(start, rows, history, self.window)
         return ChunkPlan(
             start=start,
             rows=rows,
             in_ring=in_ring,
-            filled=min(start + rows, self.window + SLACK),
+            place=start,
+            filled=min(start + rows, self.ring),
+            count=None,
             history=history,
             window=mask,
-            plain=Rotation(*self._plain.rows(start, rows)),
-            compressed=Rotation(*self._compressed.rows(start, rows)),
+            plain=plain,
+            compressed=compressed,
             emissions={kind: self._emission(kind, start, rows) for kind in self.kinds},
         )
+
+    def rotations(self, start: int, rows: int) -> tuple[Rotation, Rotation]:
+        """Of positions start .. start + rows - 1, in layers without compression and in those with."""
+        return Rotation(*self._plain.rows(start, rows)), Rotation(*self._compressed.rows(start, rows))
+
+    def emitted(self, kind: LayerKind, first: int, stop: int) -> mx.array:
+        """Rotation of the compressed rows first .. stop - 1, complex64 [stop - first, K / 2]."""
+        return self._compressed.at(np.arange(first, stop) * kind.ratio)
 
     def _ring_mask(self, start: int, rows: int) -> mx.array | None:
         """Visible slots [T, filled] once the chunk is written; None where one query sees them all.
@@ -156,12 +180,12 @@ class ChunkPlanner:
         Once the ring is full they depend on the position modulo its size only, so all there are fit in one
         table [2 * ring, T, ring], and decoding makes no mask however long it goes on.
         """
-        ring = self.window + SLACK
+        ring = self.ring
         if rows == 1 and start < self.window:
             return None
         if rows not in self._ring_masks:
             self._ring_masks[rows] = mx.stack(
-                [_ring_mask(at, rows, self.window, ring) for at in range(2 * ring)]
+                [_mask(ring_sight(at, rows, self.window, ring)) for at in range(2 * ring)]
             )
             mx.eval(self._ring_masks[rows])
         at = start if start < ring else ring + start % ring
@@ -174,6 +198,7 @@ class ChunkPlanner:
         ratio = kind.ratio
         first, stop = start // ratio, (start + rows) // ratio
         is_first = first == 0
+        pool_from, places = (first - (kind.indexed and not is_first)) * ratio, group_places(kind)
         mask = visible = None
         if rows > 1:
             counts = (np.arange(start, start + rows) + 1) // ratio
@@ -182,16 +207,21 @@ class ChunkPlanner:
         return Emission(
             start=first,
             stop=stop,
-            pool_from=(first - (kind.indexed and not is_first)) * ratio,
+            count=None,
+            phase=start % ratio,
+            place=start,
+            pool_from=pool_from,
+            offset=pool_from % places,
+            in_ring=pool_from >= start + rows - places,
             is_first=is_first,
-            table=self._compressed.at(np.arange(first, stop) * ratio) if stop > first else None,
+            table=self.emitted(kind, first, stop) if stop > first else None,
             mask=mask,
             visible=visible,
         )
 
 
-def _ring_mask(start: int, rows: int, window: int, ring: int) -> mx.array:
-    """float32 [T, ring]. Slot s holds the last position = s mod ring."""
+def ring_sight(start: int, rows: int, window: int, ring: int) -> npt.NDArray[np.bool_]:
+    """[T, ring]: whether a query sees a slot. Slot s holds the last position = s mod ring."""
     last = start + rows - 1
     positions = last - (last - np.arange(ring)) % ring
     return _seen(start, rows, positions, window)
@@ -199,13 +229,14 @@ def _ring_mask(start: int, rows: int, window: int, ring: int) -> mx.array:
 
 def _band_mask(start: int, rows: int, history: int, window: int) -> mx.array:
     """float32 [T, S] over the positions from `history` to the end of the chunk."""
-    return _seen(start, rows, np.arange(history, start + rows), window)
+    return _mask(_seen(start, rows, np.arange(history, start + rows), window))
 
 
-def _seen(start: int, rows: int, positions: np.ndarray, window: int) -> mx.array:
-    """positions [S] -> float32 [T, S]: a query sees itself and window - 1 positions before."""
+def _seen(start: int, rows: int, positions: npt.NDArray[np.int64], window: int) -> npt.NDArray[np.bool_]:
+    """positions [S] -> [T, S]: a query sees itself and window - 1 positions before."""
     queries = np.arange(start, start + rows)[:, None]
-    return _mask((positions >= 0) & (positions <= queries) & (positions > queries - window))
+    seen: npt.NDArray[np.bool_] = (positions >= 0) & (positions <= queries) & (positions > queries - window)
+    return seen
 
 
 def _mask(seen: npt.NDArray[np.bool_]) -> mx.array:  # [T, S] -> the same shape

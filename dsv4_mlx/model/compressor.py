@@ -10,7 +10,7 @@ from dsv4_mlx.model.chunk import ChunkPlan, Emission
 from dsv4_mlx.model.state import LayerState
 from dsv4_mlx.model.tensors import Linear, TensorSource
 from dsv4_mlx.ops.table import Numerics, Ops
-from dsv4_mlx.ops.types import AttendedRows, Rounding
+from dsv4_mlx.ops.types import AttendedRows, Number, Rounding
 
 
 class Compressor(Module):
@@ -45,14 +45,13 @@ class Compressor(Module):
         """Take in x [B, T, D] float32: extend the open group and write the rows it completes."""
         emission = plan.emissions[self.kind]
         group, stored = state.compressed
-        rows = self.ops.project(x, self.weight, self.bias, plan.start % self.kind.ratio)
-        after = emission.pool_from >= plan.start + plan.rows - group.size
-        before = None if after else group.read(emission.pool_from, plan.start)
-        group.write(rows, plan.start)
+        rows = self.ops.project(x, self.weight, self.bias, emission.phase)
+        before = None if emission.in_ring else group.read(emission.pool_from, plan.start)
+        group.write(rows, emission.place)
         if emission.table is None:
             return
         if before is None:
-            source, offset = group.buffer, emission.pool_from % group.size
+            source, offset = group.buffer, emission.offset
         else:
             source, offset = mx.concatenate([before, rows], axis=1), 0
         row = self._rows(source, offset, 0, self.norm, emission, self.rounding, stored.buffer.dtype)
@@ -63,7 +62,7 @@ class Compressor(Module):
             state.index_rows.write(row, emission.start)
 
     def _rows(
-        self, source: mx.array, offset: int, at: int, norm: mx.array, emission: Emission,
+        self, source: mx.array, offset: Number, at: int, norm: mx.array, emission: Emission,
         rounding: Rounding, dtype: mx.Dtype,
     ) -> mx.array:  # fmt: skip
         """From a ring [B, S, W] the rows that this chunk completes, [B, G, K]."""
@@ -107,13 +106,13 @@ class Indexer(Module):
             return None
         rows = stored.read(emission.stop)
         if emission.stop <= self.topk or state.index_rows is None:
-            return AttendedRows(rows, emission.mask)
+            return AttendedRows(rows, emission.mask, filled=emission.count)
         q = self.ops.query_heads(
             self.wq_b(qr), plan.compressed.forward, heads=self.heads, eps=None, rounding=self.rounding
         )
         weights = self.ops.project(x, self.weights_proj)
         keys = state.index_rows.read(emission.stop)
-        indices = self.ops.index_select(q, weights, keys, emission.mask, self.topk)
+        indices = self.ops.index_select(q, weights, keys, emission.mask, self.topk, emission.count)
         mask = None
         if emission.visible is not None:
             mask = mx.where(indices < emission.visible[:, None], 0.0, -mx.inf)

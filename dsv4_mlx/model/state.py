@@ -16,9 +16,11 @@ from weakref import WeakSet
 import mlx.core as mx
 
 from dsv4_mlx.config import LayerKind, ModelConfig
+from dsv4_mlx.ops.types import Number
 
 SLACK = 8  # tokens that can be taken back
 GROWTH = 16_384  # tokens by which row buffers grow
+_NOTHING = mx.zeros((0, 0, 0))
 
 
 class Ring:
@@ -31,11 +33,15 @@ class Ring:
     def size(self) -> int:
         return self.buffer.shape[1]
 
-    def write(self, rows: mx.array, start: int) -> None:
+    def write(self, rows: mx.array, start: Number) -> None:
         """Store rows [B, T, K] of positions start .. start + T - 1; only the last `size` can be kept.
 
-        Changes the ring; written twice at one position, the later stays.
+        Changes the ring; written twice at one position, the later stays. `start` as an array [1, 1, 1] is
+        the index of a single row in the ring.
         """
+        if not isinstance(start, int):
+            self.buffer = mx.put_along_axis(self.buffer, start, rows, axis=1)
+            return
         count = rows.shape[1]
         if count > self.size:
             rows, start, count = rows[:, count - self.size :], start + count - self.size, self.size
@@ -79,8 +85,13 @@ class RowBuffer:
         """Keep the first `capacity` rows, in less memory: changes the buffer, which is copied."""
         self.buffer = mx.contiguous(self.buffer[:, :capacity])
 
-    def write(self, rows: mx.array, start: int) -> None:
-        """Store rows [B, T, K] at start, start + 1, ...: changes the buffer, which has room (`grow`)."""
+    def write(self, rows: mx.array, start: Number) -> None:
+        """Store rows [B, T, K] at start, start + 1, ...: changes the buffer, which has room (`grow`). `start`
+        as an array [1, 1, 1]: a single row.
+        """
+        if not isinstance(start, int):
+            self.buffer = mx.put_along_axis(self.buffer, start, rows, axis=1)
+            return
         self.buffer[:, start : start + rows.shape[1]] = rows
 
     def read(self, count: int) -> mx.array:
@@ -88,18 +99,28 @@ class RowBuffer:
         return self.buffer[:, :count]
 
 
+def window_places(config: ModelConfig) -> int:
+    """Rows of a window's ring."""
+    return config.window + SLACK
+
+
+def group_places(kind: LayerKind) -> int:
+    """Rows of the ring of an open group."""
+    return kind.halves * kind.ratio + SLACK
+
+
 class LayerState:
     """One layer's memory: the window ring; with compression, the open group and the compressed rows."""
 
     def __init__(self, config: ModelConfig, kind: LayerKind, batch: int, dtype: mx.Dtype) -> None:
         self.kind = kind
-        self.window = Ring(batch, config.window + SLACK, config.head_dim, dtype)
+        self.window = Ring(batch, window_places(config), config.head_dim, dtype)
         self.group: Ring | None = None
         self.rows: RowBuffer | None = None
         self.index_rows: RowBuffer | None = None
         if kind.ratio:
             width = 2 * kind.halves * (config.head_dim + kind.indexed * config.index_dim)
-            self.group = Ring(batch, kind.halves * kind.ratio + SLACK, width, mx.float32)
+            self.group = Ring(batch, group_places(kind), width, mx.float32)
             self.rows = RowBuffer(batch, config.head_dim, dtype)
             if kind.indexed:
                 self.index_rows = RowBuffer(batch, config.index_dim, dtype)
@@ -207,12 +228,12 @@ class ModelState:
 
         What the pass has written lies beyond it, in the rows of points that may have stood there before.
         """
-        self._let_go()
+        self._forget_points()
         self.restore(start)
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` tokens whose rows have been written at the end of the sequence."""
-        self._let_go()
+        self._forget_points()
         self.length += tokens
         self.reached = max(self.reached, self.length)
 
@@ -241,7 +262,13 @@ class ModelState:
         twin._holding = WeakSet(self._holding)
         return twin
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """Hold no buffer any more, until each is given another. Changes the state."""
+        for layer in self.layers:
+            for buffer in layer.buffers():
+                buffer.buffer = _NOTHING
+
+    def _forget_points(self) -> None:
         """Rows beyond `length` have been written over: points that stand on them no longer hold."""
         if any(point.length > self.length for point in self._holding):
             # Equal tokens would not help: rows computed in chunks cut elsewhere differ in their last bits.

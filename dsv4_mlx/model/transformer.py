@@ -12,6 +12,7 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.block import Block, Chunk
 from dsv4_mlx.model.chunk import ChunkPlan, ChunkPlanner
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
+from dsv4_mlx.model.step import CompiledSteps, PreparedStep
 from dsv4_mlx.model.tensors import Embedding, TensorSource
 from dsv4_mlx.ops.table import Numerics, Ops
 from dsv4_mlx.ops.types import Streams
@@ -75,6 +76,10 @@ class LayerSchedule(Protocol):
     def chunks_per_step(self) -> int:
         """How many chunks of a prefill may be handed over at once."""
 
+    @property
+    def traceable(self) -> bool:
+        """Whether the host reads nothing while a step goes through."""
+
     def __call__(
         self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, on_layer: OnLayer
     ) -> list[Streams]:
@@ -84,7 +89,7 @@ class LayerSchedule(Protocol):
 class ChunkMajor:
     """A chunk through all blocks, then the next."""
 
-    chunks_per_step = 1
+    chunks_per_step, traceable = 1, True
 
     def __call__(
         self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, on_layer: OnLayer
@@ -115,6 +120,10 @@ class Transformer(Module):
         ]
         self.planner = ChunkPlanner(config)
         self.schedule: LayerSchedule = ChunkMajor()
+        self.compiled = CompiledSteps(config, self.planner, self._step_through)
+        # Kernels leave MLX nothing to fuse. References it would fuse: on a CPU by a C++ compiler, for half a
+        # minute, and another order of operations may give other bits.
+        self.replays = mx.metal.is_available() and ops.name == "kernels"
 
     def use(self, schedule: LayerSchedule) -> None:
         """Chunks go through the layers by `schedule` from now on: other times, the same bits."""
@@ -136,6 +145,34 @@ class Transformer(Module):
         """
         return self.logits(self.streams(tokens, state), last=last)
 
+    def step(self, tokens: mx.array, state: ModelState) -> mx.array:
+        """tokens int32 [1, 1], evaluated or not, the next of the sequence -> float32 logits [1, 1, V].
+
+        As a call, to the bit; replayed where `replays`. Evaluate them together with `state.arrays()`.
+        """
+        prepared = self.prepare(tokens, state)
+        return self(tokens, state, last=True) if prepared is None else prepared.take()
+
+    def prepare(self, tokens: mx.array, state: ModelState) -> PreparedStep | None:
+        """The next step, of tokens int32 [1, 1], to be taken later; None where steps are not replayed.
+
+        The state grows where it must and is not changed otherwise.
+        """
+        if not (self.replays and self.schedule.traceable):
+            return None
+        state.reserve(state.length + 1)
+        return self.compiled(tokens, state, self.ops)
+
+    def _step_through(self, tokens: mx.array, state: ModelState, plan: ChunkPlan) -> mx.array:
+        """tokens [1, 1] -> logits [1, 1, V]; the layers' buffers take the token in, no length is changed."""
+        left = self.schedule(self.blocks, [self._entering(tokens, plan)], state, lambda chunk, layer: None)
+        return self.logits(self.ops.hc_post(left[0]), last=True)
+
+    def _entering(self, tokens: mx.array, plan: ChunkPlan) -> Chunk:  # [B, T]
+        h = self.embed(tokens)
+        x = mx.broadcast_to(h[:, :, None], (*h.shape[:2], self.config.streams, h.shape[2]))
+        return Chunk(Streams(x), tokens, plan)
+
     def streams(self, tokens: mx.array, state: ModelState) -> mx.array:
         """tokens int32 [B, T] -> the streams after the last layer [B, T, C, D]; the state takes them in."""
         return self.streams_of([tokens], state)[0][0]
@@ -156,9 +193,7 @@ class Transformer(Module):
         state.reserve(start + sum(tokens.shape[1] for tokens in chunks))
         entering = []
         for tokens in chunks:
-            h = self.embed(tokens)
-            x = mx.broadcast_to(h[:, :, None], (*h.shape[:2], self.config.streams, h.shape[2]))
-            entering.append(Chunk(Streams(x), tokens, self.planner.plan(start, tokens.shape[1])))
+            entering.append(self._entering(tokens, self.planner.plan(start, tokens.shape[1])))
             start += tokens.shape[1]
         rings: list[dict[int, list[mx.array]]] = [{} for _ in chunks[1:]]
 

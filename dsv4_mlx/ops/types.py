@@ -9,6 +9,9 @@ from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
+# Of the position, not of the model: a Python int, or uint32 [1] where a step is traced for any position.
+Number = int | mx.array
+
 
 class StreamMix(NamedTuple):
     """What `hc_post` needs, float32: post / 2 [B, T, C] and comb [B, T, C, C] (row: input stream)."""
@@ -55,11 +58,13 @@ class AttendedRows(NamedTuple):
     0 where a query sees a row and -inf where not; None where all see all. Compressed: N in place of S.
 
     With `indices` [B, T, J] a query attends to those rows only, and `mask` is [B, T, J] over them.
+    `filled` uint32 [1]: how many rows are there, from the first on; the others are room. None: all.
     """
 
     rows: mx.array
     mask: mx.array | None
     indices: mx.array | None = None
+    filled: mx.array | None = None
 
 
 class Bank(NamedTuple):

@@ -47,6 +47,8 @@ class PagedSchedule:
     after the other, the experts of all of them read once.
     """
 
+    traceable = False
+
     def __init__(
         self,
         layers: Sequence[PagedExperts],

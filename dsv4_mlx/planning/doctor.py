@@ -54,6 +54,11 @@ def advice(
             f"make room for the model: its smallest recipe takes {size(least_bytes)} of disk, "
             f"{size(free)} are free{purgeable()}"
         )
+    if mlx_switches.replay_is_off():
+        found.append(
+            f"unset {mlx_switches.REPLAY_OFF}: with it Python builds every token's step anew and the GPU "
+            "waits for it"
+        )
     bad = [v for v in verdicts if not v.works]
     if bad:
         names = ", ".join(v.kernel for v in bad)

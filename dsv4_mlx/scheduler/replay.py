@@ -183,6 +183,13 @@ class SilentModel:
         state.advance(tokens.shape[1])
         return [tokens], []
 
+    def step(self, tokens: mx.array, state: ModelState) -> mx.array:
+        """As Transformer: tokens [1, 1] -> logits."""
+        return self.logits(self.streams_of([tokens], state)[0][0], last=True)
+
+    def prepare(self, tokens: mx.array, state: ModelState) -> None:
+        """As Transformer, where steps are not replayed."""
+
     def logits(self, streams: mx.array, *, last: bool) -> mx.array:
         """float32 [1, 1, 1], or [1, T, V] where all are asked for: none is likelier than another."""
         return mx.ones((1, 1, 1) if last else (*streams.shape, self.config.vocab_size))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, Template, kernel, run
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, Template, kernel, number, run
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
 from dsv4_mlx.ops.types import AttendedRows
 
@@ -17,7 +17,11 @@ SPLIT_ROWS = 128  # of a split, as long as there are no more than
 MOST_SPLITS = 16
 FLOATS = (mx.float32, mx.bfloat16, mx.float16)
 
-_INPUTS = ("q", "window", "window_mask", "compressed", "compressed_mask", "indices", "sinks", "table")
+_INPUTS = (
+    "q", "window", "window_mask", "window_count",
+    "compressed", "compressed_mask", "compressed_count", "indices", "sinks", "table",
+)  # fmt: skip
+_COUNTS = ("window_count", "compressed_count")
 
 
 def attend(
@@ -31,16 +35,20 @@ def attend(
     """As the reference: q [B, T, H, K] float32, rows [B, S, K] of any float dtype -> [B, T, H, K]."""
     batch, tokens, heads, width = q.shape
     many = batch * tokens > FEW
-    count = window.rows.shape[1] + _compressed_count(compressed)
-    splits = 1 if many else min(MOST_SPLITS, -(-count // SPLIT_ROWS))
+    most = window.rows.shape[1] + _compressed_count(compressed)
+    splits = 1 if many else min(MOST_SPLITS, -(-most // SPLIT_ROWS))
     table = inverse.view(mx.float32)
     slices, streams, tiles = _arrangement(width, many)
     threads = 32 * slices * streams
     out = (batch, tokens, heads, width)
     rows, mask, indices = _inputs(window, compressed)
+    counts = _counts(window, compressed)
     launch = Launch(
         kernel("attend", "attend", _INPUTS, ("out", "stats")),
-        (q, window.rows, sinks if window.mask is None else window.mask, rows, mask, indices, sinks, table),
+        (
+            q, window.rows, sinks if window.mask is None else window.mask, counts[0],
+            rows, mask, counts[1], indices, sinks, table,
+        ),
         grid=(splits * threads, -(-heads // (8 * tiles)), batch * tokens),
         threadgroup=(threads, 1, 1),
         shapes=(out if many else (splits, *out), (splits, batch, tokens, heads, 2)),
@@ -56,13 +64,13 @@ def attend(
             *_seen(window, compressed),
         ),
         bytes_read=_bytes_read(window, compressed, table, width, many),
-    )
+    )  # fmt: skip
     sums, stats = run(launcher, launch)
     if many:
         return sums
     join = Launch(
-        kernel("attend", "join", ("sums", "stats", "sinks", "table"), ("out",)),
-        (sums, stats, sinks, table),
+        kernel("attend", "join", ("sums", "stats", *_COUNTS, "sinks", "table"), ("out",)),
+        (sums, stats, *counts, sinks, table),
         grid=(width // 2, heads, batch * tokens),
         threadgroup=(min(width // 2, 256), 1, 1),
         shapes=(out,),
@@ -87,11 +95,22 @@ def _compressed_count(compressed: AttendedRows | None) -> int:
     return compressed.rows.shape[1] if compressed.indices is None else compressed.indices.shape[2]
 
 
+def _counts(window: AttendedRows, compressed: AttendedRows | None) -> tuple[mx.array, mx.array]:
+    """uint32 [1] each: how many rows there are of the window, and compressed ones that a query attends to."""
+    recent = window.rows.shape[1] if window.filled is None else window.filled
+    far = (
+        _compressed_count(compressed)
+        if compressed is None or compressed.filled is None
+        else compressed.filled
+    )
+    return number(recent), number(far)
+
+
 def _inputs(window: AttendedRows, compressed: AttendedRows | None) -> tuple[mx.array, mx.array, mx.array]:
     """Rows [B, N, K], mask, indices [B, T, J]; where there is none, some array that is not read."""
     if compressed is None:
         return window.rows, window.rows, window.rows
-    rows, mask, indices = compressed
+    rows, mask, indices, _ = compressed
     return rows, rows if mask is None else mask, rows if indices is None else indices
 
 
@@ -110,6 +129,8 @@ def _bytes_read(
     Or all: which of them are the same is not known here, nor which eight rows in a row no token sees.
     """
     found = {"table": table.shape[0] * width * 4 if many else 0}
+    if compressed is None:
+        found["compressed_count"] = 0
     if window.mask is None:
         found["window_mask"] = 0
     if compressed is None:

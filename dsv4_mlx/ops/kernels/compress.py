@@ -6,17 +6,17 @@ import mlx.core as mx
 
 from dsv4_mlx.ops.kernels import row
 from dsv4_mlx.ops.kernels.cases import FLOATS, normal, rope_table
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, constants, kernel, run, uniforms
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, constants, kernel, number, run, uniforms
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
-from dsv4_mlx.ops.types import Rounding
+from dsv4_mlx.ops.types import Number, Rounding
 
-_INPUTS = ("source", "weight", "table", "uniforms", "constants")
+_INPUTS = ("source", "offset", "weight", "table", "uniforms", "constants")
 
 
 def compress(
     launcher: Launcher,
     source: mx.array,
-    offset: int,
+    offset: Number,
     weight: mx.array,
     table: mx.array,
     *,
@@ -36,9 +36,10 @@ def compress(
         kernel("compress", "compress", _INPUTS, ("y",)),
         (
             source,
+            number(offset),
             weight,
             row.floats(table),
-            uniforms(places, offset, rows, int(overlap and not first)),
+            uniforms(places, rows, int(overlap and not first)),
             constants(eps),
         ),
         grid=(threads * batch * rows, 1, 1),
@@ -56,7 +57,7 @@ def compress(
 
 def refuses(
     source: mx.array,
-    offset: int,
+    offset: Number,
     weight: mx.array,
     table: mx.array,
     *,

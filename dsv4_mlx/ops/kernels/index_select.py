@@ -16,29 +16,34 @@ WIDTHS = (32, 64, 128)
 
 
 def index_select(
-    launcher: Launcher, q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int
-) -> mx.array:
+    launcher: Launcher, q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int,
+    filled: mx.array | None = None,
+) -> mx.array:  # fmt: skip
     """As the reference, the indices of a query in ascending order: uint32 [B, T, count]."""
     tokens = q.shape[1]
     step = max(1, BLOCK // (q.shape[0] * keys.shape[1]))
     indices = []
     for a in range(0, max(1, tokens), step):
         seen = None if mask is None else mask[a : a + step]
-        indices.append(_block(launcher, q[:, a : a + step], weights[:, a : a + step], keys, seen, count))
+        indices.append(
+            _block(launcher, q[:, a : a + step], weights[:, a : a + step], keys, seen, count, filled)
+        )
     return indices[0] if len(indices) == 1 else mx.concatenate(indices, axis=1)
 
 
 def _block(
-    launcher: Launcher, q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int
-) -> mx.array:
+    launcher: Launcher, q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int,
+    filled: mx.array | None,
+) -> mx.array:  # fmt: skip
     """A block of queries [B, T, H, K] -> uint32 [B, T, J]."""
     batch, tokens, heads, width = q.shape
     rows = keys.shape[1]
+    there = uniforms(rows) if filled is None else filled
     simdgroups = min(4, heads // 8)
     threads = 32 * simdgroups
     score = Launch(
-        kernel("index_select", "scores", ("q", "weights", "keys", "mask"), ("scores",)),
-        (q, weights, keys, weights if mask is None else mask),
+        kernel("index_select", "scores", ("q", "weights", "keys", "mask", "filled"), ("scores",)),
+        (q, weights, keys, weights if mask is None else mask, there),
         grid=(threads * min(GROUPS, -(-rows // 32)), batch * tokens, 1),
         threadgroup=(threads, 1, 1),
         shapes=((batch, tokens, rows),),
@@ -54,8 +59,8 @@ def _block(
     )
     scores = run(launcher, score)[0].reshape(batch * tokens, rows)
     best = Launch(
-        kernel("index_select", "best", ("scores", "wanted"), ("indices",)),
-        (scores, uniforms(count)),
+        kernel("index_select", "best", ("scores", "filled", "wanted"), ("indices",)),
+        (scores, there, uniforms(count)),
         grid=(THREADS, batch * tokens, 1),
         threadgroup=(THREADS, 1, 1),
         shapes=((batch * tokens, count),),
@@ -64,7 +69,10 @@ def _block(
     return run(launcher, best)[0].reshape(batch, tokens, count)
 
 
-def refuses(q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int) -> str | None:
+def refuses(
+    q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int,
+    filled: mx.array | None = None,
+) -> str | None:  # fmt: skip
     """As `index_select`: q [B, T, H, K]."""
     heads, width = q.shape[2:]
     if q.dtype != mx.float32 or weights.dtype != mx.float32 or keys.dtype not in FLOATS:

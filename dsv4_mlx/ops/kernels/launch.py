@@ -15,6 +15,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from dsv4_mlx.ops.types import Number
+
 Template = tuple[tuple[str, int | bool | mx.Dtype], ...]
 
 _INCLUDE = re.compile(r'^#include "([\w.]+)"\n', re.MULTILINE)
@@ -154,6 +156,11 @@ def _text(name: str) -> str:
 def uniforms(*values: int) -> mx.array:
     """uint32 [n], n >= 1: numbers that change from call to call, which no template argument may carry."""
     return mx.array(values, mx.uint32)
+
+
+def number(value: Number) -> mx.array:
+    """uint32 [1]."""
+    return uniforms(value) if isinstance(value, int) else value
 
 
 @cache

@@ -5,17 +5,18 @@ from __future__ import annotations
 import mlx.core as mx
 
 from dsv4_mlx.ops.kernels.cases import FLOATS, normal
-from dsv4_mlx.ops.kernels.launch import Launch, Launcher, constants, kernel, run, uniforms
+from dsv4_mlx.ops.kernels.launch import Launch, Launcher, constants, kernel, number, run, uniforms
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance
+from dsv4_mlx.ops.types import Number
 
 # Beyond, a matrix product that uses each weight for many rows at once is better: the reference's.
 MOST_ROWS = 16
-_INPUTS = ("x", "weight", "bias", "uniforms")
+_INPUTS = ("x", "weight", "bias", "uniforms", "phase")
 _THREADS = 64
 
 
 def project(
-    launcher: Launcher, x: mx.array, weight: mx.array, bias: mx.array | None = None, phase: int = 0
+    launcher: Launcher, x: mx.array, weight: mx.array, bias: mx.array | None = None, phase: Number = 0
 ) -> mx.array:
     """As the reference: x float32 [B, T, D], weight [W, D] -> [B, T, W] float32."""
     batch, rows, width = x.shape
@@ -24,7 +25,7 @@ def project(
     period = 1 if bias is None else bias.shape[0]
     launch = Launch(
         kernel("project", "project", _INPUTS, ("y",)),
-        (x, weight, constants(0.0) if bias is None else bias, uniforms(max(rows, 1), period, phase)),
+        (x, weight, constants(0.0) if bias is None else bias, uniforms(max(rows, 1), period), number(phase)),
         grid=(32 * -(-columns // step), batch * rows, 1),
         threadgroup=(_THREADS, 1, 1),
         shapes=((batch, rows, columns),),
@@ -34,13 +35,13 @@ def project(
         ),
         bytes_read={
             "bias": 0 if bias is None else min(rows, period) * columns * 4,
-            "uniforms": 0 if bias is None else 12,
+            **({} if bias is not None else {"uniforms": 0, "phase": 0}),
         },
     )  # fmt: skip
     return run(launcher, launch)[0]
 
 
-def refuses(x: mx.array, weight: mx.array, bias: mx.array | None = None, phase: int = 0) -> str | None:
+def refuses(x: mx.array, weight: mx.array, bias: mx.array | None = None, phase: Number = 0) -> str | None:
     """As `project`: x [B, T, D]."""
     if x.dtype != mx.float32 or weight.dtype not in FLOATS or (bias is not None and bias.dtype != mx.float32):
         return f"x is {x.dtype}, the weight {weight.dtype}; expected float32 and one of {FLOATS}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from dsv4_mlx.ops.reference.room import room_mask
 from dsv4_mlx.ops.reference.rotate import rotate
 from dsv4_mlx.ops.types import AttendedRows
 
@@ -26,7 +27,8 @@ def attend(
 
     `p_n = exp(s_n) / (sum_n exp(s_n) + exp(sink_h))`, s = q . row, sinks [H] float32 unscaled; the sums of
     values are rotated back at the queries' positions by `inverse`, complex64 [T, >= K / 2].
-    Scores, softmax and sums are float32. Gathered rows are taken a block of queries at a time.
+    Rows beyond `filled` get no share and so change no sum. Scores, softmax and sums are float32. Gathered
+    rows are taken a block of queries at a time.
     """
     return rotate(_sums(q.astype(mx.float32), window, compressed, sinks), inverse[:, None]).astype(
         window.rows.dtype
@@ -37,7 +39,7 @@ def _sums(q: mx.array, window: AttendedRows, compressed: AttendedRows | None, si
     """float32 [B, T, H, K] -> the shares' sums of values, float32."""
     if compressed is None:
         return _attend(q, window, None, sinks)
-    rows, mask, indices = compressed
+    rows, mask, indices, _ = compressed
     each, most = (rows.shape[1], _SHARED) if indices is None else (indices.shape[-1], _BLOCK)
     step = max(1, most // (each * q.shape[-1]))
     if indices is None and step >= q.shape[1]:
@@ -47,7 +49,8 @@ def _sums(q: mx.array, window: AttendedRows, compressed: AttendedRows | None, si
         block = slice(a, min(q.shape[1], a + step))
         seen = None if mask is None else mask[..., block, :]
         one_window = window._replace(mask=None if window.mask is None else window.mask[block])
-        one = AttendedRows(rows, seen, None if indices is None else indices[:, block])
+        part = None if indices is None else indices[:, block]
+        one = compressed._replace(mask=seen, indices=part)
         parts.append(_attend(q[:, block], one_window, one, sinks))
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
@@ -55,13 +58,13 @@ def _sums(q: mx.array, window: AttendedRows, compressed: AttendedRows | None, si
 def _attend(q: mx.array, window: AttendedRows, compressed: AttendedRows | None, sinks: mx.array) -> mx.array:
     """q [B, T, H, K] -> the sums of values, float32 [B, T, H, K]."""
     recent = window.rows.astype(mx.float32)[:, None]  # [B, 1, S, K]: all queries and heads share the rows
-    scores = [_scores(q, recent, window.mask)]
+    scores = [_scores(q, recent, _seen(window))]
     pooled = None
     if compressed is not None:
-        rows, mask, indices = compressed
+        rows, _, indices, _ = compressed
         pooled = rows[:, None] if indices is None else _gather(rows, indices)  # [B, T or 1, N, K]
         pooled = pooled.astype(mx.float32)
-        scores.append(_scores(q, pooled, mask))
+        scores.append(_scores(q, pooled, _seen(compressed)))
     scores.append(mx.broadcast_to(sinks[:, None], (*q.shape[:-1], 1)))
     p = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1)
     span = recent.shape[2]
@@ -69,6 +72,15 @@ def _attend(q: mx.array, window: AttendedRows, compressed: AttendedRows | None, 
     if pooled is not None:
         out = mx.addmm(out, p[..., span:-1], pooled)
     return out
+
+
+def _seen(rows: AttendedRows) -> mx.array | None:
+    """Of rows [B, N, K] or indices [B, T, J] the mask [(B,) T, N or J], those beyond `filled` hidden."""
+    if rows.filled is None:
+        return rows.mask
+    places = rows.rows.shape[1] if rows.indices is None else rows.indices.shape[2]
+    room = room_mask(places, rows.filled)
+    return room if rows.mask is None else rows.mask + room
 
 
 def _scores(q: mx.array, rows: mx.array, mask: mx.array | None) -> mx.array:

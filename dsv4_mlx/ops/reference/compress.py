@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import mlx.core as mx
+import numpy as np
 
 from dsv4_mlx.ops.reference.rotate import rotate
 from dsv4_mlx.ops.reference.round_trip import rounded
-from dsv4_mlx.ops.types import Rounding
+from dsv4_mlx.ops.types import Number, Rounding
 
 
 def compress(
     source: mx.array,
-    offset: int,
+    offset: Number,
     weight: mx.array,
     table: mx.array,
     *,
@@ -42,8 +43,12 @@ def compress(
     return round(pooled, rounding).astype(dtype)
 
 
-def _span(source: mx.array, offset: int, count: int) -> mx.array:
+def _span(source: mx.array, offset: Number, count: int) -> mx.array:
     """`count` rows of a ring [B, S, W] from `offset` on, in order."""
+    if not isinstance(offset, int):
+        return mx.take(
+            source, (offset + mx.array(np.arange(count, dtype=np.uint32))) % source.shape[1], axis=1
+        )
     whole = min(count, source.shape[1] - offset)
     if whole == count:
         return source[:, offset : offset + count]

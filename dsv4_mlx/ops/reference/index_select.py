@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from dsv4_mlx.ops.reference.room import room_mask
+
 _BLOCK = 1 << 25  # score elements [T, heads, N] alive at once: 128 MB
 
 
@@ -18,8 +20,9 @@ def index_scores(q: mx.array, weights: mx.array, keys: mx.array) -> mx.array:
 
 
 def index_select(
-    q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int
-) -> mx.array:
+    q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int,
+    filled: mx.array | None = None,
+) -> mx.array:  # fmt: skip
     """The `count` best rows of every query: uint32 [B, T, count], count <= N, here best first.
 
     Which rows they are is the contract, and their order is not: a kernel gives another one.
@@ -27,7 +30,11 @@ def index_select(
     mask: float32 [T, N], 0 where a query sees a row and -inf where not, or None where all see all. A tie goes
     to the smaller index (the sort is stable). A query that sees fewer than `count` rows gets invisible ones
     after them: the caller masks indices at or beyond the visible number.
+    filled: uint32 [1], >= count: how many keys there are, from the first on; None: all N.
     """
+    if filled is not None:
+        room = room_mask(keys.shape[1], filled)
+        mask = room if mask is None else mask + room
     rows, heads = q.shape[1:3]
     step = max(1, _BLOCK // (heads * keys.shape[1]))
     indices = []
