@@ -31,6 +31,7 @@ from dsv4_mlx.ops.selftest.verdicts import Verdict
 from dsv4_mlx.ops.table import REFERENCE, Ops
 from dsv4_mlx.ops.types import Streams
 
+SHORT = pytest.mark.usefixtures("short_cuts")
 STEPS = ["files", "numbers", "kernels", "layers", "cuts"]
 
 
@@ -43,7 +44,7 @@ def test_a_sound_model_passes(checkpoints: Checkpoints) -> None:
     assert str(checkpoints.cache) not in report
 
 
-@pytest.mark.usefixtures("short_cuts")
+@SHORT
 def test_an_official_checkpoint_passes(checkpoints: Checkpoints) -> None:
     found = accepted(checkpoints.official("small"))
     assert found["files"].ok is None
@@ -71,7 +72,7 @@ def silent(ops: Ops) -> Ops:
     return replace(ops, hc_head=lambda x, *rest, **options: mx.zeros((*x.shape[:2], x.shape[-1])))
 
 
-@pytest.mark.usefixtures("short_cuts")
+@SHORT
 def test_a_device_that_fails_is_a_finding(checkpoints: Checkpoints) -> None:
     found = accepted(
         checkpoints.converted("small"), silent(REFERENCE), wanted=AcceptanceOptions(True, lengths=(64,))
@@ -124,7 +125,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-@pytest.mark.usefixtures("short_cuts")
+@SHORT
 def test_the_command_on_the_demo(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
