@@ -251,8 +251,8 @@ class Gate:
                     await visit.refused(self._refusal(error))(scope, receive, out)
         finally:
             said = visit.detail + "".join(f"; {notice}" for notice in visit.notices)
-            shown = path if named == path else visit.head.path
-            self.record.request(visit.id, visit.head.method, named, shown, visit.status, agent, said)
+            method, shown = visit.head.method, visit.head.path
+            self.record.request(visit.id, method, named, shown, visit.status, agent, said)
 
     def _refusal(self, error: Exception) -> ApiError:
         """What is no refusal is a bug: told without its details, which go into a file."""

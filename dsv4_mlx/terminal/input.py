@@ -98,12 +98,7 @@ class Pastes:
 
 def _split(text: str, mark: str, pasted: str) -> list[str]:
     """The text's own pieces at even places, pasted ones at odd places."""
-    found: list[str] = []
-    for i, piece in enumerate(text.split(mark)):
-        if i:
-            found.append(pasted)
-        found.append(piece)
-    return found
+    return [part for piece in text.split(mark) for part in (pasted, piece)][1:]
 
 
 PAGE = 5  # lines that PageUp and PageDown move the open thinking by

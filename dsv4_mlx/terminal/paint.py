@@ -15,7 +15,7 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import ClassVar, TextIO
 
 from markdown_it import MarkdownIt
@@ -69,31 +69,23 @@ COMMON = ("python", "bash", "json")  # made ready while the model loads
 PLAIN = "text"
 
 
-class _Lexers:
-    def __init__(self) -> None:
-        self._threads: dict[str, threading.Thread] = {}
-
-    def begin(self, language: str) -> threading.Thread:
-        thread = self._threads.get(language)
-        if thread is None:
-            thread = threading.Thread(target=_compile, args=(language,), daemon=True)
-            self._threads[language] = thread
-            thread.start()
-        return thread
-
-
-_LEXERS = _Lexers()
+@cache
+def _begun(language: str) -> threading.Thread:
+    """The thread that makes a language ready, started by whoever asks first."""
+    thread = threading.Thread(target=_compile, args=(language,), daemon=True)
+    thread.start()
+    return thread
 
 
 def begin_common() -> None:
     """Make the common ones ready."""
     for language in COMMON:
-        _LEXERS.begin(language)
+        _begun(language)
 
 
 def usable(language: str, patient: bool) -> str:
     """`language` once it is ready, which `patient` waits for; until then the name of no highlighting."""
-    thread = _LEXERS.begin(language)
+    thread = _begun(language)
     if patient:
         thread.join()
     return PLAIN if thread.is_alive() else language

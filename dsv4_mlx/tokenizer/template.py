@@ -54,7 +54,6 @@ _BETWEEN = re.compile(
     r"(?<=\n)(?=\S)|(?<=\S)(?= )|(?<=[0-9])(?=[A-Za-z])|(?<=[A-Za-z])(?=[0-9])"
     rf"|(?<=[{_KANA}])(?=[^{_KANA}])|(?<=[^{_KANA}])(?=[{_KANA}])"
 )
-_PARSED = (SpecialToken.ThinkingStart, SpecialToken.ThinkingEnd, SpecialToken.Dsml)
 
 
 class TooManyTokens(DoesNotFit):

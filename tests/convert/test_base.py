@@ -280,7 +280,7 @@ def test_a_copy_of_another_shape_is_refused(base: Path, tmp_path: Path) -> None:
         convert(base, tmp_path / "out")
 
 
-@pytest.mark.parametrize("recipe", ["native", "4bit"])
+@pytest.mark.parametrize("recipe", [pytest.param("native", marks=pytest.mark.long), "4bit"])
 def test_config_need_not_say_it(
     recipe: str, base: Path, checkpoints: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -51,8 +51,9 @@ def test_training_ops_compute_what_the_runtime_computes(length: int, rng: np.ran
     assert float(mx.abs(found - wanted).max()) < 1e-4 * float(mx.std(wanted))
 
 
-def test_gradients_are_the_slope_of_the_loss(renderer: Renderer) -> None:
-    """Along random directions, against a difference quotient.
+@pytest.fixture(scope="module")
+def sloped(renderer: Renderer) -> tuple[Callable[[Parameters], float], Parameters, Parameters]:
+    """The loss of some text as a function of parameters; parameters, and its gradient there.
 
     Every expert takes part and every row is seen: a choice is a step, not a slope. So is detaching the draft.
     """
@@ -60,28 +61,27 @@ def test_gradients_are_the_slope_of_the_loss(renderer: Renderer) -> None:
     batch = make("needle", 1, 160, random.Random(5), renderer)
     parameters = initial(config, 3)
     grads, _ = gradient(parameters, config, batch, Stage())
-    random_ = np.random.default_rng(0)
-    for part in (
-        "embed",
-        "hc_",
-        "wq_",
-        "wkv",
-        "wo_",
-        "compressor.w",
-        "shared",
-        "experts",
-        "norm",
-        "gate.weight",
-    ):
-        names = [name for name in parameters if part in name and "indexer" not in name and "mtp" not in name]
-        direction = {
-            n: mx.array(random_.standard_normal(parameters[n].shape).astype(np.float32)) for n in names
-        }
-        slope = _slope(
-            parameters, direction, lambda p: float(np.array(losses(p, config, batch, Stage())[0])), 1e-3
-        )
-        predicted = sum(float(mx.sum(grads[n] * direction[n])) for n in names)
-        assert predicted == pytest.approx(slope, rel=0.05, abs=0.02), part
+    return lambda p: float(np.array(losses(p, config, batch, Stage())[0])), parameters, grads
+
+
+PARTS = ("hc_", "wkv", "experts")
+OTHER_PARTS = ("embed", "wq_", "wo_", "compressor.w", "shared", "norm", "gate.weight")
+
+
+@pytest.mark.parametrize(
+    "part", [*PARTS, *(pytest.param(part, marks=pytest.mark.long) for part in OTHER_PARTS)]
+)
+def test_gradients_are_the_slope_of_the_loss(
+    part: str,
+    sloped: tuple[Callable[[Parameters], float], Parameters, Parameters],
+    rng: np.random.Generator,
+) -> None:
+    """Along random directions, against a difference quotient."""
+    loss, parameters, grads = sloped
+    names = [name for name in parameters if part in name and "indexer" not in name and "mtp" not in name]
+    direction = {n: mx.array(rng.standard_normal(parameters[n].shape).astype(np.float32)) for n in names}
+    predicted = sum(float(mx.sum(grads[n] * direction[n])) for n in names)
+    assert predicted == pytest.approx(_slope(parameters, direction, loss, 1e-3), rel=0.05, abs=0.02)
 
 
 def _slope(at: Parameters, direction: Parameters, loss: Callable[[Parameters], float], step: float) -> float:

@@ -173,7 +173,7 @@ def test_nothing_of_a_text_is_kept_back_and_no_marker_is_in_it(
 def test_a_text_that_fills_the_context(checkpoints: Checkpoints, engine: Engine) -> None:
     spelling = Spelling(checkpoints.converted("small"))
     text = "a" * (engine.context - 1)
-    while len(spelling.begun(text)) < engine.context:
-        text += "b"
+    while missing := engine.context - len(spelling.begun(text)):
+        text += "b" * missing
     with pytest.raises(DoesNotFit, match="an answer has no room"):
         list(complete(engine, engine.session(), text, SamplingOptions()))

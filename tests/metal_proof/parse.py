@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -216,11 +217,9 @@ def _findings(signature: Signature, unit: clang.TranslationUnit) -> list[Finding
 
 @functools.cache
 def _key_base() -> str:
-    digest = hashlib.sha256(
-        " ".join(_FLAGS).encode() + version("libclang").encode() + Path(__file__).read_bytes()
-    )
-    for header in sorted(_INCLUDE.glob("*.h")):
-        digest.update(header.read_bytes())
+    digest = hashlib.sha256(" ".join(_FLAGS).encode() + version("libclang").encode())
+    for source in (*sorted(Path(__file__).parent.glob("*.py")), *sorted(_INCLUDE.glob("*.h"))):
+        digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
@@ -233,7 +232,7 @@ def parse_signature(signature: Signature) -> list[Finding]:
     unit = clang.Index.create().parse("kernel.metal", args=_FLAGS, unsaved_files=[("kernel.metal", text)])
     found = _findings(signature, unit)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps([vars(finding) for finding in found]))
     partial.replace(path)
     return found

@@ -68,6 +68,8 @@ class Person:
             print(self.everything())
         if self.child.isalive():
             self.child.kill(signal.SIGKILL)
+            self.child.wait()
+        self.child.ptyproc.delayafterclose = 0.0  # it has ended
         self.child.close(force=True)
 
     def look(self, seconds: float = 0.02) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from ops.kernels.proven import Proven
-from ops.kernels.short import SHORT
+from ops.kernels.short import is_short
 
 from dsv4_mlx.ops.kernels import ALL, index_select
 from dsv4_mlx.ops.kernels.op import Case, KernelOp, Tolerance, disagreement
@@ -104,7 +104,7 @@ def every() -> Iterator[Any]:
     for op in ALL:
         for case in cases(op):
             for name in inputs(case):
-                marks = () if case.name in SHORT[op.name] else pytest.mark.long
+                marks = () if is_short(op.name, case.name) else pytest.mark.long
                 yield pytest.param(op, case, name, id=f"{op.name}: {case.name}: {name}", marks=marks)
 
 
