@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.engine import buffer_cache
 from dsv4_mlx.engine.chooser import PromptScores
 from dsv4_mlx.engine.chunking import chunk_ends, spread_restart_points
 from dsv4_mlx.engine.decode import Drawn, PrefillProgress, Rows
@@ -233,8 +234,7 @@ class Session:
         scores: PromptScores | None = None,
     ) -> list[Snapshot]:
         """Take consecutive chunks in; snapshots after each but the last."""
-        decoding = len(chunks) == 1 and len(chunks[0]) == 1
-        start = None if decoding else self._state.snapshot()
+        start = None if [len(chunk) for chunk in chunks] == [1] else self._state.snapshot()
         left: BaseException | None = None
 
         def between() -> None:
@@ -246,6 +246,7 @@ class Session:
                 raise
 
         try:
+            buffer_cache.step(sum(len(chunk) for chunk in chunks))
             arrays = [mx.array([chunk], mx.int32) for chunk in chunks]
             # Not within a token: it is soon done, and leaving it would cost all that is known.
             pauses = [] if start is None else [between]
@@ -265,8 +266,7 @@ class Session:
                 self._forget()
             raise
         row.setflags(write=False)  # kept here and in snapshots: a caller must not change it
-        for chunk in chunks:
-            self.tokens += chunk
+        self.tokens += [token for chunk in chunks for token in chunk]
         self._logits = row
         return points
 
