@@ -106,6 +106,9 @@ class Timed:
     def memory(self) -> dict[str, int]:
         return {}
 
+    def rest(self) -> None:
+        return None
+
     def recover(self) -> None:
         pass
 

@@ -15,13 +15,14 @@ import numpy as np
 
 from dsv4_mlx.checkpoint.manifest import Manifest
 from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.engine import buffer_cache
 from dsv4_mlx.engine.chunking import chunk_ends
 from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.memory import expert_room, largest_context, repeated_scales, state_bytes, workspace
 from dsv4_mlx.engine.session import Logits, Session, check_logits, check_tokens
 from dsv4_mlx.errors import DoesNotFit, Dsv4Warning, Progress, UsageError
 from dsv4_mlx.machine import mlx_switches, wire_guard
-from dsv4_mlx.machine.limits import memory_limit, memory_pressure, others_share, page_cache_share
+from dsv4_mlx.machine.limits import Pressure, memory_limit, memory_pressure, others_share, page_cache_share
 from dsv4_mlx.machine.support import check_supported
 from dsv4_mlx.machine.units import size
 from dsv4_mlx.model.state import GROWTH
@@ -82,9 +83,6 @@ def _warn(message: str) -> None:
     warnings.warn(message, Dsv4Warning, stacklevel=1)  # one place: the same text is shown once
 
 
-CACHE_LIMIT = 256 << 20  # freed buffers MLX may keep for reuse: enough for a step, too little to grow
-
-
 class Engine:
     """A model, its tokenizer and its limits; immutable once open."""
 
@@ -114,7 +112,8 @@ class Engine:
         context, memory = fitting(config, manifest, options.context, options.expert_memory)
         prompts = Prompts(folder, manifest.checkpoint)
         wiring = prepare(options.wire)
-        mx.set_cache_limit(CACHE_LIMIT)
+        absent = memory.experts.bytes(memory.experts.count) - memory.nbytes
+        buffer_cache.loading(weight_bytes(manifest) - absent)
         pager = None
         if memory.resident and options.verify_reads:
             warnings.warn(
@@ -138,6 +137,7 @@ class Engine:
             pager.attach(opened.model)
             if options.expert_threads is None:
                 pager.calibrate()
+        buffer_cache.step(0)
         if wiring is not None:
             wiring.set()
             if pager is not None:
@@ -152,6 +152,13 @@ class Engine:
     def session(self, growth: int = GROWTH) -> Session:
         """A new, empty token sequence, whose row buffers grow by `growth` tokens."""
         return Session(self.model, self.context, self.prompts.markers, growth)
+
+    def rest(self) -> None:
+        """Nothing is computed: give memory back if the machine is short of it, take slots again if not."""
+        if self.pager is not None:
+            self.pager.follow_pressure()
+        elif memory_pressure() != Pressure.NORMAL:
+            mx.clear_cache()
 
 
 def score(

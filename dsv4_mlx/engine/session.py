@@ -22,6 +22,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from dsv4_mlx.engine import buffer_cache
 from dsv4_mlx.engine.chooser import PromptScores
 from dsv4_mlx.engine.chunking import chunk_ends, spread_restart_points
 from dsv4_mlx.engine.decode import PrefillProgress
@@ -272,6 +273,7 @@ class Session:
                 raise
 
         try:
+            buffer_cache.step(sum(len(chunk) for chunk in chunks))
             arrays = [mx.array([chunk], mx.int32) for chunk in chunks]
             # Not within a token: it is soon done, and leaving it would cost all that is known.
             streams: list[mx.array] = []
@@ -299,8 +301,7 @@ class Session:
             else:
                 self._forget()
             raise
-        for chunk in chunks:
-            self.tokens += chunk
+        self.tokens += [token for chunk in chunks for token in chunk]
         self._row, self._unchecked = row, largest
         return points
 

@@ -108,7 +108,7 @@ class PagedExperts:
         product: ExpertProduct,
     ) -> None:
         self.records, self.policy, self._pool = records, policy, pool
-        self._dtype, self._product = dtype, product
+        self._product = product
         self.bank = SlotBank(records, slots, dtype)
         self.table = SlotTable(slots, records.count)
         self.stats = LayerStats()
@@ -187,19 +187,14 @@ class PagedExperts:
             self._read(expert)
 
     def resize(self, slots: int) -> None:
-        """Have `slots` slots from now on, in new memory. What the policy would give up last stays loaded."""
+        """Have `slots` slots from now on, at most as many as at first. What lay in others is read again when
+        it is needed; nothing is copied."""
         self.settle()
-        kept = self.table.loaded()
-        while len(kept) > slots:
-            kept.remove(self.policy.victim(kept))
-        bank, table = SlotBank(self.records, slots, self._dtype), SlotTable(slots, self.records.count)
-        for expert in kept:
-            bank.memory(table.claim(expert))[:] = self.bank.memory(self.table.slot_of[expert])
-            table.filled(expert)
-        self.bank, self.table, self._on_device = bank, table, None
+        self.table.resize(slots, self.bank.resize(slots))
+        self._on_device = None
 
     def settle(self) -> None:
-        """Wait for all reads and all work; afterwards the bank may be replaced."""
+        """Wait for all reads and all work; afterwards the bank may be resized."""
         if self._reads:
             wait(self._reads.values())
         self._collect()

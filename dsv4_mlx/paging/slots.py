@@ -7,7 +7,7 @@ A slot that computation reads carries the epoch of its last use. Work of an epoc
 `finish(epoch)` says so; a slot is never claimed before that. Every rule is checked: breaking one is a bug of
 this program that would show as wrong numbers, so it raises RuntimeError instead.
 
-Memory for the slots of one layer: one array, allocated once, that the readers write into.
+The bank of one layer: the slots' memory, which the readers write into, as matrices.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from collections.abc import Collection, Iterable
 import mlx.core as mx
 
 from dsv4_mlx.ops.types import Bank
+from dsv4_mlx.paging.slot_memory import SlotMemory
 from dsv4_mlx.weights.records import RecordMap
-from dsv4_mlx.weights.resident_experts import expert_banks, room
+from dsv4_mlx.weights.resident_experts import expert_banks
 
 EMPTY = -1
 
@@ -125,6 +126,22 @@ class SlotTable:
             raise RuntimeError(f"epoch {epoch} has not begun, the last is {self.epoch}")
         self.finished = max(self.finished, epoch)
 
+    def resize(self, slots: int, kept: int) -> None:
+        """Have `slots` slots, of which the first `kept` are as they were. Experts of the others are given up.
+
+        Nothing may be reading, and all work done.
+        """
+        if self.epoch > self.finished or any(self.reading(e) for e in range(self.experts)):
+            raise RuntimeError("slots are changed while they are read or written")
+        for expert in self.expert_of[kept:]:
+            if expert != EMPTY:
+                self.slot_of[expert] = EMPTY
+        more = slots - kept
+        self.expert_of = self.expert_of[:kept] + [EMPTY] * more
+        self._ready, self._used = self._ready[:kept] + [False] * more, self._used[:kept] + [0] * more
+        self._free = [slot for slot in range(slots - 1, -1, -1) if self.expert_of[slot] == EMPTY]
+        self.slots = slots
+
     def _reading(self, expert: int) -> int:
         slot = self.slot_of[expert]
         if slot == EMPTY or self._ready[slot]:
@@ -133,7 +150,7 @@ class SlotTable:
 
 
 class SlotBank:
-    """`slots` records in one array uint32 [slots, record / 4] and the matrices in it as views.
+    """`slots` records in one array and the matrices in it as views.
 
     The array is never assigned to and no other owner exists, so MLX never moves or copies it: bytes written
     to `memory(slot)` are what the views show to work queued afterwards. Who writes makes sure that no queued
@@ -141,27 +158,38 @@ class SlotBank:
     """
 
     def __init__(self, records: RecordMap, slots: int, dtype: mx.Dtype) -> None:
-        self.slots, self.record_bytes = slots, records.record_bytes
+        self.record_bytes = records.record_bytes
         self._layout, self._dtype = records.slots(slots), dtype
-        self._array = room(slots, records.record_bytes)
-        self._bytes = memoryview(self._array).cast("B")  # type: ignore[arg-type]
+        self._memory = SlotMemory(slots, records.record_bytes)
         self._views: tuple[Bank, Bank] | None = None
+
+    @property
+    def slots(self) -> int:
+        return self._memory.slots
 
     @property
     def nbytes(self) -> int:
         return self.slots * self.record_bytes
 
+    def resize(self, slots: int) -> int:
+        """Have so many slots, at most as many as at first; how many of the first hold what they held.
+
+        Nothing is copied. No work that reads the bank may be queued; what `banks` gave is no longer valid.
+        """
+        self._views = None
+        return self._memory.resize(slots)
+
     def memory(self, slot: int) -> memoryview:
         """The bytes of one slot, writable: what is written changes what the views show."""
-        return self._bytes[slot * self.record_bytes : (slot + 1) * self.record_bytes]
+        return self._memory.bytes[slot * self.record_bytes : (slot + 1) * self.record_bytes]
 
     def banks(self) -> tuple[Bank, Bank]:
-        """gate|up [slots, 2 I, D] and down [slots, D, I], as the model multiplies with them.
+        """gate|up [S, 2 I, D] and down [S, D, I], S slots or more, as the model multiplies with them.
 
-        Valid as long as the bank, except with scales that are cast: those are a copy, made at every call.
+        Valid until `resize`, except with scales that are cast: those are a copy, made at every call.
         """
         if self._views is None:
-            banks = expert_banks(self._array, self._layout, self._dtype)
+            banks = expert_banks(self._memory.array, self._layout, self._dtype)
             if self._layout.format == "affine4" and self._dtype != mx.bfloat16:
                 return banks  # scales are cast: a copy that a later read would not reach
             mx.eval([part for bank in banks for part in bank if isinstance(part, mx.array)])

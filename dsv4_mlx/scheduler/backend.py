@@ -26,6 +26,7 @@ from dsv4_mlx.scheduler.session_policy import SessionLimits
 from dsv4_mlx.scheduler.session_pool import Reusable
 from dsv4_mlx.tokenizer.template import Prompts
 
+LOOK_EVERY = 5.0  # seconds, at the machine's memory while nothing is asked for
 GROWTH = 2048  # tokens by which sessions grow: short ones stay small
 
 
@@ -70,6 +71,9 @@ class Backend(Protocol):
 
     def paging(self) -> dict[str, float]:
         """What reading experts from disk did (paging.stats), over all layers; empty without. Any thread."""
+
+    def rest(self) -> float | None:
+        """Nothing is asked for: look after memory. Seconds after which to be called again; None: never."""
 
     def recover(self) -> None:
         """After a failure: give back what can be given back."""
@@ -145,6 +149,10 @@ class ModelBackend:
     def identity(self) -> str:
         """What a saved state must have been computed with to be taken up here."""
         return identity(self.engine.manifest, self._options, self.session())
+
+    def rest(self) -> float | None:
+        self.engine.rest()
+        return LOOK_EVERY
 
     def recover(self) -> None:
         mx.clear_cache()

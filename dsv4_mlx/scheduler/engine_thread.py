@@ -273,7 +273,7 @@ class EngineThread:
                 end()
 
     def _loop(self) -> None:
-        delay: float | None = None
+        delay: float | None = 0
         while True:
             with self._wake:
                 if not self._news and delay != 0:
@@ -290,6 +290,7 @@ class EngineThread:
             if runner is None:
                 if closing is not None:
                     return
+                delay = None
                 continue
             if inbox:
                 self._linger.busy()
@@ -305,7 +306,8 @@ class EngineThread:
                 return
             delay = runner.step()
             if delay is None:
-                delay = self._linger.idle()
+                waits = self._linger.idle(), self.backend.rest()
+                delay = min((wait for wait in waits if wait is not None), default=None)
             if closing is not None:
                 rest = max(0.0, closing - time.monotonic())
                 delay = rest if delay is None else min(delay, rest)

@@ -315,6 +315,9 @@ class ReplayBackend:
     def identity(self) -> str:
         return ""  # there is no state to save
 
+    def rest(self) -> None:
+        return None
+
     def recover(self) -> None:
         pass
 

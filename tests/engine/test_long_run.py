@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from memory_run import Sample, watch_alone
 
-from dsv4_mlx.engine.engine import CACHE_LIMIT
+from dsv4_mlx.engine.buffer_cache import DECODE
 from dsv4_mlx.model.state import GROWTH
 
 # A buffer may be a cached one that is a little larger than asked for: seen at a few hundred bytes each.
@@ -24,7 +24,7 @@ def check(samples: Sequence[Sample], growth: int, slack: int) -> None:
         assert changed == grew, f"at {after.tokens} tokens: {before} -> {after}"
     for sample in samples:
         assert abs(sample.active - sample.predicted) <= 0.01 * sample.predicted + slack, sample
-        assert sample.cache <= CACHE_LIMIT == 256 << 20
+        assert sample.cache <= DECODE == 256 << 20
     counts = {sample.arrays for sample in samples if sample.arrays is not None}
     assert len(counts) == 1, counts
 

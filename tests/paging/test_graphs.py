@@ -42,18 +42,18 @@ def step_graph(model: Model, slots: int) -> Graph:
 
     def step(tokens: mx.array, *banks: mx.array) -> list[mx.array]:
         for layer, array in zip(paged, banks, strict=True):
-            layer.bank._array, layer.bank._views = array, None
+            layer.bank._memory.array, layer.bank._views = array, None
             layer.bank.banks = views(layer)  # type: ignore[method-assign]
         return [net(tokens, state, last=True), *(run.ids for run in optimistic)]
 
-    return trace(step, [mx.array([[5]], mx.int32), *(layer.bank._array for layer in paged)])
+    return trace(step, [mx.array([[5]], mx.int32), *(layer.bank._memory.array for layer in paged)])
 
 
 def views(layer: PagedExperts) -> Any:
     """`SlotBank.banks` without evaluating: what is traced has no values."""
     from dsv4_mlx.weights.resident_experts import expert_banks
 
-    made = expert_banks(layer.bank._array, layer.bank._layout, mx.float32)
+    made = expert_banks(layer.bank._memory.array, layer.bank._layout, mx.float32)
     return lambda: made
 
 

@@ -317,3 +317,30 @@ def test_a_real_model_with_random_cancels(model: Transformer) -> None:
 def test_a_real_model_with_64_jobs_and_random_cancels(model: Transformer, seed: int) -> None:
     backend = TinyBackend(model, budget=0, context=1024)
     said_alone(backend, stress(backend, 64, seed))
+
+
+def test_a_thread_without_work_looks_after_memory(model: Transformer) -> None:
+    """As often as the backend wants to, and not while there is work."""
+
+    class Resting(TinyBackend):
+        rests = 0
+        wanted: float | None = None
+
+        def rest(self) -> float | None:
+            assert worker.stats().active == worker.stats().queued == 0
+            self.rests += 1
+            return self.wanted
+
+    backend = Resting(model)
+    worker = EngineThread(backend)
+    worker.start()
+    until(lambda: backend.rests == 1)
+    backend.wanted = 0.001
+    worker.call(lambda pool: None)
+    until(lambda: backend.rests > 5)
+    heard = Heard()
+    worker.submit(job([9, 8, 7], 4), heard)
+    assert len(heard.wait().tokens) == 4
+    before = backend.rests
+    until(lambda: backend.rests > before)
+    assert worker.close(5)

@@ -81,6 +81,9 @@ class TinyBackend:
     def paging(self) -> dict[str, float]:
         return {}
 
+    def rest(self) -> float | None:
+        return None
+
     def recover(self) -> None:
         self.recovered += 1
 
