@@ -14,7 +14,7 @@ from dsv4_mlx.cli.console import Progress, tell
 from dsv4_mlx.cli.disk_work import ExcludeOption, existing, filling
 from dsv4_mlx.hub.models import model_folder as found_folder
 from dsv4_mlx.hub.models import not_here, on_the_hub, short_name
-from dsv4_mlx.machine.disks import free_bytes
+from dsv4_mlx.machine.disks import free_bytes, purgeable
 from dsv4_mlx.machine.support import at_home
 from dsv4_mlx.machine.units import duration, size, speed
 
@@ -84,7 +84,7 @@ def _offered(repository: str) -> Path:
     total, free = sum(file.bytes for file in remote.files.values()), free_bytes(existing(target))
     come = measure(remote)
     tell(
-        f"it has {size(total)}; {size(free)} are free in {existing(target)}; "
+        f"it has {size(total)}; {size(free)} are free in {existing(target)}{purgeable()}; "
         f"at {speed(come)}, measured now, it takes {duration(total / come)}"
     )
     if total > free or not typer.confirm(f"Download it to {target}?", default=False, err=True):

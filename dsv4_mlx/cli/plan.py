@@ -63,6 +63,7 @@ def plan(
 
     Example: dsv4-mlx plan --for 64GB --bandwidth 400GB --disk 5GB
     """
+    from dsv4_mlx.machine.limits import installed_memory
     from dsv4_mlx.planning.candidates import DEFAULT, RELEASES, candidates_for
     from dsv4_mlx.planning.fit import budget_here, budget_of_mac
     from dsv4_mlx.planning.plan import plan as make
@@ -84,14 +85,12 @@ def plan(
         if not here.is_dir():
             raise InputError(f"{here} is a file", next="give a folder as --dir")
         name_disk(here)
-        budget, speeds, more = budget_here(), measured_speeds(speeds, here), []
+        budget, speeds, installed = budget_here(), measured_speeds(speeds, here), installed_memory()
         throughput = _throughput(folder, here) if ways[0].shards else "nothing is converted"
     else:
-        installed = parse_memory(memory)
-        if not installed:
-            raise UsageError(f"--for is {memory!r}, expected a Mac's memory such as 64GB")
+        installed = _memory(memory)
         budget = budget_of_mac(installed)
-        more = with_more_memory(ways, config, installed, budget)
+    more = with_more_memory(ways, config, installed, budget) if budget.mac else []
     known = None if isinstance(throughput, str) else throughput
     place = place.rstrip("/") or "/"
     found = make(
@@ -111,6 +110,13 @@ def _throughput(folder: Path | None, here: Path) -> ConversionThroughput | str:
     what = "pieces of this checkpoint" if folder is not None else "a made-up piece of V4-Flash"
     tell(f"converting {what} for {SECONDS:.0f} s in {here}; they are deleted")
     return throughput_here(folder, here, program="dsv4_mlx.cli.main")
+
+
+def _memory(text: str) -> int:
+    found = parse_memory(text)
+    if not found:
+        raise UsageError(f"--for is {text!r}, expected a Mac's memory such as 64GB")
+    return found
 
 
 def _speed(text: str | None, option: str) -> float | None:
@@ -137,7 +143,8 @@ def show(
     found: ModelPlan, speeds: Speeds, throughput: ConversionThroughput | str, more: Sequence[str] = ()
 ) -> None:
     """For people, on stdout. `more`: sentences about what would run better."""
-    print(f"for {size(found.limit)} that a model may use")
+    held = f", of which other programs hold {size(found.taken)} now" if found.taken else ""
+    print(f"for {size(found.limit)} that a model may use{held}")
     for sentence in more:
         print(sentence)
     table(

@@ -7,5 +7,6 @@ rate.py        how fast files come: measured, and kept for `plan`
 fetch.py       a file, checked against its digest
 prefetch.py    download of shard n+1 beside conversion of shard n
 models.py      MODEL as given -> a folder that is here already, `demo` included
+on_disk.py     the models that lie on this disk
 download.py    the two jobs: all files into a folder, or a conversion fed by them
 """
