@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,10 +17,11 @@ from evaluation.acceptance_helpers import quiet
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.evaluation import long_run as long
-from dsv4_mlx.evaluation.long_run import long_answer, looping
+from dsv4_mlx.evaluation.long_run import NumericsName, long_answer, looping
 from dsv4_mlx.evaluation.needles import ASKED, CODES, OVER, haystack, name_of, needles
 from dsv4_mlx.hub.models import SHIPPED
 from dsv4_mlx.ops.table import REFERENCE
+from dsv4_mlx.ops.types import Rounding
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def opened(**ops: object) -> Engine:
 
 
 def test_a_long_answer() -> None:
-    step = long_answer(opened(), 120, quiet)
+    step = long_answer(opened(), 120, quiet, "exact")
     assert (step.ok, step.found) == (True, ())
     assert step.figures["tokens"] == 120
     assert step.figures["scored_again"] == long.SCORED
@@ -43,14 +45,14 @@ def test_a_long_answer() -> None:
 def test_it_goes_on_beyond_what_config_allows(demo: Engine) -> None:
     config = replace(demo.config, max_context=64)
     short = Engine(config, demo.manifest, demo.model, demo.prompts, 64)
-    step = long_answer(short, 100, quiet)
+    step = long_answer(short, 100, quiet, "official")
     assert step.ok is True
     assert step.told[-1] == "config.json allows 64: it went on beyond them"
 
 
 def test_memory_that_doesnt_allow_it_is_no_fault(demo: Engine) -> None:
     small = Engine(demo.config, demo.manifest, demo.model, demo.prompts, 64)
-    step = long_answer(small, 100, quiet)
+    step = long_answer(small, 100, quiet, "official")
     assert step.ok is None
     assert "this machine's memory allows 64" in step.found[0]
 
@@ -65,7 +67,7 @@ def test_memory_that_grows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return REFERENCE.hc_head(x, *arguments, **options)
 
     monkeypatch.setattr(long, "LEAK", 1 << 20)
-    step = long_answer(opened(hc_head=head), 200, quiet)
+    step = long_answer(opened(hc_head=head), 200, quiet, "exact")
     assert step.ok is False
     assert "memory grew by" in step.found[0]
 
@@ -81,9 +83,23 @@ def test_a_decode_that_a_prefill_contradicts_is_found() -> None:
         calls.append(x.shape[1])
         return head(x, *arguments, **options)
 
-    step = long_answer(opened(hc_head=counted), 110, quiet)
+    step = long_answer(opened(hc_head=counted), 110, quiet, "exact")
     assert step.ok is False
     assert "decoding and of a prefill" in step.found[0]
+
+
+def test_a_decode_that_rounds_otherwise_is_found_in_the_numerics_that_round() -> None:
+    """Rows of the window are not rounded where one token comes alone: `exact` has nothing to find."""
+
+    def latents(low: mx.array, *rest: Any, rounding: Rounding, **options: Any) -> tuple[mx.array, mx.array]:
+        kept = Rounding() if low.shape[1] == 1 else rounding
+        return REFERENCE.latents(low, *rest, rounding=kept, **options)
+
+    ops = replace(REFERENCE, latents=latents)
+    expected: dict[NumericsName, bool] = {"exact": True, "official": False}
+    for numerics, ok in expected.items():
+        step = long_answer(Engine.open(SHIPPED, EngineOptions(2048, numerics, ops)), 120, quiet, numerics)
+        assert step.ok is ok and step.name == f"long answer, {numerics}"
 
 
 def test_a_loop_is_found_and_named() -> None:

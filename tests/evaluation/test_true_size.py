@@ -103,7 +103,8 @@ def test_check(
     verdicts = {name: step["ok"] for name, step in steps.items()}
     assert verdicts == {
         "files": True if kind == "converted" else None, "numbers": True, "kernels": None, "layers": True,
-        "cuts": True, "log-probabilities": None, "long answer": True,
+        "cuts, exact": True, "cuts, official": True, "log-probabilities": None,
+        "long answer, official": True, "long answer, exact": True,
     } | {f"needles in {length} tokens": False for length in needles}  # fmt: skip
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     record_property("GB on disk", round(size / 1e9, 2))
