@@ -42,6 +42,7 @@ _PROTOCOLS: dict[str, ProtocolName] = {
     "/responses": "responses",
     "/messages": "messages",
 }
+_NOT_MADE = {"embeddings": "embeddings", "rerank": "rankings", "images": "images", "audio": "audio"}
 
 
 class App(Starlette):
@@ -157,6 +158,8 @@ async def _nothing(request: Request, error: Exception) -> Response:
     if request.scope["path"].startswith("/responses/"):
         raise ApiError(404, "not_found", "this server stores no responses")
     path = scope_of(request.scope).head.path
+    if made := _NOT_MADE.get(request.scope["path"].split("/")[1]):
+        raise ApiError(404, "not_found", f"{path[:200]!r}: this model makes no {made}, only text")
     hint = base_address_hint(path, _PROTOCOLS)
     raise ApiError(404, "not_found", f"there is nothing at {path[:200]!r}{hint}")
 

@@ -28,6 +28,7 @@ def lines(official: Path, folder: Path) -> list[list[str]]:
     return [
         ["convert", str(official), model, "--no-exclude-from-backup"],
         ["info", model],
+        ["models", str(folder)],
         ["plan", "--for", "64GB"],
         ["generate", model, "-p", "Why?", *ANSWER],
         ["generate", model, "-p", "Why?", *ANSWER, "--expert-memory", "3x"],
