@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.count import peer
+from bench.count.command_buffers import Switches, cut
 from bench.count.ours import Step, trace_ours, true_config
 from bench.count.rules import Count, count, share_of_experts
 from bench.count.shapes import Recipe
 from dsv4_mlx.config import ModelConfig
+from dsv4_mlx.machine.mlx_switches import ELEMENTS, OPERATIONS
 from dsv4_mlx.ops.table import EXACT, OFFICIAL, Numerics
 from dsv4_mlx.synthetic.configs import release_config
 
@@ -66,6 +68,7 @@ def ledger(contexts: tuple[int, ...] = CONTEXTS) -> Figures:
     """Every figure. mlx-vlm's are counted where it is installed and read from RECORDED elsewhere."""
     config = true_config()
     recorded = peer_figures(contexts)
+    buffers = [one for context in contexts for one in command_buffers(config, context)]
     table: Figures = {}
     for context in contexts:
         table[str(context)] = {
@@ -79,6 +82,7 @@ def ledger(contexts: tuple[int, ...] = CONTEXTS) -> Figures:
     first = table[str(contexts[0])]["decode"]
     return {
         "contexts": table,
+        "command_buffers": buffers,
         "decode": first,
         "detail": detail(config, contexts[0]),
         "detail_kernels": detail(config, contexts[0], kernels=True),
@@ -87,6 +91,27 @@ def ledger(contexts: tuple[int, ...] = CONTEXTS) -> Figures:
             for context in contexts
         },
     }
+
+
+TOGETHER = 4  # chunks of the prefill of a paged model that is counted
+
+
+def command_buffers(config: ModelConfig, context: int) -> list[Figures]:
+    """With MLX's own bounds, of a Max or Ultra, and with those set here: a decoded token's, a chunk's, and
+    those of chunks that go through a paged layer together. `peak`: bytes, of a GPU as late as it may be."""
+    wide = CHUNK * TOGETHER
+    steps = {
+        "decode": trace_ours(config, context=context, rows=1, kernels=True),
+        f"prefill of {CHUNK}": trace_ours(config, context=context - CHUNK, rows=CHUNK, kernels=True),
+        f"prefill of {wide:,}, paged": trace_ours(
+            config, context=context - wide, rows=wide, kernels=True, together=TOGETHER
+        ),
+    }
+    return [
+        {"context": context, "step": name, "switches": whose, **asdict(cut(step, switches))}
+        for name, step in steps.items()
+        for whose, switches in (("MLX", Switches(50, 50)), ("set", Switches(OPERATIONS, ELEMENTS)))
+    ]
 
 
 def peer_figures(contexts: tuple[int, ...]) -> Figures:

@@ -9,8 +9,9 @@ from typing import Any
 RESULTS = Path(__file__).parents[1] / "results"
 DISPATCH_US = (2.4, 2.75)  # per dependent dispatch, reported on an M3 Ultra (mlx#4521)
 COMMAND_BUFFER_US = 20.0  # same report
-DISPATCHES_PER_BUFFER = 50  # MLX commits a command buffer after 40 to 50 dispatches
+DISPATCHES_PER_BUFFER = 50  # of paths whose command buffers are not counted: MLX's own bound
 BANDWIDTHS = (400, 546, 614, 819)  # GB/s: M3 Max and below, M4 Max, M5 Max, M3 Ultra
+BOUNDS = {"MLX": "MLX's own", "set": "as set here"}
 NAMES = {"reference": "reference", "kernels": "kernels", "mlx_vlm": "mlx-vlm"}
 
 
@@ -57,6 +58,14 @@ def table(ledger: dict[str, Any]) -> str:
             f"{total_bytes(f) / 1e9:.2f} at {context}" for context, f in ledger["decode_4bit"].items()
         )
         + ".",
+        "",
+        "| context | step | bounds | command buffers | operations of the largest | temporaries at once, MB |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {one['context']} | {one['step']} | {BOUNDS[one['switches']]} | {one['buffers']} "
+            f"| {one['operations']} | {one['peak'] / 1e6:.0f} |"
+            for one in ledger["command_buffers"]
+        ),
     ]
     return "\n".join(lines)
 

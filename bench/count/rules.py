@@ -97,6 +97,19 @@ class Walk:
                 self._kernel(primitive)
         return self.count
 
+    def dense(self, array: Array) -> bool:
+        """Once run: whether the array's rows follow each other without gaps."""
+        return self._source(array).dense
+
+    def copied(self, primitive: Primitive) -> list[Array]:
+        """Once run: inputs of a kernel that are copied first, because they have gaps."""
+        launch = self.launches.get(primitive.name)
+        if launch is not None:
+            wants = 0 if launch.kernel.strided else len(primitive.inputs)
+        else:
+            wants = DENSE.get(primitive.name, 0)
+        return [array for array in primitive.inputs[:wants] if not self.dense(array)]
+
     def _source(self, array: Array) -> _Source:
         return self.sources.get(array.key) or _Source("other", array.nbytes, True)
 
@@ -128,9 +141,10 @@ class Walk:
         """A kernel of ours: it says itself what it reads. Unless it takes strides, gaps are copied away."""
         self.count.dispatches += 1
         self.count.kinds[launch.kernel.name] += 1
+        copied = self.copied(primitive)
         for array, nbytes in zip(primitive.inputs, launch.loaded().values(), strict=True):
             source = self._source(array)
-            if not source.dense and not launch.kernel.strided:
+            if array in copied:
                 self.count.copies += 1
                 self._move(source, array.nbytes)
                 self.count.bytes_other += array.nbytes + nbytes
@@ -142,7 +156,7 @@ class Walk:
         self.count.dispatches += 1
         self.count.kinds[primitive.name] += 1
         sources = [self._source(array) for array in primitive.inputs]
-        self.count.copies += sum(not s.dense for s in sources[: DENSE.get(primitive.name, 0)])
+        self.count.copies += len(self.copied(primitive))
         if primitive.name == "SliceUpdate":
             self._write_rows(primitive, sources)
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,19 +30,25 @@ class BlankExperts:
     gate_up: Bank
     down: Bank
     product: ExpertProduct
+    on_ids: Callable[[list[mx.array]], None]
 
     def routed(self, chunks: Sequence[Routed]) -> list[mx.array]:
+        self.on_ids([chunk.ids for chunk in chunks])
         return [self.product(chunk, self.gate_up, self.down) for chunk in chunks]
 
 
 @dataclass
 class BlankTensors:
-    """TensorSource for a Mac: bfloat16 activations, dtypes as a converted folder of the recipe loads."""
+    """TensorSource for a Mac: bfloat16 activations, dtypes as a converted folder of the recipe loads.
+
+    `on_ids` is told what a layer's experts are chosen by: ids of each chunk.
+    """
 
     config: ModelConfig
     recipe: Recipe = "native"
     dtype: mx.Dtype = mx.bfloat16
     taken: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    on_ids: Callable[[list[mx.array]], None] = lambda ids: None
 
     def linear(self, name: str, shape: tuple[int, int]) -> Linear:
         if name in BF16_MATRICES and self.recipe == "native":
@@ -63,7 +69,9 @@ class BlankTensors:
 
     def experts(self, block: str, product: ExpertProduct) -> BlankExperts:
         count, hidden, width = self.config.experts, self.config.hidden_size, self.config.expert_width
-        return BlankExperts(_bank(count, 2 * width, hidden), _bank(count, hidden, width), product)
+        return BlankExperts(
+            _bank(count, 2 * width, hidden), _bank(count, hidden, width), product, self.on_ids
+        )
 
     def _blank(self, name: str, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
         self.taken[name] = shape

@@ -12,15 +12,17 @@ import sys
 from pathlib import Path
 
 from dsv4_mlx.errors import InputError, MachineError
+from dsv4_mlx.machine import mlx_switches
 
 OLDEST_MACOS = 14
 
 
 def check_supported() -> None:
-    """Refuse by name what can't work. Raises MachineError.
+    """Refuse by name what can't work. Raises MachineError, and UsageError for switches of MLX.
 
     Intel Macs, an Intel Python under Rosetta, macOS before 14, and systems other than macOS and Linux.
     """
+    mlx_switches.check()
     system, processor = platform.system(), platform.machine()
     if system == "Linux":
         return

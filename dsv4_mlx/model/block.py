@@ -68,24 +68,25 @@ class Block(Module):
 
     def __call__(self, streams: Streams, tokens: mx.array, state: LayerState, plan: ChunkPlan) -> Streams:
         """tokens [B, T]. The experts' output is left pending: whoever comes next mixes it in."""
-        return self.forward_chunks([Chunk(streams, tokens, plan)], state, lambda i: None)[0]
+        return self.forward_chunks([Chunk(streams, tokens, plan)], state, lambda i, entry: None)[0]
 
     def added(self, x: mx.array, tokens: mx.array, state: LayerState, plan: ChunkPlan) -> mx.array:
         """What the block adds to streams x [B, T, C, D], of tokens [B, T]; nothing is left pending."""
         return self.ffn_hc.ops.hc_post(self(Streams(x), tokens, state, plan)) - x
 
     def forward_chunks(
-        self, chunks: Sequence[Chunk], state: LayerState, on_layer: Callable[[int], None]
+        self, chunks: Sequence[Chunk], state: LayerState, on_attended: Callable[[int, BlockInput], None]
     ) -> list[Streams]:
         """Consecutive chunks, streams [B, T, C, D] each: attention one by one, the experts of all together.
 
-        `on_layer(i)` is called when the state has taken chunk i in and not yet the next.
+        `on_attended(i, entry)` is called when the state has taken chunk i in and not yet the next; `entry` is
+        what its experts start from.
         """
         entries = []
         for i, (streams, _, plan) in enumerate(chunks):
             entry = self.attn_hc.pre(streams)
             out = self.attn(entry, state, plan)
-            on_layer(i)
             entries.append(self.ffn_hc.pre(Streams(entry.streams, out, entry.mix)))
+            on_attended(i, entries[-1])
         outs = self.ffn.forward_chunks(entries, [chunk.tokens for chunk in chunks])
         return [Streams(entry.streams, out, entry.mix) for entry, out in zip(entries, outs, strict=True)]

@@ -47,6 +47,12 @@ class Ring:
             rows, start, count = rows[:, count - self.size :], start + count - self.size, self.size
         at = start % self.size
         whole = min(count, self.size - at)
+        if (
+            whole == self.size > 1
+        ):  # in two: at once it would be a view, and keep all rows that it is cut from
+            self.buffer[:, :1] = rows[:, :1]
+            self.buffer[:, 1:] = rows[:, 1:]
+            return
         self.buffer[:, at : at + whole] = rows[:, :whole]
         if whole < count:
             self.buffer[:, : count - whole] = rows[:, whole:]
@@ -136,6 +142,10 @@ class LayerState:
         """The rings [B, S, K] as they are now: values that stay valid, for the next write copies them."""
         return [mx.array(b.buffer) for b in self.buffers() if isinstance(b, Ring)]
 
+    def arrays(self) -> list[mx.array]:
+        """Every array of the layer, as of ModelState."""
+        return [row_buffer.buffer for row_buffer in self.buffers()]
+
     def buffers(self) -> list[Ring | RowBuffer]:
         """Those this layer has, in the order of a snapshot. The same objects as long as the state lives."""
         return [b for b in (self.window, self.group, self.rows, self.index_rows) if b is not None]
@@ -195,7 +205,7 @@ class ModelState:
 
         Valid until the next write; one that is kept makes that write copy its whole buffer.
         """
-        return [b.buffer for layer in self.layers for b in layer.buffers()]
+        return [array for layer in self.layers for array in layer.arrays()]
 
     def snapshot(self, taken: dict[int, list[mx.array]] | None = None) -> Snapshot:
         """Remember this point; changes nothing. Valid until a row below its length is written (`holds`).

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.block import Block, Chunk
@@ -15,7 +17,7 @@ from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
 from dsv4_mlx.model.step import CompiledSteps, PreparedStep
 from dsv4_mlx.model.tensors import Embedding, TensorSource
 from dsv4_mlx.ops.table import Numerics, Ops
-from dsv4_mlx.ops.types import Streams
+from dsv4_mlx.ops.types import BlockInput, Streams
 
 
 class OutputHead(Module):
@@ -86,19 +88,58 @@ class LayerSchedule(Protocol):
         """The streams [B, T, C, D] of each chunk after the last block."""
 
 
+WIDE = 32  # rows of a chunk from which on the temporaries of its layers are many
+# (ends, state): a part of a wide chunk's work leaves these streams, and these buffers of the state
+Border = Callable[[list[mx.array], list[mx.array]], None]
+
+
+def _no_border(ends: list[mx.array], state: list[mx.array]) -> None: ...
+
+
+def one_behind() -> Border:
+    """Queues each part, and waits for the one before it: two at most are in memory, and the GPU has work.
+
+    With command buffers of many operations MLX would queue a whole chunk, and hold all its temporaries.
+    """
+    before: list[mx.array] = []
+
+    def border(ends: list[mx.array], state: list[mx.array]) -> None:
+        nonlocal before
+        mx.async_eval(ends, state)
+        mx.eval(before)
+        before = ends  # not the state: a buffer that somebody holds is copied when it is written to
+
+    return border
+
+
+def arrays_of(found: Streams | BlockInput) -> list[mx.array]:
+    """Every array in it."""
+    return [part for part in dict(tree_flatten(found)).values() if isinstance(part, mx.array)]
+
+
 class ChunkMajor:
-    """A chunk through all blocks, then the next."""
+    """A chunk through all blocks, then the next. `borders` gives, for a chunk, who is told of its layers."""
 
     chunks_per_step, traceable = 1, True
+
+    def __init__(self, borders: Callable[[], Border] = lambda: _no_border) -> None:
+        self._borders = borders
 
     def __call__(
         self, blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, on_layer: OnLayer
     ) -> list[Streams]:  # [B, T, C, D] of each chunk
         found = []
         for i, (streams, tokens, plan) in enumerate(chunks):
+            border = self._borders() if tokens.shape[1] >= WIDE else _no_border
+
+            def on_attended(layer: int, _: int, entry: BlockInput, border: Border = border) -> None:
+                border(arrays_of(entry), state.layers[layer].arrays())
+
             for layer, block in enumerate(blocks):
-                streams = block(streams, tokens, state.layers[layer], plan)
+                chunk, attended = Chunk(streams, tokens, plan), partial(on_attended, layer)
+                (streams,) = block.forward_chunks([chunk], state.layers[layer], attended)
                 on_layer(i, layer)
+                border(arrays_of(streams), [])
             found.append(streams)
         return found
 

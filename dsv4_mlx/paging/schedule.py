@@ -16,8 +16,8 @@ import numpy as np
 
 from dsv4_mlx.model.block import Block, Chunk
 from dsv4_mlx.model.state import ModelState
-from dsv4_mlx.model.transformer import OnLayer
-from dsv4_mlx.ops.types import Streams
+from dsv4_mlx.model.transformer import WIDE, OnLayer, arrays_of, one_behind
+from dsv4_mlx.ops.types import BlockInput, Streams
 from dsv4_mlx.paging.paged_experts import FEW_ROWS, OptimisticRun, PagedExperts
 
 OPTIMISTIC_BELOW, READ_ABOVE = 0.25, 0.75  # layers per token that lack an expert
@@ -105,11 +105,15 @@ def _read_per_layer(
     blocks: Sequence[Block], chunks: Sequence[Chunk], state: ModelState, on_layer: OnLayer, first: int
 ) -> list[Streams]:
     """From block `first` on, whose input the chunks hold."""
+    border = one_behind()
+
+    def on_attended(layer: int, chunk: int, entry: BlockInput) -> None:
+        on_layer(chunk, layer)
+        if chunks[chunk].tokens.shape[1] >= WIDE:
+            last = chunk == len(chunks) - 1  # the next chunk writes to the same buffers
+            border(arrays_of(entry), state.layers[layer].arrays() if last else [])
+
     for layer in range(first, len(blocks)):
-        left = blocks[layer].forward_chunks(chunks, state.layers[layer], partial(_swapped, on_layer, layer))
+        left = blocks[layer].forward_chunks(chunks, state.layers[layer], partial(on_attended, layer))
         chunks = [chunk._replace(streams=one) for chunk, one in zip(chunks, left, strict=True)]
     return [chunk.streams for chunk in chunks]
-
-
-def _swapped(on_layer: OnLayer, layer: int, chunk: int) -> None:
-    on_layer(chunk, layer)

@@ -4,7 +4,7 @@ Not calibrated: no Mac has run this yet, and each figure of a Mac below is an es
 others of other programs. A prediction is a time of
 
     bytes      of weights, rows and activations that a step moves, over a part of the memory's speed
-    launches   each of them some microseconds
+    launches   each of them some microseconds, and each command buffer in which they are handed over
     host       time, in which the GPU waits: a step's graph is built after the step before has ended
     waits      for the routed ids, which the host reads in every layer that pages
     reads      of experts from the disk and the page cache, beside what can be computed meanwhile
@@ -39,6 +39,7 @@ CONTEXT = 4096  # tokens before the one that is predicted
 # Of a Mac, and estimates all of them until one is measured.
 EFFICIENCY = 0.75  # of the memory's speed that a chain of small products reaches
 DISPATCH = 2.6e-6  # seconds; 2.4 to 2.75 us reported for an M3 Ultra
+COMMAND_BUFFER = 20e-6  # seconds; reported for an M3 Ultra
 SYNC = 0.3e-3  # seconds; 0.2 to 0.35 ms reported for an M4
 HOST = 12e-3  # seconds a step of LAYERS; 25 ms of processor time here, halved for an Apple P core
 PAGE_CACHE_SPEED = 12e9  # bytes per second of records that the page cache holds
@@ -54,15 +55,22 @@ LAYERS = 43  # of the step that was counted
 @dataclass(frozen=True)
 class ComputePath:
     """What the ledger counted of a step of V4-Flash at CONTEXT: launches, and bytes besides the weights as
-    they are stored and the rows (the references join some in float32); launches of a prefill chunk."""
+    they are stored and the rows (the references join some in float32); launches of a prefill chunk; command
+    buffers of both."""
 
     launches: int
     moved: int
     chunk_launches: int
+    buffers: int
+    chunk_buffers: int
+
+    def launching(self) -> float:
+        """Seconds of a step."""
+        return self.launches * DISPATCH + self.buffers * COMMAND_BUFFER
 
 
-KERNELS = ComputePath(1_015, 103_062_180, 1_604)
-REFERENCES = ComputePath(11_144, 441_229_712 + 709_350_656, 13_434)
+KERNELS = ComputePath(1_015, 103_062_180, 1_646, 10, 87)
+REFERENCES = ComputePath(11_144, 441_229_712 + 709_350_656, 13_476, 101, 171)
 
 # In the paging simulator, of a layer's 256 experts: slots, share of uses that find theirs in one, share of
 # the others whose records a page cache of CACHED_RECORDS a layer holds. A skewed trace with topics, the
@@ -186,7 +194,7 @@ def _costs(
     routed = layers * experts.each * experts.record_bytes
     moved = touched_state(config, CONTEXT, element) + path.moved * layers // LAYERS
     before = candidate.touched - routed - dense.shared - dense.head + moved
-    launch = path.launches * DISPATCH / LAYERS
+    launch = path.launching() / LAYERS
     paged = fit.placement == "paged"
     return Costs(
         before=before / layers / reached + 0.9 * launch + HOST / LAYERS,
@@ -220,7 +228,9 @@ def _prefill(
     if missing:
         seconds += missing / (speeds.disk or 1.0) / CHUNKS_TOGETHER
     share = experts.layers / LAYERS
-    return EVERY / (seconds + share * (path.chunk_launches * DISPATCH + HOST) + SYNC)
+    return EVERY / (
+        seconds + share * (path.chunk_launches * DISPATCH + path.chunk_buffers * COMMAND_BUFFER + HOST) + SYNC
+    )
 
 
 TOKENS = 12  # whose misses are drawn for a prediction

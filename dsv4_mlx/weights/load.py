@@ -19,7 +19,7 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.errors import InputError, Progress
 from dsv4_mlx.model.block import Block
 from dsv4_mlx.model.tensors import ExpertProduct, ExpertSource, Linear
-from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.model.transformer import ChunkMajor, Transformer, one_behind
 from dsv4_mlx.ops.table import Numerics, Ops
 from dsv4_mlx.weights.converted import ConvertedModel
 from dsv4_mlx.weights.official import OfficialModel
@@ -213,6 +213,7 @@ def assemble(
     """The model made of these arrays. Only hash tables are evaluated. Raises InputError."""
     source = StoredTensors(stored, arrays, activation_dtype(), paged)
     model = Transformer(stored.config, source, ops, numerics)
+    model.use(ChunkMajor(one_behind))
     source.finish(kept=None if stored.config.drafter is None else "mtp.")  # stored, not run
     return model
 

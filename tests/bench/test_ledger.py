@@ -94,6 +94,8 @@ def test_recorded_results_are_of_today(ledger: figures.Figures) -> None:
     for step, paths in ledger["contexts"]["4096"].items():
         for path in ("reference", "kernels"):
             assert recorded["contexts"]["4096"][step][path] == paths[path]
+    here = [one for one in recorded["command_buffers"] if one["context"] == 4096]
+    assert ledger["command_buffers"] == here
 
 
 def test_mlx_vlm_at_a_short_context_is_what_others_counted() -> None:

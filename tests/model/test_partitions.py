@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_model import tiny_model, token_ids
 
-from dsv4_mlx.model.state import SLACK
-from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.model.state import SLACK, Ring
+from dsv4_mlx.model.transformer import WIDE, Border, ChunkMajor, Transformer, one_behind
 
 LENGTH = 420
 PIECES = (1, 3, 4, 5, 127, 128, 129)
@@ -193,3 +193,41 @@ def test_last_row_only(model: Transformer) -> None:
     last = model(mx.array([TOKENS[:50]]), model.new_state(), last=True)
     assert last.shape == (1, 1, model.config.vocab_size)
     assert_close(np.array(last[0, 0]), np.array(whole[0, -1]), PARTITION, "the last row")
+
+
+def test_a_wide_chunk_part_by_part_gives_the_same_bits(model: Transformer, whole: Array) -> None:
+    """As every opened model reads; short chunks are not cut. The state is the same too."""
+    bounded, states = tiny_model(), []
+    parts: list[int] = []
+
+    def borders() -> Border:
+        inner = one_behind()
+
+        def border(ends: list[mx.array], state: list[mx.array]) -> None:
+            parts.append(len(ends) + len(state))
+            inner(ends, state)
+
+        return border
+
+    bounded.use(ChunkMajor(borders))
+    for net in (bounded, model):
+        states.append(net.new_state())
+        assert_bits(
+            run(net, TOKENS, [140, 140 + WIDE - 1, 300], states[-1]), run(model, TOKENS, [140, 171, 300])
+        )
+    assert same_bits(*map(state_bits, states))
+    assert len(parts) == 3 * 2 * bounded.config.layers  # of the chunk of 31 rows none
+
+
+def test_a_ring_keeps_no_more_than_its_rows() -> None:
+    """Where a chunk ends with the ring, what is stored is not a view of the whole chunk."""
+    ring = Ring(1, 16, 2560, mx.float32)
+    mx.eval(ring.buffer)
+    before = mx.get_active_memory()
+    rows = mx.random.normal((1, 512, 2560))
+    expected = np.array(rows[:, -16:])
+    ring.write(rows, 0)
+    mx.eval(ring.buffer)
+    del rows
+    assert mx.get_active_memory() - before < 512 * 2560 * 4 // 8
+    assert_bits(np.array(ring.buffer), expected)

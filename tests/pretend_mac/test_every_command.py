@@ -16,6 +16,7 @@ from hub.fake_hub import REPOSITORY, Hub, serving
 from server.client import call, until
 
 from dsv4_mlx.cli.main import COMMANDS
+from dsv4_mlx.machine.mlx_switches import SWITCHES
 from pretend_mac import GIB, MACS, Mac, Note, notes
 
 ANSWER = ("--max-tokens", "8", "--think", "off", "--temperature", "0")
@@ -98,7 +99,7 @@ def hold(mac: Mac, found: list[Note]) -> None:
     imported = of(found, "mlx imported")
     assert imported
     for note in imported:
-        assert note.facts["switches"]["MLX_ENABLE_TF32"] == "0"
+        assert note.facts["switches"] == {name: str(value) for name, value in SWITCHES.items()}
     for note in of(found, "wired"):
         limit, active = note.facts["limit"], note.facts["active"]
         assert 0 < limit <= active
