@@ -11,10 +11,12 @@ from typing import Literal
 
 import mlx.core as mx
 
+from dsv4_mlx.machine.facts import gpu_cores
 from dsv4_mlx.machine.support import verdicts_file
 from dsv4_mlx.ops.kernels import ALL
 from dsv4_mlx.ops.selftest import supervisor as parent
 from dsv4_mlx.ops.selftest import verdicts as store
+from dsv4_mlx.ops.selftest.model_shape import ModelShape
 from dsv4_mlx.ops.selftest.verdicts import CheckLimits, Metal, Verdict
 from dsv4_mlx.ops.table import REFERENCE, Ops, with_kernels
 
@@ -53,13 +55,14 @@ def choose(
     return Choice(with_kernels(metal.launch(), without), tuple(verdicts), _message(bad, len(verdicts)))
 
 
-def this_metal() -> Metal | None:
-    """The Metal of this machine; None where there is none."""
+def this_metal(shape: ModelShape | None = None) -> Metal | None:
+    """The Metal of this machine, to be tried for a model of `shape`, or V4-Flash; None: none here."""
     if not mx.metal.is_available():
         return None
     chip = str(mx.device_info().get("device_name", "unknown"))
     system = f"macOS {platform.mac_ver()[0]}"
-    return Metal("dsv4_mlx.ops.kernels.launch:metal", system, chip, version("mlx"))
+    launcher = "dsv4_mlx.ops.kernels.launch:metal"
+    return Metal(launcher, system, chip, version("mlx"), gpu_cores(), shape or ModelShape())
 
 
 def judged(
@@ -71,16 +74,17 @@ def judged(
     *,
     again: bool = False,
 ) -> list[Verdict]:
-    """Verdicts of `kernels` in their order: stored ones, the others found now and stored. `again`: all now.
+    """Verdicts of `kernels` in their order: stored ones, the others found now and stored. `again`: all now,
+    and with the kernels' own cases.
 
-    None: of all there are.
+    None: of all there are. Raises InputError for a damaged file.
     """
     names = [op.name for op in ALL] if kernels is None else list(kernels)
     key = metal.key()
-    verdicts = {} if again else store.known(file, key)
-    missing = [name for name in names if name not in verdicts]
+    verdicts = store.known(file, key)
+    missing = [name for name in names if again or name not in verdicts]
     if missing:
-        found = parent.check(metal, missing, limits, progress)
+        found = parent.check(metal, missing, limits, progress, edges=again)
         store.remember(file, key, found)
         verdicts |= {v.kernel: v for v in found}
     return [verdicts[name] for name in names]
