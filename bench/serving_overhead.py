@@ -23,7 +23,8 @@ from dsv4_mlx.engine.chooser import GenerationLimits
 from dsv4_mlx.engine.decode import Event, Finished, PrefillProgress
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.engine.generate import run
-from dsv4_mlx.engine.session import Logits, SessionRows
+from dsv4_mlx.engine.language_model import Logits
+from dsv4_mlx.engine.session import SessionRows
 from dsv4_mlx.errors import Progress
 from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.backend import Run, wanted

@@ -27,7 +27,8 @@ from dsv4_mlx.engine.decode import PrefillProgress, Token
 from dsv4_mlx.engine.engine import score
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.engine.info import check
-from dsv4_mlx.engine.session import Logits, Session, SessionSnapshot
+from dsv4_mlx.engine.language_model import Logits
+from dsv4_mlx.engine.session import Session, SessionSnapshot
 from dsv4_mlx.errors import Dsv4Warning, InputError, Progress, UsageError
 from dsv4_mlx.hub.models import model_folder
 from dsv4_mlx.ops.selftest.choose import choose

@@ -23,7 +23,8 @@ from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.decode import Drawn, Ended, Event, Finished, PrefillProgress, Rows, Token, decode
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import SamplingOptions
-from dsv4_mlx.engine.session import Session, SessionRows, TokenSequence, check_prompt, room_for_answer
+from dsv4_mlx.engine.language_model import TokenSequence
+from dsv4_mlx.engine.session import Session, SessionRows, check_prompt, room_for_answer
 from dsv4_mlx.errors import Progress
 from dsv4_mlx.tokenizer.output_parser import Piece, TextParser
 from dsv4_mlx.tokenizer.template import Think

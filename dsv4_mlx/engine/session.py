@@ -16,21 +16,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
-from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.chooser import PromptScores
 from dsv4_mlx.engine.chunking import chunk_ends, spread_restart_points
 from dsv4_mlx.engine.decode import Drawn, PrefillProgress, Rows
+from dsv4_mlx.engine.language_model import (
+    LanguageModel,
+    Logits,
+    Origin,
+    TokenSequence,
+    without_failing_kernels,
+)
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, Progress, UsageError
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
 from dsv4_mlx.tokenizer.template import Markers
-
-Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,27 +43,6 @@ class SessionSnapshot:
     point: Snapshot
     restart: tuple[Snapshot, ...]
     logits: Logits | None
-
-
-class LanguageModel(Protocol):
-    """What a session needs of a model; as in model.transformer.Transformer."""
-
-    @property
-    def config(self) -> ModelConfig: ...
-
-    @property
-    def dtype(self) -> mx.Dtype: ...
-
-    @property
-    def chunks_per_step(self) -> int: ...
-
-    def new_state(self, *, growth: int) -> ModelState: ...
-
-    def streams_of(
-        self, chunks: Sequence[mx.array], state: ModelState, check_cancelled: Callable[[], None] = ...
-    ) -> tuple[list[mx.array], list[Snapshot]]: ...
-
-    def logits(self, streams: mx.array, *, last: bool) -> mx.array: ...
 
 
 class Session:
@@ -79,6 +60,12 @@ class Session:
         self._state: ModelState = model.new_state(growth=growth)
         self._restart: list[Snapshot] = []
         self._logits: Logits | None = None
+        self._origin = Origin()
+
+    @property
+    def pure(self) -> bool:
+        """Whether the model's present ops have computed all of it; else it is neither saved nor shared."""
+        return self._origin.all_by(self.model.ops)
 
     @property
     def vocabulary(self) -> int:
@@ -149,8 +136,8 @@ class Session:
         return self._logits
 
     def cached_prefix(self, tokens: Sequence[int]) -> int:
-        """How many of `tokens` a `sync` of them would not compute; true until the cache changes."""
-        return self._keepable(tokens)[0]
+        """How many of `tokens` need not be computed where this is shared; true until the cache changes."""
+        return self._keepable(tokens)[0] if self.pure else 0
 
     def fork_at(self, tokens: Sequence[int]) -> Session:
         """An independent session that holds what this one could keep of `tokens`, and no rows beyond it.
@@ -217,13 +204,14 @@ class Session:
         from here on. There are no logits until more is added.
         """
         self._state, self.tokens, self._logits = state, tokens, None
-        self._restart = [state.snapshot()]
+        self._restart, self._origin = [state.snapshot()], Origin(self.model.ops)
 
     def fork(self) -> Session:
         """An independent session that has seen the same tokens: neither's changes reach the other."""
         twin = Session(self.model, self.context, self.markers, self.growth)
         twin.cached, twin.tokens, twin._logits = self.cached, list(self.tokens), self._logits
         twin._state, twin._restart = self._state.fork(), list(self._restart)
+        twin._origin = self._origin
         return twin
 
     def _step(
@@ -232,7 +220,27 @@ class Session:
         check_cancelled: Callable[[], None] = lambda: None,
         scores: PromptScores | None = None,
     ) -> list[Snapshot]:
-        """Take consecutive chunks in; snapshots after each but the last."""
+        """Take consecutive chunks in; snapshots after each but the last. Where a kernel fails, all of the
+        sequence is computed again without it."""
+        before, cached = self.tokens, self.cached
+        try:
+            return self._take_in(chunks, check_cancelled, scores)
+        except (RuntimeError, ValueError) as error:
+            if self.tokens is before or self.model.ops.launcher is None:
+                raise  # left as it was, or no kernel's fault
+
+            def again() -> list[Snapshot]:
+                for _ in self.prefill(before) if before else ():
+                    pass
+                return self._take_in(chunks, check_cancelled, scores)
+
+            points, mixed = without_failing_kernels(self.model, error, again)
+            self.cached, self._origin = cached, Origin(self.model.ops, mixed)
+            return points
+
+    def _take_in(
+        self, chunks: Sequence[list[int]], check_cancelled: Callable[[], None], scores: PromptScores | None
+    ) -> list[Snapshot]:
         decoding = len(chunks) == 1 and len(chunks[0]) == 1
         start = None if decoding else self._state.snapshot()
         left: BaseException | None = None
@@ -267,7 +275,7 @@ class Session:
         row.setflags(write=False)  # kept here and in snapshots: a caller must not change it
         for chunk in chunks:
             self.tokens += chunk
-        self._logits = row
+        self._logits, self._origin = row, self._origin.then(self.model.ops)
         return points
 
     def _keepable(self, tokens: Sequence[int]) -> tuple[int, Snapshot | None]:
@@ -291,35 +299,11 @@ class Session:
 
     def _forget(self) -> None:
         self._state = self.model.new_state(growth=self.growth)
-        self.tokens, self._restart, self._logits = [], [], None
+        self.tokens, self._restart, self._logits, self._origin = [], [], None, Origin()
 
     def _cut_to(self, length: int) -> None:
         del self.tokens[length:]
         self._restart = [point for point in self._restart if point.length <= length]
-
-
-class TokenSequence(Protocol):
-    """What the plain answerer needs of a session; as in Session."""
-
-    tokens: list[int]
-    markers: Markers
-    context: int
-
-    @property
-    def vocabulary(self) -> int: ...
-
-    @property
-    def logits(self) -> Logits: ...
-
-    def prefill(
-        self,
-        tokens: Sequence[int],
-        chunks_per_step: Callable[[], int | None] = ...,
-        check_cancelled: Callable[[], None] = ...,
-        scores: PromptScores | None = ...,
-    ) -> Iterator[PrefillProgress]: ...
-
-    def advance(self, token: int) -> Logits: ...
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,10 @@ def identity(manifest: Manifest, options: EngineOptions, session: Session) -> st
 
 
 def point_to_save(session: Session, prompt: Sequence[int]) -> int:
-    """Tokens that `save` would keep for a conversation that goes on as `prompt`; 0 for none."""
+    """Tokens that `save` would keep for a conversation that goes on as `prompt`; 0 for none, and for a
+    session of which other ops than the model's present ones computed a part."""
+    if not session.pure:
+        return 0
     shared = common_prefix(session.tokens, prompt)
     return max(
         (p.length for p in session._restart if p.length <= shared and session._state.holds(p)), default=0

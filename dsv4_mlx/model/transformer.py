@@ -11,6 +11,7 @@ from mlx.nn.layers.base import Module
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.block import Block, Chunk
 from dsv4_mlx.model.chunk import ChunkPlan, ChunkPlanner
+from dsv4_mlx.model.moe import MoE
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
 from dsv4_mlx.model.tensors import Embedding, TensorSource
 from dsv4_mlx.ops.table import Numerics, Ops
@@ -119,6 +120,14 @@ class Transformer(Module):
     def use(self, schedule: LayerSchedule) -> None:
         """Chunks go through the layers by `schedule` from now on: other times, the same bits."""
         self.schedule = schedule
+
+    def use_ops(self, ops: Ops) -> None:
+        """Compute with `ops` from the next step on: other bits. Weights are held as the first ones asked."""
+        for part in self.modules():
+            if isinstance(part, MoE):
+                part.use_ops(ops)
+            elif hasattr(part, "ops"):
+                part.ops = ops
 
     @property
     def chunks_per_step(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
-from dsv4_mlx.engine.session import TokenSequence
+from dsv4_mlx.engine.language_model import TokenSequence
 from dsv4_mlx.scheduler.session_policy import SMALL, CachedSession, SessionLimits, growth, plan
 
 

@@ -12,7 +12,8 @@ from small_model import new_session, tiny_model, token_ids
 
 from dsv4_mlx.engine.chooser import Sampler
 from dsv4_mlx.engine.engine_options import SamplingOptions
-from dsv4_mlx.engine.session import Logits, Session, SessionSnapshot
+from dsv4_mlx.engine.language_model import Logits
+from dsv4_mlx.engine.session import Session, SessionSnapshot
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, UsageError
 from dsv4_mlx.model.transformer import Transformer
 
