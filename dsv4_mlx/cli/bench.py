@@ -13,7 +13,7 @@ from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, EngineArguments, grouped
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
 from dsv4_mlx.errors import InputError, MachineError, UsageError
-from dsv4_mlx.machine.units import size
+from dsv4_mlx.machine.units import parse_tokens, size
 
 
 @grouped
@@ -58,13 +58,13 @@ def bench(
 
 
 def parse_contexts(text: str) -> list[int]:
-    """ "512,4096" -> [512, 4096]. Raises UsageError."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts):
+    """ "512,4K" -> [512, 4096]. Raises UsageError."""
+    found = [parse_tokens(part) for part in text.split(",")]
+    if None in found:
         raise UsageError(
             f"--context is {text!r}, expected numbers with commas between them", next="--context 512,4096"
         )
-    return [int(part) for part in parts]
+    return [count for count in found if count is not None]
 
 
 def _print(found: dict[str, Any]) -> None:

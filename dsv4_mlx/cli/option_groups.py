@@ -19,15 +19,43 @@ import typer
 from dsv4_mlx.cli.console import progress
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.errors import UsageError
+from dsv4_mlx.machine.units import parse_tokens
 
 if TYPE_CHECKING:
     from dsv4_mlx.ops.selftest.choose import Choice
 
 
+def tokens(text: str) -> int:
+    """A number of tokens as people write it. Raises typer.BadParameter."""
+    found = parse_tokens(text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no number of tokens: expected such as 4096, 128K or 1M")
+    return found
+
+
+def at_least_one(text: str) -> int:
+    """`tokens`, and not none of them."""
+    found = tokens(text)
+    if found < 1:
+        raise typer.BadParameter(f"{found} is not at least 1")
+    return found
+
+
 OpsMode = Literal["auto", "reference"]
+MaxTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens", metavar="N", parser=at_least_one, help="Stop after N tokens. Default: the context."
+    ),
+]
 ContextOption = Annotated[
     int | None,
-    typer.Option("--context", metavar="N", help="Tokens of context. Default: what fits, at most 131072."),
+    typer.Option(
+        "--context",
+        metavar="N",
+        parser=tokens,
+        help="Tokens of context, such as 32768 or 32K. Default: what fits, at most 131072.",
+    ),
 ]
 SeedOption = Annotated[
     int | None,
