@@ -44,7 +44,7 @@ def bench(
     if plot is not None and not plot.absolute().parent.is_dir():
         raise InputError(f"there is no folder {str(plot.parent)!r} to draw in", where=plot)
     folder = model_folder(model)
-    options = engine.with_kernels(context=contexts[-1] + decode)
+    options = engine.with_kernels(folder, context=contexts[-1] + decode)
     with progress("loading") as loading:
         opened = Engine.open(folder, options, loading)
     with progress("measuring", "tokens") as show:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import mlx.core as mx
 
+from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.machine.facts import gpu_cores
 from dsv4_mlx.machine.support import verdicts_file
 from dsv4_mlx.ops.kernels import ALL
@@ -36,6 +37,7 @@ def choose(
     mode: Mode,
     file: Path | None = None,
     *,
+    model: Callable[[], tuple[ModelConfig, str, str]] | None = None,
     metal: Metal | None = None,
     kernels: Sequence[str] | None = None,
     limits: CheckLimits | None = None,
@@ -43,26 +45,29 @@ def choose(
 ) -> Choice:
     """The ops for this machine. `file` keeps verdicts from run to run; None: the user's own.
 
-    "reference" checks nothing. "auto" needs Metal, else it is the same. `metal` and `kernels` are this
-    machine's and all there are, unless a test says otherwise.
+    `model`: the config of the model that will run, the formats of its matrices and of its experts, asked for
+    only where kernels are tried; None: V4-Flash. "reference" checks nothing. "auto" needs Metal, else it is
+    the same. `metal` and `kernels` are this machine's and all there are, unless a test says otherwise.
     """
-    metal = metal or this_metal()
-    if mode == "reference" or metal is None:
+    metal = None if mode == "reference" else metal or this_metal()
+    if metal is None:
         return Choice(REFERENCE)
+    if model is not None:
+        metal = replace(metal, shape=ModelShape.of(*model()))
     verdicts = judged(file or verdicts_file(), metal, kernels, limits or CheckLimits(), progress)
     bad = [v for v in verdicts if not v.works]
     without = {op.name for op in ALL} - {v.kernel for v in verdicts if v.works}
     return Choice(with_kernels(metal.launch(), without), tuple(verdicts), _message(bad, len(verdicts)))
 
 
-def this_metal(shape: ModelShape | None = None) -> Metal | None:
-    """The Metal of this machine, to be tried for a model of `shape`, or V4-Flash; None: none here."""
+def this_metal() -> Metal | None:
+    """The Metal of this machine, to be tried for V4-Flash; None where there is none."""
     if not mx.metal.is_available():
         return None
     chip = str(mx.device_info().get("device_name", "unknown"))
     system = f"macOS {platform.mac_ver()[0]}"
     launcher = "dsv4_mlx.ops.kernels.launch:metal"
-    return Metal(launcher, system, chip, version("mlx"), gpu_cores(), shape or ModelShape())
+    return Metal(launcher, system, chip, version("mlx"), gpu_cores())
 
 
 def judged(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,9 +19,11 @@ from ops.selftest.scripted import SMALL, sound
 
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions
+from dsv4_mlx.engine.info import kernel_facts
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.ops.kernels import ALL
 from dsv4_mlx.ops.selftest import judge
+from dsv4_mlx.ops.selftest import supervisor as parent
 from dsv4_mlx.ops.selftest import verdicts as store
 from dsv4_mlx.ops.selftest.choose import choose
 from dsv4_mlx.ops.selftest.model_shape import ModelShape
@@ -53,6 +56,35 @@ def test_reference_checks_nothing(tmp_path: Path) -> None:
 @pytest.mark.skipif(mx.metal.is_available(), reason="this machine has Metal")
 def test_without_metal_the_references_run(tmp_path: Path) -> None:
     assert choose("auto", tmp_path / "kernels.json").ops is REFERENCE
+
+
+@pytest.mark.parametrize(("recipe", "linear"), [("native", "mxfp8"), ("4bit", "affine4")])
+def test_what_is_tried_is_what_the_model_runs(
+    recipe: str, linear: str, tmp_path: Path, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own sizes and formats; nothing is asked of it where no kernel is tried."""
+    tried: list[ModelShape] = []
+
+    def check(metal: Metal, *given: object, **more: object) -> list[Verdict]:
+        tried.append(metal.shape)
+        return []
+
+    def asked() -> Any:
+        pytest.fail("the model was asked")
+
+    monkeypatch.setattr(parent, "check", check)
+    folder = checkpoints.converted("small", recipe)
+    config = kernel_facts(folder)[0]
+    with pytest.raises(KeyError):  # this check finds nothing
+        choose(
+            "auto", tmp_path / "kernels.json", model=partial(kernel_facts, folder), metal=scripted("sound")
+        )
+    (shape,) = tried
+    assert (shape.hidden, shape.experts, shape.chosen) == (
+        config.hidden_size, config.experts, config.experts_per_token
+    )  # fmt: skip
+    assert (shape.linear, shape.expert) == (linear, "mxfp4")
+    assert choose("reference", model=asked, metal=scripted("sound")).ops is REFERENCE
 
 
 @pytest.mark.parametrize("fault", FAULTS)
