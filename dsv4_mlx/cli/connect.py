@@ -136,12 +136,15 @@ def _continue(old: str | None, server: Server) -> str:
 
 
 def _continue_models(server: Server, indent: str) -> list[str]:
-    def entry(name: str, roles: str, *more: str) -> list[str]:
+    """The completion model has Continue's `deepseek` provider, which sends what stands before and behind the
+    cursor; its `openai` provider spells markers, which are text here."""
+
+    def entry(name: str, provider: str, base: str, roles: str, *more: str) -> list[str]:
         return [
             f"- name: {json.dumps(name)}",
-            "  provider: openai",
+            f"  provider: {provider}",
             f"  model: {json.dumps(server.model)}",
-            f"  apiBase: {json.dumps(server.url + '/v1')}",
+            f"  apiBase: {json.dumps(base)}",
             f"  apiKey: {json.dumps(server.key)}",
             f"  roles: [{roles}]",
             *more,
@@ -155,8 +158,10 @@ def _continue_models(server: Server, indent: str) -> list[str]:
     )
     lines = [
         _BEGIN,
-        *entry(f"{server.model} (local)", "chat, edit, apply, summarize", *talking),
-        *entry(f"{server.model} (local, completion)", "autocomplete"),
+        *entry(
+            f"{server.model} (local)", "openai", f"{server.url}/v1", "chat, edit, apply, summarize", *talking
+        ),
+        *entry(f"{server.model} (local, completion)", "deepseek", f"{server.url}/", "autocomplete"),
         _END,
     ]
     return [indent + line for line in lines]

@@ -166,7 +166,6 @@ def generate(
     from dsv4_mlx.engine.generate import answer
     from dsv4_mlx.engine.generate import complete as go_on
     from dsv4_mlx.engine.info import vocabulary
-    from dsv4_mlx.machine.awake import Awake
 
     if complete:
         think = _no_thinking(call, think, system, files)
@@ -176,24 +175,23 @@ def generate(
     options = engine.with_kernels(folder, plain=plain)
     if sampling.logit_bias or sampling.stop_ids:
         sampling.check(vocabulary(folder))  # before minutes of loading
-    with Awake():
-        with progress("loading", plain=plain) as loading:
-            opened = Engine.open(folder, options, loading)
-        tell(opened.expert_memory)
-        held = form(opened, folder, rule, thinking=think != "off")
-        session, constraint = opened.session(), held["constraint"]
+    with progress("loading", plain=plain) as loading:
+        opened = Engine.open(folder, options, loading)
+    tell(opened.expert_memory)
+    held = form(opened, folder, rule, thinking=think != "off")
+    session, constraint = opened.session(), held["constraint"]
 
-        def pieces(show: Progress) -> Generator[Piece, None, Ended]:
-            if complete:
-                of = opened, session, asked, sampling
-                return go_on(*of, max_tokens=max_tokens, constraint=constraint, progress=show)
-            return answer(
-                *(opened, session, asked, think, sampling), **held,
-                system=system, max_tokens=max_tokens, think_budget=think_budget, progress=show,
-            )  # fmt: skip
+    def pieces(show: Progress) -> Generator[Piece, None, Ended]:
+        if complete:
+            of = opened, session, asked, sampling
+            return go_on(*of, max_tokens=max_tokens, constraint=constraint, progress=show)
+        return answer(
+            *(opened, session, asked, think, sampling), **held,
+            system=system, max_tokens=max_tokens, think_budget=think_budget, progress=show,
+        )  # fmt: skip
 
-        said = _say(pieces, plain, quiet=as_json)
-        whole = is_whole(rule, constraint, said.answer, opened.config.vocab_size, session.markers.end)
+    said = _say(pieces, plain, quiet=as_json)
+    whole = is_whole(rule, constraint, said.answer, opened.config.vocab_size, session.markers.end)
     said.tokens = len(session.tokens) - said.prompt
     if as_json:
         print(json.dumps(said.to_json(), indent=1, ensure_ascii=False))

@@ -11,7 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn, TextIO
@@ -41,6 +41,7 @@ from dsv4_mlx.cli import (
 from dsv4_mlx.cli.console import write_crash_log
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error, Dsv4Warning
 from dsv4_mlx.machine import wire_guard
+from dsv4_mlx.machine.awake import Awake
 from dsv4_mlx.machine.support import at_home, check_supported, is_completing
 
 app = typer.Typer(
@@ -95,20 +96,27 @@ COMMANDS = (
 )
 
 
-def _at_home(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with the tilde of every path it is given made the home folder."""
+# These wait for people, and know when there is work; or end at once.
+NOT_AWAKE = (chat.chat, serve.serve, connect.connect, info.info)
+
+
+def _begun(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with the tilde of every path it is given made the home folder, and the Mac kept awake to
+    its end."""
+    awake: Callable[[], AbstractContextManager[object]] = nullcontext if command in NOT_AWAKE else Awake
 
     @functools.wraps(command)
     def called(**given: Any) -> None:
         paths = {name: at_home(value) for name, value in given.items() if isinstance(value, Path)}
-        command(**(given | paths))
+        with awake():
+            command(**(given | paths))
 
     return called
 
 
 for command in COMMANDS:
-    app.command()(_at_home(command))
-app.command("eval")(_at_home(evaluate.evaluate))  # a function of that name would hide Python's
+    app.command()(_begun(command))
+app.command("eval")(_begun(evaluate.evaluate))  # a function of that name would hide Python's
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -207,8 +207,10 @@ def _content(rule: Json | Regex) -> str:
 def _tools(rule: ToolCalls) -> list[dict[str, Any]]:
     """The functions of the rule's tools, checked. Raises InputError."""
     document = parse(rule.tools, "the list of tools")
-    if not isinstance(document, list) or not 0 < len(document) <= TOOLS:
-        raise InputError(f"the list of tools is no list of 1 to {TOOLS} tools")
+    if not isinstance(document, list):
+        raise InputError("the tools are no list")
+    if not 0 < len(document) <= TOOLS:
+        raise InputError(f"there are {len(document)} tools, expected 1 to {TOOLS}")
     functions: dict[str, dict[str, Any]] = {}
     for i, tool in enumerate(document):
         function = tool.get("function") if isinstance(tool, dict) else None

@@ -29,7 +29,7 @@ class ServerLimits:
     headers: int = 64 << 10
     depth: int = 64
     messages: int = 10_000
-    tools: int = 1024
+    tools: int = 512  # what grammars hold; a tool of any kind counts
     stops: int = 16
     stop_length: int = 256
     headers_time: float = 30.0

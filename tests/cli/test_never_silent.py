@@ -88,9 +88,9 @@ def test_a_stop_string_that_breaks_the_form_is_a_cut(folder: str, tmp_path: Path
 
 
 LONG: dict[str, tuple[str, list[str]]] = {
-    "generate": ("tokens", ["MODEL", "-p", "word " * 300, "--max-tokens", "1", "--think", "off"]),
+    "generate": ("tokens", ["MODEL", "-p", "word " * 140, "--max-tokens", "1", "--think", "off"]),
     "logits": ("tokens", ["MODEL", "--tokens", "TOKENS", "--out", "OUT"]),
-    "bench": ("tokens", ["MODEL", "--context", "16,300", "--decode", "1"]),
+    "bench": ("tokens", ["MODEL", "--context", "16,140", "--decode", "1"]),
     "evaluate": ("tokens", ["MODEL", "--text", "TEXT", "--tokens", "300"]),
     "verify": ("bytes", ["MODEL"]),
     "convert": ("bytes", ["OFFICIAL", "OUT"]),

@@ -295,7 +295,7 @@ def strict(parameters: Any) -> dict[str, Any]:
     [
         ("", "not JSON"),
         ("{}", "no list"),
-        ([], "no list"),
+        ([], "there are 0 tools"),
         ([1], "has the name None"),
         ([tool("")], "has the name ''"),
         ([tool('f">')], "has the name"),

@@ -6,16 +6,19 @@ import json
 import subprocess
 import sys
 import tomllib
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from server.client import call
 from server.conftest import Start
 
 from dsv4_mlx.cli.connect import CLIENTS, Server, ask_server, put
 from dsv4_mlx.errors import InputError, MachineError, UsageError
 from dsv4_mlx.server.options import ServerOptions
+from dsv4_mlx.tokenizer.template import Spelling
 
 SERVER = Server("http://127.0.0.1:8080", "deepseek-v4-flash", 65536, "local")
 READERS: dict[str, Any] = {"continue": yaml.safe_load, "codex": tomllib.loads}
@@ -49,7 +52,24 @@ def test_the_others_name_address_model_and_context() -> None:
     assert zed["api_url"].endswith("/v1") and zed["available_models"][0]["max_tokens"] == 65536
     models = settings("continue")["models"]
     assert [model["roles"] for model in models] == [["chat", "edit", "apply", "summarize"], ["autocomplete"]]
-    assert all(model["apiBase"] == "http://127.0.0.1:8080/v1" for model in models)
+    assert models[0]["apiBase"] == "http://127.0.0.1:8080/v1"
+
+
+def test_continues_completion_fills_in_the_middle(start: Start, spelling: Spelling) -> None:
+    """Its provider `deepseek` posts prompt and suffix to new URL("beta/completions", apiBase), by
+    core/llm/llms/Deepseek.ts of continuedev/continue; `openai` would spell markers, which are text here."""
+    running = start()
+    entry = yaml.safe_load(CLIENTS["continue"].added(None, Server(running.url, "m", 4096, "k")))["models"][1]
+    assert entry["provider"] == "deepseek" and entry["apiBase"].endswith("/")
+    address = urllib.parse.urljoin(entry["apiBase"], "beta/completions")
+    body = {
+        "model": entry["model"], "prompt": "a", "suffix": "b", "max_tokens": 1, "temperature": 0.01,
+        "stop": ["\n\n"], "stream": True,
+    }  # fmt: skip
+    assert call(running.port, "POST", urllib.parse.urlsplit(address).path, body).status == 200
+    markers = [spelling.id(f"<｜fim▁{name}｜>") for name in ("begin", "hole", "end")]
+    prompt = running.worker.jobs[0].prompt
+    assert [id for id in prompt if id in markers] == markers and len(prompt) == 6
 
 
 @pytest.mark.parametrize("client", ["opencode", "zed", "claude"])

@@ -113,6 +113,8 @@ def test_unknown_things(start: Start) -> None:
         assert (reply.status, reply.headers["content-type"]) == (status, "application/json"), path
         assert "message" in reply.json()["error"]
         assert reply.headers.get("allow") == ("POST" if status == 405 else None)
+    for path in ("/v1/embeddings", "/v1/audio/speech", "/v1/images/generations", "/v1/rerank"):
+        assert "this model makes no " in call(port, "POST", path, {}).json()["error"]["message"]
     assert call(port, "GET", "/anthropic/nothing").json()["type"] == "error"
     other = call(port, "GET", "/v1/models/other", None, {"anthropic-version": "2023-06-01"})
     assert (other.status, other.json()["error"]["type"]) == (404, "not_found_error")

@@ -5,7 +5,12 @@ The items from 6 on are in test_security_content.py.
 
 from __future__ import annotations
 
-from socket import SOCK_STREAM, getaddrinfo
+import errno
+import json
+import os
+from pathlib import Path
+from socket import AF_INET, AF_INET6, SOCK_STREAM, create_server, getaddrinfo
+from typing import Any
 
 import anthropic
 import openai
@@ -14,6 +19,7 @@ from server.client import call, connected, parsed, read
 from server.conftest import Start
 
 from dsv4_mlx.errors import MachineError, UsageError
+from dsv4_mlx.server import lifecycle
 from dsv4_mlx.server.api_errors import ApiError
 from dsv4_mlx.server.lifecycle import check_bind, listen
 from dsv4_mlx.server.middleware import RequestHead, check, is_loopback
@@ -22,6 +28,7 @@ from dsv4_mlx.server.options import ServerOptions
 HI = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
 BODY = {"messages": HI}
+JS: dict[str, dict[str, list[str]]] = json.loads(Path(__file__).with_name("js_headers.json").read_text())
 KEY = ServerOptions(port=0, api_key="secret-key")
 
 
@@ -65,6 +72,39 @@ def test_1_busy_port(start: Start) -> None:
     port = start().port
     with pytest.raises(MachineError, match="--port"):
         listen(ServerOptions(port=port))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+@pytest.mark.parametrize("other", ["127.0.0.1", "::1"])
+def test_1_a_port_is_busy_on_both_addresses(other: str, host: str) -> None:
+    """A client that asks `localhost` tries both, and would reach the other program."""
+    try:
+        busy = create_server((other, 0), family=AF_INET6 if ":" in other else AF_INET)
+    except OSError:
+        pytest.skip(f"this machine has no {other}")
+    with busy, pytest.raises(MachineError, match=f"another program answers on {other}"):
+        listen(ServerOptions(host=host, port=busy.getsockname()[1], api_key="x"))
+
+
+def test_1_only_a_missing_family_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(code: int) -> None:
+        def listening(family: int, *where: Any) -> Any:
+            if family == AF_INET6:
+                raise OSError(code, os.strerror(code))
+            return create_server(("127.0.0.1", 0))
+
+        both = [
+            (family, SOCK_STREAM, 0, "", (name, 8080)) for family, name in ((AF_INET6, "::1"), (AF_INET, ""))
+        ]
+        monkeypatch.setattr("socket.getaddrinfo", lambda *asked, **options: both)
+        monkeypatch.setattr(lifecycle, "_listening", listening)
+
+    refuse(errno.EADDRNOTAVAIL)
+    (found,) = listen(ServerOptions(host="localhost", port=0))
+    found.close()
+    refuse(errno.EADDRINUSE)
+    with pytest.raises(MachineError, match="port 0: Address already in use"):
+        listen(ServerOptions(host="localhost", port=0))
 
 
 # 2. Host header
@@ -134,22 +174,27 @@ def test_3_local_pages_and_apps(start: Start, origin: str) -> None:
     assert asked.status == 204 and asked.headers["access-control-allow-private-network"] == "true"
 
 
-def test_3_a_page_may_send_what_the_vendors_libraries_send(start: Start) -> None:
-    """The names of their own lists: those of the libraries for Python and for pages are one generator's."""
-    port = start().port
-    for client in (openai.OpenAI(api_key="k"), anthropic.Anthropic(api_key="k")):
-        names = {
+@pytest.mark.parametrize("library", [*JS, "openai for Python", "anthropic for Python"])
+def test_3_a_page_may_send_what_the_vendors_libraries_send(start: Start, library: str) -> None:
+    """js_headers.json: names by the files of the libraries for pages that have them; those of the libraries
+    for Python, which one generator makes too, are asked of them."""
+    names = {name for found in JS.get(library, {}).values() for name in found}
+    if not names:
+        client = (openai.OpenAI if "openai" in library else anthropic.Anthropic)(api_key="k")
+        sent = (
             *client.default_headers,
             *client.auth_headers,
             "X-Stainless-Retry-Count",
             "X-Stainless-Timeout",
-        }
-        assert len([name for name in names if name.lower().startswith("x-stainless-")]) >= 7
-        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": ",".join(names)}
-        reply = call(port, "OPTIONS", CHAT, None, {"Origin": "http://localhost:5173", **asked})
-        allowed = reply.headers["access-control-allow-headers"].split(", ")
-        assert reply.status == 204 and set(allowed) == {name.lower() for name in names}
-        assert call(port, "OPTIONS", CHAT, None, {"Origin": "http://evil.example", **asked}).status == 403
+        )
+        names = {name.lower() for name in sent}
+    assert len([name for name in names if name.startswith("x-stainless-")]) >= 8
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": ",".join(names)}
+    port = start().port
+    reply = call(port, "OPTIONS", CHAT, None, {"Origin": "http://localhost:5173", **asked})
+    allowed = reply.headers["access-control-allow-headers"].split(", ")
+    assert reply.status == 204 and set(allowed) == names
+    assert call(port, "OPTIONS", CHAT, None, {"Origin": "http://evil.example", **asked}).status == 403
 
 
 def test_3_names_of_headers_are_names(start: Start) -> None:

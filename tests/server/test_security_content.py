@@ -225,6 +225,21 @@ def test_15_tool_names(start: Start, name: str) -> None:
     assert not running.crashes
 
 
+def test_15_more_tools_than_a_grammar_holds(start: Start) -> None:
+    """Counted where they are listed, and where namespaces add up to more."""
+    port = start(context=1 << 16).port
+    functions = [{"type": "function", "name": f"f{i}", "function": {"name": f"f{i}"}} for i in range(600)]
+    spaces = [{"type": "namespace", "name": f"n{i}", "tools": functions[:300]} for i in range(2)]
+    for path, body in (
+        (CHAT, {"messages": HI, "tools": functions}),
+        ("/v1/responses", {"input": "hi", "tools": functions}),
+        ("/v1/responses", {"input": "hi", "tools": spaces}),
+    ):
+        said = call(port, "POST", path, body)
+        message = said.json()["error"]["message"]
+        assert said.status == 400 and "600" in message and "512" in message, message
+
+
 def test_15_schemas_that_would_take_for_ever(start: Start) -> None:
     hostile = [
         {"$ref": "#"},

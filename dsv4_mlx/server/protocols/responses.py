@@ -56,7 +56,7 @@ def read(body: Body, facts: ServerInfo) -> ParsedRequest:
     if "input" not in body and "model" in body and not body.get("instructions"):
         raise invalid("there is no input, expected a string or an array of items", "input")
     thinking = resolve(body, facts.options.think)
-    declared = [_tool(tool) for tool in objects_of(body, "tools", limits.tools)]
+    declared = [_tool(tool, limits) for tool in objects_of(body, "tools", limits.tools)]
     functions = _functions(declared)
     tools = chosen(_choice(body), functions, one=not flag(body, "parallel_tool_calls", True))
     items = _items(body, limits)
@@ -152,10 +152,10 @@ def _answered(items: list[Body]) -> list[Body]:
     return out
 
 
-def _tool(tool: Body) -> Body:
+def _tool(tool: Body, limits: ServerLimits) -> Body:
     kind = tool.get("type", "function")
     if kind == "namespace":
-        return {**tool, "tools": [_tool(inner) for inner in objects_of(tool, "tools", 1024)]}
+        return {**tool, "tools": [_tool(inner, limits) for inner in objects_of(tool, "tools", limits.tools)]}
     if kind == "function":
         return with_schema({"type": "function", **tool}, "parameters")
     if kind == "custom":
