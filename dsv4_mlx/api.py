@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar, cast
@@ -26,8 +27,9 @@ from dsv4_mlx.engine.decode import Event as EngineEvent
 from dsv4_mlx.engine.decode import PrefillProgress, Token
 from dsv4_mlx.engine.engine import score
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
-from dsv4_mlx.engine.info import check
-from dsv4_mlx.engine.session import Logits, Session, SessionSnapshot
+from dsv4_mlx.engine.info import check, kernel_facts
+from dsv4_mlx.engine.language_model import Logits
+from dsv4_mlx.engine.session import Session, SessionSnapshot
 from dsv4_mlx.errors import Dsv4Warning, InputError, Progress, UsageError
 from dsv4_mlx.hub.models import model_folder
 from dsv4_mlx.ops.selftest.choose import choose
@@ -86,7 +88,7 @@ def resolve(model: str | os.PathLike[str], ops: str = "auto", **options: Any) ->
         raise UsageError(f"ops is {shown(ops)}, expected 'auto' or 'reference'")
     asked = EngineOptions(**options)
     folder = model_folder(os.fspath(model))
-    choice = choose("auto" if ops == "auto" else "reference")
+    choice = choose("auto" if ops == "auto" else "reference", model=partial(kernel_facts, folder))
     if choice.message is not None:
         warnings.warn(choice.message, Dsv4Warning, stacklevel=3)
     return folder, replace(asked, ops=choice.ops)

@@ -44,7 +44,7 @@ def bench(
     check_plan(contexts, decode, contexts[-1] + decode)
     check_plot(plot)
     folder = model_folder(model)
-    options = engine.with_kernels(context=contexts[-1] + decode)
+    options = engine.with_kernels(folder, context=contexts[-1] + decode)
     with progress("loading") as loading:
         opened = Engine.open(folder, options, loading)
     with progress("measuring", "tokens") as show:

@@ -58,7 +58,7 @@ def chat(
     from dsv4_mlx.scheduler.backend import ModelBackend
 
     stored = check(folder)  # a model that is missing or unfinished is said before anything is drawn
-    options = engine.with_kernels()
+    options = engine.with_kernels(folder)
     prepare(options.wire)  # and what it has to warn of
 
     chat_engine = ThreadChatEngine(

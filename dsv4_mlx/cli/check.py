@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,6 +59,7 @@ def check(
 
     Example: dsv4-mlx check ~/models/flash --report check.json
     """
+    from dsv4_mlx.engine.info import kernel_facts
     from dsv4_mlx.evaluation.acceptance import AcceptanceOptions, AcceptanceTools, accept
     from dsv4_mlx.evaluation.report import wrong
     from dsv4_mlx.ops.selftest.choose import choose
@@ -87,7 +89,7 @@ def check(
     folder = model_folder(model)
     source = None if against is None else official_folder(against)
     with bar("checking Metal kernels", "kernels") as show:
-        choice = choose(engine.ops, progress=show)
+        choice = choose(engine.ops, model=partial(kernel_facts, folder), progress=show)
     wanted = AcceptanceOptions(quick, source, logprobs, engine.options())
     found = accept(folder, AcceptanceTools(choice.ops, choice.verdicts), wanted, bar, keep)
     if not found.ok:

@@ -42,7 +42,7 @@ def demo(
     note = "  (reused)" if built.reused else ""
     print(f"official checkpoint  {built.checkpoint}")
     print(f"converted model      {built.model}{note}")
-    ops = trusted().ops
+    ops = trusted(built.model).ops
     with progress("loading") as loading:
         engine = Engine.open(built.model, EngineOptions(ops=ops), loading)
     print(f"\n{PROMPT}")

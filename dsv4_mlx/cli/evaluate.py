@@ -55,7 +55,7 @@ def evaluate(
     check_plot(plot)
     folder = model_folder(model)
     other = None if reference is None else model_folder(reference)
-    options = engine.with_kernels()
+    options = engine.with_kernels(folder)
     with progress("tokens", "tokens", quiet=as_json) as show:
         found = run(folder, content, tokens, options, other, show)
     if as_json:

@@ -171,7 +171,7 @@ def generate(
     asked = _asked(prompt, prompt_option, files or [], exact=complete)
     rule = rule_of(json_schema, regex)
     folder = model_folder(model)
-    options = engine.with_kernels(plain=plain)
+    options = engine.with_kernels(folder, plain=plain)
     if sampling.logit_bias or sampling.stop_ids:
         sampling.check(vocabulary(folder))  # before minutes of loading
     with progress("loading", plain=plain) as loading:

@@ -49,7 +49,7 @@ def logits(
     if out.exists() and out.samefile(tokens):
         raise InputError("--out is the file of the tokens", where=out, next="give another name")
     folder = model_folder(model)
-    options = engine.with_kernels()
+    options = engine.with_kernels(folder)
     with progress("loading") as loading:
         opened = Engine.open(folder, options, loading)
     tell(opened.expert_memory)

@@ -12,6 +12,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
@@ -170,20 +171,22 @@ class EngineArguments:
         """With `more` fields, and the reference unless `ops` is among them."""
         return EngineOptions(**self._given, **more)
 
-    def with_kernels(self, *, plain: bool = False, **more: Any) -> EngineOptions:
-        """With kernels that are trusted on this machine. The first time they are checked: that takes seconds.
+    def with_kernels(self, folder: Path, *, plain: bool = False, **more: Any) -> EngineOptions:
+        """With kernels that are trusted on this machine for the model in `folder`. The first time they are
+        checked: that takes seconds.
 
         What was replaced by its reference is said on stderr. `plain` as in `progress`.
         """
-        return self.options(ops=trusted(self.ops, plain=plain).ops, **more)
+        return self.options(ops=trusted(folder, self.ops, plain=plain).ops, **more)
 
 
-def trusted(mode: OpsMode = "auto", *, plain: bool = False) -> Choice:
+def trusted(folder: Path, mode: OpsMode = "auto", *, plain: bool = False) -> Choice:
     """The ops of `--ops`, as EngineArguments.with_kernels has them."""
+    from dsv4_mlx.engine.info import kernel_facts
     from dsv4_mlx.ops.selftest.choose import choose
 
     with progress("checking Metal kernels, once", "kernels", plain=plain) as show:
-        choice = choose(mode, progress=show)
+        choice = choose(mode, model=functools.partial(kernel_facts, folder), progress=show)
     if choice.message is not None:
         print(f"warning: {choice.message}", file=sys.stderr)
     return choice

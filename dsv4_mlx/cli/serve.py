@@ -148,7 +148,7 @@ def _serve(
     sockets = listen(options)  # before anything is loaded: a busy port is said at once
     backend: Backend
     if turns is None:
-        opened = engine.with_kernels(plain=True, context=facts.context)
+        opened = engine.with_kernels(folder, plain=True, context=facts.context)
         backend = ModelBackend(folder, opened)
     else:
         backend = ReplayBackend(folder, turns, facts.context)

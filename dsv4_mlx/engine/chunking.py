@@ -55,3 +55,16 @@ def spread_restart_points(points: Sequence[Snapshot]) -> list[Snapshot]:
         gaps = [end - start for start, end in zip(starts, ends, strict=True)]
         del kept[1 + gaps[1:].index(min(gaps[1:]))]
     return kept
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    a, b = list(a), list(b)
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # slices compare fast: what is below low is equal
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

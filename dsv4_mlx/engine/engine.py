@@ -18,8 +18,10 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine import buffer_cache
 from dsv4_mlx.engine.chunking import chunk_ends
 from dsv4_mlx.engine.engine_options import EngineOptions
+from dsv4_mlx.engine.language_model import Logits, check_logits
 from dsv4_mlx.engine.memory import expert_room, largest_context, repeated_scales, state_bytes, workspace
-from dsv4_mlx.engine.session import Logits, Session, check_logits, check_tokens
+from dsv4_mlx.engine.prompt_room import check_tokens
+from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import DoesNotFit, Dsv4Warning, Progress, UsageError
 from dsv4_mlx.machine import mlx_switches, wire_guard
 from dsv4_mlx.machine.limits import Pressure, memory_limit, memory_pressure, others_share, page_cache_share

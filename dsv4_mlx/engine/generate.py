@@ -23,7 +23,8 @@ from dsv4_mlx.engine.constraint import Constraint
 from dsv4_mlx.engine.decode import Drawn, Ended, Event, Finished, PrefillProgress, Rows, Token, decode
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import SamplingOptions
-from dsv4_mlx.engine.session import Session, check_prompt, room_for_answer
+from dsv4_mlx.engine.prompt_room import check_prompt, room_for_answer
+from dsv4_mlx.engine.session import Session
 from dsv4_mlx.engine.session_rows import SessionRows, TokenSequence
 from dsv4_mlx.errors import Progress
 from dsv4_mlx.tokenizer.output_parser import Piece, TextParser

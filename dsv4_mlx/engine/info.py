@@ -19,6 +19,18 @@ def check(folder: Path) -> StoredModel:
     return find_model(folder)
 
 
+def kernel_facts(folder: Path) -> tuple[ModelConfig, str, str]:
+    """What decides which kernels a model runs: its config, the formats of its matrices and of its experts.
+
+    Raises as `check`.
+    """
+    stored = find_model(folder)
+    matrix = stored.manifest.tensors.get("layers.0.attn.wo_a.weight")
+    linear = "mxfp8" if matrix is None or matrix.format == "raw" else matrix.format
+    expert = next((table.format for table in stored.manifest.experts.values()), "mxfp4")
+    return stored.config, linear, expert
+
+
 def vocabulary(folder: Path) -> int:
     """Tokens the model knows. Raises as `check`."""
     return find_model(folder).config.vocab_size

@@ -20,19 +20,23 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
 from dsv4_mlx.engine import buffer_cache
 from dsv4_mlx.engine.chooser import PromptScores
-from dsv4_mlx.engine.chunking import chunk_ends, spread_restart_points
+from dsv4_mlx.engine.chunking import chunk_ends, common_prefix, spread_restart_points
 from dsv4_mlx.engine.decode import PrefillProgress
-from dsv4_mlx.engine.language_model import LanguageModel
+from dsv4_mlx.engine.language_model import (
+    LanguageModel,
+    Logits,
+    Origin,
+    check_magnitudes,
+    without_failing_kernels,
+)
+from dsv4_mlx.engine.prompt_room import check_tokens
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, Progress, UsageError
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
 from dsv4_mlx.model.step import PreparedStep
 from dsv4_mlx.tokenizer.template import Markers
-
-Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +66,12 @@ class Session:
         self._row: mx.array | None = None
         self._ahead: PreparedStep | None = None
         self._unchecked: mx.array | None = None  # the row's largest magnitude as bits, until it is looked at
+        self._origin = Origin()
+
+    @property
+    def pure(self) -> bool:
+        """Whether the model's present ops have computed all of it; else it is neither saved nor shared."""
+        return self._origin.all_by(self.model.ops)
 
     @property
     def vocabulary(self) -> int:
@@ -144,8 +154,8 @@ class Session:
         return self._row
 
     def cached_prefix(self, tokens: Sequence[int]) -> int:
-        """How many of `tokens` a `sync` of them would not compute; true until the cache changes."""
-        return self._keepable(tokens)[0]
+        """How many of `tokens` need not be computed where this is shared; true until the cache changes."""
+        return self._keepable(tokens)[0] if self.pure else 0
 
     def fork_at(self, tokens: Sequence[int]) -> Session:
         """An independent session that holds what this one could keep of `tokens`, and no rows beyond it.
@@ -183,11 +193,23 @@ class Session:
             self._ahead = self.model.prepare(id.reshape(1, 1), self._state)
         return self._ahead is not None
 
-    def settle(self, *beside: mx.array) -> None:
+    def settle(self, *beside: mx.array) -> bool:
         """Wait for what was begun and for `beside`, arrays made of the `row`: the row is a row of numbers.
 
-        Raises ModelOutputError where it is not; nothing is known then.
+        Where a kernel fails, the row is computed again without it: True, and `beside` are of no use.
+        Raises ModelOutputError for what are no numbers; nothing is known then.
         """
+        known, begun = self.tokens, self._unchecked is not None
+        try:
+            self._wait(beside)
+        except (RuntimeError, ValueError) as error:
+            if not begun or self.model.ops.launcher is None:
+                raise
+            self._repair(error, known[:-1], [known[-1:]])
+            return True
+        return False
+
+    def _wait(self, beside: Sequence[mx.array] = ()) -> None:
         largest, self._unchecked = self._unchecked, None
         try:
             mx.eval(beside, [] if largest is None else [largest])
@@ -243,7 +265,7 @@ class Session:
         from here on. There are no logits until more is added.
         """
         self._state, self.tokens, self._row, self._unchecked = state, tokens, None, None
-        self._restart = [state.snapshot()]
+        self._restart, self._origin = [state.snapshot()], Origin(self.model.ops)
 
     def fork(self) -> Session:
         """An independent session that has seen the same tokens: neither's changes reach the other."""
@@ -251,6 +273,7 @@ class Session:
         twin = Session(self.model, self.context, self.markers, self.growth)
         twin.cached, twin.tokens, twin._row = self.cached, list(self.tokens), self._row
         twin._state, twin._restart = self._state.fork(), list(self._restart)
+        twin._origin = self._origin
         return twin
 
     def _step(
@@ -260,6 +283,39 @@ class Session:
         scores: PromptScores | None = None,
     ) -> list[Snapshot]:
         """Take consecutive chunks in; snapshots after each but the last. `settle` is to follow."""
+        before = self.tokens
+        try:
+            return self._take_in(chunks, check_cancelled, scores)
+        except (RuntimeError, ValueError) as error:
+            if self.tokens is before or self.model.ops.launcher is None:
+                raise  # left as it was, or no kernel's fault
+            return self._repair(error, before, chunks, check_cancelled, scores)
+
+    def _repair(
+        self,
+        error: Exception,
+        known: list[int],
+        chunks: Sequence[list[int]],
+        check_cancelled: Callable[[], None] = lambda: None,
+        scores: PromptScores | None = None,
+    ) -> list[Snapshot]:
+        """After a step that failed, all of the sequence again, without the kernel whose fault it was."""
+        cached = self.cached
+
+        def again() -> list[Snapshot]:
+            for _ in self.prefill(known) if known else ():
+                pass
+            points = self._take_in(chunks, check_cancelled, scores)
+            self._wait()
+            return points
+
+        points, mixed = without_failing_kernels(self.model, error, again)
+        self.cached, self._origin = cached, Origin(self.model.ops, mixed)
+        return points
+
+    def _take_in(
+        self, chunks: Sequence[list[int]], check_cancelled: Callable[[], None], scores: PromptScores | None
+    ) -> list[Snapshot]:
         decoding = len(chunks) == 1 and len(chunks[0]) == 1 and scores is None
         start = None if decoding else self._state.snapshot()
         left: BaseException | None = None
@@ -302,7 +358,7 @@ class Session:
                 self._forget()
             raise
         self.tokens += [token for chunk in chunks for token in chunk]
-        self._row, self._unchecked = row, largest
+        self._row, self._unchecked, self._origin = row, largest, self._origin.then(self.model.ops)
         return points
 
     def _next(self, token: int, tokens: mx.array) -> mx.array:  # [1, 1] -> logits [1, 1, V]
@@ -332,66 +388,9 @@ class Session:
     def _forget(self) -> None:
         self._state = self.model.new_state(growth=self.growth)
         self.tokens, self._restart, self._row, self._unchecked = [], [], None, None
+        self._ahead, self._origin = None, Origin()
 
     def _cut_to(self, length: int) -> None:
         self._row = self._unchecked = None
         del self.tokens[length:]
         self._restart = [point for point in self._restart if point.length <= length]
-
-
-def check_tokens(tokens: Sequence[int], vocabulary: int, context: int) -> None:
-    """Raises InputError for no tokens or ids outside the vocabulary, DoesNotFit for too many."""
-    if not tokens:
-        raise InputError("there are no tokens", next="give at least one")
-    wrong = next((i for i, token in enumerate(tokens) if not 0 <= token < vocabulary), None)
-    if wrong is not None:
-        raise InputError(f"token {wrong} is {tokens[wrong]}, expected an id from 0 to {vocabulary - 1}")
-    if len(tokens) > context:
-        raise DoesNotFit(
-            f"the prompt has {len(tokens)} tokens, the context holds {context}",
-            next="shorten the prompt, or give a larger --context",
-        )
-
-
-def room_for_answer(prompt: int, context: int, max_tokens: int | None = None) -> int:
-    """Tokens that an answer to `prompt` tokens may have: what the context leaves, at most `max_tokens`."""
-    room = max(0, context - prompt)
-    return room if max_tokens is None else min(room, max_tokens)
-
-
-def check_prompt(prompt: Sequence[int], vocabulary: int, context: int) -> None:
-    """As check_tokens; DoesNotFit also for a prompt that leaves no room for an answer."""
-    check_tokens(prompt, vocabulary, context)
-    if not room_for_answer(len(prompt), context):
-        raise DoesNotFit(
-            f"the prompt has {len(prompt)} tokens and fills the context: an answer has no room",
-            next="shorten the prompt, or give a larger --context",
-        )
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading tokens two sequences share."""
-    a, b = list(a), list(b)
-    low, high = 0, min(len(a), len(b))
-    while low < high:  # slices compare fast: what is below low is equal
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def check_logits(rows: Logits, position: int) -> None:
-    """float32 [.., V], the last of them after `position`. Raises as check_magnitudes."""
-    check_magnitudes(np.abs(rows).max(axis=-1), position)
-
-
-def check_magnitudes(largest: Logits | np.float32, position: int) -> None:
-    """The largest magnitude of each row of logits: Metal out of memory is silent and shows as NaN, infinity
-    or zeros. Raises ModelOutputError."""
-    if not np.all((largest > 0) & (largest < np.inf)):
-        raise ModelOutputError(
-            f"the logits after token {position} are not numbers or all zero: the device failed",
-            next="use a smaller --context, or close other programs; if it happens again, report it",
-        )

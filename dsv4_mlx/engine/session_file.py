@@ -20,8 +20,9 @@ import mlx.core as mx
 import numpy as np
 
 from dsv4_mlx.checkpoint.manifest import Manifest
+from dsv4_mlx.engine.chunking import common_prefix
 from dsv4_mlx.engine.engine_options import EngineOptions
-from dsv4_mlx.engine.session import Session, common_prefix
+from dsv4_mlx.engine.session import Session
 from dsv4_mlx.machine import mlx_switches
 from dsv4_mlx.model.state import ModelState, Ring, RowBuffer
 from dsv4_mlx.ops.table import NUMERIC_VERSION
@@ -51,7 +52,10 @@ def identity(manifest: Manifest, options: EngineOptions, session: Session) -> st
 
 
 def point_to_save(session: Session, prompt: Sequence[int]) -> int:
-    """Tokens that `save` would keep for a conversation that goes on as `prompt`; 0 for none."""
+    """Tokens that `save` would keep for a conversation that goes on as `prompt`; 0 for none, and for a
+    session of which other ops than the model's present ones computed a part."""
+    if not session.pure:
+        return 0
     shared = common_prefix(session.tokens, prompt)
     return max(
         (p.length for p in session._restart if p.length <= shared and session._state.holds(p)), default=0

@@ -39,7 +39,7 @@ class TokenSequence(Protocol):
 
     def prepare(self, id: mx.array) -> bool: ...
 
-    def settle(self, *beside: mx.array) -> None: ...
+    def settle(self, *beside: mx.array) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class SessionRows:
         rows.choose.prepare()
         more = rows.count > 1 and len(self.session.tokens) + 1 < self.session.context
         ahead = more and self.session.prepare(draw.id)
-        self.session.settle(*draw.arrays)
+        while self.session.settle(*draw.arrays):
+            ahead, draw = False, rows.choose.begin(self.session.row)
         drawn = rows.choose.finish(draw)
         if ahead and not rows.choose.over:
             self.session.feed(drawn[0])
@@ -88,5 +89,6 @@ def sample(session: TokenSequence, sampler: Sampler) -> int:
     id = sampler(session.row, session.tokens)
     mx.async_eval(id)  # type: ignore[no-untyped-call]
     sampler.prepare(len(session.tokens) + 1)
-    session.settle(id)
+    while session.settle(id):
+        id = sampler(session.row, session.tokens)
     return int(id)

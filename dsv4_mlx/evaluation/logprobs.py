@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from dsv4_mlx.engine.engine import Engine
-from dsv4_mlx.engine.session import Logits
+from dsv4_mlx.engine.language_model import Logits
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.evaluation.report import AcceptanceStep, Bar
 

@@ -14,9 +14,10 @@ import numpy as np
 
 from dsv4_mlx.engine.engine import Engine, score
 from dsv4_mlx.engine.engine_options import SamplingOptions
+from dsv4_mlx.engine.language_model import Logits
 from dsv4_mlx.engine.memory import state_bytes
 from dsv4_mlx.engine.sampler import Sampler
-from dsv4_mlx.engine.session import Logits, Session
+from dsv4_mlx.engine.session import Session
 from dsv4_mlx.engine.session_rows import sample
 from dsv4_mlx.evaluation.needles import too_short
 from dsv4_mlx.evaluation.report import AcceptanceStep, Bar

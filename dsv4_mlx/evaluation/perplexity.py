@@ -19,7 +19,7 @@ from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.chunking import chunk_ends
 from dsv4_mlx.engine.engine import Engine
 from dsv4_mlx.engine.engine_options import EngineOptions
-from dsv4_mlx.engine.session import check_logits
+from dsv4_mlx.engine.language_model import check_logits
 from dsv4_mlx.errors import DoesNotFit, InputError, MachineError, Progress
 from dsv4_mlx.evaluation.intervals import (
     Bucket,

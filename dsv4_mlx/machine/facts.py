@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -69,10 +70,21 @@ def _processor(sysctl: Sysctl) -> str:
     return names[0] if names else platform.machine()
 
 
+def gpu_cores() -> int:
+    """Of a Mac's GPU; 0 where the system doesn't say. Chips of one name differ in them."""
+    said = _answer(["/usr/sbin/ioreg", "-rd1", "-c", "AGXAccelerator"]) or ""
+    found = re.search(r'"gpu-core-count" = (\d+)', said)
+    return int(found.group(1)) if found else 0
+
+
 def _sysctl(name: str) -> str | None:
+    return _answer(["/usr/sbin/sysctl", "-n", name])
+
+
+def _answer(command: list[str]) -> str | None:
     try:
         asked = subprocess.run(
-            ["/usr/sbin/sysctl", "-n", name],
+            command,
             capture_output=True,
             text=True,
             check=False,

@@ -58,6 +58,11 @@ def check() -> None:
             )
 
 
+def every_setting() -> dict[str, str]:
+    """All switches of MLX, as its children find them."""
+    return {name: value for name, value in os.environ.items() if name.startswith("MLX_")}
+
+
 def warn_if_late() -> None:
     """Warn, where it matters (Metal), if MLX was there before this package: what it has read is not known."""
     if LATE:

@@ -8,7 +8,7 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.model.tensors import ExpertProduct, ExpertSource, Linear, Routed, TensorSource
+from dsv4_mlx.model.tensors import ExpertSource, Linear, Routed, TensorSource
 from dsv4_mlx.ops.table import Ops
 from dsv4_mlx.ops.types import Bank, BlockInput
 
@@ -31,7 +31,12 @@ class MoE(Module):
             [source.linear(f"{prefix}.shared_experts.{name}", (width, hidden)) for name in ("w1", "w3")]
         )
         self.shared_down = source.linear(f"{prefix}.shared_experts.w2", (hidden, width))
-        self.experts: ExpertSource = source.experts(block, _product(ops, self.limit))
+        self._product = _Product(ops, self.limit)
+        self.experts: ExpertSource = source.experts(block, self._product)
+
+    def use_ops(self, ops: Ops) -> None:
+        """Compute with `ops` from now on."""
+        self.ops = self._product.ops = ops
 
     @property
     def experts_by_token(self) -> mx.array:
@@ -61,12 +66,13 @@ class MoE(Module):
         return Routed(x, ids, weights, shared, x.shape[0] * x.shape[1])
 
 
-def _product(ops: Ops, limit: float) -> ExpertProduct:
-    """Not a method: a block would hold itself through its experts, and its memory with it."""
+class _Product:
+    """An ExpertProduct. Not a method of MoE: a block would hold itself through its experts."""
 
-    def product(chunk: Routed, gate_up: Bank, down: Bank) -> mx.array:
+    def __init__(self, ops: Ops, limit: float) -> None:
+        self.ops, self._limit = ops, limit
+
+    def __call__(self, chunk: Routed, gate_up: Bank, down: Bank) -> mx.array:
         """x, ids and weights [B, T, A] of a chunk -> float32 [B, T, D]."""
         x, ids, weights, shared, rows = chunk
-        return ops.expert_ffn(x, ids, weights, gate_up, down, limit, shared, chunk=rows)
-
-    return product
+        return self.ops.expert_ffn(x, ids, weights, gate_up, down, self._limit, shared, chunk=rows)

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.model.block import Block, Chunk
 from dsv4_mlx.model.chunk import ChunkPlan, ChunkPlanner
+from dsv4_mlx.model.moe import MoE
 from dsv4_mlx.model.state import GROWTH, ModelState, Snapshot
 from dsv4_mlx.model.step import CompiledSteps, PreparedStep
 from dsv4_mlx.model.tensors import Embedding, TensorSource
@@ -170,6 +171,14 @@ class Transformer(Module):
         """Chunks go through the layers by `schedule` from now on: other times, the same bits."""
         self.schedule = schedule
 
+    def use_ops(self, ops: Ops) -> None:
+        """Compute with `ops` from the next step on: other bits. Weights are held as the first ones asked."""
+        for part in self.modules():
+            if isinstance(part, MoE):
+                part.use_ops(ops)
+            elif hasattr(part, "ops"):
+                part.ops = ops
+
     @property
     def chunks_per_step(self) -> int:
         """How many chunks of a prefill may be handed over at once."""
@@ -199,7 +208,7 @@ class Transformer(Module):
 
         The state grows where it must and is not changed otherwise.
         """
-        if not (self.replays and self.schedule.traceable):
+        if not (self.replays and self.ops.traceable and self.schedule.traceable):
             return None
         state.reserve(state.length + 1)
         return self.compiled(tokens, state, self.ops)

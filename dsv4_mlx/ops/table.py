@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from dsv4_mlx.ops import kernels
 from dsv4_mlx.ops.kernels.launch import Launcher
@@ -39,6 +40,7 @@ class Ops:
     """Every op by name; each entry has the signature and the meaning of its reference.
 
     `as_weight`: how a weight of `project` and the router is kept in memory, given as it is stored.
+    `launcher`: what runs the kernels among them; None where there are none.
     """
 
     hc_pre: Callable[..., BlockInput] = hc_pre
@@ -58,10 +60,12 @@ class Ops:
     shared_ffn: Callable[[mx.array, Bank, Bank, float], mx.array] = shared_ffn
     as_weight: Callable[[mx.array], mx.array] = _float32
     name: str = field(default="reference")
+    launcher: Launcher | None = None
+    traceable: bool = True  # whether a step may be traced once and replayed
 
     def identity(self) -> str:
         """The function behind every op, the same text in every run: "attend=MODULE.FUNCTION ..."."""
-        names = [f.name for f in fields(self) if f.name != "name"]
+        names = [f.name for f in fields(self) if f.name not in ("name", "launcher", "traceable")]
         ops: list[tuple[str, Any]] = [(name, getattr(self, name)) for name in names]
         return " ".join(f"{name}={op.__module__}.{op.__qualname__}" for name, op in ops)
 
@@ -74,13 +78,49 @@ def with_kernels(launcher: Launcher, without: Collection[str] = ()) -> Ops:
 
     So is a single call that a kernel refuses, such as one of a width it was not written for.
     """
-    chosen = {
+    chosen: dict[str, Any] = {
         op.name: op.bound(launcher, otherwise=getattr(REFERENCE, op.name))
         for op in kernels.ALL
         if op.name not in without
     }
+    if not chosen:
+        return REFERENCE
     as_weight = _as_stored if "project" in chosen else REFERENCE.as_weight
-    return replace(REFERENCE, **chosen, as_weight=as_weight, name="kernels" if chosen else REFERENCE.name)
+    return replace(REFERENCE, **chosen, as_weight=as_weight, name="kernels", launcher=launcher)
+
+
+def without_kernels(ops: Ops, names: Collection[str]) -> Ops:
+    """`ops` with the references of the named ops in place of their kernels."""
+    return replace(ops, **{name: getattr(REFERENCE, name) for name in names})
+
+
+def one_by_one(ops: Ops, failed: dict[str, str]) -> Ops:
+    """`ops` with every kernel's launches evaluated by themselves. One that raises is computed by its
+    reference from then on, and `failed` says what it raised, by the op's name.
+    """
+    kernel_ops = {op.name for op in kernels.ALL if getattr(ops, op.name) is not getattr(REFERENCE, op.name)}
+    alone = {name: _alone(name, getattr(ops, name), failed) for name in kernel_ops}
+    return replace(ops, **alone, name="one by one", launcher=None, traceable=False)
+
+
+def _alone(name: str, op: Callable[..., Any], failed: dict[str, str]) -> Callable[..., Any]:
+    def call(*arguments: Any, **options: Any) -> Any:
+        mx.eval(_arrays([arguments, options]))  # what raises here is not this op's
+        if name not in failed:
+            try:
+                found = op(*arguments, **options)
+                mx.eval(_arrays(found))
+                return found
+            except (RuntimeError, ValueError) as error:
+                failed[name] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return getattr(REFERENCE, name)(*arguments, **options)
+
+    return call
+
+
+def _arrays(tree: Any) -> list[mx.array]:  # [...] each
+    pairs: list[tuple[str, Any]] = tree_flatten([tree])  # type: ignore[assignment]
+    return [leaf for _, leaf in pairs if isinstance(leaf, mx.array)]
 
 
 def _as_stored(x: mx.array) -> mx.array:  # [...] as given

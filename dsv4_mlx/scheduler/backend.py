@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -148,7 +148,8 @@ class ModelBackend:
 
     def identity(self) -> str:
         """What a saved state must have been computed with to be taken up here."""
-        return identity(self.engine.manifest, self._options, self.session())
+        options = replace(self._options, ops=self.engine.model.ops)
+        return identity(self.engine.manifest, options, self.session())
 
     def rest(self) -> float | None:
         self.engine.rest()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from dsv4_mlx.engine.decode import Finished, Reason
-from dsv4_mlx.engine.session import check_prompt
+from dsv4_mlx.engine.prompt_room import check_prompt
 from dsv4_mlx.machine.awake import Linger
 from dsv4_mlx.scheduler.admission import SchedulerOptions
 from dsv4_mlx.scheduler.backend import Backend, wanted

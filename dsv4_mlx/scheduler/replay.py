@@ -32,6 +32,7 @@ from deepseek_recipe import AssistantMessage, Conversation, ToolCall, ToolDefini
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.chooser import thinks
 from dsv4_mlx.engine.decode import Drawn, Ended, PrefillProgress, Rows, Token
+from dsv4_mlx.engine.engine_options import EngineOptions
 from dsv4_mlx.engine.generate import run
 from dsv4_mlx.engine.info import check
 from dsv4_mlx.engine.memory import DEFAULT_CONTEXT
@@ -166,7 +167,10 @@ class SilentModel:
     dtype, chunks_per_step = mx.bfloat16, 1
 
     def __init__(self, config: ModelConfig) -> None:
-        self.config = config
+        self.config, self.ops = config, EngineOptions().ops
+
+    def use_ops(self, ops: object) -> None:
+        """It computes nothing."""
 
     def new_state(self, *, growth: int) -> ModelState:
         return ModelState(replace(self.config, layers=0, mtp_layers=0), self.dtype, growth=growth)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from dsv4_mlx.engine.decode import Event, Finished, Reason, Token
-from dsv4_mlx.engine.session import room_for_answer
+from dsv4_mlx.engine.prompt_room import room_for_answer
 from dsv4_mlx.engine.session_rows import SessionRows
 from dsv4_mlx.errors import DoesNotFit
 from dsv4_mlx.scheduler.admission import FairShare, SchedulerOptions, Waiting

@@ -7,7 +7,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from dsv4_mlx.engine.session import room_for_answer
+from dsv4_mlx.engine.prompt_room import room_for_answer
 from dsv4_mlx.errors import InputError
 from dsv4_mlx.grammar.grammars import Grammars
 from dsv4_mlx.scheduler.request import GenerationRequest

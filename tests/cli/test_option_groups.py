@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -88,4 +89,4 @@ def test_a_group_fills_what_it_is_of() -> None:
 def test_the_ops_are_chosen_late_and_the_rest_is_as_given() -> None:
     given = EngineArguments(ops="reference", numerics="exact", expert_memory="6x")
     assert given.options(context=9) == EngineOptions(9, "exact", expert_memory="6x")
-    assert given.with_kernels(plain=True).ops is REFERENCE
+    assert given.with_kernels(Path("none"), plain=True).ops is REFERENCE

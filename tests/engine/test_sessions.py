@@ -15,10 +15,12 @@ from small_model import MARKERS, new_session, tiny_model, token_ids
 
 import dsv4_mlx
 from dsv4_mlx.engine.chooser import GenerationLimits
-from dsv4_mlx.engine.chunking import chunk_ends
+from dsv4_mlx.engine.chunking import chunk_ends, common_prefix
 from dsv4_mlx.engine.engine import Engine, score
+from dsv4_mlx.engine.language_model import check_logits
 from dsv4_mlx.engine.memory import RESTART_POINTS, state_bytes
-from dsv4_mlx.engine.session import Session, check_logits, check_prompt, common_prefix, room_for_answer
+from dsv4_mlx.engine.prompt_room import check_prompt, room_for_answer
+from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, UsageError
 from dsv4_mlx.model.transformer import Transformer
 

@@ -11,8 +11,9 @@ from checkpoints import same_bits, state_bits
 from small_model import new_session, tiny_model, token_ids
 
 from dsv4_mlx.engine.engine_options import SamplingOptions
+from dsv4_mlx.engine.language_model import Logits
 from dsv4_mlx.engine.sampler import Sampler
-from dsv4_mlx.engine.session import Logits, Session, SessionSnapshot
+from dsv4_mlx.engine.session import Session, SessionSnapshot
 from dsv4_mlx.engine.session_rows import sample
 from dsv4_mlx.errors import DoesNotFit, InputError, ModelOutputError, UsageError
 from dsv4_mlx.model.transformer import Transformer

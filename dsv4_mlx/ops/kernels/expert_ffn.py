@@ -21,6 +21,7 @@ from dsv4_mlx.ops.types import Bank
 FEW = 16  # tokens; more are sorted by expert
 TILE = 32  # pairs
 CHANNELS = 4  # of a simdgroup
+ROOM = 256  # experts: `order` is compiled for a multiple, not anew for every number of slots in memory
 
 
 def expert_ffn(
@@ -133,7 +134,7 @@ def _sorted(launcher: Launcher, ids: mx.array, experts: int) -> tuple[mx.array, 
         threadgroup=(256, 1, 1),
         shapes=((ids.size,), (tiles, 3)),
         dtypes=(mx.uint32, mx.uint32),
-        template=(("EXPERTS", experts),),
+        template=(("EXPERTS", ROOM * -(-experts // ROOM)),),
     )
     order, cut = run(launcher, launch)
     return order, cut

@@ -1,12 +1,14 @@
-"""An M5 for machines without one: MLX's float32 products there, kernels on the emulator.
+"""An M5 for machines without one: its GPU's float32 products, kernels on the emulator.
 
-Named by `Metal.launcher` as "ops.selftest.m5:launch". Importing it changes MLX, in that process, for good.
+What is asked of the CPU's stream keeps its bits. Named by `Metal.launcher` as "ops.selftest.m5:launch".
+Importing it changes MLX, in that process, for good.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -17,10 +19,26 @@ from dsv4_mlx.ops.kernels.launch import Launch
 
 _matmul, _addmm, _gather_mm = mx.matmul, mx.addmm, mx.gather_mm
 _quantized, _gather_qmm = mx.quantized_matmul, mx.gather_qmm
+_stream, _on_cpu = mx.stream, [0]  # how many CPU streams are entered
+
+
+@contextmanager
+def stream(asked: Any) -> Iterator[None]:
+    cpu = asked == mx.cpu
+    _on_cpu[0] += cpu
+    try:
+        with _stream(asked):
+            yield
+    finally:
+        _on_cpu[0] -= cpu
+
+
+def _rounds() -> bool:
+    return _switched_on() and not _on_cpu[0]
 
 
 @cache
-def _rounds() -> bool:
+def _switched_on() -> bool:
     """Read at the first product and never again, as MLX does: a number, on where there is none."""
     text = os.environ.get("MLX_ENABLE_TF32")
     return text is None or bool(int(text or "0"))
@@ -68,6 +86,7 @@ def _of_codes(plain: Callable[..., mx.array]) -> Callable[..., mx.array]:
     return product
 
 
+mx.stream = stream  # type: ignore[assignment]
 mx.matmul = _product
 mx.addmm = _added
 mx.gather_mm = _gathered

@@ -9,13 +9,19 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import mlx.core as mx
 from ops.kernels.proven import Proven
 
 from dsv4_mlx.ops.kernels.launch import Launch
+from dsv4_mlx.ops.selftest.model_shape import ModelShape
 
 FAULTY = "hc_post"  # the kernel that has the fault; the others are sound
+SMALL = ModelShape(
+    hidden=128, heads=8, head_dim=64, rope_dim=16, kv_block=16, q_rank=32, o_groups=2, o_rank=32, window=32,
+    index_heads=8, index_dim=32, index_topk=16, experts=8, chosen=3, expert_width=64, chunk=20, seen=16,
+)  # fmt: skip
 _sound = Proven(check=False)
 
 
@@ -41,7 +47,8 @@ def broken(launch: Launch) -> Sequence[mx.array]:
 
 @_faulty
 def wrong(launch: Launch) -> Sequence[mx.array]:
-    return [out + 1 for out in sound(launch)]
+    """By a tenth."""
+    return [out * 1.1 for out in sound(launch)]
 
 
 @_faulty
@@ -59,8 +66,32 @@ def hanging(launch: Launch) -> Sequence[mx.array]:
 
 @_faulty
 def slow(launch: Launch) -> Sequence[mx.array]:
-    time.sleep(0.3)
-    return sound(launch)
+    """It is when results are waited for that a device shows its time."""
+    global _waiting
+    mx.eval = _evaluated
+    found = sound(launch)
+    _waiting += 1
+    return found
+
+
+_waiting, _eval = 0, mx.eval
+
+
+def _evaluated(*arrays: object) -> None:
+    global _waiting
+    time.sleep(0.02 * _waiting)
+    _waiting = 0
+    _eval(*arrays)
+
+
+@_faulty
+def crashing_once(launch: Launch) -> Sequence[mx.array]:
+    """In the first of the processes that share a folder."""
+    mark = Path(os.environ["SCRIPTED_FOLDER"]) / "crashed"
+    if mark.exists():
+        return sound(launch)
+    mark.touch()
+    return crashing(launch)
 
 
 def absent() -> None:
