@@ -225,7 +225,7 @@ def test_environment_is_read_in_one_place() -> None:
     assert readers == {"dsv4_mlx/machine/support.py", "dsv4_mlx/machine/mlx_switches.py"}
     text = (PACKAGE / "machine" / "mlx_switches.py").read_text("utf-8")
     switches = re.findall(r'"(\w+)"', text.split("\n\n", 1)[1])
-    assert [name for name in switches if name.isupper()] == ["MLX_ENABLE_TF32"]  # and nothing of the user's
+    assert [name for name in switches if name.isupper()] == ["MLX_ENABLE_TF32", "MLX_DISABLE_COMPILE"]
 
 
 def test_model_and_reference_touch_no_files() -> None:
