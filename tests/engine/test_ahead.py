@@ -12,7 +12,7 @@ from engine.test_decode import CASES, ENDLESS, PROMPT, ROOM, ended, plain
 from model.test_step import unfused
 from small_model import MARKERS, new_session, tiny_model
 
-from dsv4_mlx.engine.chooser import Chooser, GenerationLimits
+from dsv4_mlx.engine.chooser import Chooser, GenerationLimits, PromptScores
 from dsv4_mlx.engine.constraint import Mask, Without
 from dsv4_mlx.engine.decode import PrefillProgress, Token, decode
 from dsv4_mlx.engine.engine_options import SamplingOptions
@@ -88,7 +88,11 @@ class ScriptedSession:
         return mx.array(np.random.default_rng(len(self.tokens)).standard_normal(384).astype(np.float32))
 
     def prefill(
-        self, tokens: Sequence[int], *_: Callable[[], int | None] | None
+        self,
+        tokens: Sequence[int],
+        chunks_per_step: Callable[[], int | None] = lambda: None,
+        check_cancelled: Callable[[], None] = lambda: None,
+        scores: PromptScores | None = None,
     ) -> Iterator[PrefillProgress]:
         self.tokens = list(tokens)
         yield PrefillProgress(len(tokens), len(tokens), 0)
