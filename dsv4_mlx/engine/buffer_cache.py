@@ -1,6 +1,6 @@
 """How much MLX keeps of freed buffers, by what is done: one limit for the process, as MLX has it.
 
-Nothing while a model loads: no buffer comes twice. While a prompt is read up to half of `memory.workspace`,
+Nothing while a model loads: no buffer comes twice. While a prompt is read up to a quarter of `memory.workspace`,
 which counts it: a chunk's layers are computed one after the other in buffers of the same sizes. While tokens
 are decoded enough for a step. MLX frees what is beyond a limit when it next makes a buffer.
 """
@@ -13,13 +13,13 @@ from dsv4_mlx.engine.memory import workspace
 from dsv4_mlx.paging.paged_experts import FEW_ROWS
 
 DECODE = 256 << 20
-PREFILL = 2 << 30
+PREFILL = 1 << 30
 _limits = {"now": -1, "prefill": DECODE}
 
 
 def prefill_limit(weights: int) -> int:
     """Bytes, beside a model that has `weights` bytes in memory."""
-    return max(DECODE, min(PREFILL, workspace(weights) // 2))
+    return max(DECODE, min(PREFILL, workspace(weights) // 4))
 
 
 def loading(weights: int) -> None:

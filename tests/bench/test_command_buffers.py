@@ -17,7 +17,7 @@ from bench.count.ours import Step, trace_ours, true_config, whole_step
 from bench.count.report import RESULTS
 from bench.count.trace import trace
 from dsv4_mlx.config import parse_config
-from dsv4_mlx.engine.engine import CACHE_LIMIT
+from dsv4_mlx.engine.buffer_cache import prefill_limit
 from dsv4_mlx.engine.memory import workspace
 from dsv4_mlx.errors import UsageError
 from dsv4_mlx.machine import mlx_switches
@@ -87,7 +87,7 @@ def test_the_ledger_holds_the_promises() -> None:
     decode = found["decode", "set"]
     assert 6 <= decode["buffers"] <= 16 and found["decode", "MLX"]["buffers"] >= 86
     for step in ("prefill of 512", f"prefill of {512 * TOGETHER:,}, paged"):
-        assert found[step, "set"]["peak"] + CACHE_LIMIT <= workspace(FLASH)
+        assert found[step, "set"]["peak"] + prefill_limit(FLASH) <= workspace(FLASH)
     assert decode["buffers"] == KERNELS.buffers
     assert found["prefill of 512", "set"]["buffers"] == KERNELS.chunk_buffers
 
@@ -112,14 +112,14 @@ def test_a_prefill_holds_two_layers_and_no_more() -> None:
     assert len(whole.borders) == 2 * config.layers
     assert peak <= 3 / config.layers * cut(without, SET).peak
     short = cut(trace_ours(config, context=4096, rows=31, kernels=True), SET)
-    assert short.peak + CACHE_LIMIT <= workspace(FLASH)
+    assert short.peak + prefill_limit(FLASH) <= workspace(FLASH)
 
 
 @pytest.mark.long
 def test_references_hold_it_too() -> None:
     for rows, buffers in ((1, REFERENCES.buffers), (512, REFERENCES.chunk_buffers)):
         found = cut(trace_ours(true_config(), context=4096 - rows // 512 * 512, rows=rows), SET)
-        assert found.peak + CACHE_LIMIT <= workspace(FLASH) and found.buffers == buffers
+        assert found.peak + prefill_limit(FLASH) <= workspace(FLASH) and found.buffers == buffers
 
 
 @pytest.mark.parametrize("name", mlx_switches.SWITCHES)

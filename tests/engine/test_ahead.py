@@ -12,7 +12,7 @@ from engine.test_decode import CASES, ENDLESS, PROMPT, ROOM, ended, plain
 from model.test_step import unfused
 from small_model import MARKERS, new_session, tiny_model
 
-from dsv4_mlx.engine.chooser import Chooser, GenerationLimits
+from dsv4_mlx.engine.chooser import Chooser, GenerationLimits, PromptScores
 from dsv4_mlx.engine.constraint import Mask, Without
 from dsv4_mlx.engine.decode import PrefillProgress, Token, decode
 from dsv4_mlx.engine.engine_options import SamplingOptions
@@ -88,7 +88,11 @@ class ScriptedSession:
         return mx.array(np.random.default_rng(len(self.tokens)).standard_normal(384).astype(np.float32))
 
     def prefill(
-        self, tokens: Sequence[int], *_: Callable[[], int | None] | None
+        self,
+        tokens: Sequence[int],
+        chunks_per_step: Callable[[], int | None] = lambda: None,
+        check_cancelled: Callable[[], None] = lambda: None,
+        scores: PromptScores | None = None,
     ) -> Iterator[PrefillProgress]:
         self.tokens = list(tokens)
         yield PrefillProgress(len(tokens), len(tokens), 0)
@@ -100,7 +104,8 @@ class ScriptedSession:
         return True
 
     def feed(self, token: int) -> mx.array:
-        assert self._built, "a step is begun that was not built"
+        if not self._built:  # the last token, after which none is asked for
+            self.clock.work(10)
         assert self.clock.now >= self.clock.free, "begun before the one before has ended: MLX would copy"
         self.clock.events.append(("begun", len(self.tokens)))
         self.clock.free = self.clock.now + 20
@@ -108,9 +113,10 @@ class ScriptedSession:
         self._built = False
         return self.row
 
-    def settle(self, *beside: mx.array) -> None:
+    def settle(self, *beside: mx.array) -> bool:
         self.clock.events.append(("waited", len(self.tokens)))
         self.clock.now = max(self.clock.now, self.clock.free)
+        return False
 
 
 class Slow(Without):

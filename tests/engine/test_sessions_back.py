@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import same_bits, state_bits
@@ -258,6 +259,7 @@ CALLS: dict[str, Callable[[Session, SessionSnapshot], object]] = {
     "advance": lambda session, early: session.advance(9),
     "feed": lambda session, early: session.feed(9),
     "settle": lambda session, early: session.settle(session.row),
+    "prepare": lambda session, early: session.prepare(mx.array(3)),
     "take_back": lambda session, early: session.take_back(1),
     "restore": lambda session, early: session.restore(early),
     "adopt": lambda session, early: session.adopt(TOKENS[:3], session.model.new_state(growth=256)),

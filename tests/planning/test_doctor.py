@@ -187,3 +187,13 @@ def test_a_folder_that_can_not_be_used(tmp_path: Path) -> None:
     )
     assert found.read is None
     assert any("read speed" in line for line in found.unchecked)
+
+
+@pytest.mark.parametrize("off", [False, True])
+def test_the_switch_that_undoes_replay_is_named(off: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLX_DISABLE_COMPILE", raising=False)
+    if off:
+        monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")
+    fits = [fit(model, CONFIG, MemoryBudget(144 * GB)) for model in MODELS]
+    said = advice(mac(192 << 30, 144 * GB), fits, fits, [], 1 << 40)
+    assert sum("unset MLX_DISABLE_COMPILE" in sentence for sentence in said) == off
