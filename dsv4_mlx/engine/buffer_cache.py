@@ -1,6 +1,6 @@
 """How much MLX keeps of freed buffers, by what is done: one limit for the process, as MLX has it.
 
-Nothing while a model loads: no buffer comes twice. While a prompt is read up to a quarter of `memory.workspace`,
+Nothing while a model loads: no buffer comes twice. While a prompt is read up to a quarter of `workspace`,
 which counts it: a chunk's layers are computed one after the other in buffers of the same sizes. While tokens
 are decoded enough for a step. MLX frees what is beyond a limit when it next makes a buffer.
 """
