@@ -35,7 +35,7 @@ demo: $(READY)
 	"$(BIN)/dsv4-mlx" demo
 
 test: $(READY)
-	"$(BIN)/python" -m pytest -n 2 --dist loadfile
+	"$(BIN)/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(READY)
 	"$(BIN)/python" tests/run_long.py

@@ -33,7 +33,7 @@ from dsv4_mlx.scheduler.session_policy import SessionLimits
 from dsv4_mlx.tokenizer.template import Markers, Prompts
 
 VOCABULARY = 129_280
-MARKERS = Markers(end=1, assistant=5, think=6, end_think=7)
+MARKERS = Markers(end=1, user=4, assistant=5, think=6, end_think=7)
 GREEDY = SamplingOptions(temperature=0)
 
 

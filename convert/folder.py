@@ -22,7 +22,7 @@ from typing import Literal
 from dsv4_mlx.checkpoint.files import OutFile
 from dsv4_mlx.checkpoint.manifest import NAME as MANIFEST
 from dsv4_mlx.errors import DiskFull, InputError, MachineError
-from dsv4_mlx.machine.disks import MARK, free_bytes, volume_of
+from dsv4_mlx.machine.disks import MARK, free_bytes, purgeable, to_disk, volume_of
 from dsv4_mlx.machine.units import size
 
 LOCK = ".convert.lock"
@@ -163,7 +163,7 @@ def finished_file(path: Path) -> Iterator[OutFile]:
     out = OutFile(part)
     try:
         yield out
-        out.sync()
+        to_disk(out.descriptor)
     except BaseException:
         out.close()
         part.unlink(missing_ok=True)
@@ -177,7 +177,7 @@ def sync_folder(folder: Path) -> None:
     """Force names to disk. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        to_disk(descriptor)
     finally:
         os.close(descriptor)
 
@@ -187,7 +187,7 @@ def check_space(target: Path, needed: int) -> None:
     free = free_bytes(target)
     if needed > free:
         raise DiskFull(
-            f"the disk is too full: {size(needed)} are needed, {size(free)} are free, "
+            f"the disk is too full: {size(needed)} are needed, {size(free)} are free{purgeable()}, "
             f"{size(needed - free)} are missing",
             where=target,
             next=f"free {size(needed - free)}, or give a target on another disk",
@@ -220,7 +220,7 @@ def disk_full(target: Path, left: Callable[[], int], then: str) -> DiskFull:
     except OSError:
         missing = left()
     return DiskFull(
-        f"the disk is full: {size(missing)} are missing to finish",
+        f"the disk is full: {size(missing)} are missing to finish{purgeable()}",
         where=target,
         next=f"free {size(missing)}; {then}",
     )

@@ -15,6 +15,7 @@ from typing import Any
 from dsv4_mlx.checkpoint.manifest import FORMAT
 from dsv4_mlx.convert.folder import JOURNAL, sync_folder
 from dsv4_mlx.errors import InputError
+from dsv4_mlx.machine.disks import to_disk
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Journal:
             written = 0
             while written < len(text):
                 written += os.pwrite(descriptor, text[written:], end + written)
-            os.fsync(descriptor)
+            to_disk(descriptor)
         finally:
             os.close(descriptor)
 

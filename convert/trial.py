@@ -30,6 +30,7 @@ from dsv4_mlx.convert.recipe import RECIPES, Format
 from dsv4_mlx.convert.shards import LocalShards
 from dsv4_mlx.convert.steps import ConversionStep, OutputSlice, steps_for
 from dsv4_mlx.errors import Dsv4Error
+from dsv4_mlx.machine.disks import to_disk
 
 NATIVE = "native"  # the recipe that only copies
 SCRATCH = 1 << 30  # bytes of the scratch file, at most
@@ -147,7 +148,7 @@ def _into(place: Path, steps: Iterator[ConversionStep], streamer: Streamer) -> t
         started = time.perf_counter()
         moved = (_Moved(step, number * _SLOT) for number, step in enumerate(steps))
         streamer.run(moved, out, written.append)
-        out.sync()
+        to_disk(out.descriptor)
         return sum(written), time.perf_counter() - started
     finally:
         out.close()

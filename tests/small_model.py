@@ -18,7 +18,7 @@ from dsv4_mlx.ops.table import EXACT, REFERENCE, Ops
 from dsv4_mlx.synthetic import small_config
 from dsv4_mlx.tokenizer.template import Markers
 
-MARKERS = Markers(end=1, assistant=5, think=6, end_think=7)
+MARKERS = Markers(end=1, user=4, assistant=5, think=6, end_think=7)
 
 # One layer of each kind (window, CSA, HCA), one of them hashed, at the least widths: a few ms a step.
 TINY: dict[str, Any] = {

@@ -34,12 +34,12 @@ def prompts(engine: Engine, r: random.Random, count: int) -> list[Prompt]:
     return found
 
 
-def greedy(engine: Engine, prompt: Prompt) -> tuple[Prompt, npt.NDArray[np.float32]]:
-    """What the model says, and its logits before each token of it."""
+def greedy(engine: Engine, prompt: Prompt, limit: int = LIMIT) -> tuple[Prompt, npt.NDArray[np.float32]]:
+    """What the model says in at most `limit` tokens, and its logits before each of them."""
     session = engine.session()
     row = session.sync(prompt)
     said, rows = [], []
-    for _ in range(LIMIT):
+    for _ in range(limit):
         rows.append(row)
         said.append(int(np.argmax(row)))
         if said[-1] == engine.prompts.markers.end:
@@ -48,11 +48,11 @@ def greedy(engine: Engine, prompt: Prompt) -> tuple[Prompt, npt.NDArray[np.float
     return said, np.stack(rows)
 
 
-def differences(one: Engine, other: Engine, texts: list[Prompt]) -> str:
+def differences(one: Engine, other: Engine, texts: list[Prompt], limit: int = LIMIT) -> str:
     """How many answers are the same, token for token; how far first-token logits and argmaxes are apart."""
     same, largest = 0, 0.0
     for prompt in texts:
-        (a, rows_a), (b, rows_b) = greedy(one, prompt), greedy(other, prompt)
+        (a, rows_a), (b, rows_b) = (greedy(engine, prompt, limit) for engine in (one, other))
         same += a == b
         shared = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
         n = min(shared + 1, len(rows_a), len(rows_b))

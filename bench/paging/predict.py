@@ -39,7 +39,7 @@ OTHERS = {
 def predictions(mac: Mac, native: Candidate, config: ModelConfig) -> dict[str, Any]:
     """The lossless recipe on a Mac as it comes."""
     budget = budget_of_mac(mac.memory)
-    found = fit(native.stored, config, budget.limit, budget.element)
+    found = fit(native.stored, config, budget)
 
     def at(disk: float, path: str) -> Prediction:
         speeds = Speeds(mac.bandwidth, disk)

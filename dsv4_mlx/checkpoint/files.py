@@ -116,10 +116,6 @@ class OutFile:
                 break
         return done
 
-    def sync(self) -> None:
-        """Force everything to disk."""
-        os.fsync(self.descriptor)
-
 
 def _open_direct(path: Path, flags: int) -> int | None:
     if not _O_DIRECT:

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from dsv4_mlx.cli.chart import Line, Panel, check_plot, draw
 from dsv4_mlx.cli.console import progress, table
 from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, EngineArguments, grouped
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
-from dsv4_mlx.errors import InputError, MachineError, UsageError
-from dsv4_mlx.machine.units import size
+from dsv4_mlx.errors import UsageError
+from dsv4_mlx.machine.units import parse_tokens, size
 
 
 @grouped
@@ -41,8 +42,7 @@ def bench(
 
     contexts = parse_contexts(context)
     check_plan(contexts, decode, contexts[-1] + decode)
-    if plot is not None and not plot.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {str(plot.parent)!r} to draw in", where=plot)
+    check_plot(plot)
     folder = model_folder(model)
     options = engine.with_kernels(context=contexts[-1] + decode)
     with progress("loading") as loading:
@@ -58,13 +58,13 @@ def bench(
 
 
 def parse_contexts(text: str) -> list[int]:
-    """ "512,4096" -> [512, 4096]. Raises UsageError."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts):
+    """ "512,4K" -> [512, 4096]. Raises UsageError."""
+    found = [parse_tokens(part) for part in text.split(",")]
+    if None in found:
         raise UsageError(
             f"--context is {text!r}, expected numbers with commas between them", next="--context 512,4096"
         )
-    return [int(part) for part in parts]
+    return [count for count in found if count is not None]
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -101,8 +101,6 @@ def _spread(value: dict[str, float]) -> str:
 
 
 def _draw(path: Path, found: dict[str, Any]) -> None:
-    from dsv4_mlx.cli.chart import Line, Panel, chart
-
     panels = []
     for title, key, unit in (
         ("Prefill", "prefill_tokens_per_second", "tokens / s"),
@@ -115,7 +113,4 @@ def _draw(path: Path, found: dict[str, Any]) -> None:
         points = [(float(context), value["median"]) for context, value in values]
         spread = [(value["low"], value["high"]) for _, value in values]
         panels.append(Panel(title, "tokens in the context", unit, [Line("", points, spread)]))
-    try:
-        path.write_text(chart(panels, f"measured on: {found['machine']}"), encoding="utf-8")
-    except OSError as error:
-        raise MachineError(f"the plot can't be written: {error.strerror}", where=path) from None
+    draw(path, panels, f"measured on: {found['machine']}")

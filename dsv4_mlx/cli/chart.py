@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+
+from dsv4_mlx.errors import InputError, MachineError
 
 WIDTH, HEIGHT = 720, 320  # of one panel
 LEFT, RIGHT, TOP, BOTTOM = 80, 24, 44, 48  # margins
@@ -29,6 +32,20 @@ class Panel:
     x: str
     y: str
     lines: Sequence[Line]
+
+
+def check_plot(path: Path | None) -> None:
+    """Raises InputError where the drawing could not be written: before the work."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise InputError(f"there is no folder {str(path.parent)!r} to draw in", where=path)
+
+
+def draw(path: Path, panels: Sequence[Panel], note: str) -> None:
+    """Write a chart. Raises MachineError."""
+    try:
+        path.write_text(chart(panels, note), encoding="utf-8")
+    except OSError as error:
+        raise MachineError(f"the plot can't be written: {error.strerror}", where=path) from None
 
 
 def chart(panels: Sequence[Panel], note: str) -> str:

@@ -76,11 +76,15 @@ class ThreadChatEngine:
         sampling: SamplingOptions,
         max_tokens: int | None,
         states: Path | None = None,
+        *,
+        think_budget: int | None = None,
+        recipe: str = "",
     ) -> None:
         self.events: SimpleQueue[Event] = SimpleQueue()
         self.rate = 0.0  # tokens a second that the last long prefill computed
-        self.backend, self._name = backend, name
-        self._sampling, self._max_tokens, self._states = sampling, max_tokens, states
+        self.backend, self._name, self._recipe = backend, name, recipe
+        self._sampling, self._states = sampling, states
+        self._max_tokens, self._think_budget = max_tokens, think_budget
         self._thread = EngineThread(backend, SchedulerOptions(active=1, sessions=1), watch=self._changed)
         self._answer: _Answer | None = None
         self._opened = self._stopped = False
@@ -93,7 +97,8 @@ class ThreadChatEngine:
             prompts = self.backend.prompts
             conversation = prompts.talk(_pairs(asked.messages), asked.think)
             sampling = replace(self._sampling, seed=asked.seed).without(prompts.spelling.dsml)
-            request = GenerationRequest(tuple(prompts.encode(conversation)), sampling, self._max_tokens)
+            prompt = tuple(prompts.encode(conversation))
+            request = GenerationRequest(prompt, sampling, self._max_tokens, think_budget=self._think_budget)
             self._answer = _Answer(self, TextParser(conversation, prompts.spelling))
             self._answer.run(self._thread, request)
         except Exception as error:  # the conversation must outlive any failure here
@@ -163,7 +168,9 @@ class ThreadChatEngine:
             prompts = self.backend.prompts
             prompts.spelling  # noqa: B018  read now, so that the first answer need not wait for it
             self._opened = True
-            self.events.put(EngineOpened(EngineInfo(self._name, thread.context, self.backend.notice)))
+            self.events.put(
+                EngineOpened(EngineInfo(self._name, thread.context, self.backend.notice, self._recipe))
+            )
 
 
 class _Answer:

@@ -1,4 +1,4 @@
-"""Around work that fills a folder for hours: its disk named, the Mac kept awake, backups kept away."""
+"""Around work that fills a folder for hours: its disk named, backups kept away."""
 
 from __future__ import annotations
 
@@ -27,12 +27,11 @@ ExcludeOption = Annotated[
 @contextmanager
 def filling(title: str, folders: Sequence[Path], exclude: bool | None) -> Iterator[Progress]:
     """A progress display for work that fills `folders`; the first is the one that stays."""
-    from dsv4_mlx.machine.awake import Awake
     from dsv4_mlx.machine.disks import exclude as keep_away
 
     name_disk(folders[0])
     waiting = list(folders) if _consent(folders[0], exclude) else []
-    with Awake(), progress(title) as show:
+    with progress(title) as show:
 
         def advance(done: int, total: int, stage: str = "") -> None:
             for folder in [folder for folder in waiting if folder.is_dir()]:

@@ -32,14 +32,14 @@ def doctor(
 
     Example: dsv4-mlx doctor --dir /Volumes/Models
     """
-    from dsv4_mlx.machine.limits import memory_limit
     from dsv4_mlx.planning.candidates import converted_flash
     from dsv4_mlx.planning.doctor import examine
+    from dsv4_mlx.planning.fit import budget_here
 
     models, config = converted_flash()
     with progress("checking kernels", "kernels", quiet=as_json) as show:
         found = examine(
-            folder or cache_folder(), verdicts_file(), models, config, memory_limit(), progress=show
+            folder or cache_folder(), verdicts_file(), models, config, budget_here(), progress=show
         )
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
@@ -71,7 +71,8 @@ def show_examination(found: Examination) -> None:
             ("kernel", "verdict", "time", "reference", "moved"),
             [_kernel(v) for v in found.kernels],
         )
-    title = f"V4-Flash in {size(found.limit)}"
+    held = f", of which other programs hold {size(found.taken)} now" if found.taken else ""
+    title = f"V4-Flash in {size(found.limit)}{held}"
     table(
         title,
         ("recipe", "on disk", "runs", "needs at least", "context", "tokens/s predicted, not calibrated yet"),

@@ -14,9 +14,9 @@ from dsv4_mlx.cli.console import Progress, tell
 from dsv4_mlx.cli.disk_work import ExcludeOption, existing, filling
 from dsv4_mlx.hub.models import model_folder as found_folder
 from dsv4_mlx.hub.models import not_here, on_the_hub, short_name
-from dsv4_mlx.machine.disks import free_bytes
+from dsv4_mlx.machine.disks import free_bytes, purgeable
 from dsv4_mlx.machine.support import at_home
-from dsv4_mlx.machine.units import duration, size
+from dsv4_mlx.machine.units import duration, size, speed
 
 if TYPE_CHECKING:
     from dsv4_mlx.hub.download import DownloadStep
@@ -75,15 +75,17 @@ def _offered(repository: str) -> Path:
     refusal = not_here(repository, repository)
     if constants.HF_HUB_OFFLINE or not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise refusal
+    from dsv4_mlx.hub.rate import measure
     from dsv4_mlx.hub.remote import Retry, look
 
     tell(f"{repository} is not on this machine; asking the Hub")
-    files = look(repository, retry=Retry(tell=tell)).files.values()
+    remote = look(repository, retry=Retry(tell=tell))
     target = at_home(f"~/models/{short_name(repository)}-official")
-    total, free = sum(file.bytes for file in files), free_bytes(existing(target))
+    total, free = sum(file.bytes for file in remote.files.values()), free_bytes(existing(target))
+    come = measure(remote)
     tell(
-        f"it has {size(total)}; {size(free)} are free in {existing(target)}; "
-        f"at 100 Mbit/s it takes {duration(total / (100e6 / 8))}"
+        f"it has {size(total)}; {size(free)} are free in {existing(target)}{purgeable()}; "
+        f"at {speed(come)}, measured now, it takes {duration(total / come)}"
     )
     if total > free or not typer.confirm(f"Download it to {target}?", default=False, err=True):
         raise refusal

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsv4_mlx.cli.chart import Line, Panel, check_plot, draw
 from dsv4_mlx.cli.console import progress, table
 from dsv4_mlx.cli.download import model_folder
 from dsv4_mlx.cli.option_groups import ENGINE, EngineArguments, grouped
 from dsv4_mlx.cli.options import JsonOption, ModelArgument
-from dsv4_mlx.errors import InputError, MachineError
+from dsv4_mlx.errors import InputError
 
 if TYPE_CHECKING:
     from dsv4_mlx.evaluation.intervals import Bucket, Distance, Figure
@@ -51,8 +52,7 @@ def evaluate(
     from dsv4_mlx.evaluation.perplexity import evaluate as run
 
     content = _read(text, BYTES * tokens)
-    if plot is not None and not plot.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {str(plot.parent)!r} to draw in", where=plot)
+    check_plot(plot)
     folder = model_folder(model)
     other = None if reference is None else model_folder(reference)
     options = engine.with_kernels()
@@ -109,8 +109,6 @@ def _figure(figure: Figure) -> str:
 
 
 def _draw(path: Path, found: Evaluation) -> None:
-    from dsv4_mlx.cli.chart import Line, Panel, chart
-
     def line(name: str, buckets: Sequence[Bucket]) -> Line:
         known = [b for b in buckets if math.isfinite(b.perplexity.high)]
         points = [(float(b.end - 1), b.perplexity.value) for b in known]
@@ -121,7 +119,4 @@ def _draw(path: Path, found: Evaluation) -> None:
     if not lines:
         raise InputError("there is nothing to draw: the text is too short for an interval", where=path)
     panel = Panel("Perplexity", "tokens before, at most", "perplexity", lines)
-    try:
-        path.write_text(chart([panel], f"computed on: {found.machine}"), encoding="utf-8")
-    except OSError as error:
-        raise MachineError(f"the plot can't be written: {error.strerror}", where=path) from None
+    draw(path, [panel], f"computed on: {found.machine}")

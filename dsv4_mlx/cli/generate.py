@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
@@ -12,10 +14,20 @@ import typer
 
 from dsv4_mlx.cli.console import progress, tell
 from dsv4_mlx.cli.download import model_folder
-from dsv4_mlx.cli.option_groups import ENGINE, SAMPLING, EngineArguments, grouped
-from dsv4_mlx.cli.options import THINK, MaxTokensOption, ModelArgument, Think, ThinkOption
+from dsv4_mlx.cli.option_groups import ENGINE, SAMPLING, EngineArguments, MaxTokensOption, grouped
+from dsv4_mlx.cli.options import (
+    THINK,
+    ModelArgument,
+    SystemOption,
+    Think,
+    ThinkBudgetOption,
+    ThinkOption,
+)
 from dsv4_mlx.engine.engine_options import SamplingOptions
 from dsv4_mlx.errors import AnswerCut, InputError, Progress, UsageError
+from dsv4_mlx.machine.support import terminal_environment
+from dsv4_mlx.machine.units import duration, rate
+from dsv4_mlx.terminal.attach import printable
 
 if TYPE_CHECKING:
     from dsv4_mlx.engine.constraint import Constraint
@@ -23,6 +35,8 @@ if TYPE_CHECKING:
     from dsv4_mlx.engine.engine import Engine
     from dsv4_mlx.grammar.rules import Json, Regex
     from dsv4_mlx.tokenizer.output_parser import Piece
+
+DIM, PLAIN = "\x1b[2m", "\x1b[22m"  # on a terminal, thinking looks unlike the answer
 
 JsonSchemaOption = Annotated[
     Path | None,
@@ -97,14 +111,26 @@ def _text(schema: Path) -> str:
     return text
 
 
-PromptOption = Annotated[
-    str | None,
-    typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask. Piped text goes before it."),
+PromptArgument = Annotated[
+    str | None, typer.Argument(metavar="[PROMPT]", help="What to ask. Files and piped text go before it.")
 ]
-PlainOption = Annotated[bool, typer.Option("--plain", help="No bar that moves: lines of text only.")]
+PromptOption = Annotated[
+    str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask, as an option.")
+]
+FileOption = Annotated[
+    list[Path] | None,
+    typer.Option("--file", "-f", metavar="FILE", help="A text file to ask about. Repeatable."),
+]
+PlainOption = Annotated[
+    bool, typer.Option("--plain", help="No bar that moves, nothing dimmed: lines of text only.")
+]
 CompleteOption = Annotated[
     bool,
     typer.Option("--complete", help="Go on with the text as it is, no question and answer: for base models."),
+]
+StatsOption = Annotated[bool, typer.Option("--stats", help="Afterwards, tokens and speeds on stderr.")]
+AnswerAsJsonOption = Annotated[
+    bool, typer.Option("--json", help="Print answer, thinking, tokens and speeds as JSON, at the end.")
 ]
 
 
@@ -112,99 +138,202 @@ CompleteOption = Annotated[
 def generate(
     call: typer.Context,
     model: ModelArgument,
+    prompt: PromptArgument = None,
     *,
-    prompt: PromptOption = None,
+    prompt_option: PromptOption = None,
+    files: FileOption = None,
+    system: SystemOption = "",
     complete: CompleteOption = False,
     think: ThinkOption = THINK,
+    think_budget: ThinkBudgetOption = None,
     max_tokens: MaxTokensOption = None,
     sampling: Annotated[SamplingOptions, SAMPLING],
     json_schema: JsonSchemaOption = None,
     regex: RegexOption = None,
     engine: Annotated[EngineArguments, ENGINE],
+    stats: StatsOption = False,
+    as_json: AnswerAsJsonOption = False,
     plain: PlainOption = False,
 ) -> None:
     """Answer one question: thinking on stderr, the answer on stdout, both as they come.
 
-    Text from a pipe goes before the prompt: git diff | dsv4-mlx generate MODEL -p "review this". What a limit
+    Text from a pipe goes before the prompt: git diff | dsv4-mlx generate MODEL "review this". What a limit
     cuts off is said on stderr; with --json-schema or --regex the exit code is then 4.
 
-    Example: dsv4-mlx generate ~/models/flash -p "Why is the sky blue?" --think off
+    Example: dsv4-mlx generate ~/models/flash "Why is the sky blue?" --think off
     """
     from dsv4_mlx.engine.engine import Engine
     from dsv4_mlx.engine.generate import answer
     from dsv4_mlx.engine.generate import complete as go_on
     from dsv4_mlx.engine.info import vocabulary
-    from dsv4_mlx.machine.awake import Awake
-    from dsv4_mlx.terminal.attach import question
 
-    think = _no_thinking(call, think) if complete else think
-    asked = question(prompt, exact=complete)
+    if complete:
+        think = _no_thinking(call, think, system, files)
+    asked = _asked(prompt, prompt_option, files or [], exact=complete)
     rule = rule_of(json_schema, regex)
     folder = model_folder(model)
     options = engine.with_kernels(plain=plain)
     if sampling.logit_bias or sampling.stop_ids:
         sampling.check(vocabulary(folder))  # before minutes of loading
-    with Awake():
-        with progress("loading", plain=plain) as loading:
-            opened = Engine.open(folder, options, loading)
-        tell(opened.expert_memory)
-        held = form(opened, folder, rule, thinking=think != "off")
-        session, constraint = opened.session(), held["constraint"]
+    with progress("loading", plain=plain) as loading:
+        opened = Engine.open(folder, options, loading)
+    tell(opened.expert_memory)
+    held = form(opened, folder, rule, thinking=think != "off")
+    session, constraint = opened.session(), held["constraint"]
 
-        def pieces(show: Progress) -> Generator[Piece, None, Ended]:
-            if complete:
-                of = opened, session, asked, sampling
-                return go_on(*of, max_tokens=max_tokens, constraint=constraint, progress=show)
-            of_question = opened, session, asked, think, sampling
-            return answer(*of_question, max_tokens=max_tokens, **held, progress=show)
+    def pieces(show: Progress) -> Generator[Piece, None, Ended]:
+        if complete:
+            of = opened, session, asked, sampling
+            return go_on(*of, max_tokens=max_tokens, constraint=constraint, progress=show)
+        return answer(
+            *(opened, session, asked, think, sampling), **held,
+            system=system, max_tokens=max_tokens, think_budget=think_budget, progress=show,
+        )  # fmt: skip
 
-        said, ended = _say(pieces, plain)
-        whole = is_whole(rule, constraint, said, opened.config.vocab_size, session.markers.end)
-    limit = f"--max-tokens {max_tokens}"
-    if max_tokens is None or len(session.tokens) >= opened.context - 1:
-        limit = f"the context of {opened.context:,}"
-    if ended == "length" and not (rule and whole):
-        tell(f"(cut off: the limit of tokens is reached, {limit})")
-    if not said.strip():
-        tell("(no answer: it was still thinking)" if ended == "length" and think != "off" else "(no answer)")
+    said = _say(pieces, plain, quiet=as_json)
+    whole = is_whole(rule, constraint, said.answer, opened.config.vocab_size, session.markers.end)
+    said.tokens = len(session.tokens) - said.prompt
+    if as_json:
+        print(json.dumps(said.to_json(), indent=1, ensure_ascii=False))
+    full = max_tokens is None or len(session.tokens) >= opened.context - 1
+    limit = f"the context of {opened.context:,}" if full else f"--max-tokens {max_tokens}"
+    for remark in said.remarks(limit, form_is_whole=bool(rule and whole), thinks=think != "off"):
+        tell(remark)
+    if stats:
+        tell(said.figures())
     if not whole:
-        raise AnswerCut(
-            "the answer is cut off: it does not have the form that was asked for",
-            next="give more --max-tokens, or a larger --context; --stop and --stop-id cut off as well",
-        )
+        raise _cut()
 
 
-def _no_thinking(call: typer.Context, think: Think) -> Think:
-    """A text that goes on has none. Raises UsageError where it was asked for."""
+def _cut() -> AnswerCut:
+    return AnswerCut(
+        "the answer is cut off: it does not have the form that was asked for",
+        next="give more --max-tokens, or a larger --context; --stop and --stop-id cut off as well",
+    )
+
+
+def _asked(prompt: str | None, option: str | None, files: list[Path], *, exact: bool) -> str:
+    """The question: files, piped text, the prompt. Raises UsageError, InputError."""
+    from dsv4_mlx.terminal.attach import is_piped, question, read_text
+
+    if prompt is not None and option is not None:
+        raise UsageError("the prompt is given twice", next="leave out -p, or the prompt after MODEL")
+    prompt = option if prompt is None else prompt
+    read = [read_text(str(file)).prompt() for file in files]
+    if prompt is not None or is_piped() or not read:
+        read.append(question(prompt, exact=exact))
+    return "\n".join(read)
+
+
+def _no_thinking(call: typer.Context, think: Think, system: str, files: list[Path] | None) -> Think:
+    """A text that goes on has none. Raises UsageError for what it can't have where that was asked for."""
     given = call.get_parameter_source("think")
-    if think != "off" and given is not None and given.name == "COMMANDLINE":
-        raise UsageError(
-            "--complete and --think can't go together: a text that goes on has no thinking",
-            next="leave one of them out",
-        )
+    asked = think != "off" and given is not None and given.name == "COMMANDLINE"
+    for option, is_given in (("--think", asked), ("--system", bool(system)), ("--file", bool(files))):
+        if is_given:
+            raise UsageError(
+                f"--complete and {option} can't go together: a text that goes on is no conversation",
+                next="leave one of them out",
+            )
     return "off"
 
 
-def _say(pieces: Callable[[Progress], Generator[Piece, None, Ended]], plain: bool) -> tuple[str, Ended]:
+@dataclass
+class Said:
+    """One answer, in whole. Times are of time.monotonic()."""
+
+    began: float
+    answer: str = ""
+    thinking: str = ""
+    ended: Ended = "stop"
+    prompt: int = 0  # tokens
+    tokens: int = 0  # thinking and answer, without what ended it
+    read: float = 0.0  # when the prompt was
+    over: float = 0.0
+
+    def _rates(self) -> tuple[float, float]:
+        """Tokens a second of the prompt, and of the answer."""
+        reading, saying = self.read - self.began, self.over - self.read
+        return self.prompt / max(reading, 1e-6), self.tokens / max(saying, 1e-6)
+
+    def remarks(self, limit: str, *, form_is_whole: bool, thinks: bool) -> Iterator[str]:
+        """What a person should know of an answer that is not all there; `limit` is what may have cut it."""
+        if self.ended == "length" and not form_is_whole:
+            yield f"(cut off: the limit of tokens is reached, {limit})"
+        if not self.answer.strip():
+            still = self.ended == "length" and thinks
+            yield "(no answer: it was still thinking; --think-budget N ends that)" if still else "(no answer)"
+
+    def figures(self) -> str:
+        """For people."""
+        reading, saying = (rate(value) for value in self._rates())
+        return (
+            f"prompt {self.prompt:,} tokens at {reading} tokens/s; answer {self.tokens:,} tokens at {saying} "
+            f"tokens/s; {duration(self.over - self.began)} in all"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        reading, saying = self._rates()
+        return {
+            "answer": self.answer,
+            "thinking": self.thinking,
+            "ended": self.ended,
+            "prompt_tokens": self.prompt,
+            "answer_tokens": self.tokens,
+            "prompt_tokens_per_second": round(reading, 2),
+            "answer_tokens_per_second": round(saying, 2),
+        }
+
+
+def _say(pieces: Callable[[Progress], Generator[Piece, None, Ended]], plain: bool, *, quiet: bool) -> Said:
     """Thinking to stderr, the rest to stdout; on a terminal without what would steer it. Until then it shows
-    how far the prompt is read. Returns the answer, and what ended it."""
-    from dsv4_mlx.terminal.attach import printable
+    how far the prompt is read. `quiet`: nothing of the answer is written.
+    """
+    said = Said(time.monotonic())
+
+    def reading(done: int, total: int) -> None:
+        said.prompt, said.read = total, time.monotonic()
+        show(done, total)
 
     with progress("reading the prompt", "tokens", plain=plain) as show:
-        coming = pieces(lambda done, total: show(done, total))
-        piece, ended = _next(coming)
-    thinking, said = False, []
+        coming = pieces(reading)
+        piece, said.ended = _next(coming)
+    write = _Writer(plain)
     while piece is not None:
-        if piece.kind == "answer" and thinking:
-            print(file=sys.stderr, flush=True)
+        if piece.kind == "thinking":
+            said.thinking += piece.text
+        else:
+            said.answer += piece.text
+        if not quiet:
+            write(piece)
+        piece, said.ended = _next(coming)
+    said.over = time.monotonic()
+    if not quiet:
+        write.end()
+    return said
+
+
+class _Writer:
+    """Pieces to stderr and stdout."""
+
+    def __init__(self, plain: bool) -> None:
+        self._thinking = False
+        no_color = terminal_environment().get("NO_COLOR")
+        self._dims = sys.stderr.isatty() and not plain and not no_color
+
+    def __call__(self, piece: Piece) -> None:
         thinking = piece.kind == "thinking"
-        if not thinking:
-            said.append(piece.text)
+        if self._thinking and not thinking:
+            print(file=sys.stderr, flush=True)
+        self._thinking = thinking
         stream = sys.stderr if thinking else sys.stdout
-        print(printable(piece.text) if stream.isatty() else piece.text, end="", flush=True, file=stream)
-        piece, ended = _next(coming)
-    print(flush=True, file=sys.stderr if thinking else sys.stdout)
-    return "".join(said), ended
+        text = printable(piece.text) if stream.isatty() else piece.text
+        if thinking and self._dims:
+            text = f"{DIM}{text}{PLAIN}"
+        print(text, end="", flush=True, file=stream)
+
+    def end(self) -> None:
+        print(flush=True, file=sys.stderr if self._thinking else sys.stdout)
 
 
 def _next(pieces: Generator[Piece, None, Ended]) -> tuple[Piece | None, Ended]:

@@ -11,7 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn, TextIO
@@ -33,6 +33,7 @@ from dsv4_mlx.cli import (
     generate,
     info,
     logits,
+    models,
     plan,
     serve,
     verify,
@@ -40,12 +41,13 @@ from dsv4_mlx.cli import (
 from dsv4_mlx.cli.console import write_crash_log
 from dsv4_mlx.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_TERMINATED, Dsv4Error, Dsv4Warning
 from dsv4_mlx.machine import wire_guard
-from dsv4_mlx.machine.support import at_home, check_supported
+from dsv4_mlx.machine.awake import Awake
+from dsv4_mlx.machine.support import at_home, check_supported, is_completing
 
 app = typer.Typer(
     name="dsv4-mlx",
     help="Run DeepSeek V4 Flash on your own Mac.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -84,6 +86,7 @@ COMMANDS = (
     convert.convert,
     verify.verify,
     info.info,
+    models.models,
     bench.bench,
     logits.logits,
     demo.demo,
@@ -93,20 +96,27 @@ COMMANDS = (
 )
 
 
-def _at_home(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with the tilde of every path it is given made the home folder."""
+# These wait for people, and know when there is work; or end at once.
+NOT_AWAKE = (chat.chat, serve.serve, connect.connect, info.info)
+
+
+def _begun(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with the tilde of every path it is given made the home folder, and the Mac kept awake to
+    its end."""
+    awake: Callable[[], AbstractContextManager[object]] = nullcontext if command in NOT_AWAKE else Awake
 
     @functools.wraps(command)
     def called(**given: Any) -> None:
         paths = {name: at_home(value) for name, value in given.items() if isinstance(value, Path)}
-        command(**(given | paths))
+        with awake():
+            command(**(given | paths))
 
     return called
 
 
 for command in COMMANDS:
-    app.command()(_at_home(command))
-app.command("eval")(_at_home(evaluate.evaluate))  # a function of that name would hide Python's
+    app.command()(_begun(command))
+app.command("eval")(_begun(evaluate.evaluate))  # a function of that name would hide Python's
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -126,6 +136,8 @@ def run(arguments: list[str]) -> int:
     arguments = arguments or ["--help"]
     command = typer.main.get_command(app)
     try:
+        if is_completing():
+            command.main(arguments, "dsv4-mlx")
         # Not command.main(): it turns a closed pipe and Ctrl-C into exits of its own before we see them.
         with command.make_context("dsv4-mlx", list(arguments)) as context:
             code = command.invoke(context)
@@ -136,7 +148,7 @@ def run(arguments: list[str]) -> int:
     except Dsv4Error as error:
         return _fail(str(error), error.exit_code)
     except TyperException as error:
-        return _usage(error)
+        return _usage(error, arguments)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", EXIT_INTERRUPT)
     except BrokenPipeError:
@@ -150,11 +162,16 @@ def run(arguments: list[str]) -> int:
         return _bug()
 
 
-def _usage(error: TyperException) -> int:
+def _usage(error: TyperException, arguments: list[str]) -> int:
+    from dsv4_mlx.cli import habits
+
+    again = habits.meant(arguments)
+    if again is not None:
+        return run(again)
     message = getattr(error, "format_message", lambda: str(error))()
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "dsv4-mlx"
-    return _fail(f"{message}\n  next: {path} --help", 2)
+    return _fail(f"{message}\n  next: {habits.instead(arguments, message) or f'{path} --help'}", 2)
 
 
 def _reader_gone(stream: TextIO) -> bool:

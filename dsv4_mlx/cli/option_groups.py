@@ -19,15 +19,43 @@ import typer
 from dsv4_mlx.cli.console import progress
 from dsv4_mlx.engine.engine_options import EngineOptions, SamplingOptions
 from dsv4_mlx.errors import UsageError
+from dsv4_mlx.machine.units import parse_tokens
 
 if TYPE_CHECKING:
     from dsv4_mlx.ops.selftest.choose import Choice
 
 
+def tokens(text: str) -> int:
+    """A number of tokens as people write it. Raises typer.BadParameter."""
+    found = parse_tokens(text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no number of tokens: expected such as 4096, 128K or 1M")
+    return found
+
+
+def at_least_one(text: str) -> int:
+    """`tokens`, and not none of them."""
+    found = tokens(text)
+    if found < 1:
+        raise typer.BadParameter(f"{found} is not at least 1")
+    return found
+
+
 OpsMode = Literal["auto", "reference"]
+MaxTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens", metavar="N", parser=at_least_one, help="Stop after N tokens. Default: the context."
+    ),
+]
 ContextOption = Annotated[
     int | None,
-    typer.Option("--context", metavar="N", help="Tokens of context. Default: what fits, at most 131072."),
+    typer.Option(
+        "--context",
+        metavar="N",
+        parser=tokens,
+        help="Tokens of context, such as 32768 or 32K. Default: what fits, at most 131072.",
+    ),
 ]
 SeedOption = Annotated[
     int | None,
@@ -67,6 +95,11 @@ class OptionGroup:
     def value(self, given: dict[str, Any]) -> Any:
         """What the command is given; takes the options out of `given`."""
         return self.make(**{name: given.pop(name) for name in self.options})
+
+
+def _option(kind: Any, flag: str, metavar: str | None, help: str, **more: Any) -> Any:
+    """The annotation of an option of a group."""
+    return Annotated[kind, typer.Option(flag, metavar=metavar, help=help, **more)]
 
 
 def _as_option(default: Any) -> Any:
@@ -164,108 +197,56 @@ ENGINE = OptionGroup(
     EngineArguments,
     {
         "context": ContextOption,
-        "numerics": Annotated[
-            Literal["official", "exact"],
-            typer.Option(
-                "--numerics",
-                help="official: simulate the cache rounding the model was trained with; exact: float32.",
-            ),
-        ],
-        "ops": Annotated[
-            OpsMode,
-            typer.Option(
-                "--ops",
-                help="auto: Metal kernels that proved themselves on this Mac; reference: none of them.",
-            ),
-        ],
-        "expert_memory": Annotated[
-            str,
-            typer.Option(
-                "--expert-memory",
-                metavar="auto|SIZE|N%|Nx",
-                help="Memory for routed experts: 24GB, 25%, or 6x for 6 slots per layer. The rest is read "
-                "from disk when needed; answers don't change.",
-            ),
-        ],
-        "expert_threads": Annotated[
-            int | None,
-            typer.Option(
-                "--expert-threads",
-                metavar="N",
-                min=1,
-                max=64,
-                help="Threads that read experts. Default: measured.",
-            ),
-        ],
-        "verify_reads": Annotated[
-            bool, typer.Option("--verify-reads", help="Check the SHA-256 of every expert that is read.")
-        ],
-        "wire": Annotated[
-            Literal["auto", "off"],
-            typer.Option(
-                "--wire",
-                help="auto: the system may not page the model out, unless that ended badly last time; "
-                "off: it may.",
-            ),
-        ],
+        "numerics": _option(
+            Literal["official", "exact"], "--numerics", None,
+            "official: simulate the cache rounding the model was trained with; exact: float32.",
+        ),
+        "ops": _option(
+            OpsMode, "--ops", None,
+            "auto: Metal kernels that proved themselves on this Mac; reference: none of them.",
+        ),
+        "expert_memory": _option(
+            str, "--expert-memory", "auto|SIZE|N%|Nx",
+            "Memory for routed experts: 24GB, 25%, or 6x for 6 slots per layer. The rest is read from disk "
+            "when needed; answers don't change.",
+        ),
+        "expert_threads": _option(
+            int | None, "--expert-threads", "N", "Threads that read experts. Default: measured.",
+            min=1, max=64,
+        ),
+        "verify_reads": _option(
+            bool, "--verify-reads", None, "Check the SHA-256 of every expert that is read."
+        ),
+        "wire": _option(
+            Literal["auto", "off"], "--wire", None,
+            "auto: the system may not page the model out, unless that ended badly last time; off: it may.",
+        ),
     },
-)
+)  # fmt: skip
 SAMPLING = OptionGroup(
     SamplingOptions,
     _sampling,
     {
-        "temperature": Annotated[
-            float, typer.Option("--temperature", metavar="T", help="0 takes the likeliest token.")
-        ],
-        "top_p": Annotated[
-            float,
-            typer.Option(
-                "--top-p", metavar="P", help="Draw from the likeliest tokens whose share reaches P."
-            ),
-        ],
-        "top_k": Annotated[
-            int, typer.Option("--top-k", metavar="K", help="Draw from the K likeliest tokens. 0: all.")
-        ],
-        "min_p": Annotated[
-            float,
-            typer.Option(
-                "--min-p", metavar="P", help="Leave out tokens below P times the likeliest's probability."
-            ),
-        ],
-        "repetition_penalty": Annotated[
-            float,
-            typer.Option(
-                "--repetition-penalty",
-                metavar="R",
-                help="Above 1: tokens of prompt and answer become less likely.",
-            ),
-        ],
-        "presence_penalty": Annotated[
-            float,
-            typer.Option(
-                "--presence-penalty", metavar="X", help="Taken off the logit of a token once answered."
-            ),
-        ],
-        "frequency_penalty": Annotated[
-            float,
-            typer.Option(
-                "--frequency-penalty",
-                metavar="X",
-                help="Taken off a logit each time the answer has the token.",
-            ),
-        ],
-        "logit_bias": Annotated[
-            list[str] | None,
-            typer.Option(
-                "--logit-bias", metavar="ID=VALUE", help="Add VALUE to this token's logit. Repeatable."
-            ),
-        ],
-        "stop_strings": Annotated[
-            list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text. Repeatable.")
-        ],
-        "stop_ids": Annotated[
-            list[int] | None, typer.Option("--stop-id", metavar="ID", help="End at this token. Repeatable.")
-        ],
+        "temperature": _option(float, "--temperature", "T", "0 takes the likeliest token."),
+        "top_p": _option(float, "--top-p", "P", "Draw from the likeliest tokens whose share reaches P."),
+        "top_k": _option(int, "--top-k", "K", "Draw from the K likeliest tokens. 0: all."),
+        "min_p": _option(
+            float, "--min-p", "P", "Leave out tokens below P times the likeliest's probability."
+        ),
+        "repetition_penalty": _option(
+            float, "--repetition-penalty", "R", "Above 1: tokens of prompt and answer become less likely."
+        ),
+        "presence_penalty": _option(
+            float, "--presence-penalty", "X", "Taken off the logit of a token once answered."
+        ),
+        "frequency_penalty": _option(
+            float, "--frequency-penalty", "X", "Taken off a logit each time the answer has the token."
+        ),
+        "logit_bias": _option(
+            list[str] | None, "--logit-bias", "ID=VALUE", "Add VALUE to this token's logit. Repeatable."
+        ),
+        "stop_strings": _option(list[str] | None, "--stop", "TEXT", "End before this text. Repeatable."),
+        "stop_ids": _option(list[int] | None, "--stop-id", "ID", "End at this token. Repeatable."),
         "seed": SeedOption,
     },
 )

@@ -25,10 +25,11 @@ ModelArgument = Annotated[
 ]
 THINK: Think = ServerOptions.think
 ThinkOption = Annotated[Think, typer.Option("--think", help="Think before answering, or think a lot.")]
-MaxTokensOption = Annotated[
+ThinkBudgetOption = Annotated[
     int | None,
-    typer.Option("--max-tokens", metavar="N", min=1, help="Stop after N tokens. Default: the context."),
+    typer.Option("--think-budget", metavar="N", min=0, help="End thinking after N tokens, and answer."),
 ]
+SystemOption = Annotated[str, typer.Option("--system", metavar="TEXT", help="The system text.")]
 ApiKeyOption = Annotated[
     str | None,
     typer.Option(

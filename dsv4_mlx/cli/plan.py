@@ -17,13 +17,22 @@ from dsv4_mlx.cli.options import JsonOption
 from dsv4_mlx.errors import InputError, UsageError
 from dsv4_mlx.hub.models import commands_for, on_the_hub
 from dsv4_mlx.machine.support import at_home
-from dsv4_mlx.machine.units import duration, parse_memory, parse_speed, rate, size
+from dsv4_mlx.machine.units import duration, parse_memory, parse_speed, rate, size, speed
 
 if TYPE_CHECKING:
     from dsv4_mlx.convert.trial import ConversionThroughput
     from dsv4_mlx.planning.plan import ModelPlan, Option
     from dsv4_mlx.planning.speed import Speeds
 SPEEDS = ("tokens/s predicted", "at most", "prompt tokens/s predicted")
+
+NetworkOption = Annotated[
+    str | None,
+    typer.Option(
+        "--network",
+        metavar="SIZE",
+        help="Bytes per second of the download, or `measure`: 3 seconds of it. Default: the last one's.",
+    ),
+]
 
 
 def plan(
@@ -41,9 +50,7 @@ def plan(
     disk: Annotated[
         str | None, typer.Option("--disk", metavar="SIZE", help="Its disk's bytes per second, such as 5GB.")
     ] = None,
-    network: Annotated[
-        str | None, typer.Option("--network", metavar="SIZE", help="Bytes per second of the download.")
-    ] = None,
+    network: NetworkOption = None,
     place: Annotated[
         str, typer.Option("--dir", metavar="DIR", help="Where what is made would go. Default: ~/models.")
     ] = "~/models",
@@ -56,6 +63,7 @@ def plan(
 
     Example: dsv4-mlx plan --for 64GB --bandwidth 400GB --disk 5GB
     """
+    from dsv4_mlx.machine.limits import installed_memory
     from dsv4_mlx.planning.candidates import DEFAULT, RELEASES, candidates_for
     from dsv4_mlx.planning.fit import budget_here, budget_of_mac
     from dsv4_mlx.planning.plan import plan as make
@@ -69,22 +77,20 @@ def plan(
     elif model:
         folder = model_folder(model)
     ways, config = candidates_for(folder, repository)
-    speeds = Speeds(*(_speed(text, name) for text, name in zip(
-        (bandwidth, disk, network), ("--bandwidth", "--disk", "--network"), strict=True)))  # fmt: skip
+    come = _network(network, repository)
+    speeds = Speeds(_speed(bandwidth, "--bandwidth"), _speed(disk, "--disk"), come)
     throughput: ConversionThroughput | str = "for another machine"
     if memory is None:
         here = existing(at_home(place))
         if not here.is_dir():
             raise InputError(f"{here} is a file", next="give a folder as --dir")
         name_disk(here)
-        budget, speeds, more = budget_here(), measured_speeds(speeds, here), []
+        budget, speeds, installed = budget_here(), measured_speeds(speeds, here), installed_memory()
         throughput = _throughput(folder, here) if ways[0].shards else "nothing is converted"
     else:
-        installed = parse_memory(memory)
-        if not installed:
-            raise UsageError(f"--for is {memory!r}, expected a Mac's memory such as 64GB")
+        installed = _memory(memory)
         budget = budget_of_mac(installed)
-        more = with_more_memory(ways, config, installed, budget)
+    more = with_more_memory(ways, config, installed, budget) if budget.mac else []
     known = None if isinstance(throughput, str) else throughput
     place = place.rstrip("/") or "/"
     found = make(
@@ -106,6 +112,13 @@ def _throughput(folder: Path | None, here: Path) -> ConversionThroughput | str:
     return throughput_here(folder, here, program="dsv4_mlx.cli.main")
 
 
+def _memory(text: str) -> int:
+    found = parse_memory(text)
+    if not found:
+        raise UsageError(f"--for is {text!r}, expected a Mac's memory such as 64GB")
+    return found
+
+
 def _speed(text: str | None, option: str) -> float | None:
     found = None if text is None else parse_speed(text)
     if text is not None and not found:
@@ -113,11 +126,25 @@ def _speed(text: str | None, option: str) -> float | None:
     return found
 
 
+def _network(text: str | None, repository: str) -> float | None:
+    from dsv4_mlx.hub.rate import kept, measure
+
+    if text is None:
+        return kept()
+    if text != "measure":
+        return _speed(text, "--network")
+    from dsv4_mlx.hub.remote import Retry, look
+
+    tell(f"measuring how fast {repository} comes; nothing of it is kept")
+    return measure(look(repository, retry=Retry(tell=tell)))
+
+
 def show(
     found: ModelPlan, speeds: Speeds, throughput: ConversionThroughput | str, more: Sequence[str] = ()
 ) -> None:
     """For people, on stdout. `more`: sentences about what would run better."""
-    print(f"for {size(found.limit)} that a model may use")
+    held = f", of which other programs hold {size(found.taken)} now" if found.taken else ""
+    print(f"for {size(found.limit)} that a model may use{held}")
     for sentence in more:
         print(sentence)
     table(
@@ -152,7 +179,9 @@ def show(
     for option in found.options:
         if option.name == found.best:
             if option.download_seconds:
-                print(f"the download takes {duration(option.download_seconds)} at that network speed")
+                print(
+                    f"the download takes {duration(option.download_seconds)} at {speed(speeds.network or 0)}"
+                )
             print(f"best here: {option.name}")
             for command in option.commands:
                 print(f"  {command}")

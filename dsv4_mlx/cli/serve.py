@@ -89,7 +89,7 @@ def serve(
     replay: ReplayOption = None,
     engine: Annotated[EngineArguments, ENGINE.but("context")],
 ) -> None:
-    """Serve a model to editors and agents: OpenAI's and Anthropic's protocols on this machine.
+    """Serve a model to editors and agents: OpenAI's, Anthropic's and Ollama's protocols on this machine.
 
     Example: dsv4-mlx serve ~/models/flash
     """

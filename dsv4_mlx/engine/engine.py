@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import mlx.core as mx
 import numpy as np
@@ -21,7 +21,7 @@ from dsv4_mlx.engine.memory import expert_room, largest_context, repeated_scales
 from dsv4_mlx.engine.session import Logits, Session, check_logits, check_tokens
 from dsv4_mlx.errors import DoesNotFit, Dsv4Warning, Progress, UsageError
 from dsv4_mlx.machine import mlx_switches, wire_guard
-from dsv4_mlx.machine.limits import memory_limit, memory_pressure, page_cache_share
+from dsv4_mlx.machine.limits import memory_limit, memory_pressure, others_share, page_cache_share
 from dsv4_mlx.machine.support import check_supported
 from dsv4_mlx.machine.units import size
 from dsv4_mlx.model.state import GROWTH
@@ -32,13 +32,7 @@ from dsv4_mlx.paging.sizing import ExpertMemory, Experts, choose, parse
 from dsv4_mlx.tokenizer.template import Prompts
 from dsv4_mlx.weights.load import activation_dtype, find_model, open_model
 
-SMALL = 48 << 30  # bytes: Macs below were reported to freeze unless a third of their memory stays unwired
 _SLOWER = "memory is not wired, which may be many times slower"
-
-
-def most(memory: int, working_set: int) -> int:
-    """Bytes that may be wired: the GPU's working set, 85% of the memory, of a small machine's 65%."""
-    return min(working_set, memory * (65 if memory < SMALL else 85) // 100)
 
 
 def prepare(mode: Literal["auto", "off"]) -> Wiring | None:
@@ -74,9 +68,7 @@ class Wiring:
         every buffer in or out, and macOS was seen to panic where that was done again and again."""
         if self._failed:
             return
-        device: dict[str, Any] = mx.device_info()
-        bound = most(int(device["memory_size"]), int(device["max_recommended_working_set_size"]))
-        size = min(mx.get_active_memory(), bound)
+        size = min(mx.get_active_memory(), memory_limit())
         try:
             self._guard.begin(size)
             mx.set_wired_limit(size)
@@ -222,8 +214,9 @@ def fitting(
             f"this machine allows {size(limit)}",
             next="use a smaller --context or a machine with more memory",
         )
-    room = expert_room(config, others, limit, context, element)
-    return context, choose(wanted, experts, room, page_cache_share())
+    taken = others_share() if wanted.kind == "auto" else 0
+    room, spare = (expert_room(config, others, most, context, element) for most in (limit, limit - taken))
+    return context, choose(wanted, experts, room, max(page_cache_share(), taken), spare)
 
 
 def routed_experts(config: ModelConfig, manifest: Manifest) -> Experts:

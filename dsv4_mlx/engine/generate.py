@@ -104,7 +104,9 @@ def answer(
     think: Think,
     options: SamplingOptions,
     *,
+    system: str = "",
     max_tokens: int | None = None,
+    think_budget: int | None = None,
     constraint: Constraint | None = None,
     schema: Any = None,
     progress: Progress | None = None,
@@ -112,15 +114,16 @@ def answer(
     """One question, one answer: yields pieces of thinking and answer as the model says them, and returns
     what ended it. `progress` counts tokens of the prompt.
 
-    schema: what the prompt asks for; `constraint` is what holds the answer to it. Raises as `generate`, and
-    DoesNotFit for a prompt that leaves no room for an answer.
+    think_budget: tokens of thinking before its end is forced. schema: what the prompt asks for; `constraint`
+    is what holds the answer to it. Raises as `generate`, and DoesNotFit for a prompt that leaves no room for
+    an answer.
     """
-    conversation = engine.prompts.ask(text, think, schema)
+    conversation = engine.prompts.ask(text, think, schema, system)
     prompt = engine.prompts.encode(conversation)
     check_prompt(prompt, session.vocabulary, session.context)
     parser = TextParser(conversation, engine.prompts.spelling, options.stop_strings)
     options = options.without(engine.prompts.spelling.dsml)  # no tools, so no call of one
-    limits = GenerationLimits(max_tokens, constraint)
+    limits = GenerationLimits(max_tokens, constraint, think_budget=think_budget)
     return (yield from read_answer(stream(SessionRows(session), prompt, options, limits), parser, progress))
 
 

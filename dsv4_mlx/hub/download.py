@@ -28,9 +28,10 @@ from dsv4_mlx.convert.run import convert_from
 from dsv4_mlx.convert.shards import shards_of
 from dsv4_mlx.convert.summary import Summary
 from dsv4_mlx.errors import DiskFull, InputError
-from dsv4_mlx.hub.fetch import Fetcher, write
+from dsv4_mlx.hub.fetch import Fetcher
 from dsv4_mlx.hub.headers import RemoteCheckpoint, texts
 from dsv4_mlx.hub.prefetch import OPEN, PrefetchingShards
+from dsv4_mlx.hub.ranges import write
 from dsv4_mlx.hub.remote import Remote, Retry, look
 
 SHARDS = ".safetensors"

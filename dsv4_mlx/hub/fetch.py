@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
@@ -16,12 +15,13 @@ from huggingface_hub.file_download import repo_folder_name
 from dsv4_mlx.checkpoint.identity import STATE, stored_digest
 from dsv4_mlx.convert.folder import no_room
 from dsv4_mlx.errors import DiskFull, InputError, MachineError
+from dsv4_mlx.hub.ranges import Advance, RangeDownload, bytes_here, write
+from dsv4_mlx.hub.ranges import forget as forget_part
+from dsv4_mlx.hub.rate import LEAST, keep
 from dsv4_mlx.hub.remote import FetchStopped, Remote, RemoteFile
 from dsv4_mlx.machine.disks import MARK
 
 _BLOCK = 8 << 20  # bytes hashed at a time
-
-Advance = Callable[[int], None]
 
 
 class Fetcher:
@@ -74,8 +74,9 @@ class Fetcher:
 
     def missing(self, name: str) -> int:
         """Bytes of it that are not here yet."""
-        sizes = [p.stat().st_size for p in (self.folder / name, self._state(name, "part")) if p.is_file()]
-        return max(0, self.file(name).bytes - max(sizes, default=0))
+        file, path = self.file(name), self.folder / name
+        there = path.stat().st_size if path.is_file() else 0
+        return max(0, file.bytes - max(there, bytes_here(self._state(name, "part"), file)))
 
     def file(self, name: str) -> RemoteFile:
         """Raises InputError for one that the repository has not."""
@@ -97,39 +98,12 @@ class Fetcher:
         part = self._state(file.name, "part")
         part.parent.mkdir(parents=True, exist_ok=True)
         if again:
-            part.unlink(missing_ok=True)
-        counted = 0
-
-        def reached(size: int) -> None:
-            nonlocal counted
-            self.advance(size - counted)
-            counted = size
-
-        self.remote.retry.call(
-            f"{file.name} of {self.remote.repository}",
-            lambda: self._go_on(file, part, reached),
-            lambda: counted,
-            self.stop,
-        )
+            forget_part(part)
+        left = file.bytes - bytes_here(part, file)
+        rate = RangeDownload(self.remote, file, self.advance).into(part)
+        if left >= LEAST:
+            keep(rate)
         os.replace(part, path)
-
-    def _go_on(self, file: RemoteFile, part: Path, reached: Advance) -> None:
-        """The rest of a file, from the byte where `part` ends. Raises OSError if not all of it comes."""
-        with part.open("ab", buffering=0) as out:
-            size = out.seek(0, os.SEEK_END)
-            if size > file.bytes:
-                size = out.truncate(0)
-            reached(size)
-            if size < file.bytes:
-                with self.remote.stream(file.name, size, file.bytes) as (start, pieces):
-                    size = out.truncate(start)
-                    for piece in pieces:
-                        if self.stop.is_set():
-                            raise FetchStopped
-                        size += _write(out, piece[: file.bytes - size])
-                        reached(size)
-            if size < file.bytes:
-                raise OSError(f"{size} of {file.bytes} bytes came")
 
     def _cached(self, file: RemoteFile, path: Path) -> bool:
         """Whether it lay in the library's cache, which is only read; here it gets a second name."""
@@ -188,6 +162,7 @@ class Fetcher:
 
     def _remember(self, file: RemoteFile, path: Path) -> None:
         facts = path.stat()
+        forget_part(self._state(file.name, "part"))
         write(
             self._state(file.name, "ok"), json.dumps([file.digest, facts.st_size, facts.st_mtime_ns]).encode()
         )
@@ -199,11 +174,3 @@ def _write(out: FileIO, data: bytes) -> int:
     while done < len(data):
         done += out.write(data[done:])
     return done
-
-
-def write(path: Path, data: bytes) -> None:
-    """New contents under that name. Not forced to disk: readers check them, and all can be fetched again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(data)
-    os.replace(part, path)

@@ -15,7 +15,8 @@ from dsv4_mlx.checkpoint.header import LARGEST_HEADER, Header, parse_header
 from dsv4_mlx.checkpoint.identity import PIECE, SAMPLES, STATE, identify, sample_points
 from dsv4_mlx.checkpoint.source import INDEX, OPTIONAL, REQUIRED, Source, outline
 from dsv4_mlx.errors import InputError, Progress
-from dsv4_mlx.hub.fetch import Fetcher, write
+from dsv4_mlx.hub.fetch import Fetcher
+from dsv4_mlx.hub.ranges import write
 from dsv4_mlx.hub.remote import Remote
 
 FIRST = 1 << 18  # bytes of a header's first read: enough for most

@@ -39,7 +39,9 @@ def model_folder(reference: str) -> Path:
     A folder, a Hub id in the local cache, or `demo`, which is built when it isn't there.
     """
     if not reference:
-        raise UsageError("MODEL is empty", next="give a folder, or `demo`")
+        raise UsageError(
+            "MODEL is empty", next="give a folder, or `demo`; dsv4-mlx models lists those on this disk"
+        )
     folder = _no_gguf(at_home(reference))
     if reference == "demo" and not folder.exists():
         return build(cache_folder() / "demo").model

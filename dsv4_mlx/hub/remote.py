@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -206,7 +206,7 @@ class Remote:
                 self._forget(name)
                 raise OSError(f"the Hub answers {response.status_code}")
             hf_raise_for_status(response)
-            yield (start if response.status_code == 206 else 0), response.iter_raw()
+            yield _begin_of(response, start), response.iter_raw()
 
     def _place(self, name: str) -> str:
         with self._lock:
@@ -221,6 +221,16 @@ class Remote:
     def _forget(self, name: str) -> None:
         with self._lock:
             self._places.pop(name, None)
+
+
+def _begin_of(response: Any, start: int) -> int:
+    """Where the answer to a request from `start` on begins. Raises OSError for a part not asked for."""
+    if response.status_code != 206:
+        return 0
+    part = response.headers.get("Content-Range", "")
+    if part and not part.startswith(f"bytes {start}-"):
+        raise OSError(f"{part!r} came, bytes from {start} on were asked for")
+    return start
 
 
 def look(

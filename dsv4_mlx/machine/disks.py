@@ -8,6 +8,7 @@ Time Machine: `tmutil addexclusion`, which marks the folder itself and needs no 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import plistlib
 import re
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from xml.parsers.expat import ExpatError
@@ -71,6 +73,22 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def purgeable(platform: str = sys.platform) -> str:
+    """What else the Finder calls free, in brackets, to follow a number of free bytes; empty elsewhere."""
+    what = "without purgeable space such as local snapshots: `tmutil listlocalsnapshots /`"
+    return f" ({what})" if platform == "darwin" else ""
+
+
+def to_disk(descriptor: int) -> None:
+    """Force a file, or a folder's names, to the disk: on macOS past the disk's own cache. Raises OSError."""
+    command = getattr(fcntl, "F_FULLFSYNC", None)
+    if command is not None:
+        with suppress(OSError):  # a file system that doesn't know it
+            fcntl.fcntl(descriptor, command)
+            return
+    os.fsync(descriptor)
 
 
 Ask = Callable[[Sequence[str]], str | None]

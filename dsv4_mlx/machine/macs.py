@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GIB = 1 << 30
-_FOR_THE_SYSTEM = 8 * GIB  # memory that macOS and other programs need beside the model
+_FOR_THE_SYSTEM = 16 * GIB  # memory that macOS, other programs and the page cache need beside the model
+_SMALL = 48 * GIB  # Macs below were reported to freeze unless a third of their memory stays unwired
 _SYSTEM = 6_000_000_000  # what they keep of the memory that the GPU may not use: an estimate
 # macOS 26: shares of the memory that Macs reported, from this much memory on. None is known of smaller ones.
 _MACOS_26 = ((256 * GIB, 0.87), (128 * GIB, 0.84))
@@ -23,8 +24,22 @@ def default_gpu_limit(memory: int, macos: int = 15) -> int:
 
 
 def highest_gpu_limit(memory: int) -> int:
-    """The most bytes a GPU may keep while the Mac stays usable: a sixteenth, 8 GiB at least, is left."""
-    return memory - max(_FOR_THE_SYSTEM, memory // 16)
+    """The most bytes that a user should let the GPU keep: 15 % and 16 GiB at least are left. Macs restarted
+    with less. Below what macOS allows by itself where the memory is small."""
+    return memory - max(_FOR_THE_SYSTEM, -(-memory * 15 // 100))
+
+
+def wirable(memory: int, working_set: int) -> int:
+    """Bytes of a model that can be kept wired: the GPU's working set, 85% of the memory, of a small machine's
+    65%."""
+    return min(working_set, memory * (65 if memory < _SMALL else 85) // 100)
+
+
+def left_to_page_cache(memory: int, working_set: int, own: int) -> int:
+    """Bytes of `wirable` that a model whose experts don't all fit leaves unless told otherwise: it stops at
+    macOS's `own` limit where a user raised it to `working_set`, and 16 GiB before the end of the memory.
+    Others measured that more experts in memory are slower once the page cache is squeezed."""
+    return max(0, wirable(memory, working_set) - min(own, max(0, memory - _FOR_THE_SYSTEM)))
 
 
 def page_cache_room(memory: int, gpu_limit: int) -> int:

@@ -94,6 +94,11 @@ def config_folder() -> Path:
     return Path(base) if os.path.isabs(base) else Path.home() / ".config"
 
 
+def is_completing() -> bool:
+    """Whether a shell has started this to ask what may come next."""
+    return "_DSV4_MLX_COMPLETE" in os.environ
+
+
 def terminal_environment() -> dict[str, str]:
     """What the environment says about the terminal."""
     names = ("TERM", "NO_COLOR", "LC_ALL", "LC_CTYPE", "LANG")

@@ -10,20 +10,29 @@ import re
 
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _NUMBER = r"\s*([0-9]+(?:\.[0-9]+)?)\s*"  # ASCII digits
-_BYTES = re.compile(_NUMBER + r"([KMGT])(I?)B\s*")
+_BYTES = re.compile(_NUMBER + r"([KMGT])(?:(I?)B)?\s*")
 _BITS = re.compile(_NUMBER + r"([KMGT])(I?)(?:BITS?\s*/\s*S|BPS)\s*")
+_TOKENS = re.compile(r"\s*([0-9]{1,3}(?:,[0-9]{3}){1,4}|[0-9]{1,15})\s*([KM]?)\s*")
 _GUESS = re.compile(r"[kKMGT]i?b(?:/s)?\s*$")  # bits or bytes?
 
 
 def parse_size(text: str) -> float | None:
-    """Bytes of "64GB" or "16 GiB", capitals or not; None for what is no size."""
+    """Bytes of "64GB", "64G" or "16 GiB", capitals or not; None for what is no size."""
     return None if _GUESS.search(text) else _amount(_BYTES, text)
 
 
 def parse_memory(text: str) -> int | None:
-    """Bytes of a machine's memory, which is sold in binary units: a Mac of "64GB" has 64 GiB."""
-    size = None if _GUESS.search(text) else parse_size(re.sub(r"(?i)(?<=[KMGT])B\s*$", "iB", text))
+    """Bytes of a machine's memory, which is sold in binary units: a Mac of "64GB", or of "64", has 64 GiB."""
+    number = re.fullmatch(_NUMBER, text)
+    binary = f"{text}GiB" if number else re.sub(r"(?i)([KMGT])(I?B)?\s*$", r"\1iB", text)
+    size = None if _GUESS.search(text) else parse_size(binary)
     return None if size is None else int(size)
+
+
+def parse_tokens(text: str) -> int | None:
+    """Tokens of "4096", "131,072", "128K" or "1M", where K is 1024; None for what is no such number."""
+    found = _TOKENS.fullmatch(text.upper())
+    return None if found is None else int(found[1].replace(",", "")) * 1024 ** _POWERS[found[2]]
 
 
 def parse_speed(text: str) -> float | None:

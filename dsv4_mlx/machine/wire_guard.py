@@ -20,12 +20,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dsv4_mlx.machine.disks import to_disk
 from dsv4_mlx.machine.support import mac_caches
 from dsv4_mlx.machine.units import size
 
 SECONDS = 60.0  # after which wiring has shown itself harmless
 LAST = "last.json"
-_F_FULLFSYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: past the disk's own cache
 
 
 class Guard:
@@ -65,10 +65,10 @@ class Guard:
             self._mark = descriptor, Path(name)
             note = {"pid": os.getpid(), "bytes": size, "time": time.time()}
             os.write(descriptor, json.dumps(note).encode())
-            _to_disk(descriptor)
+            to_disk(descriptor)
             folder = os.open(self._folder, os.O_RDONLY)
             try:
-                _to_disk(folder)
+                to_disk(folder)
             finally:
                 os.close(folder)
             self._timer = threading.Timer(self._seconds, self.clear)
@@ -153,11 +153,3 @@ def _read(path: Path) -> dict[str, Any] | None:
         note = json.loads(path.read_text(encoding="utf-8"))
         return {"pid": int(note["pid"]), "bytes": int(note["bytes"]), "time": float(note["time"])}
     return None
-
-
-def _to_disk(descriptor: int) -> None:
-    if _F_FULLFSYNC is not None:
-        with suppress(OSError):  # a file system that doesn't know it
-            fcntl.fcntl(descriptor, _F_FULLFSYNC)
-            return
-    os.fsync(descriptor)

@@ -25,7 +25,7 @@ from dsv4_mlx.ops.reference.rotate import rotate
 from dsv4_mlx.ops.reference.route import route, route_hashed
 from dsv4_mlx.ops.types import Bank, BlockInput, Rounding, Streams
 
-NUMERIC_VERSION = 2
+NUMERIC_VERSION = 3
 """Which arithmetic this program computes with. Every change that can change a bit of a result, the order of a
 sum above all, raises it: a state that was saved under another is not exact and is computed again."""
 

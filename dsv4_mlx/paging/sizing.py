@@ -72,12 +72,14 @@ class Experts:
             slots -= 1
         return slots
 
-    def auto_slots(self, room: int, reserve: int = 0) -> int:
-        """What `--expert-memory auto` takes of `room` bytes: all experts, or else what `reserve` of them, for
-        the page cache, leaves, but one at least. 0 if none fits."""
-        if self.bytes(self.count) <= room:
+    def auto_slots(self, room: int, reserve: int = 0, spare: int | None = None) -> int:
+        """What `--expert-memory auto` takes of `room` bytes: all experts where `spare` of them, all unless
+        given, are enough, or else what `reserve` of them leaves, but those that a token needs, if they fit. 0
+        if none fits."""
+        if self.bytes(self.count) <= (room if spare is None else spare):
             return self.count
-        return self.slots(max(room - reserve, self.bytes(1))) if self.bytes(1) <= room else 0
+        least = min(self.each, self.slots(room))
+        return max(least, self.slots(room - reserve)) if least else 0
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,17 @@ class ExpertMemory:
         )
 
 
-def choose(asked: MemoryRequest, experts: Experts, room: int, reserve: int = 0) -> ExpertMemory:
+def choose(
+    asked: MemoryRequest, experts: Experts, room: int, reserve: int = 0, spare: int | None = None
+) -> ExpertMemory:
     """Slots for what was asked; `room` is what the machine has left for experts, in bytes.
 
-    auto leaves `reserve` of it to the page cache, if not all experts fit.
+    auto leaves `reserve` of it to the page cache and to other programs, if not all experts fit in `spare`.
     Raises UsageError below one slot per layer, DoesNotFit above `room`; both name the number that would do.
     """
     least = experts.bytes(1)
     if asked.kind == "auto":
-        slots = experts.auto_slots(room, reserve)
+        slots = experts.auto_slots(room, reserve, spare)
         if not slots:
             raise DoesNotFit(
                 f"this machine has {size(max(0, room))} left for routed experts, "
@@ -125,7 +129,8 @@ def choose(asked: MemoryRequest, experts: Experts, room: int, reserve: int = 0) 
                 next="use a smaller --context, close other programs, or use a machine with more memory",
             )
         some = slots < experts.count
-        kept = f", {size(reserve)} of it kept for the page cache" if reserve and some else ""
+        others = "the page cache and other programs"
+        kept = f", {size(reserve)} of it kept for {others}" if reserve and some else ""
         return ExpertMemory(experts, slots, f"auto: {size(room)} are left for them{kept}")
     if asked.kind == "slots":
         slots = int(asked.amount)

@@ -62,8 +62,7 @@ def converted_flash() -> tuple[list[Candidate], ModelConfig]:
 def fit_here(folder: Path) -> Fit:
     """How the model in `folder`, as it is, runs on this machine. Raises InputError, MachineError."""
     ways, config = candidates_for(folder)
-    budget = budget_here()
-    return fit(ways[0].stored, config, budget.limit, budget.element, budget.reserve)
+    return fit(ways[0].stored, config, budget_here())
 
 
 @dataclass(frozen=True)

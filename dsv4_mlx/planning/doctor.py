@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from dsv4_mlx.config import ModelConfig
-from dsv4_mlx.engine.engine import most
 from dsv4_mlx.machine import mlx_switches, wire_guard
-from dsv4_mlx.machine.disks import free_bytes
+from dsv4_mlx.machine.disks import free_bytes, purgeable
 from dsv4_mlx.machine.facts import Machine, this_machine
-from dsv4_mlx.machine.limits import page_cache_share
-from dsv4_mlx.machine.macs import find_mac, highest_gpu_limit, page_cache_room
+from dsv4_mlx.machine.macs import find_mac, highest_gpu_limit, wirable
 from dsv4_mlx.machine.measure import copy_bandwidth, read_speed
 from dsv4_mlx.machine.units import size
 from dsv4_mlx.ops.selftest.choose import judged, this_metal
 from dsv4_mlx.ops.selftest.supervisor import Progress
 from dsv4_mlx.ops.selftest.verdicts import CheckLimits, Metal, Verdict
 from dsv4_mlx.planning.candidates import Candidate
-from dsv4_mlx.planning.fit import Fit, fit, smallest
+from dsv4_mlx.planning.fit import Fit, MemoryBudget, budget_of_mac, fit, smallest
 from dsv4_mlx.planning.speed import Prediction, Speeds, predict
 
 _MIB = 1 << 20
@@ -32,11 +30,12 @@ def advice(
 ) -> list[str]:
     """Sentences. `raised`: the fits with the GPU's limit as high as it may go."""
     found = []
-    if machine.gpu_limit is not None and any(
-        after.rank > before.rank for before, after in zip(fits, raised, strict=True)
-    ):
+    pairs = zip(raised, fits, strict=True)
+    better = [
+        f"{new.name} {new.placement}" for new, old in pairs if new.placement == "resident" != old.placement
+    ]
+    if machine.gpu_limit is not None and better:
         limit = highest_gpu_limit(machine.memory) // _MIB
-        better = [f"{f.name} {f.placement}" for f, b in zip(raised, fits, strict=True) if f.rank > b.rank]
         found.append(
             f"let the GPU use more memory, until the next restart: sudo sysctl iogpu.wired_limit_mb={limit} "
             f"(then {', '.join(better)})"
@@ -53,7 +52,7 @@ def advice(
     if free < least_bytes:
         found.append(
             f"make room for the model: its smallest recipe takes {size(least_bytes)} of disk, "
-            f"{size(free)} are free"
+            f"{size(free)} are free{purgeable()}"
         )
     bad = [v for v in verdicts if not v.works]
     if bad:
@@ -82,7 +81,9 @@ def wired(machine: Machine) -> Wired | None:
     guard = wire_guard.this_process()
     last = guard.last()
     return Wired(
-        most(machine.memory, machine.gpu_limit), None if last is None else last["bytes"], bool(guard.left())
+        wirable(machine.memory, machine.gpu_limit),
+        None if last is None else last["bytes"],
+        bool(guard.left()),
     )
 
 
@@ -96,7 +97,8 @@ NO_METAL = (
 class Examination:
     """`copy` and `read` in bytes per second; None where it could not be measured. `tf32`: MLX's switch.
     `published`: what Apple says of the memory's speed, None for a machine that is not in the table of Macs.
-    `predictions`: of the fits. `unchecked`: sentences."""
+    `limit`: bytes that a model may use, `taken`: that other programs hold of them now. `predictions`: of the
+    fits. `unchecked`: sentences."""
 
     machine: Machine
     tf32: str
@@ -110,6 +112,7 @@ class Examination:
     fits: tuple[Fit, ...]
     predictions: tuple[Prediction | None, ...]
     limit: int
+    taken: int
     unchecked: tuple[str, ...]
     advice: tuple[str, ...]
 
@@ -120,6 +123,7 @@ class Examination:
             "switches": {mlx_switches.VARIABLE: self.tf32},
             "memory": {
                 "limit": self.limit,
+                "held_by_other_programs": self.taken,
                 "copy_bytes_per_second": self.copy,
                 "published_bytes_per_second": self.published,
                 "wired": None if self.wired is None else asdict(self.wired),
@@ -140,7 +144,7 @@ def examine(
     verdicts: Path,
     models: Sequence[Candidate],
     config: ModelConfig,
-    limit: int,
+    budget: MemoryBudget,
     *,
     metal: Metal | None = None,
     machine: Machine | None = None,
@@ -149,7 +153,7 @@ def examine(
     measured: int = 256 << 20,
     progress: Progress | None = None,
 ) -> Examination:
-    """Look at this machine. `folder`: where models are kept; `limit`: bytes a model may use here.
+    """Look at this machine. `folder`: where models are kept; `budget`: what a model may use here.
 
     Every kernel is checked anew, and what is found is remembered in `verdicts`. `metal`, `machine` and
     `kernels` are this machine's own unless a test says otherwise. `measured`: bytes copied, and read.
@@ -172,13 +176,9 @@ def examine(
             unchecked.append(
                 "the disk's read speed: too little room, or reads that don't pass the system's cache"
             )
-    element = 2 if machine.metal else 4
-    reserve = page_cache_share()
-    fits = [fit(model.stored, config, limit, element, reserve) for model in models]
-    highest = highest_gpu_limit(machine.memory)
-    raised = [fit(model.stored, config, highest, element, reserve) for model in models]
+    higher = budget_of_mac(machine.memory, working_set=highest_gpu_limit(machine.memory))
+    fits, raised = ([fit(m.stored, config, one) for m in models] for one in (budget, higher))
     speeds = Speeds(copy_bandwidth(measured), read)
-    page_cache = page_cache_room(machine.memory, limit) if machine.metal else reserve
     mac = find_mac(machine.chip, machine.memory)
     return Examination(
         machine=machine,
@@ -192,10 +192,11 @@ def examine(
         kernels=tuple(found),
         fits=tuple(fits),
         predictions=tuple(
-            predict(model, found, config, speeds, element, page_cache)
+            predict(model, found, config, speeds, budget.element, budget.page_cache)
             for model, found in zip(models, fits, strict=True)
         ),
-        limit=limit,
+        limit=budget.limit,
+        taken=budget.taken,
         unchecked=tuple(unchecked),
         advice=tuple(advice(machine, fits, raised, found, free)),
     )

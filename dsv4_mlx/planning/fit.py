@@ -10,8 +10,8 @@ import mlx.core as mx
 
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.engine.memory import expert_room, largest_context, state_bytes, workspace
-from dsv4_mlx.machine.limits import installed_memory, memory_limit, page_cache_share
-from dsv4_mlx.machine.macs import default_gpu_limit, page_cache_room
+from dsv4_mlx.machine.limits import installed_memory, memory_limit, others_share, page_cache_share
+from dsv4_mlx.machine.macs import default_gpu_limit, left_to_page_cache, page_cache_room, wirable
 from dsv4_mlx.paging.sizing import Experts
 from dsv4_mlx.weights.load import activation_dtype
 
@@ -44,25 +44,31 @@ class Stored:
 @dataclass(frozen=True)
 class MemoryBudget:
     """Bytes: that a model may use (`limit`), of a number in the state's rows (`element`), that a model whose
-    experts don't all fit leaves to the page cache (`reserve`), that this can hold (`page_cache`)."""
+    experts don't all fit leaves to the page cache (`reserve`), that this can hold (`page_cache`), that other
+    programs hold of the limit now (`taken`); whether it is a Mac's (`mac`)."""
 
     limit: int
     element: int = 2
     reserve: int = 0
     page_cache: int = 0
+    taken: int = 0
+    mac: bool = True
 
 
 def budget_here() -> MemoryBudget:
     """This machine's."""
-    limit, reserve = memory_limit(), page_cache_share()
-    page_cache = page_cache_room(installed_memory(), limit) if mx.metal.is_available() else reserve
-    return MemoryBudget(limit, activation_dtype().size, reserve, page_cache)
+    limit, reserve, taken = memory_limit(), page_cache_share(), others_share()
+    on_a_mac = mx.metal.is_available()
+    page_cache = page_cache_room(installed_memory(), limit - reserve) if on_a_mac else reserve
+    return MemoryBudget(limit, activation_dtype().size, reserve, page_cache, taken, on_a_mac)
 
 
-def budget_of_mac(memory: int, macos: int = 15) -> MemoryBudget:
-    """Of a Mac with so many bytes, as it comes."""
-    limit = default_gpu_limit(memory, macos)
-    return MemoryBudget(limit, page_cache=page_cache_room(memory, limit))
+def budget_of_mac(memory: int, macos: int = 15, working_set: int | None = None) -> MemoryBudget:
+    """Of a Mac with so many bytes, as it comes, or with a GPU's `working_set` that its user chose."""
+    own = default_gpu_limit(memory, macos)
+    chosen = own if working_set is None else working_set
+    limit, reserve = wirable(memory, chosen), left_to_page_cache(memory, chosen, own)
+    return MemoryBudget(limit, reserve=reserve, page_cache=page_cache_room(memory, limit - reserve))
 
 
 @dataclass(frozen=True)
@@ -96,16 +102,16 @@ class Fit:
         return {("how" if key == "placement" else key): value for key, value in asdict(self).items()}
 
 
-def fit(model: Stored, config: ModelConfig, limit: int, element: int, reserve: int = 0) -> Fit:
-    """Within `limit` bytes. `element`: bytes of a number in the state's rows. `reserve`: bytes that a model
-    whose experts don't all fit leaves to the page cache."""
-    every = model.experts.count
-    context = largest_context(config, model.memory, limit, element)
+def fit(model: Stored, config: ModelConfig, budget: MemoryBudget) -> Fit:
+    """As `--expert-memory auto` has it within the budget."""
+    limit, element, every = budget.limit, budget.element, model.experts.count
+    context = largest_context(config, model.memory, limit - budget.taken, element)
     if context:
         return Fit(model.name, "resident", model.bytes, _need(model, every, config, element), every, context)
     contexts = [min(context, config.max_context) for context in PAGED_CONTEXTS]
-    room = [expert_room(config, model.others, limit, context, element) for context in contexts]
-    held = [model.experts.auto_slots(left, reserve) for left in room]
+    reserve, limits = max(budget.reserve, budget.taken), (limit, limit - budget.taken)
+    rooms = [[expert_room(config, model.others, most, c, element) for most in limits] for c in contexts]
+    held = [model.experts.auto_slots(room, reserve, spare) for room, spare in rooms]
     context, slots = next((c, n) for c, n in zip(contexts, held, strict=True) if n >= WORTH * held[-1])
     need = _need(model, 1, config, element)
     if not slots:

@@ -10,10 +10,10 @@ from typing import Any
 from dsv4_mlx.checkpoint.manifest import OFFICIAL
 from dsv4_mlx.config import ModelConfig
 from dsv4_mlx.convert.trial import ConversionThroughput
-from dsv4_mlx.machine.macs import default_gpu_limit, highest_gpu_limit
+from dsv4_mlx.machine.macs import highest_gpu_limit
 from dsv4_mlx.machine.units import size
 from dsv4_mlx.planning.candidates import DEFAULT, RELEASES, Candidate
-from dsv4_mlx.planning.fit import Fit, MemoryBudget, fit
+from dsv4_mlx.planning.fit import Fit, MemoryBudget, budget_of_mac, fit
 from dsv4_mlx.planning.speed import Prediction, Speeds, predict
 
 OPEN_SHARDS = 2  # with --delete-source: one being converted, one being downloaded
@@ -60,9 +60,11 @@ class Option:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """`best` is the name of the option to take; None if none runs."""
+    """Bytes: `limit` that a model may use, `taken` that other programs hold of them now. `best` is the name
+    of the option to take; None if none runs."""
 
     limit: int
+    taken: int
     options: tuple[Option, ...]
     best: str | None
 
@@ -70,6 +72,7 @@ class ModelPlan:
         """Plain values: bytes, seconds, tokens per second."""
         return {
             "limit": self.limit,
+            "held_by_other_programs": self.taken,
             "best": self.best,
             "predicted": "tokens per second are predicted, not calibrated yet; nothing was run",
             "options": [asdict(option) | {"fit": option.fit.to_json()} for option in self.options],
@@ -92,10 +95,10 @@ def plan(
     """
     options = []
     for way in ways:
-        found = fit(way.stored, config, budget.limit, budget.element, budget.reserve)
+        found = fit(way.stored, config, budget)
         prediction = predict(way, found, config, speeds, budget.element, budget.page_cache)
         options.append(_option(way, found, prediction, speeds, folder, repository, throughput, place))
-    return ModelPlan(budget.limit, tuple(options), _best(options))
+    return ModelPlan(budget.limit, budget.taken, tuple(options), _best(options))
 
 
 def disk(way: Candidate, here: bool) -> DiskNeed:
@@ -143,24 +146,22 @@ def _commands(way: Candidate, found: Fit, folder: str, repository: str, place: s
 def with_more_memory(
     ways: Sequence[Candidate], config: ModelConfig, memory: int, budget: MemoryBudget
 ) -> list[str]:
-    """Sentences: what more of a Mac's `memory` for its GPU than `budget` allows would change. Empty where all
-    stays as it is, but for the number of experts in memory."""
+    """Sentences: how what would run better does with macOS 26, and what a limit raised by hand would keep in
+    memory as a whole. Empty where neither lets a model use more of a Mac's `memory` than `budget`."""
     highest = highest_gpu_limit(memory)
+    raised = f"sudo sysctl iogpu.wired_limit_mb={highest >> 20} lets it use {{}} until the next restart"
     found = []
-    for limit, sentence in (
-        (default_gpu_limit(memory, macos=26), "macOS 26 lets the GPU use {}"),
-        (
-            highest,
-            f"sudo sysctl iogpu.wired_limit_mb={highest >> 20} lets it use {{}} until the next restart",
-        ),
+    for more, sentence, every in (
+        (budget_of_mac(memory, macos=26), "with macOS 26 a model may use {}", True),
+        (budget_of_mac(memory, working_set=highest), raised, False),
     ):
-        fits = [
-            [fit(way.stored, config, allowed, budget.element) for allowed in (limit, budget.limit)]
-            for way in ways
-        ]
-        better = [f"{more.name} {more.describe()}" for more, less in fits if more.placement != less.placement]
-        if limit > budget.limit and better:
-            found.append(f"{sentence.format(size(limit))}: {', '.join(better)}")
+        fits = [[fit(way.stored, config, allowed) for allowed in (more, budget)] for way in ways]
+        better = [
+            f"{new.name} {new.describe()}" for new, old in fits
+            if new.rank > old.rank and (every or new.placement == "resident" != old.placement)
+        ]  # fmt: skip
+        if more.limit > budget.limit and better:
+            found.append(f"{sentence.format(size(more.limit))}: {', '.join(better)}")
     return found
 
 

@@ -23,7 +23,7 @@ ROOM = 4 << 30  # free bytes below which nothing is written: at most 1.5 GB of t
 _LIMIT = 60.0  # seconds for each recipe
 # typer reads these arguments as it reads those of `convert`: what that holds in memory counts.
 _CODE = (
-    "import sys; sys.path[:0] = [{root!r}]; import typer, {program}; "
+    "import os, sys; os.setsid(); sys.path[:0] = [{root!r}]; import typer, {program}; "
     "from dsv4_mlx.convert.trial import main; typer.run(main)"
 )
 
@@ -73,10 +73,10 @@ def _in_child(official: Path, place: Path, seconds: float, recipe: str, program:
     root = str(Path(dsv4_mlx.__file__).parents[1])
     code = _CODE.format(root=root, program=program)
     command = [sys.executable, "-P", "-c", code, "--", str(official), str(place), str(seconds), recipe]
-    # A session of its own: Ctrl-C is for this process, which then ends the child.
+    # A session of its own, which it takes: Ctrl-C is for this process, which then ends the child.
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        start_new_session=True, text=True,
+        close_fds=False, text=True,
     )  # fmt: skip
     try:
         out, said = process.communicate(timeout=_LIMIT)

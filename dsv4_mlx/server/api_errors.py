@@ -8,7 +8,7 @@ from typing import Any, Literal
 from dsv4_mlx.errors import DoesNotFit, Dsv4Error, InputError, UsageError
 from dsv4_mlx.scheduler.request import QueueFull, Unavailable
 
-Family = Literal["openai", "anthropic"]
+Family = Literal["openai", "anthropic", "ollama"]
 
 # status -> (OpenAI's type, Anthropic's type); where a family has a status of its own it is in _STATUS
 _TYPES: dict[int, tuple[str, str]] = {
@@ -55,6 +55,8 @@ class ApiError(Exception):
 
     def body(self, family: Family, request_id: str) -> dict[str, Any]:
         """The JSON object of the answer, or of a stream's last event."""
+        if family == "ollama":
+            return {"error": self.message}
         openai, anthropic = _TYPES[self.status]
         if family == "anthropic":
             said = {"type": anthropic, "message": self.anthropic or self.message}

@@ -28,7 +28,9 @@ from dsv4_mlx.server.metrics import Metrics
 from dsv4_mlx.server.middleware import Gate, base_address_hint, scope_of
 from dsv4_mlx.server.openapi import document
 from dsv4_mlx.server.options import COUNTED, ServerOptions, limit
+from dsv4_mlx.server.protocols import ollama
 from dsv4_mlx.server.protocols.fields import flag, parse, text
+from dsv4_mlx.server.protocols.ollama import Loaded
 from dsv4_mlx.server.protocols.request import ProtocolName, ServerInfo
 from dsv4_mlx.server.streaming import Endpoint, ServerContext, map_large
 from dsv4_mlx.server.translate import Translator
@@ -41,6 +43,8 @@ _PROTOCOLS: dict[str, ProtocolName] = {
     "/completions": "completions",
     "/responses": "responses",
     "/messages": "messages",
+    "/api/chat": "ollama_chat",
+    "/api/generate": "ollama_generate",
 }
 _NOT_MADE = {"embeddings": "embeddings", "rerank": "rankings", "images": "images", "audio": "audio"}
 
@@ -58,6 +62,10 @@ class App(Starlette):
             Route("/models", _say(lambda: models.listing(facts))),
             Route("/openapi.json", _say(document)),
             Route("/user/balance", _say(lambda: {"is_available": True, "balance_infos": []})),
+            Route("/api/version", _say(lambda: {"version": ollama.VERSION})),
+            Route("/api/tags", _say(lambda: ollama.tags(facts))),
+            Route("/api/ps", _say(lambda: ollama.running(facts))),
+            Route("/api/show", self._show, methods=["POST"]),
             Route("/messages/count_tokens", self._count, methods=["POST"]),
             Route("/responses/input_tokens", self._count, methods=["POST"]),
             Route("/tokenize", self._tokenize, methods=["POST"]),
@@ -68,7 +76,9 @@ class App(Starlette):
         paths = {route.path for route in routes}
         gate = Middleware(Gate, facts.options, paths, server.record, server.crash)
         super().__init__(
-            routes=routes, middleware=[gate], exception_handlers={404: _nothing, 405: _other_method}
+            routes=routes,
+            middleware=[gate],
+            exception_handlers={404: _nothing, 405: _other_method, Loaded: _loaded},
         )
         self.router.redirect_slashes = False
 
@@ -77,6 +87,16 @@ class App(Starlette):
         name = request.path_params["name"]
         self.server.translator.check_model(name)
         return JSONResponse({**models.model(self.server.translator.facts), "id": name})
+
+    async def _show(self, request: Request) -> Response:
+        """{"model" or "name": NAME} -> what is known of it."""
+
+        def name(raw: bytearray) -> str:
+            body = parse(raw, self.server.limits)
+            return text(body, "model" if "model" in body else "name").removesuffix(":latest")
+
+        self.server.translator.check_model(await self.server.with_body(request, name))
+        return JSONResponse(ollama.show(self.server.translator.facts))
 
     async def _health(self, request: Request) -> Response:
         worker = self.server.worker
@@ -158,10 +178,26 @@ async def _nothing(request: Request, error: Exception) -> Response:
     if request.scope["path"].startswith("/responses/"):
         raise ApiError(404, "not_found", "this server stores no responses")
     path = scope_of(request.scope).head.path
+    if request.scope["path"].startswith("/api/"):
+        raise ApiError(404, "not_found", _not_here(request.scope["path"].split("/")[2]))
     if made := _NOT_MADE.get(request.scope["path"].split("/")[1]):
         raise ApiError(404, "not_found", f"{path[:200]!r}: this model makes no {made}, only text")
     hint = base_address_hint(path, _PROTOCOLS)
     raise ApiError(404, "not_found", f"there is nothing at {path[:200]!r}{hint}")
+
+
+async def _loaded(request: Request, error: Exception) -> Response:
+    """A request without a prompt wants the model to be there, which it is."""
+    return JSONResponse(cast(Loaded, error).body)
+
+
+def _not_here(job: str) -> str:
+    """What of Ollama's protocol this server leaves out, in a sentence."""
+    if job.startswith("embed"):
+        return "this model makes no embeddings, only text"
+    if job in ("pull", "push", "create", "copy", "delete", "blobs"):
+        return "this server runs one model: models are folders, see dsv4-mlx models, download and convert"
+    return f"there is nothing at '/api/{job[:60]}'"
 
 
 async def _other_method(request: Request, error: Exception) -> Response:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -23,6 +24,8 @@ from dsv4_mlx.server.options import ServerOptions
 
 BACKLOG = 128  # connections that wait to be accepted
 IDLE_TIME = 75  # seconds that a connection without a request is kept
+_EVERYWHERE = ("0.0.0.0", "::", "")
+_NO_FAMILY = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _CODES = {signal.SIGINT: EXIT_INTERRUPT, signal.SIGTERM: EXIT_TERMINATED}
 
 
@@ -45,29 +48,59 @@ def listen(options: ServerOptions) -> list[socket.socket]:
         )
     except OSError as error:
         raise UsageError(f"--host {options.host!r} is no address of this machine: {error.strerror}") from None
+    if (other := _answering(options)) is not None:
+        raise _no_listening(options, f"another program answers on {other}")
     bound: list[socket.socket] = []
-    port = options.port
+    port, missing = options.port, ""
     for family, kind, protocol, _, address in found:
-        one = socket.socket(family, kind, protocol)
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            one.bind((address[0], port, *address[2:]))
-            one.listen(BACKLOG)
+            bound.append(_listening(family, kind, protocol, (address[0], port, *address[2:])))
         except OSError as error:
-            one.close()
-            if bound and family == socket.AF_INET6:  # a machine without IPv6 still has the other address
-                continue
-            for other in bound:
-                other.close()
-            raise MachineError(
-                f"can't listen on {options.host} port {options.port}: {error.strerror}",
-                next=f"stop what uses the port, or choose another: --port {options.port + 1}",
-            ) from None
-        port = port or one.getsockname()[1]
-        bound.append(one)
+            missing = str(error.strerror)
+            if family == socket.AF_INET6 and error.errno in _NO_FAMILY:
+                continue  # a machine without IPv6 still has the other address
+            for one in bound:
+                one.close()
+            raise _no_listening(options, missing) from None
+        port = port or bound[-1].getsockname()[1]
+    if not bound:
+        raise _no_listening(options, missing)
     return bound
+
+
+def _listening(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> socket.socket:
+    one = socket.socket(family, kind, protocol)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(address)
+        one.listen(BACKLOG)
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
+def _answering(options: ServerOptions) -> str | None:
+    """Where this machine's own clients would reach another program on that port; None if nowhere.
+
+    macOS lets an address be bound beside another program's wildcard, and `localhost` has two addresses.
+    """
+    if not options.port or not (is_loopback(options.host) or options.host in _EVERYWHERE):
+        return None
+    for address in ("127.0.0.1", "::1"):
+        with suppress(OSError), socket.create_connection((address, options.port), timeout=0.5) as one:
+            if one.getsockname() != one.getpeername():  # a free port may be given to the one who asks
+                return address
+    return None
+
+
+def _no_listening(options: ServerOptions, why: str) -> MachineError:
+    return MachineError(
+        f"can't listen on {options.host} port {options.port}: {why}",
+        next=f"stop what uses the port, or choose another: --port {options.port + 1}",
+    )
 
 
 def serve(

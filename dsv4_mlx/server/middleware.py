@@ -45,6 +45,8 @@ class RequestHead:
     def family(self) -> Family:
         """Whose error shapes the client reads."""
         path = self.path.removeprefix("/v1")
+        if path.startswith("/api/"):
+            return "ollama"
         theirs = path.startswith(("/messages", "/anthropic")) or "anthropic-version" in self.headers
         return "anthropic" if theirs else "openai"
 

@@ -82,7 +82,6 @@ SETTLED = 0.5  # seconds after it until that memory is free
 PREFILL_LOG = 10.0  # seconds between lines of the log that say how far a prompt is
 FIRST_SIGN = 1.0  # seconds within which a stream says something
 STREAM = {
-    "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache, no-transform",
     "x-accel-buffering": "no",
 }
@@ -291,7 +290,7 @@ class Endpoint:
 
 async def _stream(exchange: Exchange) -> None:
     limits = exchange.server.limits
-    await exchange.start(STREAM)
+    await exchange.start({**STREAM, "content-type": exchange.encoder.content_type})
     spoken = time.monotonic() + FIRST_SIGN - limits.keep_alive
     while exchange.ended is None:
         events = await exchange.feed.next(max(0.0, spoken + limits.keep_alive - time.monotonic()))

@@ -14,12 +14,13 @@ from dsv4_mlx.scheduler.request import GenerationRequest
 from dsv4_mlx.scheduler.turn_cache import TurnCache
 from dsv4_mlx.server.api_errors import ApiError, invalid, too_long
 from dsv4_mlx.server.options import COUNTED, MAX_EFFORT_CONTEXT, limit
-from dsv4_mlx.server.protocols import chat, completions, messages, responses
+from dsv4_mlx.server.protocols import chat, completions, messages, ollama, responses
 from dsv4_mlx.server.protocols.chat import ChatEncoder
 from dsv4_mlx.server.protocols.completions import CompletionsEncoder
 from dsv4_mlx.server.protocols.content import notices
 from dsv4_mlx.server.protocols.fields import Body, parse
 from dsv4_mlx.server.protocols.messages import MessagesEncoder
+from dsv4_mlx.server.protocols.ollama import OllamaEncoder
 from dsv4_mlx.server.protocols.request import PROMPT_PARAM, ParsedRequest, ProtocolName, ServerInfo
 from dsv4_mlx.server.protocols.responses import ResponsesEncoder
 from dsv4_mlx.server.protocols.stream import StreamEncoder
@@ -32,6 +33,8 @@ ENCODERS: dict[ProtocolName, type[StreamEncoder]] = {
     "completions": CompletionsEncoder,
     "responses": ResponsesEncoder,
     "messages": MessagesEncoder,
+    "ollama_chat": OllamaEncoder,
+    "ollama_generate": OllamaEncoder,
 }
 
 
@@ -65,8 +68,11 @@ class Translator:
             ask = messages.read(body, self.facts)
         elif protocol == "responses":
             ask = responses.read(body, self.facts)
-        else:
+        elif protocol == "completions":
             ask = completions.read(body, self.facts, self.spelling)
+        else:
+            ask, more = self._ollama(protocol, body)
+            said = (*said, *more)
         self.check_model(ask.model)
         if ask.thinking.level == "max" and self.facts.context < MAX_EFFORT_CONTEXT:
             short = (
@@ -76,6 +82,15 @@ class Translator:
             self._once(short)
             said = (*said, short)
         return replace(ask, notices=said)
+
+    def _ollama(self, protocol: ProtocolName, body: Body) -> tuple[ParsedRequest, tuple[str, ...]]:
+        if protocol == "ollama_chat":
+            given, said = ollama.chat_body(body, self.facts)
+            plain = False
+        else:
+            given, said, plain = ollama.generate_body(body, self.facts)
+        read = completions.read(given, self.facts, self.spelling) if plain else chat.read(given, self.facts)
+        return replace(read, protocol=protocol), (*said, *notices("completions" if plain else "chat", given))
 
     def count(self, ask: ParsedRequest) -> int:
         """Tokens of the prompt, be they more than the context. Raises ApiError above COUNTED."""

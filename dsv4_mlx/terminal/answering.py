@@ -107,6 +107,11 @@ class AnswerInProgress:
         return self.prompt_tokens + self.message.tokens
 
     @property
+    def kept(self) -> int:
+        """Tokens that the next question finds: thinking is not repeated to the model."""
+        return self.context - self.message.thinking_tokens
+
+    @property
     def thinking_for(self) -> float:
         """Seconds of thinking, so far or in all."""
         if self.message.thinking_seconds:

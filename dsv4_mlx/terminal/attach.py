@@ -20,6 +20,7 @@ from dsv4_mlx.machine.support import at_home
 from dsv4_mlx.machine.units import size
 
 _PROGRAMS = (("pbcopy",), ("wl-copy",), ("xclip", "-selection", "clipboard"), ("xsel", "-ib"))
+_IN_UTF_8 = ("/usr/bin/env", "LC_ALL=en_US.UTF-8")  # pbcopy decodes by the locale
 _LARGEST = 74_994  # characters of base64 that terminals are known to take
 
 
@@ -31,7 +32,7 @@ def copy(text: str, write_terminal: Callable[[str], None]) -> str:
             try:
                 # A path and close_fds False: Python then spawns, and need not fork what maps a whole model.
                 subprocess.run(
-                    [path, *arguments],
+                    [*_IN_UTF_8, path, *arguments],
                     input=data,
                     check=True,
                     timeout=5,

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import Empty
 from typing import Protocol
 
@@ -44,6 +45,7 @@ class ChatOptions:
     think: Think = "on"
     seed: int | None = None
     resume: str | None = None
+    greets: bool = True
     report: Callable[[str], str] = field(default=lambda detail: "")
 
 
@@ -103,6 +105,7 @@ class Chat:
             self.conversation = self.store.load(self.store.find(self.options.resume))
             if self.options.system:
                 self.conversation.system = self.options.system
+            self._follow(self.conversation)
         self.awake.on()
         self.engine.start()
         if self.options.resume is not None:
@@ -214,6 +217,13 @@ class Chat:
         self.attachments.clear()
         self.finished, self.used, self.taken_back, self._tries = None, 0, None, 0
 
+    def _follow(self, taken_up: Conversation) -> None:
+        """A conversation goes on with this model, whoever answered before."""
+        before = Path(taken_up.model).name
+        if before and taken_up.model != self.options.model:
+            self.view.note(f"it was answered by {before}; {Path(self.options.model).name} goes on with it")
+        taken_up.model = self.options.model
+
     def put_away(self) -> None:
         """What was computed for the conversation may be kept on disk."""
         left = self.conversation
@@ -271,6 +281,8 @@ class Chat:
     def _opened(self, info: EngineInfo) -> None:
         self.info = info
         self.awake.off()
+        if self.options.greets:
+            self.view.note(f"{info.greeting}; /help lists the commands")
         if info.notice:
             self.view.note(info.notice)
         if self.conversation.messages:
@@ -292,7 +304,7 @@ class Chat:
     def _ended(self, event: Ended, answering: AnswerInProgress) -> None:
         self.awake.off()
         self.answering, self.finished = None, answering
-        self.used = answering.context
+        self.used = answering.kept
         self.view.end(answering)
         if answering.silent and event.how in ("interrupted", "error"):
             self.conversation.take_back()

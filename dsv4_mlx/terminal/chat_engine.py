@@ -40,6 +40,12 @@ class EngineInfo:
     name: str
     context: int
     notice: str = ""  # how it was opened, where there is something to say
+    recipe: str = ""  # how it is stored
+
+    @property
+    def greeting(self) -> str:
+        recipe = f", {self.recipe}" if self.recipe else ""
+        return f"{self.name}{recipe}, context {self.context:,}"
 
 
 @dataclass(frozen=True)

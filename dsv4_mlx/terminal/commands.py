@@ -16,6 +16,17 @@ from dsv4_mlx.terminal.chat import Chat
 from dsv4_mlx.terminal.chat_engine import Think
 from dsv4_mlx.terminal.conversation import Conversation
 
+ALIASES = {
+    "": "help", "?": "help", "h": "help", "exit": "quit", "bye": "quit", "q": "quit", "new": "clear",
+    "reset": "clear", "no_think": "nothink", "history": "list", "resume": "load", "context": "tokens",
+}  # fmt: skip
+OTHERS = {  # commands of other chats
+    "set": "options are given when a chat starts: dsv4-mlx chat --help",
+    "temperature": "options are given when a chat starts: dsv4-mlx chat --help",
+    "show": "/model names the model, /tokens says how much of the context is used",
+    "image": "the model reads text; /read FILE puts a text file before the next question",
+}
+LEAVING = ("exit", "quit", "bye")  # a line of this word alone
 ANSWER_ROOM = 1024  # tokens left for a question and its answer when the end of a file is taken
 
 
@@ -30,15 +41,20 @@ class Command:
 
 
 def is_command(text: str) -> bool:
-    """Whether a line is meant as a command: /word. A path such as /etc/hosts is not."""
+    """Whether a line is meant as a command: /word, or a word that leaves. A path is not."""
+    if text.strip().lower() in LEAVING:
+        return True
     return re.fullmatch(r"/\??[A-Za-z]*(\s.*)?", text.strip(), re.DOTALL) is not None and text[0] == "/"
 
 
 def run_command(chat: Chat, text: str) -> None:
     """Run a command line; what goes wrong is said."""
     word, _, argument = text.partition(" ")
-    name = word[1:].lower()
-    command = COMMANDS.get("help" if name in ("", "?") else name)
+    name = word.removeprefix("/").lower()
+    command = COMMANDS.get(ALIASES.get(name, name))
+    if command is None and name in OTHERS:
+        chat.view.problem(f"there is no command {word}\n  next: {OTHERS[name]}")
+        return
     if command is None:
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)
         chat.view.problem(f"there is no command {word}; the nearest is /{near[0]}\n  next: /help shows them")
@@ -63,13 +79,25 @@ def _help(chat: Chat, argument: str) -> None:
     chat.view.note("\n".join(lines))
 
 
+MODES: dict[str, Think] = {"off": "off", "on": "on", "max": "max"}
+
+
 def _mode(think: Think) -> Callable[[Chat, str], None]:
     def run(chat: Chat, argument: str) -> None:
-        chat.conversation.think = think
+        mode = MODES.get(argument.lower() or think)
+        if mode is None:
+            chat.view.problem(f"/think takes off, on or max, found {argument[:40]!r}")
+            return
+        chat.conversation.think = mode
         words = {"off": "answers without thinking", "on": "thinks first", "max": "thinks a lot first"}
-        chat.view.note(f"from now on it {words[think]}")
+        chat.view.note(f"from now on it {words[mode]}")
 
     return run
+
+
+def _model(chat: Chat, argument: str) -> None:
+    if chat.info is not None:
+        chat.view.note(f"{chat.info.greeting}\n  another one: leave, and dsv4-mlx chat MODEL")
 
 
 def _system(chat: Chat, argument: str) -> None:
@@ -157,7 +185,8 @@ def _list(chat: Chat, argument: str) -> None:
     for number, entry in enumerate(entries[:30], start=1):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.updated))
         mark = "  (this one)" if entry.key == chat.conversation.key else ""
-        lines.append(f"{number:>3}  {when}  {entry.messages:>4} messages  {entry.name}{mark}")
+        model = f"  [{entry.model}]" if entry.model else ""
+        lines.append(f"{number:>3}  {when}  {entry.messages:>4} messages  {entry.name}{model}{mark}")
     if len(entries) > 30:
         lines.append(f"and {len(entries) - 30} older ones, in {chat.store.folder}")
     if lines:
@@ -195,7 +224,7 @@ def _edit(chat: Chat, argument: str) -> None:
 
 def _tokens(chat: Chat, argument: str) -> None:
     limit = chat.info.context if chat.info else 0
-    used = chat.count()
+    used = chat.used = chat.count()
     lines = [f"{used:,} of {limit:,} tokens are used, {max(0, limit - used):,} are free"]
     for attachment in chat.attachments:
         lines.append(f"of them for the next question: {attachment.name}, {len(attachment.text):,} characters")
@@ -235,7 +264,7 @@ COMMANDS = {
     command.name: command
     for command in (
         Command("help", "", "show this", _help),
-        Command("think", "", "think before answering", _mode("on")),
+        Command("think", "[off|on|max]", "think before answering", _mode("on")),
         Command("nothink", "", "answer at once", _mode("off")),
         Command("max", "", "think a lot before answering", _mode("max")),
         Command("system", "[TEXT]", "show the system text, or set it; - removes it", _system),
@@ -246,6 +275,7 @@ COMMANDS = {
         Command("retry", "", "ask the last question again", _retry),
         Command("undo", "", "take the last question and answer back", _undo),
         Command("edit", "", "put the last question back into the input", _edit),
+        Command("model", "", "name the model", _model),
         Command("tokens", "", "how much of the context is used", _tokens),
         Command("stats", "", "time, speed and memory of the last answer", _stats),
         Command("copy", "", "copy the last answer", _copy),
@@ -253,7 +283,7 @@ COMMANDS = {
         Command("quit", "", "leave", _quit),
     )
 }
-IMMEDIATE = ("/help", "/quit")  # run even while the model is busy
+IMMEDIATE = ("help", "quit")  # run even while the model is busy
 
 
 class SlashCommands:
@@ -264,4 +294,6 @@ class SlashCommands:
 
     @staticmethod
     def immediate(text: str) -> bool:
-        return text.rstrip() in IMMEDIATE
+        word = text.strip().lower()
+        name = word.removeprefix("/")
+        return is_command(word) and ALIASES.get(name, name) in IMMEDIATE

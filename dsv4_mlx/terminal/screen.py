@@ -14,7 +14,6 @@ from contextlib import suppress
 
 from prompt_toolkit.application import Application
 from prompt_toolkit.buffer import Buffer
-from prompt_toolkit.data_structures import Size
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.input import Input
@@ -359,9 +358,3 @@ _STYLE = {
     "completion-menu.meta.completion": "noinherit ansibrightblack",
     "completion-menu.meta.completion.current": "reverse",
 }
-
-
-def terminal_size(get: Callable[[], tuple[int, int]]) -> Size:
-    """Rows and columns; a terminal that says 0 is taken as 80x24."""
-    columns, rows = get()
-    return Size(rows=rows or 24, columns=columns or 80)

@@ -76,6 +76,7 @@ class ListedConversation:
     name: str
     updated: float
     messages: int
+    model: str = ""  # the last part of its path
 
 
 class ConversationStore:
@@ -159,7 +160,11 @@ class ConversationStore:
                     continue
                 found.append(
                     ListedConversation(
-                        path.stem, conversation.name, conversation.updated, len(conversation.messages)
+                        path.stem,
+                        conversation.name,
+                        conversation.updated,
+                        len(conversation.messages),
+                        Path(conversation.model).name,
                     )
                 )
         return sorted(found, key=lambda entry: -entry.updated)

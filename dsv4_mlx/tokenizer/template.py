@@ -247,6 +247,7 @@ class Markers:
     """Token ids that structure a prompt."""
 
     end: int  # end of sentence: stops generation
+    user: int
     assistant: int
     think: int
     end_think: int
@@ -275,6 +276,7 @@ class Prompts:
         self._encoding = DeepseekV4Encoding().with_tokenizer(self.tokenizer)
         self.markers = Markers(
             end=self._marker(SpecialToken.Eos, path),
+            user=self._marker(SpecialToken.User, path),
             assistant=self._marker(SpecialToken.Assistant, path),
             think=self._marker(SpecialToken.ThinkingStart, path),
             end_think=self._marker(SpecialToken.ThinkingEnd, path),
@@ -299,9 +301,10 @@ class Prompts:
         """A conversation of (role, text) pairs, without earlier answers' thinking. Raises InputError."""
         return self.conversation([_message(role, text) for role, text in said], think)
 
-    def ask(self, text: str, think: Think, schema: Any = None) -> Conversation:
-        """A conversation of one user message. Raises InputError."""
-        return self.conversation([_message("user", text)], think, schema)
+    def ask(self, text: str, think: Think, schema: Any = None, system: str = "") -> Conversation:
+        """A conversation of one user message, after `system` if there is any. Raises InputError."""
+        before = [_message("system", system)] if system else []
+        return self.conversation([*before, _message("user", text)], think, schema)
 
     def encode(self, conversation: Conversation, most: int | None = None) -> list[int]:
         """The prompt's token ids, ending where the assistant's turn begins. Raises InputError, TooManyTokens.

@@ -22,9 +22,9 @@ SAYS = {
         "ended by stop",
     ),
     "stream": ("> What is the sliding window?\n", "> What is CSA?\n"),
-    "tools": ("get_weather({'city': 'Faldor'}) -> It is raining in Faldor.\n", "Faldor"),
+    "tools": ("find_room({'person': 'Faldor'}) -> room 214\nFaldor is in room 214.\n",),
     "structured": ("{'name': '", "'rating': "),
-    "session": ("Each token sees the last",),
+    "session": ("The official weights are FP8, with experts in\n", " -0.12  FP4.\n"),
 }
 
 

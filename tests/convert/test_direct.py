@@ -76,7 +76,6 @@ def test_writes(way: None, tmp_path: Path) -> None:
             count = min(len(buffer), last - start)
             buffer[:count] = data[start : start + count]
             out.write(buffer[:count], start)
-    out.sync()
     out.close()
     assert (tmp_path / "file").read_bytes() == data
 

@@ -111,14 +111,21 @@ CONVERTED = [
 ]
 
 
-@pytest.mark.parametrize("recipe", ["native", "4bit"])
+@pytest.mark.parametrize(
+    ("recipe", "every"), [("native", 2), ("4bit", 5), pytest.param("native", 1, marks=pytest.mark.long)]
+)
 def test_a_conversion_is_repaired_by_one_file(
-    recipe: str, good: dict[str, Path], checkpoints: Folder, tmp_path: Path, rng: np.random.Generator
+    recipe: str,
+    every: int,
+    good: dict[str, Path],
+    checkpoints: Folder,
+    tmp_path: Path,
+    rng: np.random.Generator,
 ) -> None:
     source, folder = checkpoints("awkward"), tmp_path / "model"
     shutil.copytree(good[recipe], folder)
     shutil.copytree(good[recipe], tmp_path / "good")
-    for file, kind in CONVERTED[:: 1 if recipe == "native" else 4]:
+    for file, kind in CONVERTED[::every]:
         name = file if "." in file.removesuffix(".experts") else f"{file}.safetensors"
         before = digests(folder)
         (IN_WEIGHTS | IN_ALL)[kind](folder / name, rng)
@@ -215,14 +222,15 @@ OFFICIAL = [
 ]
 
 
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.long)])
 def test_a_download_is_repaired_by_one_file(
-    good: dict[str, Path], checkpoints: Folder, tmp_path: Path, rng: np.random.Generator
+    every: int, good: dict[str, Path], checkpoints: Folder, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     folder = tmp_path / "official"
     shutil.copytree(good["official"], folder)
     assert verify(folder).ok and verify(folder).unknown == 0
     with serving(Hub(checkpoints("awkward"))) as hub:
-        for file, kind in OFFICIAL:
+        for file, kind in OFFICIAL[::every]:
             name = next(path.name for path in good["official"].iterdir() if path.name.startswith(file))
             before, facts = digests(folder), (folder / name).stat()
             (IN_WEIGHTS | IN_ALL)[kind](folder / name, rng)

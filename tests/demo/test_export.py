@@ -67,6 +67,6 @@ def test_the_written_checkpoint_is_what_training_rounds_to(tmp_path: Path) -> No
     engine = converted(tmp_path / "model", numerics="exact")
     prompts = Renderer(tmp_path / "official").prompts
     texts = [prompts.encode(prompts.ask(text, "off")) for text in ("What is MLX?", "Who?")]
-    said = differences(engine, floats(written, engine, numerics="exact"), texts)
+    said = differences(engine, floats(written, engine, numerics="exact"), texts, limit=20)
     assert said.startswith("2/2 answers the same"), said
     assert mx.isfinite(mx.array(float(said.rsplit(" ", 1)[1])))

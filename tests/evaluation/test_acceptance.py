@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -30,6 +31,7 @@ from dsv4_mlx.ops.selftest.verdicts import Verdict
 from dsv4_mlx.ops.table import REFERENCE, Ops
 from dsv4_mlx.ops.types import Streams
 
+SHORT = pytest.mark.usefixtures("short_cuts")
 STEPS = ["files", "numbers", "kernels", "layers", "cuts"]
 
 
@@ -42,6 +44,7 @@ def test_a_sound_model_passes(checkpoints: Checkpoints) -> None:
     assert str(checkpoints.cache) not in report
 
 
+@SHORT
 def test_an_official_checkpoint_passes(checkpoints: Checkpoints) -> None:
     found = accepted(checkpoints.official("small"))
     assert found["files"].ok is None
@@ -69,6 +72,7 @@ def silent(ops: Ops) -> Ops:
     return replace(ops, hc_head=lambda x, *rest, **options: mx.zeros((*x.shape[:2], x.shape[-1])))
 
 
+@SHORT
 def test_a_device_that_fails_is_a_finding(checkpoints: Checkpoints) -> None:
     found = accepted(
         checkpoints.converted("small"), silent(REFERENCE), wanted=AcceptanceOptions(True, lengths=(64,))
@@ -121,15 +125,17 @@ FIELDS = {
 }  # fmt: skip
 
 
-def test_the_command_on_the_demo(tmp_path: Path, home: Path) -> None:
-    """What a user runs, with the needles in 4K tokens, paged; and the report."""
+@SHORT
+def test_the_command_on_the_demo(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a user runs, with the needles in a shorter text, paged; and the report."""
+    shorter = partial(AcceptanceOptions, lengths=(400,))
+    monkeypatch.setattr("dsv4_mlx.evaluation.acceptance.AcceptanceOptions", shorter)
     report = tmp_path / "report.json"
-    given = ["check", "demo", "--quick", "--expert-memory", "50%", "--report", str(report)]
-    done = subprocess.run(
-        [sys.executable, "-m", "dsv4_mlx", *given], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^  4,1\d\d tokens, \d+% deep: found, ", done.stdout, re.M)) == 3
+    assert cli(["check", "demo", "--quick", "--expert-memory", "50%", "--report", str(report)]) == 0
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^  4\d\d tokens, \d+% deep: found, ", out, re.M)) == 3
     written = json.loads(report.read_text())
     assert (written["ok"], written["complete"], written["quick"]) == (True, True, True)
     assert written["made_with"].keys() == FIELDS

@@ -115,6 +115,7 @@ def wrong(streams: Streams) -> mx.array:
     return REFERENCE.hc_post(streams) * 1.001
 
 
+@pytest.mark.usefixtures("short_cuts")
 def test_a_wrong_kernel(checkpoints: Checkpoints) -> None:
     """The check of kernels names it; and should it have missed it, every layer shows it."""
     verdict = Verdict("hc_post", "differs", "2 rows: 7 of 8 values differ")

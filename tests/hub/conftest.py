@@ -8,6 +8,7 @@ import huggingface_hub.constants
 import pytest
 
 from dsv4_mlx.convert.run import convert
+from dsv4_mlx.hub import ranges
 from dsv4_mlx.hub.remote import Retry
 from dsv4_mlx.synthetic import small_config, write_checkpoint
 from dsv4_mlx.synthetic.configs import cut
@@ -34,6 +35,8 @@ def converted(official: Path) -> Path:
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(ranges, "BLOCK", 1 << 16)  # or these small shards would come in one range each
+    monkeypatch.setattr(ranges, "SPAN", 2)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
 

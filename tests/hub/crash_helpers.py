@@ -14,7 +14,7 @@ from typing import Any
 from hub.fake_hub import REPOSITORY
 
 from dsv4_mlx.convert import folder
-from dsv4_mlx.hub import fetch
+from dsv4_mlx.hub import fetch, ranges
 from dsv4_mlx.hub.download import convert_from_hub
 from dsv4_mlx.hub.remote import Retry
 
@@ -29,7 +29,7 @@ def event(*_: Any) -> None:
 
 
 class Watched:
-    """os, with an event before and after each rename."""
+    """os, with an event before and after each rename, and before each write to what is downloaded."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
@@ -39,8 +39,13 @@ class Watched:
         os.replace(*names)
         event()
 
+    def pwrite(self, *given: Any) -> int:
+        event()
+        return os.pwrite(*given)
 
-folder.os = fetch.os = Watched()  # type: ignore[attr-defined, assignment]
+
+ranges.BLOCK, ranges.SPAN = 1 << 16, 2
+folder.os = fetch.os = ranges.os = Watched()  # type: ignore[attr-defined, assignment]
 convert_from_hub(
     REPOSITORY,
     Path(sys.argv[2]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,8 +46,20 @@ class Hub:
         self.sent: dict[str, int] = {}  # bytes of bodies, by file
         self.tokens: dict[str, set[str | None]] = {"api": set(), "files": set(), "cdn": set()}
         self.delay = 0.0
+        self.rate = 0.0  # bytes per second of all connections together; 0: as fast as it goes
+        self.drop: Callable[[], bool] = lambda: False  # asked before each piece of a file
+        self.asked: list[tuple[str, int, int]] = []  # file, first byte and end of each GET
+        self.open = self.most = 0  # answers on their way now, and at most
+        self.free = 0.0  # when the line is free again
         self.endpoint = ""
         self.lock = threading.Lock()
+
+    def pace(self, count: int) -> float:
+        """Seconds to wait after so many bytes."""
+        with self.lock:
+            now = time.monotonic()
+            self.free = max(self.free, now) + (count / self.rate if self.rate else 0.0)
+            return self.free - now + self.delay
 
     def listing(self) -> dict[str, object]:
         siblings = []
@@ -117,6 +130,7 @@ class Handler(BaseHTTPRequestHandler):
         if method == "GET":
             with self.hub.lock:
                 self.hub.gets[name] = asked.number = self.hub.gets.get(name, 0) + 1
+                self.hub.asked.append((name, asked.start, asked.start + len(asked.body)))
         if self.hub.fault is not None:
             self.hub.fault(asked)
         self.send(asked)
@@ -130,17 +144,31 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if asked.method == "HEAD":
             return
-        body = asked.body if asked.cut is None else asked.body[: asked.cut]
-        for at in range(0, len(body), 1 << 16):
-            self.wfile.write(body[at : at + (1 << 16)])
+        with self.hub.lock:
+            self.hub.open += 1
+            self.hub.most = max(self.hub.most, self.hub.open)
+        try:
+            whole = self.pieces(asked)
+        finally:
             with self.hub.lock:
-                self.hub.sent[asked.name] = self.hub.sent.get(asked.name, 0) + len(body[at : at + (1 << 16)])
-            if self.hub.delay:
-                threading.Event().wait(self.hub.delay)
-        if asked.cut is not None:
+                self.hub.open -= 1
+        if not whole:
             self.wfile.flush()
             self.connection.close()
             self.close_connection = True
+
+    def pieces(self, asked: Asked) -> bool:
+        """Whether all of the body was sent."""
+        body = asked.body if asked.cut is None else asked.body[: asked.cut]
+        for at in range(0, len(body), 1 << 16):
+            if asked.name and self.hub.drop():
+                return False
+            self.wfile.write(body[at : at + (1 << 16)])
+            with self.hub.lock:
+                self.hub.sent[asked.name] = self.hub.sent.get(asked.name, 0) + len(body[at : at + (1 << 16)])
+            if wait := self.hub.pace(len(body[at : at + (1 << 16)])):
+                threading.Event().wait(wait)
+        return asked.cut is None
 
 
 @contextmanager

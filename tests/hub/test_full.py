@@ -56,6 +56,7 @@ class Disk:
             for name in ("pwrite", "fsync", "mkdir", "link"):
                 patch.setattr(os, name, asking(getattr(os, name)))
             patch.setattr(fetch, "_write", asking(fetch._write))
+            patch.setattr(os, "ftruncate", asking(os.ftruncate))
             patch.setattr(
                 os, "open", opened(os.open, lambda path, flags=0, *_, **__: bool(flags & os.O_CREAT))
             )

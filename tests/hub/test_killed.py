@@ -65,8 +65,8 @@ def survive(official: Path, converted: Path, folder: Path, kills: int, seed: int
         assert not (folder / f"{target.name}.official").exists()
 
 
-def test_killed_at_10_random_points(official: Path, converted: Path, tmp_path: Path) -> None:
-    survive(official, converted, tmp_path, 10, 0)
+def test_killed_at_4_random_points(official: Path, converted: Path, tmp_path: Path) -> None:
+    survive(official, converted, tmp_path, 4, 0)
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from dsv4_mlx.machine import awake
 from dsv4_mlx.machine.awake import Awake
 from dsv4_mlx.machine.disks import ask
 from dsv4_mlx.terminal import attach as clipboard
+
+ROOT = Path(__file__).parents[2]
 
 
 class Helper:
@@ -76,10 +79,11 @@ def asked(folder: Path) -> None:
 
 def copied(folder: Path) -> None:
     program = folder / "pbcopy"
-    program.write_text(f"#!/bin/sh\n/bin/cat > {folder}/copied\n")
+    program.write_text(f'#!/bin/sh\n/bin/cat > {folder}/copied; echo "$LC_ALL" > {folder}/locale\n')
     program.chmod(0o755)
-    assert clipboard.copy("some text", lambda sequence: None) == "copied 9 characters"
-    assert (folder / "copied").read_text() == "some text"
+    assert clipboard.copy("some téxt", lambda sequence: None) == "copied 9 characters"
+    assert (folder / "copied").read_bytes() == "some téxt".encode()
+    assert (folder / "locale").read_text() == "en_US.UTF-8\n"
 
 
 def held_awake(folder: Path) -> None:
@@ -100,4 +104,19 @@ def test_helpers_are_started_without_forking(
         pytest.skip("Python never spawns on this system")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(subprocess, "_fork_exec", forked)
+    monkeypatch.setenv("LC_ALL", "C")
     help_is_asked(tmp_path)
+
+
+def test_every_child_is_started_so() -> None:
+    """What keeps Python from spawning: close_fds, its own session or group, another user, a folder."""
+    forks = {"start_new_session", "preexec_fn", "pass_fds", "cwd", "user", "group", "umask", "process_group"}
+    calls = 0
+    for path in [*(ROOT / "dsv4_mlx").rglob("*.py"), *(ROOT / "convert").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.Call) or not ast.unparse(node.func).startswith("subprocess."):
+                continue
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            assert given.get("close_fds") == "False" and not forks & given.keys(), f"{path}:{node.lineno}"
+            calls += 1
+    assert calls >= 6

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import plistlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from dsv4_mlx.convert import folder
 from dsv4_mlx.convert.folder import check_sizes
-from dsv4_mlx.errors import InputError
-from dsv4_mlx.machine.disks import Volume, ask, device_of, from_diskutil, from_mount, mount_of, volume_of
+from dsv4_mlx.convert.journal import Journal
+from dsv4_mlx.errors import DiskFull, InputError
+from dsv4_mlx.machine.disks import (
+    Volume,
+    ask,
+    device_of,
+    from_diskutil,
+    from_mount,
+    mount_of,
+    purgeable,
+    volume_of,
+)
 
 DF = """Filesystem     512-blocks       Used  Available Capacity  Mounted on
 {device} 1942700360  908104400 1004040416    48%    {place}
@@ -132,3 +145,34 @@ def test_a_file_that_fat32_can_not_hold_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("dsv4_mlx.convert.folder.volume_of", lambda path: None)
     check_sizes(tmp_path, {"b": 2**40})
     assert "no journal" in stick.warning()
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_macos_is_told_to_empty_the_disks_own_cache(
+    refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each converted file, its folder and the journal, after which a source may be deleted."""
+    full: list[int] = []
+    plain: list[int] = []
+
+    def control(descriptor: int, command: int, value: int = 0) -> None:
+        full.append(command)
+        if refused:
+            raise OSError("a network volume")
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", control)
+    monkeypatch.setattr(os, "fsync", plain.append)
+    with folder.finished_file(tmp_path / "layer") as out:
+        out.write(b"bytes", 0)
+    assert full == [51, 51]
+    Journal(tmp_path).add("layer", {})
+    assert full == [51, 51, 51]
+    assert len(plain) == (3 if refused else 0)
+
+
+def test_purgeable_space_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert purgeable("linux") == "" and "tmutil listlocalsnapshots" in purgeable("darwin")
+    monkeypatch.setattr(folder, "purgeable", lambda: purgeable("darwin"))
+    with pytest.raises(DiskFull, match=r"are free \(without purgeable space.*missing"):
+        folder.check_space(tmp_path, 1 << 60)

@@ -6,13 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv4_mlx.machine.units import duration, parse_memory, parse_size, parse_speed, rate, size, speed
+from dsv4_mlx.machine.units import (
+    duration,
+    parse_memory,
+    parse_size,
+    parse_speed,
+    parse_tokens,
+    rate,
+    size,
+    speed,
+)
 
 
 @pytest.mark.parametrize(
     ("text", "count"),
     [("64GB", 64e9), (" 64 gb ", 64e9), ("64GiB", 64 << 30), ("1.5MiB", 1.5 * (1 << 20)), ("2TB", 2e12)]
-    + [("3kB", 3e3), ("0GB", 0.0)],
+    + [("3kB", 3e3), ("0GB", 0.0), ("64G", 64e9), ("100 m", 100e6)],
 )
 def test_sizes_are_read(text: str, count: float) -> None:
     assert parse_size(text) == count
@@ -20,7 +29,7 @@ def test_sizes_are_read(text: str, count: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "64", "64G", "-1GB", "nan GB", "٣GB", "1e3MB", "8 bits", "64Gb", "1 Gib", "64GB/s", "6 4GB", "B"],
+    ["", "64", "64Gi", "-1GB", "nan GB", "٣GB", "1e3MB", "8 bits", "64Gb", "1 Gib", "64GB/s", "6 4GB", "B"],
 )
 def test_what_is_no_size(text: str) -> None:
     assert parse_size(text) is None
@@ -41,8 +50,20 @@ def test_what_is_no_speed(text: str) -> None:
 
 
 def test_memory_is_sold_in_binary_units() -> None:
-    assert parse_memory("64GB") == parse_memory("64gib") == 64 << 30
-    assert parse_memory("64") is None and parse_memory("64Gb") is None
+    assert {parse_memory(text) for text in ("64GB", "64gib", "64", " 64 ", "64G", "64 g")} == {64 << 30}
+    assert all(parse_memory(text) is None for text in ("64Gb", "64x", "", "GB"))
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("4096", 4096), ("131,072", 131072), ("128K", 131072), (" 1m ", 1 << 20), ("0", 0)]
+)
+def test_tokens_are_read(text: str, count: int) -> None:
+    assert parse_tokens(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "K", "1.5K", "1,31", "-3", "128KB", "1e3", "٣"])
+def test_what_is_no_number_of_tokens(text: str) -> None:
+    assert parse_tokens(text) is None
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,13 @@ def test_a_step_run_twice_is_run_once(model: Transformer, start: int, rows: int)
     assert same_bits(state_bits(state), bits)
 
 
-@pytest.mark.parametrize("start", [*range(120, 137), 256, 300])
+@pytest.mark.parametrize(
+    "start",
+    [
+        *(127, 128, 129, 130, 256, 300),
+        *(pytest.param(start, marks=pytest.mark.long) for start in (*range(120, 127), *range(131, 137))),
+    ],
+)
 @pytest.mark.parametrize("back", [1, 5, SLACK])
 def test_taken_back_tokens_leave_no_trace(model: Transformer, start: int, back: int) -> None:
     """Across every way that groups of 4 and 128 can close in between."""

@@ -209,8 +209,19 @@ def whole_demo(demo: Path) -> tuple[list[int], list[np.ndarray]]:
     return said_by(demo, "100%")
 
 
-@pytest.mark.parametrize(("memory", "threads"), [("1x", 1), ("1x", 8), ("25%", 8), ("50%", 1)])
-@pytest.mark.parametrize("source", ["converted", "official"])
+@pytest.mark.parametrize(
+    ("source", "memory", "threads"),
+    [
+        ("converted", "1x", 1),
+        ("converted", "25%", 8),
+        ("official", "1x", 8),
+        ("official", "50%", 1),
+        pytest.param("converted", "1x", 8, marks=pytest.mark.long),
+        pytest.param("converted", "50%", 1, marks=pytest.mark.long),
+        pytest.param("official", "1x", 1, marks=pytest.mark.long),
+        pytest.param("official", "25%", 8, marks=pytest.mark.long),
+    ],
+)
 def test_demo_model(
     demo: Path,
     whole_demo: tuple[list[int], list[np.ndarray]],

@@ -23,8 +23,8 @@ from dsv4_mlx.engine.engine import fitting, weight_bytes
 from dsv4_mlx.engine.memory import state_bytes, touched_weights, workspace
 from dsv4_mlx.model.state import GROWTH
 from dsv4_mlx.planning.candidates import candidates, candidates_for, flash_config
-from dsv4_mlx.planning.fit import MemoryBudget, fit
-from dsv4_mlx.planning.plan import disk, plan
+from dsv4_mlx.planning.fit import MemoryBudget, budget_of_mac, fit
+from dsv4_mlx.planning.plan import disk, plan, with_more_memory
 from dsv4_mlx.planning.speed import Speeds
 from dsv4_mlx.synthetic import cut, release_config, small_config, write_checkpoint
 from dsv4_mlx.weights.load import activation_dtype, find_model
@@ -125,8 +125,8 @@ def test_base_at_its_true_size() -> None:
     assert small.written is not None and small.written.quantised > 0.95 * small.stored.bytes
     assert way.bytes + 8e9 < way.memory < native.bytes * 1.001
     least = way.memory + workspace(way.memory) + state_bytes(config, GROWTH, 2).session
-    assert fit(way, config, least, 2).placement == "resident"
-    paged = fit(way, config, least - 1, 2)
+    assert fit(way, config, MemoryBudget(least)).placement == "resident"
+    paged = fit(way, config, MemoryBudget(least - 1))
     assert paged.placement == "paged" and paged.slots < config.experts
     assert 0 <= way.others - native.others < 0.02 * native.others
 
@@ -193,18 +193,22 @@ def test_what_to_type(gib: int, best: str | None, words: list[str]) -> None:
 def test_slots_are_those_that_auto_takes(
     checkpoints: Checkpoints, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`plan`, `info` and `--expert-memory auto`, at every limit, with and without a reserve."""
+    """`plan`, `info` and `--expert-memory auto`, at every limit, with and without a reserve and others."""
     folder = getattr(checkpoints, kind)("small")
     stored = find_model(folder)
     way = candidates_for(folder)[0][0].stored
     state = state_bytes(stored.config, 4096, activation_dtype().size).session
     seen = set()
-    for reserve in (0, way.experts.bytes(1)):
+    one = way.experts.bytes(1)
+    for reserve, taken in ((0, 0), (one, 0), (0, one), (one, 3 * one)):
         monkeypatch.setattr(engine, "page_cache_share", lambda reserve=reserve: reserve)
+        monkeypatch.setattr(engine, "others_share", lambda taken=taken: taken)
         for step in range(-4, 45):
             limit = way.others + workspace(way.others) + state + step * way.experts.bytes(1) // 4
             monkeypatch.setattr(engine, "memory_limit", lambda limit=limit: limit)
-            found = fit(way, stored.config, limit, activation_dtype().size, reserve)
+            found = fit(
+                way, stored.config, MemoryBudget(limit, activation_dtype().size, reserve, taken=taken)
+            )
             if found.placement == "too large":
                 continue
             memory = fitting(stored.config, stored.manifest, found.context, "auto")[1]
@@ -218,7 +222,7 @@ def test_slots_of_a_large_mac() -> None:
     """V4-Flash on 128 GB: the room is used to the last slot, by the memory that this many slots need."""
     for gib in (24, 48, 96, 107):
         for way in FLASH:
-            found = fit(way.stored, CONFIG, gib * GIB, 2)
+            found = fit(way.stored, CONFIG, MemoryBudget(gib * GIB))
             if found.placement == "paged":
                 need = [way.stored.others + way.stored.experts.bytes(found.slots + more) for more in (0, 1)]
                 state = state_bytes(CONFIG, found.context, 2).session
@@ -254,7 +258,7 @@ def test_info_says_the_same(checkpoints: Checkpoints, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     "words",
     [
-        ["--for", "64"],
+        ["--for", "64x"],
         ["--for", "0GB"],
         ["--for", "64Gb"],
         ["--network", "100Mb/s"],
@@ -267,3 +271,22 @@ def test_info_says_the_same(checkpoints: Checkpoints, capsys: pytest.CaptureFixt
 def test_wrong_words_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", *words]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("gib", "said"),
+    [
+        (64, []),  # macOS 26 isn't known to give such a Mac more, and raising would not end paging
+        (128, ["with macOS 26 a model may use 115.4 GB: official paged, 175 experts a layer"]),
+        (
+            192,
+            ["with macOS 26 a model may use 173.2 GB: official resident", "iogpu.wired_limit_mb=167116"],
+        ),
+        (512, []),
+    ],
+)
+def test_macos_26_and_a_raised_limit_are_said(gib: int, said: list[str]) -> None:
+    found = with_more_memory(FLASH, CONFIG, gib * GIB, budget_of_mac(gib * GIB))
+    assert len(found) == len(said), found
+    assert all(part in sentence for part, sentence in zip(said, found, strict=True)), found
+    assert not any("iogpu" in sentence and "paged" in sentence for sentence in found)

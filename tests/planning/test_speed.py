@@ -16,7 +16,7 @@ from bench.paging.predict import rows, table
 from bench.paging.traces import SKEWED, drawn
 from dsv4_mlx.machine.macs import MACS
 from dsv4_mlx.planning.candidates import Candidate, candidates, flash_config
-from dsv4_mlx.planning.fit import budget_of_mac, fit
+from dsv4_mlx.planning.fit import MemoryBudget, budget_of_mac, fit
 from dsv4_mlx.planning.plan import plan
 from dsv4_mlx.planning.speed import (
     CACHED_RECORDS,
@@ -123,13 +123,14 @@ def test_the_bound_is_never_below_the_prediction(
     way: Candidate, gib: int, memory: float, disk: float, page_cache: int, path: ComputePath
 ) -> None:
     """Machines x recipes x slots. The bound knows bytes and speeds alone, and here it is counted anew."""
-    found = fit(way.stored, CONFIG, gib << 30, 2)
+    found = fit(way.stored, CONFIG, MemoryBudget(gib << 30))
     said = predict(way, found, CONFIG, Speeds(memory, disk), 2, page_cache, path)
     if said is None:
         assert found.placement == "too large"
         return
     assert said.low is not None and said.high is not None and said.bound is not None
-    assert 0 < said.low <= said.high <= said.bound <= memory / way.touched
+    assert 0 < said.low <= said.high * (1 + 1e-12)  # the same sum in another order
+    assert said.high <= said.bound <= memory / way.touched
     if found.placement == "resident":
         assert said.low == said.high and said.missed == (0, 0)
         assert said.bound == pytest.approx(memory / way.touched)
@@ -148,13 +149,13 @@ def test_every_term_costs_time() -> None:
     """Bytes, launches, disk: a prediction is slower with more of each, and equals a sum by hand where all
     experts are in memory."""
     native, mac = FLASH[1], budget_of_mac(256 << 30)
-    found = fit(native.stored, CONFIG, mac.limit, 2)
+    found = fit(native.stored, CONFIG, mac)
     said = predict(native, found, CONFIG, Speeds(819e9), 2)
     assert found.placement == "resident" and said is not None and said.high is not None
     moved = native.touched + KERNELS.moved + 23_499_776  # the ledger's rows at 4,096 tokens
     by_hand = moved / (0.75 * 819e9) + 1_015 * 2.6e-6 + 12e-3 + 0.3e-3
     assert 1 / said.high == pytest.approx(by_hand, rel=0.01)
-    paged = fit(native.stored, CONFIG, 48 << 30, 2)
+    paged = fit(native.stored, CONFIG, MemoryBudget(48 << 30))
 
     def at(memory: float = 3e11, disk: float = 5e9, path: ComputePath = KERNELS) -> float:
         one = predict(native, paged, CONFIG, Speeds(memory, disk), 2, path=path)

@@ -92,7 +92,9 @@ def test_a_small_request_does_not_wait_for_a_long_prefill(
     assert long.tokens
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=[pytest.mark.long] * (seed > 2)) for seed in range(6)]
+)
 def test_cancelled_at_any_moment(model: Transformer, seed: int) -> None:
     """At most one step follows; what was computed serves the next prompt, and the bits are the same."""
     rng = np.random.default_rng(seed)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from small_model import new_session, tiny_model, token_ids
 
+from dsv4_mlx.config import parse_config
 from dsv4_mlx.engine.session import Session
+from dsv4_mlx.hub.models import model_folder
 from dsv4_mlx.model.transformer import Transformer
+from dsv4_mlx.scheduler.replay import SilentModel
 from dsv4_mlx.scheduler.session_pool import Lease, SessionPool
+from dsv4_mlx.tokenizer.template import Prompts, Role, Think
 from scheduler.tiny import ScriptedBackend, TinyBackend, add, alone, drain, job, runner
 
 
@@ -183,3 +188,51 @@ def real_memory() -> int:
     gc.collect()
     mx.clear_cache()
     return mx.get_active_memory()
+
+
+@pytest.fixture
+def scripted() -> tuple[Prompts, ScriptedBackend]:
+    """The demo's prompts, and sessions that take them in without computing."""
+    folder = model_folder("demo")
+    silent: Any = SilentModel(parse_config((folder / "config.json").read_text("utf-8"), folder))
+    prompts, backend = Prompts(folder, "april"), ScriptedBackend(silent)
+    backend.markers = prompts.markers
+    return prompts, backend
+
+
+def talk(prompts: Prompts, system: list[int], said: list[tuple[Role, str]], think: Think = "on") -> list[int]:
+    """A prompt whose instructions are the tokens `system`, all of which are words of their own."""
+    text = "".join(f" {word}" for word in system)
+    return prompts.encode(prompts.talk([("system", text), *said], think))
+
+
+@pytest.mark.parametrize("words", [20, 55, 103, 170, 488, 968])
+def test_a_second_question_finds_the_instructions(
+    words: int, scripted: tuple[Prompts, ScriptedBackend]
+) -> None:
+    """From 64 tokens on, whatever their length: nothing of them is computed twice."""
+    prompts, backend = scripted
+    one = runner(backend)
+    first, second = (talk(prompts, list(range(words)), [("user", f"{what}?")]) for what in ("Why", "How"))
+    block = first.index(prompts.markers.user)
+    add(one, job(first, 4))
+    drain(one)
+    _, heard = add(one, job(second, 4))
+    drain(one)
+    assert heard.cached == (block + 1 if block >= 64 else 0), f"instructions of {block} tokens"
+
+
+def test_turns_that_think_compute_what_is_new(scripted: tuple[Prompts, ScriptedBackend]) -> None:
+    """Rendered again, a turn has lost its thinking: at most 64 tokens before it are computed again."""
+    prompts, backend = scripted
+    one = runner(backend, sessions=1)
+    said: list[tuple[Role, str]] = []
+    known = 0
+    for turn in range(10):
+        said.append(("user", f"question {turn} " * (3 + 11 * turn % 70)))
+        prompt = talk(prompts, list(range(100)), said)
+        _, heard = add(one, job(prompt, 40, seed=turn))
+        drain(one)
+        assert turn == 0 or known - heard.cached <= 64
+        known = len(prompt) - 1  # but the think marker
+        said.append(("assistant", f"answer {turn} " * (2 + 7 * turn % 90)))

@@ -90,6 +90,8 @@ class TinyBackend:
 class ScriptedBackend(TinyBackend):
     """Sessions that count tokens and compute nothing: for tests with many of them."""
 
+    markers = MARKERS
+
     def script(self, job: GenerationRequest) -> list[int]:
         """What the job says: as long as it may, depending on its seed."""
         return token_ids(np.random.default_rng(job.sampling.seed), job.max_tokens or 0)
@@ -98,7 +100,7 @@ class ScriptedBackend(TinyBackend):
         return ScriptedRows(rows, self.script(job), MARKERS.end)
 
     def session(self) -> Session:
-        return Session(SilentModel(self.model.config), self.context, MARKERS, self.growth)
+        return Session(SilentModel(self.model.config), self.context, self.markers, self.growth)
 
 
 class Heard:

@@ -232,10 +232,9 @@ def test_descriptors_that_something_else_uses_up(serve: Serve) -> None:
     assert until(lambda: answered(port) == (200, "here"))
     process.send_signal(signal.SIGTERM)
     err = process.communicate(timeout=30)[1]
-    assert (
-        "Traceback" not in err
-        and err.count("new connections wait until others end: Too many open files") == 1
-    )
+    assert "Traceback" not in err
+    said = err.count("new connections wait until others end: Too many open files")
+    assert 1 <= said <= 3, "once for each time that there was room in between"
 
 
 def cpu_seconds(pid: int) -> float:

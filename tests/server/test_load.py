@@ -60,7 +60,7 @@ def gauge(text: str, name: str) -> int:
 
 
 def test_sixty_four_streams(tmp_path: Path, record_property: Record) -> None:
-    load(tmp_path, record_property, seconds=20, warm=8)
+    load(tmp_path, record_property, seconds=12, warm=5)
 
 
 @pytest.mark.long

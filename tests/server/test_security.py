@@ -5,9 +5,12 @@ The items from 6 on are in test_security_content.py.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
-from socket import SOCK_STREAM, getaddrinfo
+from socket import AF_INET, AF_INET6, SOCK_STREAM, create_server, getaddrinfo
+from typing import Any
 
 import anthropic
 import openai
@@ -16,6 +19,7 @@ from server.client import call, connected, parsed, read
 from server.conftest import Start
 
 from dsv4_mlx.errors import MachineError, UsageError
+from dsv4_mlx.server import lifecycle
 from dsv4_mlx.server.api_errors import ApiError
 from dsv4_mlx.server.lifecycle import check_bind, listen
 from dsv4_mlx.server.middleware import RequestHead, check, is_loopback
@@ -68,6 +72,39 @@ def test_1_busy_port(start: Start) -> None:
     port = start().port
     with pytest.raises(MachineError, match="--port"):
         listen(ServerOptions(port=port))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+@pytest.mark.parametrize("other", ["127.0.0.1", "::1"])
+def test_1_a_port_is_busy_on_both_addresses(other: str, host: str) -> None:
+    """A client that asks `localhost` tries both, and would reach the other program."""
+    try:
+        busy = create_server((other, 0), family=AF_INET6 if ":" in other else AF_INET)
+    except OSError:
+        pytest.skip(f"this machine has no {other}")
+    with busy, pytest.raises(MachineError, match=f"another program answers on {other}"):
+        listen(ServerOptions(host=host, port=busy.getsockname()[1], api_key="x"))
+
+
+def test_1_only_a_missing_family_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(code: int) -> None:
+        def listening(family: int, *where: Any) -> Any:
+            if family == AF_INET6:
+                raise OSError(code, os.strerror(code))
+            return create_server(("127.0.0.1", 0))
+
+        both = [
+            (family, SOCK_STREAM, 0, "", (name, 8080)) for family, name in ((AF_INET6, "::1"), (AF_INET, ""))
+        ]
+        monkeypatch.setattr("socket.getaddrinfo", lambda *asked, **options: both)
+        monkeypatch.setattr(lifecycle, "_listening", listening)
+
+    refuse(errno.EADDRNOTAVAIL)
+    (found,) = listen(ServerOptions(host="localhost", port=0))
+    found.close()
+    refuse(errno.EADDRINUSE)
+    with pytest.raises(MachineError, match="port 0: Address already in use"):
+        listen(ServerOptions(host="localhost", port=0))
 
 
 # 2. Host header

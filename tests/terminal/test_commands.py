@@ -19,8 +19,43 @@ def talk(tmp_path: Path) -> Talk:
 
 
 def test_the_list_is_complete() -> None:
-    wanted = "help think nothink max system read save load list retry undo edit tokens stats copy clear quit"
+    wanted = (
+        "help think nothink max system read save load list retry undo edit model tokens stats copy clear quit"
+    )
     assert list(COMMANDS) == wanted.split()
+
+
+@pytest.mark.parametrize("typed", ["/exit", "/bye", "/quit", "exit", "quit", "Bye", "/q"])
+def test_ways_to_leave(talk: Talk, typed: str) -> None:
+    talk.says(typed)
+    assert talk.shown.code == 0 and not talk.texts
+
+
+def test_commands_of_other_chats(talk: Talk) -> None:
+    talk.says("hello")
+    talk.says("/new")
+    assert not talk.chat.conversation.messages
+    for typed, mode in (("/think off", "off"), ("/think max", "max"), ("/think", "on")):
+        talk.says(typed)
+        assert talk.chat.conversation.think == mode
+    talk.says("/think deep")
+    assert "off, on or max" in talk.shown.problems[-1]
+    talk.says("/set temperature 0.5")
+    assert "dsv4-mlx chat --help" in talk.shown.problems[-1]
+    talk.says("/model")
+    assert talk.shown.notes[-1].startswith("scripted, context ")
+
+
+def test_a_sentence_with_exit_in_it_is_a_question(talk: Talk) -> None:
+    talk.says("exit strategy?")
+    assert talk.texts[0] == "exit strategy?"
+
+
+def test_tokens_are_counted_once(talk: Talk) -> None:
+    """What /tokens says is what the status line says."""
+    talk.says("hello")
+    talk.says("/tokens")
+    assert talk.shown.notes[-1].startswith(f"{talk.chat.used:,} of ")
 
 
 def test_help_names_every_command(talk: Talk) -> None:
@@ -150,7 +185,7 @@ def test_save_load_and_list(talk: Talk, tmp_path: Path) -> None:
     talk.says("second question")
     talk.says("/list")
     listing = talk.shown.notes[-1].splitlines()
-    assert "second question  (this one)" in listing[0] and "my talk" in listing[1]
+    assert "second question  [scripted]  (this one)" in listing[0] and "my talk" in listing[1]
     talk.says("/load my")
     assert talk.texts[0] == "first question" and talk.shown.replayed == 1
     talk.says("third")

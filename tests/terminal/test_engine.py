@@ -200,7 +200,7 @@ def test_bad_pipes(model: Path, piped: bytes | None, options: list[str], message
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("", "MODEL is empty"), ("nowhere", "there is no folder"), ("empty", "not a finished")],
+    [("", "Missing argument 'MODEL'"), ("nowhere", "there is no folder"), ("empty", "not a finished")],
 )
 def test_a_missing_or_unfinished_model(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()

@@ -10,7 +10,13 @@ import pytest
 
 from terminal.screens import CTRL_D, CTRL_L, CTRL_T, chat
 
-SIZES = pytest.mark.parametrize("size", [(80, 24), (200, 50)], ids=["80x24", "200x50"])
+SIZES = pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param((80, 24), id="80x24"),
+        pytest.param((200, 50), id="200x50", marks=pytest.mark.long),
+    ],
+)
 READY = "tokens · think on"
 
 

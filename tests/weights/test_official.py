@@ -63,8 +63,15 @@ def test_logits_are_those_of_a_conversion(checkpoints: Checkpoints, numerics: st
     assert same_bits([ours], [theirs])
 
 
-@pytest.mark.parametrize("memory", ["1x", "25%", "100%"])
-@pytest.mark.parametrize("threads", [1, 8])
+@pytest.mark.parametrize(
+    ("memory", "threads"),
+    [
+        ("1x", 8),
+        ("25%", 1),
+        ("100%", 8),
+        *(pytest.param(*way, marks=pytest.mark.long) for way in (("1x", 1), ("25%", 8), ("100%", 1))),
+    ],
+)
 @pytest.mark.parametrize("name", ["small", "wide base"])
 def test_paged_from_an_official_folder(
     name: str, checkpoints: Checkpoints, memory: str, threads: int

@@ -18,13 +18,15 @@ import mlx.core as mx
 Template = tuple[tuple[str, int | bool | mx.Dtype], ...]
 
 _INCLUDE = re.compile(r'^#include "([\w.]+)"\n', re.MULTILINE)
+_COMMENT = re.compile(r"//.*")
 _BODY = re.compile(r"^// body: (\w+)\n", re.MULTILINE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kernel:
     """What `mx.fast.metal_kernel` is made from: `source` is the function's body, `header` goes before.
 
+    There is one object for a kernel, and it is found by identity: its texts are long.
     `strided`: inputs come as they lie, and the body reads their strides. Otherwise an input with gaps is
     copied first.
     """
@@ -101,10 +103,16 @@ def _compiled(kernel: Kernel) -> Any:
         name=f"dsv4_{kernel.name}",
         input_names=list(kernel.inputs),
         output_names=list(kernel.outputs),
-        source=kernel.source,
-        header=kernel.header,
+        source=bare(kernel.source),
+        header=bare(kernel.header),
         ensure_row_contiguous=not kernel.strided,
     )
+
+
+def bare(text: str) -> str:
+    """Without comments and indentation, a third of it: MLX joins and hashes a kernel's text at every call."""
+    lines = (_COMMENT.sub("", line).strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line) + "\n"
 
 
 @cache

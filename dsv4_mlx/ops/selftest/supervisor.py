@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 
 _START = 60.0  # seconds for Python and MLX to start
 _CODE = (
-    "import sys; sys.path[:0] = [{root!r}]; "
+    "import os, sys; os.setsid(); sys.path[:0] = [{root!r}]; "
     "from dsv4_mlx.ops.selftest.judge import child; child(sys.argv[1:])"
 )
 
@@ -52,9 +52,10 @@ def _one_child(metal: Metal, kernels: Sequence[str], limits: CheckLimits) -> lis
     command = [sys.executable, "-P", "-c", _CODE.format(root=root), json.dumps(asked)]
     with tempfile.TemporaryFile() as said:
         try:
-            # A session of its own: Ctrl-C is for this process, which then ends the child.
+            # A session of its own: Ctrl-C is for this process, which then ends the child. It takes it itself:
+            # so, and with close_fds False, Python spawns and need not fork what maps a whole model.
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, start_new_session=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, close_fds=False
             )
         except OSError as error:
             return [Verdict(name, "not checked", f"no process: {error.strerror}") for name in kernels]

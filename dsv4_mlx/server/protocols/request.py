@@ -24,10 +24,11 @@ from dsv4_mlx.server.options import ServerOptions
 from dsv4_mlx.server.protocols.options import ThinkingOptions
 from dsv4_mlx.tokenizer.template import Level
 
-ProtocolName = Literal["chat", "completions", "responses", "messages"]
+ProtocolName = Literal["chat", "completions", "responses", "messages", "ollama_chat", "ollama_generate"]
 NAME = "dsv4"  # the model's name inside the library: what the client calls it is only echoed
 PROMPT_PARAM: dict[ProtocolName, str] = {
-    "chat": "messages", "completions": "prompt", "responses": "input", "messages": "messages"
+    "chat": "messages", "completions": "prompt", "responses": "input", "messages": "messages",
+    "ollama_chat": "messages", "ollama_generate": "prompt",
 }  # fmt: skip
 
 
@@ -100,6 +101,8 @@ class ParsedRequest:
 
     @property
     def family(self) -> Family:
+        if self.protocol.startswith("ollama"):
+            return "ollama"
         return "anthropic" if self.protocol == "messages" else "openai"
 
 

@@ -26,9 +26,10 @@ FINGERPRINT = f"fp_dsv4mlx_{__version__}"
 
 
 class StreamEncoder(ABC):
-    """What the four protocols have in common. `handle` names the turn; ids are made from it."""
+    """What the protocols have in common. `handle` names the turn; ids are made from it."""
 
     prefix = ""  # of the response's id
+    content_type = "text/event-stream; charset=utf-8"  # of a stream
 
     def __init__(self, ask: ParsedRequest, handle: str, prompt_tokens: int, spelling: Spelling) -> None:
         self.ask, self.handle, self.prompt_tokens, self.spelling = ask, handle, prompt_tokens, spelling

@@ -71,10 +71,11 @@ def tokens() -> Array:
     return np.random.default_rng(3875090456).integers(8, 600, PROMPT[-1])
 
 
-def test_exact(checkpoints: Checkpoints, tokens: Array, declined: Counter[str]) -> None:
+@pytest.mark.parametrize("steps", [12, pytest.param(64, marks=pytest.mark.long)])
+def test_exact(checkpoints: Checkpoints, tokens: Array, declined: Counter[str], steps: int) -> None:
     machine = Proven(check=False, remember=False)
-    expected, said = answer(checkpoints.model("small"), tokens, 64)
-    found, same = answer(executed(checkpoints, "exact", machine), tokens, 64)
+    expected, said = answer(checkpoints.model("small"), tokens, steps)
+    found, same = answer(executed(checkpoints, "exact", machine), tokens, steps)
     assert_close(found, expected, LOGITS, "logits with kernels")
     assert same == said
     # Only products of whole chunks are MLX's own: compressors, router's is in `route`, index weights.

@@ -24,12 +24,12 @@ from dsv4_mlx.ops.table import REFERENCE
 
 TESTS = Path(__file__).parents[2]
 KERNELS = ("hc_post", "latents")
-LIMITS = CheckLimits(seconds=12.0, times=3.0, slack=0.2)
+LIMITS = CheckLimits(seconds=6.0, times=3.0, slack=0.2)
 FAULTS = {
     "broken": ("fails", "Unable to build metal library"),
     "wrong": ("differs", "values differ"),
     "crashing": ("crashes", "signal 11"),
-    "hanging": ("hangs", "12 s"),
+    "hanging": ("hangs", "6 s"),
     "slow": ("slow", "the reference"),
 }
 
