@@ -173,6 +173,54 @@ def test_a_field_outside_the_specification_is_named(protocol: str, outcome: Any)
     assert outcome(protocol, body) == outcome(protocol, BASE[protocol])
 
 
+INNER = [
+    (protocol, place, name)
+    for protocol in PARAMS
+    for place, found in specification()[protocol]["inner"].items()
+    for name in found.keys() - {"type"}
+]
+
+
+def test_every_field_of_an_inner_object_is_classed() -> None:
+    walked = 0
+    for protocol, kind in PARAMS.items():
+        for place, table in specification()[protocol]["inner"].items():
+            for one in flat(fields(kind)[place]):
+                said = next(iter(variants(one)), "")
+                if place == "tools" and specification()[protocol]["tools"].get(said or "custom") != "read":
+                    continue
+                found = fields(one)
+                if place == "tools" and said in found:
+                    found = fields(next(flat(found[said])))
+                walked += len(found)
+                assert found.keys() <= table.keys(), (protocol, place, one)
+    assert walked > 60
+
+
+@pytest.mark.parametrize(("protocol", "place", "name"), INNER)
+def test_an_inner_field_is_treated_as_it_is_classed(
+    protocol: str, place: str, name: str, outcome: Any
+) -> None:
+    treated = specification()[protocol]["inner"][place][name]
+    base = {**BASE[protocol], "functions": [{"name": "g"}]} if place == "functions" else BASE[protocol]
+    given = base.get(place, {})
+    inner = dict(given[0] if isinstance(given, list) else given)
+    value = {"summary": "concise", "verbosity": "low", "tools": []}.get(name, "b")
+    if place == "tools" and protocol == "chat":
+        inner = {"type": "function", "function": {**inner["function"], name: value}}
+    else:
+        inner[name] = value
+    body = {**base, place: [inner] if isinstance(given, list) else inner}
+    if treated == "refused":
+        with pytest.raises(ApiError, match=f"{place}.{name}"):
+            notices(protocol, body)
+        return
+    said = notices(protocol, body)
+    assert said == ((f"{place}.{name} has no effect here",) if treated == "noted" else ())
+    if treated != "read":
+        assert outcome(protocol, body) == outcome(protocol, base)
+
+
 WORDS = (f"w{i}w" for i in itertools.count())
 # Fields inside of a variant that change no answer: what they say is of ids, states, caches, looks, or for
 # their maker alone.
@@ -305,9 +353,11 @@ def test_a_block_is_read_whole_or_refused_by_name(kind: str, type_: Any, outcome
     [(p, kind) for p in ("chat", "responses", "messages") for kind in [*specification()[p]["tools"], "frob"]],
 )
 def test_a_kind_of_tool_is_offered_or_named(protocol: str, kind: str, outcome: Any) -> None:
-    inner = {"name": "g", "parameters": FUNCTION, "input_schema": FUNCTION}
-    tool: dict[str, Any] = {"type": kind, **inner, "function": inner, "custom": {"name": "g"}}
-    tool["tools"] = [{"type": "function", **inner}]
+    schema = {"function": "parameters", "namespace": "parameters"} if protocol != "messages" else {}
+    inner = {"name": "g", schema.get(kind, "input_schema"): FUNCTION} if kind != "custom" else {"name": "g"}
+    tool: dict[str, Any] = {"type": kind, **({kind: inner} if protocol == "chat" else inner)}
+    if kind == "namespace":
+        tool = {"type": kind, "name": "s", "tools": [{"type": "function", **inner}]}
     body = {**BASE[protocol], "tools": [tool]}
     treated = specification()[protocol]["tools"].get(kind)
     if treated is None:

@@ -42,6 +42,7 @@ from dsv4_mlx.server.protocols.tools import (
     custom_function,
     custom_input,
     rendered,
+    with_description,
     with_schema,
 )
 
@@ -102,7 +103,7 @@ def _functions(body: Body, limits: ServerLimits) -> list[Body]:
         custom_function(object_of(tool, "custom"), "tools") if tool.get("type") == "custom" else _named(tool)
         for tool in declared
     ]
-    return found or [_named({"function": one}) for one in objects_of(body, "functions", limits.tools)]
+    return found + [_named({"function": one}) for one in objects_of(body, "functions", limits.tools)]
 
 
 def _named(tool: Body) -> Body:
@@ -113,6 +114,8 @@ def _named(tool: Body) -> Body:
 
 def _choice(body: Body) -> Any:
     legacy = body.get("function_call")
+    if legacy is not None and "tool_choice" in body:
+        raise invalid("function_call and tool_choice are the same wish: give one", "function_call")
     named = {"type": "function", **legacy} if isinstance(legacy, dict) else legacy
     return body.get("tool_choice", named)
 
@@ -126,8 +129,15 @@ def _message(message: Body) -> Body:
     if "reasoning_content" not in kept and isinstance(kept.get("reasoning"), str):
         kept["reasoning_content"] = kept["reasoning"]
     kept.pop("reasoning", None)
+    if isinstance(refusal := kept.pop("refusal", None), str):
+        said = kept["content"]
+        kept["content"] = [*_parts(said), {"type": "text", "text": refusal}] if said else refusal
     if isinstance(legacy := kept.pop("function_call", None), dict):
-        kept["tool_calls"] = [{"id": "function", "function": legacy}]
+        calls = kept.get("tool_calls")
+        kept["tool_calls"] = [
+            {"id": "function", "function": legacy},
+            *(calls if isinstance(calls, list) else ()),
+        ]
     if role == "function":
         kept.setdefault("tool_call_id", "function")
     if isinstance(kept.get("tool_calls"), list):
@@ -147,6 +157,10 @@ def _call(call: Any, at: int) -> Any:
         "type": "function",
         "function": {"name": function.get("name"), "arguments": arguments_text(function.get("arguments"))},
     }
+
+
+def _parts(content: Any) -> list[Any]:
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
 
 
 def _content(content: Any) -> Any:
@@ -192,7 +206,7 @@ def _form(body: Body, messages: list[Body]) -> tuple[Body, Json | Regex | None]:
         schema = object_of(asked, "json_schema").get("schema")
         if not isinstance(schema, dict):
             raise invalid("response_format.json_schema has no schema", "response_format")
-        described = {"name": "answer", **object_of(asked, "json_schema")}
+        described = {"name": "answer", **with_description(object_of(asked, "json_schema"))}
         return {"response_format": {**asked, "json_schema": described}}, Json(
             json.dumps(schema), strict=described.get("strict") is True
         )

@@ -26,12 +26,15 @@ _AUDIO = ("input_audio", "audio", "video_url", "input_video")
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _READABLE = ("text/", "application/json", "application/xml", "application/x-", "application/yaml")
 _EMPTY: tuple[Any, ...] = ("", [], {}, False)
+_USUAL: tuple[Any, ...] = ("auto", "standard", "summarized", ["direct"])
+_RESULTS = ("tool", "function")
 
 
 @cache
-def specification() -> dict[str, dict[str, dict[str, str]]]:
-    """protocol -> fields, tools, choices, items, parts -> name -> class."""
-    found: dict[str, dict[str, dict[str, str]]] = json.loads(
+def specification() -> dict[str, Any]:
+    """protocol -> fields, tools, choices, items, parts -> name -> class; protocol -> inner -> a field of
+    bodies -> field of the objects that it holds -> class."""
+    found: dict[str, Any] = json.loads(
         Path(__file__).with_name("specification.json").read_text(encoding="utf-8")
     )
     return found
@@ -40,29 +43,57 @@ def specification() -> dict[str, dict[str, dict[str, str]]]:
 def notices(protocol: str, body: Body) -> tuple[str, ...]:
     """What of a body has no effect on the answer. Raises ApiError 400 for what would have to have one."""
     known = specification()[protocol]
-    said: dict[str, None] = {}
-    for name, value in body.items():
-        kind = known["fields"].get(name)
-        if value in _EMPTY or kind in ("read", "inert"):
-            continue
-        if kind == "refused":
-            raise unsupported(f"{name}: this server can't do what it asks for", name)
-        what = "is not in the specification" if kind is None else "has no effect here"
-        said[f"{name[:60]} {what}"] = None
-    for tool in body.get("tools") or ():
-        if isinstance(tool, dict) and isinstance(kind := tool.get("type", "custom"), str):
+    said: dict[str, None] = dict.fromkeys(_passed_over("", body, known["fields"]))
+    for name, table in known["inner"].items():
+        for one in _objects(body.get(name), known["tools"] if name == "tools" else None):
+            said |= dict.fromkeys(_passed_over(f"{name}.", one, table))
+    tools = body.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        if isinstance(tool, dict) and isinstance(kind := tool.get("type") or "custom", str):
             if (found := known.get("tools", {}).get(kind)) is None:
                 raise unsupported(f"tools: there is no kind {kind[:60]!r} here", "tools")
             if found == "noted":
                 said[f"tools of kind {kind} run elsewhere: not offered to the model"] = None
+            if kind == "namespace" and tool.get("description"):
+                said["tools.description of a namespace has no effect here"] = None
     choice = body.get("tool_choice")
     if isinstance(choice, dict) and known.get("choices", {}).get(str(choice.get("type"))) == "refused":
         raise unsupported(
             f"tool_choice: {choice['type']} runs elsewhere and can't be asked for", "tool_choice"
         )
-    if any(part.get("type") in IMAGES for part in _parts(body)):
-        said["images are not seen: each is a remark in the prompt"] = None
+    for part in _parts(body):
+        if part.get("type") in IMAGES:
+            said["images are not seen: each is a remark in the prompt"] = None
+        if isinstance(asked := part.get("citations"), dict) and asked.get("enabled"):
+            said["citations are not made"] = None
     return tuple(said)
+
+
+def _passed_over(place: str, found: Body, table: dict[str, str]) -> Iterator[str]:
+    """Fields without effect; those that say what goes without saying aren't named. Raises ApiError 400."""
+    for name, value in found.items():
+        kind = table.get(name)
+        if value is None or value in _EMPTY or kind in ("read", "inert") or place and value in _USUAL:
+            continue
+        named = place + name[:60]
+        if kind == "refused":
+            raise unsupported(f"{named}: this server can't do what it asks for", named.partition(".")[0])
+        if named != "messages.name" or found.get("role") not in _RESULTS:  # the call says it
+            yield f"{named} {'is not in the specification' if kind is None else 'has no effect here'}"
+
+
+def _objects(found: Any, kinds: dict[str, str] | None) -> Iterator[Body]:
+    """The objects that a field of a body holds; of tools those that are read, by how `kinds` classes them."""
+    for one in found if isinstance(found, list) else (found,):
+        if not isinstance(one, dict):
+            continue
+        kind = one.get("type")
+        if kinds is None:
+            yield one
+        elif not isinstance(kind, str) or kinds.get(kind) == "read":
+            inner = one.get(kind if isinstance(kind, str) else "function")
+            yield inner if isinstance(inner, dict) else one
+            yield from _objects(one.get("tools"), kinds)
 
 
 def _parts(found: Any) -> Iterator[Body]:
@@ -82,9 +113,9 @@ def chat_part(part: Any) -> Any:
     """A part of a message of Chat Completions, as the library takes it. Raises ApiError 400."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    if not isinstance(part, dict):
-        return part
-    kind = part.get("type")
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str):
+        return part  # the library says what is wrong with it
     if kind in _TEXTS:
         return {"type": "text", "text": part.get(_TEXTS[kind], "")}
     if kind == "file":
@@ -96,9 +127,9 @@ def chat_part(part: Any) -> Any:
 
 def responses_part(part: Any) -> Any:
     """A part of an item of Responses."""
-    if not isinstance(part, dict):
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str):
         return part
-    kind = part.get("type")
     if kind in _TEXTS:
         return {**part, "type": "input_text" if kind == "text" else kind} if kind != "refusal" else {
             "type": "output_text", "text": part.get("refusal", "")

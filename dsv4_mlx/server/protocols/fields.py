@@ -208,13 +208,13 @@ def object_of(body: Body, name: str) -> Body:
 
 
 def objects_of(body: Body, name: str, most: int) -> list[Body]:
-    """A list of objects, or an empty one where it is absent."""
+    """A list of objects without their nulls, or an empty one where it is absent."""
     value = body.get(name, [])
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise invalid(f"{name} is {_shown(value)}, expected an array of objects", name)
     if len(value) > most:
         raise invalid(f"{name} has {len(value)} entries, expected at most {most}", name)
-    return value
+    return [{key: given for key, given in one.items() if given is not None} for one in value]
 
 
 def stops(body: Body, name: str, limits: ServerLimits) -> list[str]:

@@ -108,13 +108,8 @@ def _tools(body: Body, limits: ServerLimits) -> list[Body]:
     found = []
     for tool in objects_of(body, "tools", limits.tools):
         if tool.get("type", "custom") in ("custom", "function"):
-            text(tool, "name")
-            kept = {
-                k: tool[k]
-                for k in ("name", "description", "input_schema", "strict")
-                if tool.get(k) is not None
-            }
-            found.append(with_schema(kept, "input_schema"))
+            kept: Body = {k: tool[k] for k in ("description", "input_schema", "strict") if k in tool}
+            found.append(with_schema({"name": text(tool, "name"), **kept}, "input_schema"))
     return found
 
 
@@ -156,7 +151,7 @@ def _answered(messages: list[Body]) -> list[Body]:
     for message in messages:
         blocks = message.get("content")
         if waiting and message.get("role") != "system":
-            answered = {b.get("tool_use_id") for b in _blocks(blocks)}
+            answered = {str(b.get("tool_use_id")) for b in _blocks(blocks)}
             lost = [_result(id) for id in waiting if id not in answered]
             if message.get("role") != "user":
                 out.append({"role": "user", "content": lost}) if lost else None

@@ -35,6 +35,7 @@ from dsv4_mlx.server.protocols.tools import (
     custom_function,
     custom_input,
     rendered,
+    with_description,
     with_schema,
 )
 
@@ -116,10 +117,7 @@ def _items(body: Body, limits: ServerLimits) -> list[Body]:
     given = body.get("input", "")
     if isinstance(given, str):
         return [{"role": "user", "content": given}] if given or not body.get("instructions") else []
-    items = [
-        {k: v for k, v in item.items() if v is not None}
-        for item in objects_of(body, "input", limits.messages)
-    ]
+    items = objects_of(body, "input", limits.messages)
     return _answered([one for item in items for one in _item(item)])
 
 
@@ -142,12 +140,12 @@ def _item(item: Body) -> list[Body]:
 
 def _answered(items: list[Body]) -> list[Body]:
     """Every tool call with an output: one that a client lost is empty."""
-    outputs = {item.get("call_id") for item in items if item.get("type") in _CALLS.values()}
+    outputs = {str(item.get("call_id")) for item in items if item.get("type") in _CALLS.values()}
     out = []
     for item in items:
         out.append(item)
         kind = _CALLS.get(str(item.get("type")))
-        if kind and item.get("call_id") not in outputs:
+        if kind and str(item.get("call_id")) not in outputs:
             out.append({"type": kind, "call_id": item.get("call_id"), "output": ""})
     return out
 
@@ -235,7 +233,7 @@ def _form(body: Body, items: list[Body]) -> tuple[Body, Json | None]:
         if not isinstance(form.get("schema"), dict):
             raise invalid("text.format has no schema", "text")
         wanted = Json(json.dumps(form["schema"]), strict=form.get("strict") is True)
-        return {"text": {**given, "format": {"name": "answer", **form}}}, wanted
+        return {"text": {**given, "format": {"name": "answer", **with_description(form)}}}, wanted
     raise invalid(
         f"text.format.type is {str(kind)[:40]!r}, expected text, json_object or json_schema", "text"
     )

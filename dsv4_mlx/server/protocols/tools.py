@@ -20,6 +20,15 @@ def with_schema(function: Body, key: str) -> Body:
     return function
 
 
+def with_description(form: Body) -> Body:
+    """A form of the answer whose description, of which the library renders none, is its schema's as well."""
+    schema = form["schema"]
+    said = [
+        one for one in (text(form, "description"), schema.get("description")) if one and isinstance(one, str)
+    ]
+    return {**form, "schema": {**schema, "description": "\n".join(said)}} if said else form
+
+
 def chosen(
     choice: Any, functions: list[Body], *, one: bool = False, param: str = "tool_choice"
 ) -> ToolOptions:
