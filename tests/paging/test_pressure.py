@@ -105,20 +105,21 @@ def test_where_all_is_in_memory_freed_buffers_are_given_back(
 
 
 def test_mlx_keeps_freed_buffers_by_what_is_done(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing while loading, half the counted workspace while a prompt is read, a step's while decoding."""
+    """Nothing while loading, a quarter of the counted workspace while a prompt is read, a step's while decoding."""
     said: list[int] = []
     monkeypatch.setattr(mx, "set_cache_limit", said.append)
     monkeypatch.setattr(buffer_cache, "_limits", {"now": -1, "prefill": 0})
+    monkeypatch.setattr(buffer_cache, "DECODE", 128 << 20)
     session = model.open("16x").session()
-    assert said == [0, 256 << 20]
+    assert said == [0, 128 << 20]
     session.sync(model.tokens[:40])
     (prefill,) = said[2:]
-    assert 256 << 20 < prefill < 257 << 20  # a small model
+    assert 128 << 20 < prefill < 129 << 20  # a small model
     session.sync(model.tokens[:45])
     session.advance(5)
     session.advance(6)
     session.fork().sync(model.tokens[:90])
-    assert said[3:] == [256 << 20, prefill]
+    assert said[3:] == [128 << 20, prefill]
 
 
 @pytest.mark.parametrize(("gigabytes", "mebibytes"), [(0, 256), (8, 366), (13, 515), (40, 1024), (160, 1024)])
