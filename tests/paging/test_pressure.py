@@ -105,7 +105,7 @@ def test_where_all_is_in_memory_freed_buffers_are_given_back(
 
 
 def test_mlx_keeps_freed_buffers_by_what_is_done(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing while loading, a quarter of the counted workspace while a prompt is read, a step's while decoding."""
+    """Nothing while loading, a quarter of the workspace for a prompt, a step's while decoding."""
     said: list[int] = []
     monkeypatch.setattr(mx, "set_cache_limit", said.append)
     monkeypatch.setattr(buffer_cache, "_limits", {"now": -1, "prefill": 0})

@@ -177,7 +177,7 @@ INNER = [
     (protocol, place, name)
     for protocol in PARAMS
     for place, found in specification()[protocol]["inner"].items()
-    for name in found.keys() - {"type"}
+    for name in sorted(found.keys() - {"type"})
 ]
 
 
