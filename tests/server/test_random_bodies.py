@@ -42,6 +42,7 @@ MANNER = {"model", "stop", "stop_sequences", "tool_choice", "logit_bias", "inclu
 # address where the file's bytes are there too; thinking, of which turns that call tools alone are kept.
 NOT_READ: set[Path] = {
     ("json_schema", "name"), ("format", "=json_schema", "name"), ("=namespace", "name"), ("messages", "name"),
+    ("=function_call_output", "name"),
     ("=input_file", "file_url"), ("=thinking", "thinking"), ("=reasoning_text", "text"),
 }  # fmt: skip
 
@@ -114,9 +115,7 @@ def dropped(protocol: str, body: dict[str, Any], maker: Maker, prompt: str, noti
         if word in prompt or word not in sent or classes[path[0]] != "read" or path[0] in MANNER:
             continue
         of_tools = path[0] in ("tools", "functions")
-        elsewhere = of_tools and any(
-            f"tools of kind {part[1:]} " in notice for part in path if part[0] == "="
-        )
+        elsewhere = of_tools and any(f"tools of kind {part[1:]}" in notice for part in path if part[0] == "=")
         named = any(f"{path[0]}.{part} " in notice for part in path)
         aside = {*path} & (ASIDE | {"tool_call_id"}) or path[-2:] in NOT_READ or path[-3:] in NOT_READ
         if not (elsewhere or named or aside or of_tools and no_tools):

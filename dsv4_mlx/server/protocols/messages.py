@@ -157,7 +157,7 @@ def _answered(messages: list[Body]) -> list[Body]:
                 out.append({"role": "user", "content": lost}) if lost else None
             elif lost:
                 rest = [{"type": "text", "text": blocks}] if isinstance(blocks, str) else blocks
-                message = {**message, "content": lost + list(rest or [])}
+                message = {**message, "content": lost + (rest if isinstance(rest, list) else [rest])}
             waiting = []
         out.append(message)
         if message.get("role") == "assistant":
