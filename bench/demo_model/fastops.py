@@ -152,7 +152,12 @@ def training_ops(window: int, watch: Watch) -> Ops:
         return TRAINABLE.rotate(out, inverse[:, None])
 
     def index_select(
-        q: mx.array, weights: mx.array, keys: mx.array, mask: mx.array | None, count: int
+        q: mx.array,
+        weights: mx.array,
+        keys: mx.array,
+        mask: mx.array | None,
+        count: int,
+        filled: None = None,
     ) -> mx.array:
         total = keys.shape[1]
         if not watch.learn and not watch.select:

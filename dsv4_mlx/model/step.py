@@ -62,7 +62,7 @@ class StepNumbers:
         return [0, *(2 * one.ratio - 1 for one in self.planner.kinds)]
 
     def arrays(self, start: int, kind: StepKind) -> list[mx.array]:
-        """What `plan` takes, of position `start`."""
+        """What `plan` takes, of position `start`: rotations, mask [1, S] of the ring, counts [1]."""
         ring, planner = self.planner.ring, self.planner
         plain, compressed = planner.rotations(start, 1)
         mask = self._masks[start if start < ring else ring + start % ring]
@@ -77,7 +77,7 @@ class StepNumbers:
         return found
 
     def plan(self, kind: StepKind, arrays: Iterator[mx.array]) -> ChunkPlan:
-        """The plan of a step of this kind at any position."""
+        """The plan of a step of this kind at any position: what `arrays` gives, counts [1], mask [1, S]."""
         plain, compressed = (Rotation(next(arrays), next(arrays)) for _ in range(2))
         mask, place, count = (next(arrays) for _ in range(3))
         emissions = {
@@ -89,7 +89,9 @@ class StepNumbers:
             window=mask, plain=plain, compressed=compressed, emissions=emissions,
         )  # fmt: skip
 
-    def _emission(self, one: LayerKind, closes: bool, kind: StepKind, arrays: Iterator[mx.array]) -> Emission:
+    def _emission(
+        self, one: LayerKind, closes: bool, kind: StepKind, arrays: Iterator[mx.array]
+    ) -> Emission:  # places and counts [1] each
         phase, place, count = (next(arrays) for _ in range(3))
         table, row, offset = (next(arrays) for _ in range(3)) if closes else (None, 0, 0)
         rows = kind.capacity // one.ratio
@@ -106,7 +108,9 @@ class StepNumbers:
 class PreparedStep:
     """A step whose graph is there, and of which nothing is computed or stored."""
 
-    def __init__(self, tokens: mx.array, logits: mx.array, left: list[mx.array], state: ModelState) -> None:
+    def __init__(
+        self, tokens: mx.array, logits: mx.array, left: list[mx.array], state: ModelState
+    ) -> None:  # [1, 1], [1, 1, V], buffers [1, S or N, K]
         self.tokens, self._logits, self._left, self._state = tokens, logits, left, state
         self._length, self._first = state.length, state.layers[0].window.buffer
 
@@ -196,7 +200,7 @@ class CompiledSteps:
 
 
 def _put(state: ModelState, arrays: Iterable[mx.array]) -> None:
-    """Into the buffers of the first layers: draft blocks, which come after them, keep theirs."""
+    """Buffers [1, S or N, K] into the first layers: draft blocks, which come after them, keep theirs."""
     buffers = (buffer for layer in state.layers for buffer in layer.buffers())
     for array, buffer in zip(arrays, buffers, strict=False):
         buffer.buffer = array

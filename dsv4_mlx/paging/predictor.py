@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from weakref import WeakMethod, ref
 
 import mlx.core as mx
 import numpy as np
@@ -41,7 +42,14 @@ class NextLayer:
         self._following, self._route = following, route
         self._predicted: set[int] = set()
         self.trust = Trust()
-        following.on_need = self.learn
+        learn = WeakMethod(self.learn)  # or both would hold each other, and memory with them
+
+        def on_need(needed: set[int]) -> None:
+            told = learn()
+            if told is not None:
+                told(needed)
+
+        following.on_need = on_need
 
     def predict(self, x: mx.array) -> mx.array:
         return self._route(x)
@@ -60,9 +68,12 @@ class NextLayer:
 
 def predictor_of(block: Block, following: PagedExperts) -> NextLayer:
     """Advice for `following`, the experts of `block`, which is not a hash layer."""
-    moe = block.ffn
+    router = ref(block.ffn)  # or it would hold itself, through its experts, and its memory with it
 
     def route(x: mx.array) -> mx.array:
+        moe = router()
+        if moe is None:
+            raise RuntimeError("the model of this predictor is gone")
         return moe.ops.route(x, moe.gate, moe.bias, count=moe.count, scale=moe.scale)[0]
 
     return NextLayer(following, route)

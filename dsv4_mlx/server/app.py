@@ -178,7 +178,7 @@ async def _nothing(request: Request, error: Exception) -> Response:
     if request.scope["path"].startswith("/responses/"):
         raise ApiError(404, "not_found", "this server stores no responses")
     path = scope_of(request.scope).head.path
-    if request.scope["path"].startswith("/api/"):
+    if scope_of(request.scope).head.family == "ollama":
         raise ApiError(404, "not_found", _not_here(request.scope["path"].split("/")[2]))
     if made := _NOT_MADE.get(request.scope["path"].split("/")[1]):
         raise ApiError(404, "not_found", f"{path[:200]!r}: this model makes no {made}, only text")

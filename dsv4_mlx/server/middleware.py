@@ -45,7 +45,7 @@ class RequestHead:
     def family(self) -> Family:
         """Whose error shapes the client reads."""
         path = self.path.removeprefix("/v1")
-        if path.startswith("/api/"):
+        if re.match(r"/api/(?!v\d)", path):
             return "ollama"
         theirs = path.startswith(("/messages", "/anthropic")) or "anthropic-version" in self.headers
         return "anthropic" if theirs else "openai"

@@ -210,7 +210,7 @@ def test_one_place_says_that_an_answer_has_no_room(model: Transformer) -> None:
     with pytest.raises(InputError):
         check_prompt([], 384, 30)
     said = [path for path in PACKAGE.rglob("*.py") if "an answer has no room" in path.read_text("utf-8")]
-    assert said == [PACKAGE / "engine/session.py"]
+    assert said == [PACKAGE / "engine/prompt_room.py"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -95,3 +97,20 @@ def test_graphs_differ_in_the_shapes_of_the_banks_only(many: Model) -> None:
 def test_logits_at_these_sizes(many: Model) -> None:
     for slots in SLOTS:
         assert np.array_equal(many.score(many.open(f"{slots}x")), many.logits)
+
+
+def test_a_models_memory_goes_with_it(tmp_path: Path) -> None:
+    """At once, not when Python looks for circles: the next model may need it."""
+    model = make(tmp_path)
+    gc.collect()
+    before = mx.get_active_memory()
+    gc.disable()
+    try:
+        engine = model.open("3x")
+        engine.session().sync(model.tokens[:20])
+        assert engine.pager is not None and mx.get_active_memory() > before + 100_000
+        engine.pager.close()
+        del engine
+        assert mx.get_active_memory() < before + 50_000
+    finally:
+        gc.enable()

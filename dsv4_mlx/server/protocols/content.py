@@ -44,8 +44,8 @@ def notices(protocol: str, body: Body) -> tuple[str, ...]:
     """What of a body has no effect on the answer. Raises ApiError 400 for what would have to have one."""
     known = specification()[protocol]
     said: dict[str, None] = dict.fromkeys(_passed_over("", body, known["fields"]))
-    for name, table in known["inner"].items():
-        for one in _objects(body.get(name), known["tools"] if name == "tools" else None):
+    for name, table in known.get("inner", {}).items():
+        for one in _objects(body.get(name), known.get("tools", {}) if name == "tools" else None):
             said |= dict.fromkeys(_passed_over(f"{name}.", one, table))
     tools = body.get("tools")
     for tool in tools if isinstance(tools, list) else ():

@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 # files that hold two or three ops of one kind
 TOGETHER = {"hc_pre": "hyper_connections", "hc_post": "hyper_connections", "hc_head": "hyper_connections"}
+TOGETHER |= {"room": "attend"}  # of attend and index_select
 
 
 def test_every_reference_has_a_test() -> None:

@@ -37,7 +37,7 @@ FAULTS = {
     "broken": ("fails", "Unable to build metal library"),
     "wrong": ("differs", "values differ"),
     "crashing": ("crashes", "signal 11"),
-    "hanging": ("hangs", "12 s"),
+    "hanging": ("hangs", "6 s"),
     "slow": ("slow", "the reference"),
 }
 
