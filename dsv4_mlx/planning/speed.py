@@ -69,7 +69,7 @@ class ComputePath:
         return self.launches * DISPATCH + self.buffers * COMMAND_BUFFER
 
 
-KERNELS = ComputePath(1_015, 103_062_180, 1_646, 10, 87)
+KERNELS = ComputePath(1_015, 103_063_028, 1_646, 10, 87)
 REFERENCES = ComputePath(11_144, 441_229_712 + 709_350_656, 13_476, 101, 171)
 
 # In the paging simulator, of a layer's 256 experts: slots, share of uses that find theirs in one, share of

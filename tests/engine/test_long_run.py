@@ -11,8 +11,9 @@ from memory_run import Sample, watch_alone
 from dsv4_mlx.engine.buffer_cache import DECODE
 from dsv4_mlx.model.state import GROWTH
 
-# A buffer may be a cached one that is a little larger than asked for: seen at a few hundred bytes each.
-ROUNDING = 16 << 10
+# A buffer may be a cached one that is a little larger than asked for: seen at a few hundred bytes each. The
+# last row, the draw from it and a step's numbers are there, too.
+ROUNDING = 24 << 10
 JITTER = 1 << 10  # by which the same arrays may so differ from step to step: far less than a growth step
 
 

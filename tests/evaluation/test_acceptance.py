@@ -47,6 +47,7 @@ def test_a_sound_model_passes(checkpoints: Checkpoints) -> None:
 
 
 @SHORT
+@pytest.mark.long
 def test_an_official_checkpoint_passes(checkpoints: Checkpoints) -> None:
     found = accepted(checkpoints.official("small"))
     assert found["files"].ok is None

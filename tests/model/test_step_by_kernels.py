@@ -77,7 +77,7 @@ def kernels_model() -> Transformer:
     return tiny_model(ops=with_kernels(Proven(check=False, remember=False)))
 
 
-@pytest.mark.parametrize("length", [28, 120])
+@pytest.mark.parametrize("length", [pytest.param(28, marks=pytest.mark.long), 120])
 def test_a_step_by_kernels_is_the_plain_one(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The function that is traced, run as it is, for the emulator has no lazy arrays. Over the first rows
     that are scored, and rows of both kinds that close."""

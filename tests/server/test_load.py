@@ -60,7 +60,7 @@ def gauge(text: str, name: str) -> int:
 
 
 def test_sixty_four_streams(tmp_path: Path, record_property: Record) -> None:
-    load(tmp_path, record_property, seconds=12, warm=5)
+    load(tmp_path, record_property, seconds=8, warm=4)
 
 
 @pytest.mark.long
