@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from model.test_step import unfused
 from ops.selftest.scripted import sound
-from small_model import new_session, tiny_model, token_ids
+from small_model import MARKERS, new_session, tiny_model, token_ids
 
 from dsv4_mlx.engine import session_file
+from dsv4_mlx.engine.engine_options import SamplingOptions
+from dsv4_mlx.engine.generate import generate
 from dsv4_mlx.engine.session import Session
 from dsv4_mlx.errors import Dsv4Warning
 from dsv4_mlx.model.transformer import Transformer
 from dsv4_mlx.ops.kernels import ALL
 from dsv4_mlx.ops.kernels.launch import Launch
 from dsv4_mlx.ops.table import REFERENCE, with_kernels
+
+__all__ = ["unfused"]  # a fixture, used by being here
 
 KERNEL = "hc_post"  # launched once a step
 PROMPT = token_ids(np.random.default_rng(5), 600)
@@ -138,3 +146,66 @@ def test_leaving_a_prefill_is_no_failure() -> None:
         with pytest.raises(ValueError, match="cancelled"):
             list(session.prefill(PROMPT, check_cancelled=leave))
     assert session.tokens == PROMPT[:40] and session.pure
+
+
+def failing_wait(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Metal tells of a launch that failed where its result is waited for: at the `at`-th step from now on."""
+    waits, wait = itertools.count(1), mx.eval
+
+    def failing(*arrays: Any) -> None:
+        of_a_step = len(arrays) == 2 and len(arrays[1]) == 1  # as Session waits: what is beside, the check
+        if of_a_step and next(waits) == at:
+            raise RuntimeError("[METAL] Command buffer execution failed")
+        wait(*arrays)
+
+    monkeypatch.setattr(mx, "eval", failing)
+
+
+def test_a_failure_shows_where_a_step_is_waited_for(
+    expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = new_session(model_with(Failing(1, 0)))
+    session.sync(PROMPT)
+    row = session.feed(expected[0])
+    failing_wait(monkeypatch, 1)
+    with pytest.warns(Dsv4Warning, match="no kernel is to blame"):
+        assert session.settle(mx.argmax(row)), "what was made of the row is of no use"
+    assert int(mx.argmax(session.row)) == expected[1] and session.tokens == [*PROMPT, expected[0]]
+    assert not session.settle() and session.pure
+
+
+@pytest.mark.usefixtures("unfused")
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("at", range(1, STEPS + 1))
+def test_an_answer_goes_on_whichever_wait_fails(
+    at: int, ahead: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token is drawn again from the row that was computed again, and a step that was built on it is not
+    taken. `ahead`: references stand for the kernels, which nothing here can replay.
+    """
+    model = model_with(Failing(1, 0))
+    if ahead:
+        model = tiny_model(ops=replace(REFERENCE, launcher=sound))
+        model.replays = True
+    session = new_session(model)
+    session.sync(PROMPT)
+    failing_wait(monkeypatch, at)
+    options = SamplingOptions(temperature=0, logit_bias={MARKERS.end: -900.0})
+    with pytest.warns(Dsv4Warning, match="computed again") as caught:
+        said = list(generate(session, PROMPT, options, max_tokens=STEPS + 1))
+    assert said == expected and len(caught) == 1
+    assert (model.compiled.made > 0) == ahead
+
+
+def test_a_wait_that_always_fails_ends_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = new_session(model_with(Failing(1, 0)))
+    session.sync(PROMPT[:40])
+    session.feed(9)
+
+    def full(*arrays: object) -> None:
+        raise RuntimeError("[malloc] out of memory")
+
+    monkeypatch.setattr(mx, "eval", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        session.settle()
+    assert session.tokens == []
