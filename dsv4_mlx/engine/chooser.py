@@ -117,14 +117,8 @@ class Chooser:
         self._constraint, self._logprobs = wanted.constraint, wanted.logprobs
         self._thinking = ThinkingBudget(prompt, markers, wanted.think_budget)
 
-    @property
-    def may_run_ahead(self) -> bool:
-        """Whether the token after the next may be begun before the next is finished."""
-        return self._constraint is None and not self._sampler.counts and not self._thinking.near
-
-    def begin(self, logits: mx.array, ahead: int = 0) -> Draw:
-        """logits float32 [V] after `tokens` and `ahead` more -> what follows, not evaluated. `ahead` 1: the
-        draw before is begun and not finished, where one `may_run_ahead`.
+    def begin(self, logits: mx.array) -> Draw:
+        """logits float32 [V] after `tokens` -> what follows, not evaluated.
 
         Raises ModelOutputError if the constraint can't go on.
         """
@@ -133,15 +127,14 @@ class Chooser:
             id = mx.array(token, mx.int32)
         else:
             mask = None if self._constraint is None else self._constraint.mask(logits.size)
-            id = self._sampler(logits, self.tokens, mask, ahead)
+            id = self._sampler(logits, self.tokens, mask)
         if self._logprobs is None:
             return Draw(id, None)
         return Draw(id, likelihood(logits[None], id[None], self._logprobs))
 
-    def prepare(self, ahead: int = 1) -> None:
-        """Make what a later draw needs of the host while the device works: what will follow `tokens` and
-        `ahead` more."""
-        self._sampler.prepare(len(self.tokens) + ahead)
+    def prepare(self) -> None:
+        """Make what the draw after this one needs of the host while the device works."""
+        self._sampler.prepare(len(self.tokens) + 1)
 
     def finish(self, draw: Draw) -> tuple[int, Score | None]:
         """The token, accepted, and if it was asked for how likely it was. Waits for what is not computed."""
@@ -203,11 +196,6 @@ class ThinkingBudget:
     def forced(self) -> int | None:
         """The token that must come next; None leaves the choice."""
         return self._end if self._open and self._left is not None and self._left <= 0 else None
-
-    @property
-    def near(self) -> bool:
-        """Whether one of the next two tokens may have to come, whatever the logits."""
-        return self._open and self._left is not None and self._left <= 1
 
     def accept(self, token: int) -> None:
         """The turn goes on with `token`."""

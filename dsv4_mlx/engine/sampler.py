@@ -43,18 +43,10 @@ class Sampler:
         """Whether the largest logit is taken, and no noise is needed."""
         return self.options.temperature == 0 or self.options.top_k == 1
 
-    @property
-    def counts(self) -> bool:
-        """Whether a draw needs to know every token before it."""
-        o = self.options
-        return (o.repetition_penalty, o.presence_penalty, o.frequency_penalty) != (1.0, 0.0, 0.0)
+    def __call__(self, logits: mx.array, tokens: Sequence[int], mask: Mask | None = None) -> mx.array:
+        """logits float32 [V] after `tokens` -> int32 [], the id that follows; not evaluated.
 
-    def __call__(
-        self, logits: mx.array, tokens: Sequence[int], mask: Mask | None = None, ahead: int = 0
-    ) -> mx.array:
-        """logits float32 [V] after `tokens` and `ahead` more -> int32 [], the id that follows; not evaluated.
-
-        mask bool [V]: what may follow. Where it `counts`, `ahead` must be 0.
+        mask bool [V]: what may follow.
         """
         self._size = logits.size
         logits = self._adjusted(logits, tokens)
@@ -62,7 +54,7 @@ class Sampler:
             logits = mx.where(mx.array(mask), logits, -mx.inf)
         if self.greedy:
             return mx.argmax(logits).astype(mx.int32)
-        drawn = logits + self._noise(len(tokens) + ahead)
+        drawn = logits + self._noise(len(tokens))
         keep = kept(logits, self.options)
         if keep is not None:
             drawn = mx.where(keep, drawn, -mx.inf)

@@ -12,7 +12,7 @@ import pytest
 from small_model import MARKERS, TINY, new_session, tiny_model, token_ids
 
 from dsv4_mlx.engine import sampler
-from dsv4_mlx.engine.chooser import Chooser, Draw, GenerationLimits, Score
+from dsv4_mlx.engine.chooser import Chooser, GenerationLimits, Score
 from dsv4_mlx.engine.constraint import Without
 from dsv4_mlx.engine.decode import Drawn, Ended, PrefillProgress, Rows, Token, decode
 from dsv4_mlx.engine.engine_options import SamplingOptions
@@ -155,38 +155,6 @@ def test_answers_may_come_late_and_for_several_at_once(model: Transformer) -> No
             batch[i] = session.row
         answers = {i: Drawn([rows.choose.draw(batch[i])] if rows.count else []) for i, rows in asked.items()}
     assert [(said[i], reasons[i]) for i in range(len(cases))] == [plain(model, case) for case in cases]
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_token_may_be_the_next_steps_input_before_it_is_read(model: Transformer, name: str) -> None:
-    """Two draws are begun before the first is finished, where that is allowed; the tokens are the same."""
-    case, ahead = CASES[name], 0
-    session = new_session(model)
-    waiting: list[Draw] = []
-
-    def answer(rows: Rows) -> Generator[PrefillProgress, None, Drawn]:
-        nonlocal ahead
-        choose = rows.choose
-        if rows.position == 0:
-            yield from session.prefill(rows.tokens)
-        elif not waiting:
-            session.feed(*rows.tokens)
-        if not rows.count:
-            return Drawn(())
-        draw = waiting.pop() if waiting else choose.begin(session.row)
-        choose.prepare()
-        if choose.may_run_ahead and rows.count > 1:
-            session.feed(int(draw.id))  # not accepted yet: only its id is known
-            waiting.append(choose.begin(session.row, ahead=1))
-            ahead += 1
-        session.settle(*draw.arrays)
-        drawn = Drawn([choose.finish(draw)])
-        if choose.over and waiting:
-            session.take_back(1)
-        return drawn
-
-    assert ended(drive(case.loop(), answer)) == plain(model, case)
-    assert (ahead == 0) == (name in ("constraint", "penalties"))
 
 
 def test_running_ahead_costs_a_step_that_is_taken_back(model: Transformer) -> None:

@@ -102,7 +102,6 @@ def test_noise_that_was_prepared_is_the_noise() -> None:
         found.append(int(sampler(row, range(n))))
         sampler.prepare(n + 1 + n % 3)
     assert found == plain
-    assert [int(Sampler(options)(row, range(n), ahead=2)) for n in range(28)] == plain[2:]
 
 
 def test_noise_is_finite_and_a_gumbel_variate() -> None:
